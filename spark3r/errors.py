@@ -1,0 +1,65 @@
+"""Every error and warning that spark3r raises on purpose.
+
+    Spark3rError
+     ├── LayoutError      tokens of a pass cannot be told apart
+     ├── ScheduleError    factors, operators or length rule that make no sense
+     ├── ProfileError     a profile file that is malformed or not to be found
+     ├── FamilyError      a model whose architecture is unknown or unsupported
+     ├── PatchError       a profile or schedule that cannot be applied to this model
+     ├── ClipError        footage that cannot be read or used
+     └── WeightsError     weights that are missing or do not fit
+
+Each message says what was given, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class Spark3rError(Exception):
+    """Base of all errors a user can cause; the command line prints it without a traceback."""
+
+
+class LayoutError(Spark3rError):
+    """The token layout of a pass is missing, ambiguous or does not fit the tokens."""
+
+
+class ScheduleError(Spark3rError):
+    """A factor, operator or length rule is out of range."""
+
+
+class ProfileError(Spark3rError):
+    """A profile is malformed, unknown, or not the kind that was asked for."""
+
+
+class FamilyError(Spark3rError):
+    """A model's architecture is unknown, ambiguous or not supported."""
+
+
+class PatchError(Spark3rError):
+    """A schedule cannot be applied to a model; the model is left as it was."""
+
+
+class ClipError(Spark3rError):
+    """A clip cannot be read, or is not what the model can take."""
+
+
+class WeightsError(Spark3rError):
+    """Model weights are missing or belong to another architecture."""
+
+
+class Spark3rWarning(UserWarning):
+    """Something works, but not quite as the user may believe."""
+
+
+for _public in (
+    Spark3rError,
+    LayoutError,
+    ScheduleError,
+    ProfileError,
+    FamilyError,
+    PatchError,
+    ClipError,
+    WeightsError,
+    Spark3rWarning,
+):
+    _public.__module__ = "spark3r"  # tracebacks show the public name

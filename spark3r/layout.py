@@ -1,0 +1,72 @@
+"""Token layout: how the N tokens of a global sequence split into frames and kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import LayoutError
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The order of tokens in one global-attention sequence.
+
+    Frames follow one another; each holds its special tokens (camera, registers) and then its
+    patches row by row, or the patches first when ``special_last``. ``tail`` tokens come after all
+    frames (MapAnything's scale token).
+
+    Attributes:
+        frames: Number of frames S, at least 1.
+        height: Rows of the patch grid.
+        width: Columns of the patch grid.
+        special: Special tokens per frame.
+        special_last: Whether a frame's special tokens stand after its patches.
+        tail: Tokens after all frames.
+        anchor_frame: The frame with its own special tokens (VGGT: 0), or None (π³).
+
+    Raises:
+        LayoutError: If a count is out of range.
+    """
+
+    frames: int
+    height: int
+    width: int
+    special: int = 0
+    special_last: bool = False
+    tail: int = 0
+    anchor_frame: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.height < 1 or self.width < 1:
+            raise LayoutError(
+                f"a layout needs at least one frame and one patch, got {self.frames} frames "
+                f"of {self.height}x{self.width} patches"
+            )
+        if self.special < 0 or self.tail < 0:
+            raise LayoutError(
+                f"token counts cannot be negative, got {self.special} special, {self.tail} tail"
+            )
+        if self.anchor_frame is not None and not 0 <= self.anchor_frame < self.frames:
+            raise LayoutError(
+                f"anchor frame {self.anchor_frame} lies outside the clip's {self.frames} frames"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Patches per frame, h·w."""
+        return self.height * self.width
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens per frame P, special tokens and patches."""
+        return self.special + self.height * self.width
+
+    @property
+    def patch_start(self) -> int:
+        """Offset of the first patch inside a frame."""
+        return 0 if self.special_last else self.special
+
+    @property
+    def tokens(self) -> int:
+        """Length N of the whole sequence."""
+        return self.frames * self.tokens_per_frame + self.tail

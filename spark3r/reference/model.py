@@ -1,0 +1,183 @@
+"""The reference model: a small feed-forward 3D reconstruction transformer of VGGT's shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spark3r.reference.blocks import Block
+from spark3r.reference.heads import CameraHead, DepthHead
+from spark3r.reference.rope import make_rope
+
+WIDTH = 128
+HEADS = 4
+PAIRS = 8
+REGISTERS = 4
+PATCH_SIZE = 8
+STEM_CHANNELS = (32, 64)  # at 1/2 and 1/4 of the resolution
+SKIP_CHANNELS = (48, 24)  # at 1/4 and 1/2
+FOURIER_BANDS = 4
+
+
+class PatchEmbed(nn.Module):
+    """Three strided convolutions and an absolute position, per frame.
+
+    Args:
+        width: Channels of a token, C.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half, quarter = STEM_CHANNELS
+        self.conv1 = nn.Conv2d(3, half, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(half, quarter, 4, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(quarter, width, 4, stride=2, padding=1)
+        self.skip_quarter = nn.Conv2d(quarter, SKIP_CHANNELS[0], 1)
+        self.skip_half = nn.Conv2d(half, SKIP_CHANNELS[1], 1)
+        self.norm = nn.LayerNorm(width)
+        self.position = nn.Linear(2 + 4 * FOURIER_BANDS, width)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Embed frames.
+
+        Args:
+            images: Normalised colours `[F, 3, H, W]`.
+
+        Returns:
+            Patch tokens, row-major, `[F, h*w, C]`; features for the depth head at a quarter and a
+            half of the resolution.
+        """
+        half = F.gelu(self.conv1(images), approximate="tanh")
+        quarter = F.gelu(self.conv2(half), approximate="tanh")
+        grid = self.conv3(quarter)
+        tokens = self.norm(grid.flatten(2).transpose(1, 2))
+        features = fourier_grid(grid.shape[-2], grid.shape[-1], images.device)
+        return tokens + self.position(features), (self.skip_quarter(quarter), self.skip_half(half))
+
+
+def fourier_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """Describe each patch's place in the image, whatever the resolution.
+
+    Args:
+        height: Rows of the patch grid.
+        width: Columns of the patch grid.
+        device: Where to make it.
+
+    Returns:
+        fp32 `[h*w, 2 + 4 * FOURIER_BANDS]`: y and x in (-1, 1), their sines and cosines.
+    """
+    y = (torch.arange(height, device=device, dtype=torch.float32) * 2 + 1) / height - 1
+    x = (torch.arange(width, device=device, dtype=torch.float32) * 2 + 1) / width - 1
+    yx = torch.stack([y[:, None].expand(height, width), x[None].expand(height, width)], dim=-1)
+    yx = yx.reshape(-1, 2)
+    waves = [yx * (math.pi * 2.0 ** (band - 1)) for band in range(FOURIER_BANDS)]
+    return torch.cat([yx, *(w.sin() for w in waves), *(w.cos() for w in waves)], dim=1)
+
+
+class Aggregator(nn.Module):
+    """Alternate attention inside frames and over all frames.
+
+    The first frame has its own camera and register tokens (index 0 of the parameters), all others
+    share index 1. Tokens of a frame: camera, registers, patches row by row.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_size = PATCH_SIZE
+        self.patch_start_idx = 1 + REGISTERS
+        self.patch_embed = PatchEmbed(WIDTH)
+        self.camera_token = nn.Parameter(0.5 * torch.randn(1, 2, 1, WIDTH))
+        self.register_token = nn.Parameter(0.5 * torch.randn(1, 2, REGISTERS, WIDTH))
+        self.frame_blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(PAIRS))
+        self.global_blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(PAIRS))
+        self.register_buffer("image_mean", torch.full((1, 3, 1, 1), 0.45), persistent=False)
+        self.register_buffer("image_std", torch.full((1, 3, 1, 1), 0.25), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Encode a clip.
+
+        Args:
+            images: `[B, S, 3, H, W]` in [0, 1]; H and W multiples of the patch size.
+
+        Returns:
+            Tokens `[B, S, P, C]` after the last global block, and the stem's features for the depth
+            head, `[B*S, ...]`. Nothing else is kept, so that long clips fit.
+
+        Raises:
+            ValueError: If the shape is not as above.
+        """
+        if images.ndim != 5 or images.shape[2] != 3:
+            raise ValueError(f"images must be [B, S, 3, H, W], got {list(images.shape)}")
+        batch, frames, _, height, width = images.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"image sides must be multiples of {self.patch_size}, got {height}x{width}"
+            )
+        flat = (images.flatten(0, 1) - self.image_mean) / self.image_std
+        patches, skips = self.patch_embed(flat)
+        special = torch.cat([self.camera_token, self.register_token], dim=2)  # [1, 2, 5, C]
+        others = special[:, 1:].expand(batch, frames - 1, -1, -1)
+        special = torch.cat([special[:, :1].expand(batch, 1, -1, -1), others], dim=1)
+        x = torch.cat([special.flatten(0, 1), patches], dim=1)  # [B*S, P, C]
+        tokens, channels = x.shape[1], x.shape[2]
+        rope = make_rope(
+            height // self.patch_size,
+            width // self.patch_size,
+            self.patch_start_idx,
+            channels // HEADS,
+            images.device,
+        )
+        global_rope = (rope[0].repeat(frames, 1), rope[1].repeat(frames, 1))
+        for frame_block, global_block in zip(self.frame_blocks, self.global_blocks, strict=True):
+            x = frame_block(x, rope)
+            x = global_block(x.reshape(batch, frames * tokens, channels), global_rope)
+            x = x.reshape(batch * frames, tokens, channels)
+        return x.reshape(batch, frames, tokens, channels), skips
+
+
+class ReferenceModel(nn.Module):
+    """Depth, confidence and cameras of a clip in one pass.
+
+    Conventions are VGGT's: the world is the first camera, extrinsics are world-to-camera (OpenCV
+    axes). The unit of length is the mean depth of the first frame.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aggregator = Aggregator()
+        self.camera_head = CameraHead(WIDTH)
+        self.depth_head = DepthHead(WIDTH, SKIP_CHANNELS)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Reconstruct a clip.
+
+        Args:
+            images: `[S, 3, H, W]` or `[B, S, 3, H, W]`, colours in [0, 1]; H and W multiples of 8.
+
+        Returns:
+            fp32 tensors: `pose_enc` `[B, S, 9]`, `depth` `[B, S, H, W, 1]` (z in the camera's axes),
+            `depth_conf` `[B, S, H, W]`, above 1. A clip without batch dimension counts as B = 1.
+
+        Raises:
+            ValueError: If the shape is not as above.
+        """
+        if images.ndim == 4:
+            images = images[None]
+        tokens, skips = self.aggregator(images)
+        batch, frames, _, height, width = images.shape
+        patch, start = self.aggregator.patch_size, self.aggregator.patch_start_idx
+        raw = self.depth_head(
+            tokens[:, :, start:].flatten(0, 1), skips, (height // patch, width // patch)
+        )
+        raw = raw.reshape(batch, frames, 2, height, width)
+        return {
+            "pose_enc": self.camera_head(tokens[:, :, 0]),
+            "depth": torch.exp(raw[:, :, 0, :, :, None]),
+            "depth_conf": 1.0 + torch.exp(raw[:, :, 1]),
+        }
