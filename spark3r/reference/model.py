@@ -161,8 +161,9 @@ class ReferenceModel(nn.Module):
             images: `[S, 3, H, W]` or `[B, S, 3, H, W]`, colours in [0, 1]; H and W multiples of 8.
 
         Returns:
-            fp32 tensors: `pose_enc` `[B, S, 9]`, `depth` `[B, S, H, W, 1]` (z in the camera's axes),
-            `depth_conf` `[B, S, H, W]`, above 1. A clip without batch dimension counts as B = 1.
+            fp32 tensors: `pose_enc` `[B, S, 9]`, `depth` `[B, S, H, W, 1]` (z in the camera's
+            axes), `depth_conf` `[B, S, H, W]`, above 1. A clip without batch dimension counts as
+            B = 1.
 
         Raises:
             ValueError: If the shape is not as above.

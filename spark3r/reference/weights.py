@@ -42,8 +42,8 @@ def _read(model: ReferenceModel, path: Path) -> None:
     """Copy the parameters of a safetensors file into `model`."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"no weights at {path}: give the path of a safetensors file, or weights='random' for an "
-            "untrained model"
+            f"no weights at {path}: give the path of a safetensors file, or weights='random' for "
+            "an untrained model"
         )
     state = load_file(path)
     expected = model.state_dict()
