@@ -1,0 +1,71 @@
+"""Asymmetric token reduction for feed-forward 3D reconstruction transformers.
+
+An independent implementation of Spark3R (arXiv 2605.06270) and of what lies beyond it.
+Names are resolved on first use, so that ``import spark3r`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clips import Clip as Clip
+    from .errors import ClipError as ClipError
+    from .errors import FamilyError as FamilyError
+    from .errors import LayoutError as LayoutError
+    from .errors import PatchError as PatchError
+    from .errors import ProfileError as ProfileError
+    from .errors import ScheduleError as ScheduleError
+    from .errors import Spark3rError as Spark3rError
+    from .errors import Spark3rWarning as Spark3rWarning
+    from .errors import WeightsError as WeightsError
+    from .layout import TokenLayout as TokenLayout
+    from .patching import Handle as Handle
+    from .patching import apply as apply
+    from .patching import is_applied as is_applied
+    from .patching import remove as remove
+    from .prediction import Prediction as Prediction
+    from .profile import Profile as Profile
+    from .schedule import LayerRule as LayerRule
+    from .schedule import LengthRule as LengthRule
+    from .schedule import Operators as Operators
+    from .schedule import Schedule as Schedule
+    from .schedule import paper_schedule as paper_schedule
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "clips": ("Clip",),
+    "errors": (
+        "ClipError",
+        "FamilyError",
+        "LayoutError",
+        "PatchError",
+        "ProfileError",
+        "ScheduleError",
+        "Spark3rError",
+        "Spark3rWarning",
+        "WeightsError",
+    ),
+    "layout": ("TokenLayout",),
+    "patching": ("Handle", "apply", "is_applied", "remove"),
+    "prediction": ("Prediction",),
+    "profile": ("Profile",),
+    "schedule": ("LayerRule", "LengthRule", "Operators", "Schedule", "paper_schedule"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted((*_HOME_OF, "__version__"))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'spark3r' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
