@@ -1,0 +1,89 @@
+"""Depth, pose, trajectory and point metrics, and consistency. Needs torch only.
+
+Angles are in degrees, sizes and shares are fractions, extrinsics map world to camera in OpenCV
+axes, intrinsics are in pixels (`spark3r.metrics.geometry` states the conventions). Functions called
+``..._metrics`` take one clip and return a frozen record of plain numbers; the others take tensors
+with leading batch dimensions where their docstrings show ``...``. Values that are NaN or infinite
+are errors; trajectories and clips that leave a figure undetermined have a defined value, and the
+record says so in ``degenerate`` (or holds None).
+"""
+
+from __future__ import annotations
+
+from .consistency import (
+    ConsistencyMetrics,
+    collapsed,
+    consistency_metrics,
+    key_frame_indices,
+)
+from .depth import (
+    DepthAlignment,
+    DepthMetrics,
+    depth_metrics,
+    log_depth_deviation,
+    median_scale,
+)
+from .geometry import camera_centres, invert_pose, pixel_grid, project, unproject
+from .points import (
+    PointMetrics,
+    nearest_distances,
+    point_deviation,
+    point_metrics,
+    scene_size,
+)
+from .pose import (
+    PairErrors,
+    PoseMetrics,
+    direction_angle_deg,
+    frame_pairs,
+    pose_auc,
+    pose_metrics,
+    relative_pose_errors,
+    rotation_angle_deg,
+)
+from .trajectory import (
+    Alignment,
+    Similarity,
+    TrajectoryMetrics,
+    align_trajectories,
+    scale_drift,
+    trajectory_metrics,
+    umeyama,
+)
+
+__all__ = [
+    "Alignment",
+    "ConsistencyMetrics",
+    "DepthAlignment",
+    "DepthMetrics",
+    "PairErrors",
+    "PointMetrics",
+    "PoseMetrics",
+    "Similarity",
+    "TrajectoryMetrics",
+    "align_trajectories",
+    "camera_centres",
+    "collapsed",
+    "consistency_metrics",
+    "depth_metrics",
+    "direction_angle_deg",
+    "frame_pairs",
+    "invert_pose",
+    "key_frame_indices",
+    "log_depth_deviation",
+    "median_scale",
+    "nearest_distances",
+    "pixel_grid",
+    "point_deviation",
+    "point_metrics",
+    "pose_auc",
+    "pose_metrics",
+    "project",
+    "relative_pose_errors",
+    "rotation_angle_deg",
+    "scale_drift",
+    "scene_size",
+    "trajectory_metrics",
+    "umeyama",
+    "unproject",
+]

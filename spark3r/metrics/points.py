@@ -1,0 +1,204 @@
+"""Point-cloud metrics: accuracy, completeness, distance of corresponding points.
+
+Accuracy is the distance from predicted points to the nearest target point, completeness the
+distance from target points to the nearest predicted one (as on DTU and 7-Scenes, and in VGGT's and
+DUSt3R's tables), here as fractions of the scene size so that scenes of any unit can be averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .geometry import check_finite, check_shape
+from .trajectory import Similarity
+
+# Distances computed at once: 2**24 float32 are 64 MiB.
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class PointMetrics:
+    """Nearest-neighbour distances of two point clouds as fractions of the scene size.
+
+    Attributes:
+        accuracy_mean: Mean distance from predicted points to the target cloud.
+        accuracy_median: Median of the same.
+        completeness_mean: Mean distance from target points to the predicted cloud.
+        completeness_median: Median of the same.
+        scene_size: What the fractions refer to, in the target's unit of length.
+    """
+
+    accuracy_mean: float
+    accuracy_median: float
+    completeness_mean: float
+    completeness_median: float
+    scene_size: float
+
+
+def scene_size(points: Tensor) -> float:
+    """Size of a scene: twice the root mean square distance of its points from their centroid.
+
+    Independent of the axes, unlike a bounding box, and little moved by single outliers.
+
+    Args:
+        points: ``[..., 3]``.
+
+    Returns:
+        The size in the points' unit of length.
+
+    Raises:
+        ValueError: All points coincide.
+    """
+    check_shape("points", points, (3,))
+    flat = points.reshape(-1, 3).double()
+    size = 2 * float((flat - flat.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
+    if not size > 0:
+        raise ValueError("points: the target points coincide, so the scene has no size")
+    return size
+
+
+def sample_evenly(points: Tensor, count: int) -> Tensor:
+    """At most `count` of the points, spread over their order, without a random generator.
+
+    One point is taken from each of `count` equal stretches, at an offset that follows the golden
+    ratio: a plain stride would fall on the same image columns again and again.
+
+    Args:
+        points: ``[N, 3]``.
+        count: Largest number of points to return.
+
+    Returns:
+        ``[min(N, count), 3]``, in order; all of them when N ≤ count.
+    """
+    total = points.shape[0]
+    if total <= count:
+        return points
+    index = torch.arange(count, dtype=torch.float64, device=points.device)
+    stretch = (index + (index * 0.6180339887498949).frac()) * (total / count)
+    return points[stretch.long().clamp(max=total - 1)]
+
+
+def nearest_distances(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances to the nearest point of the other cloud, both ways, in bounded memory.
+
+    Args:
+        first: ``[N, 3]``.
+        second: ``[M, 3]``, same dtype.
+
+    Returns:
+        ``[N]`` distances from first to second, and ``[M]`` from second to first.
+
+    Raises:
+        ValueError: A cloud is empty.
+    """
+    if len(first) == 0 or len(second) == 0:
+        raise ValueError(f"point clouds: found {len(first)} and {len(second)} points")
+    forward = []
+    backward = torch.full_like(second[:, 0], torch.inf)
+    for chunk in torch.split(first, max(1, _CHUNK // len(second))):
+        # The matrix-multiplication form loses small distances to cancellation.
+        distance = torch.cdist(chunk, second, compute_mode="donot_use_mm_for_euclid_dist")
+        forward.append(distance.amin(dim=1))
+        backward = torch.minimum(backward, distance.amin(dim=0))
+    return torch.cat(forward), backward
+
+
+def _select(name: str, points: Tensor, valid: Tensor | None) -> Tensor:
+    check_shape(name, points, (3,))
+    if valid is not None:
+        if valid.shape != points.shape[:-1]:
+            raise ValueError(
+                f"{name}: expected a mask of shape {list(points.shape[:-1])}, "
+                f"found {list(valid.shape)}"
+            )
+        points = points[valid.bool()]
+    flat = points.reshape(-1, 3)
+    if len(flat) == 0:
+        raise ValueError(f"{name}: no valid point")
+    check_finite(name, flat)
+    return flat
+
+
+def point_metrics(
+    predicted: Tensor,
+    target: Tensor,
+    alignment: Similarity,
+    *,
+    valid_predicted: Tensor | None = None,
+    valid_target: Tensor | None = None,
+    max_points: int = 10_000,
+) -> PointMetrics:
+    """Accuracy and completeness of a point cloud.
+
+    The clouds need no correspondence. Each is thinned to `max_points` points, so distances much
+    below the spacing of such a sample are not resolved, unless the clouds correspond pixel by pixel
+    (then the same pixels are taken, and equal clouds are at distance 0).
+
+    Args:
+        predicted: ``[..., 3]`` world points.
+        target: ``[..., 3]`` world points, any number.
+        alignment: Applied to the predicted points first: `align_trajectories` of the cameras,
+            `umeyama` of corresponding points, or `Similarity.identity`.
+        valid_predicted: ``[...]`` mask of predicted points to use, or None.
+        valid_target: ``[...]`` mask of target points to use, or None.
+        max_points: Points per cloud.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ValueError: Shapes are wrong, a used point is NaN or infinite, a cloud is empty, or the
+            target points coincide.
+    """
+    flat_predicted = _select("predicted", predicted, valid_predicted)
+    flat_target = _select("target", target, valid_target)
+    size = scene_size(flat_target)
+    origin = flat_target.double().mean(dim=0)
+
+    def normalise(points: Tensor) -> Tensor:
+        # Of the order of 1 and around 0: float32 then resolves 1e-7 of the scene.
+        return ((points.double() - origin) / size).float()
+
+    source = normalise(alignment.apply(sample_evenly(flat_predicted, max_points)))
+    destination = normalise(sample_evenly(flat_target, max_points))
+    accuracy, completeness = nearest_distances(source, destination)
+    return PointMetrics(
+        accuracy_mean=float(accuracy.double().mean()),
+        accuracy_median=float(accuracy.median()),
+        completeness_mean=float(completeness.double().mean()),
+        completeness_median=float(completeness.median()),
+        scene_size=size,
+    )
+
+
+def point_deviation(
+    predicted: Tensor, target: Tensor, alignment: Similarity, valid: Tensor | None = None
+) -> float:
+    """Mean distance of corresponding points as a fraction of the scene size.
+
+    Cheaper than `point_metrics` and stricter: a point must be where its own pixel says.
+
+    Args:
+        predicted: ``[..., 3]`` world points.
+        target: ``[..., 3]`` world points of the same pixels.
+        alignment: Applied to the predicted points first.
+        valid: ``[...]`` mask of pixels to use, or None.
+
+    Returns:
+        The mean distance, a fraction.
+
+    Raises:
+        ValueError: Shapes are wrong or differ, a used point is NaN or infinite, nothing is valid,
+            or the target points coincide.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(
+            f"target: expected shape {list(predicted.shape)}, found {list(target.shape)}"
+        )
+    source = _select("predicted", predicted, valid)
+    destination = _select("target", target, valid)
+    distance = (alignment.apply(source) - destination.double()).norm(dim=-1)
+    return float(distance.mean()) / scene_size(destination)
