@@ -10,6 +10,7 @@ record says so in ``degenerate`` (or holds None).
 
 from __future__ import annotations
 
+from .alignment import Alignment, Similarity, align_trajectories, umeyama
 from .consistency import (
     ConsistencyMetrics,
     collapsed,
@@ -41,15 +42,7 @@ from .pose import (
     relative_pose_errors,
     rotation_angle_deg,
 )
-from .trajectory import (
-    Alignment,
-    Similarity,
-    TrajectoryMetrics,
-    align_trajectories,
-    scale_drift,
-    trajectory_metrics,
-    umeyama,
-)
+from .trajectory import TrajectoryMetrics, scale_drift, trajectory_metrics
 
 __all__ = [
     "Alignment",
