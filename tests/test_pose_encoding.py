@@ -87,7 +87,7 @@ def test_zero_quaternion_is_the_identity_with_finite_gradient() -> None:
     quaternion = torch.zeros(4, requires_grad=True)
     matrix = quaternion_to_matrix(quaternion)
     assert torch.equal(matrix, torch.eye(3))
-    matrix.sum().backward()  # type: ignore[no-untyped-call]
+    matrix.sum().backward()
     assert quaternion.grad is not None
     assert torch.isfinite(quaternion.grad).all()
 
@@ -97,7 +97,7 @@ def test_gradients() -> None:
     quaternion = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(quaternion_to_matrix, (quaternion,))
     identity = torch.eye(3, requires_grad=True)
-    matrix_to_quaternion(identity).sum().backward()  # type: ignore[no-untyped-call]
+    matrix_to_quaternion(identity).sum().backward()
     assert identity.grad is not None
     assert torch.isfinite(identity.grad).all()
 

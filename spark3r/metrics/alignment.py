@@ -7,6 +7,11 @@ defined answer, and `Alignment.degenerate` says so:
   orientations, scale 1, centroids matched. A collapsed prediction thus has the ATE of a point.
 - collinear cameras (two frames always are): the line is aligned, the roll about it follows the
   orientations.
+
+Between these and a well-posed alignment lies footage whose cameras hardly move against their noise
+(a pan): scale and rotation then follow the noise. `TrajectoryMetrics.extent` tells such clips;
+relative pose errors (`spark3r.metrics.pose`) do not suffer, and points may be aligned by `umeyama`
+of corresponding points instead.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def point_metrics(
     *,
     valid_predicted: Tensor | None = None,
     valid_target: Tensor | None = None,
-    max_points: int = 10_000,
+    max_points: int = 5_000,
 ) -> PointMetrics:
     """Accuracy and completeness of a point cloud.
 
