@@ -1,0 +1,201 @@
+"""What the reference model is trained on: depth, cameras, and three auxiliary tasks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spark3r.pose_encoding import quaternion_to_matrix
+from spark3r.reference.batches import Batch
+from spark3r.reference.model import PATCH_SIZE, WIDTH
+
+MATCH_PAIR, FLOW_PAIR = 1, 3  # global blocks whose outputs the auxiliary heads read
+WEIGHTS = {
+    "depth": 1.0,
+    "gradient": 0.5,
+    "confidence": 0.02,
+    "rotation": 1.0,
+    "translation": 1.0,
+    "relative": 0.3,
+    "fov": 0.3,
+    "points": 0.5,
+    "flow": 0.5,
+    "match": 0.1,
+}
+OCCLUSION = 0.08  # relative depth difference above which a point counts as hidden
+
+
+class AuxiliaryHeads(nn.Module):
+    """Heads that only training needs. They pull global attention out of its initial plateau."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.match = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 64))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.flow = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2))
+        self.points = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12))
+
+
+def training_losses(
+    predictions: dict[str, Tensor],
+    taps: tuple[Tensor, Tensor, Tensor],
+    heads: AuxiliaryHeads,
+    batch: Batch,
+    shift: int,
+) -> dict[str, Tensor]:
+    """Compute every loss.
+
+    Args:
+        predictions: The model's outputs.
+        taps: Patch tokens `[B, S, h*w, C]` after pair 2, after pair 4 and at the end.
+        heads: The auxiliary heads.
+        batch: Targets.
+        shift: Frame i is matched with frame i + shift, cyclically; in [0, S).
+
+    Returns:
+        Scalars by the names of `WEIGHTS`, unweighted.
+    """
+    losses = _depth_losses(predictions, batch) | _pose_losses(predictions["pose_enc"], batch)
+    frames, height, width = batch.depth.shape[1:]
+    grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+    centre, world = world_points(batch, PATCH_SIZE // 2, PATCH_SIZE)
+    matched, flowed, final = (tap.float() for tap in taps)
+    zero = centre.sum() * 0.0
+    fine_depth, fine_world = world_points(batch, PATCH_SIZE // 4, PATCH_SIZE // 2)
+    points = heads.points(final)  # [B, S, h*w, 12], 2x2 points a patch
+    points = points.unflatten(2, grid).unflatten(4, (2, 2, 3)).permute(0, 1, 2, 4, 3, 5, 6)
+    error = (points.reshape(fine_world.shape) - fine_world).abs().sum(dim=-1)
+    losses["points"] = (error / (0.5 + fine_depth)).clamp(max=3.0).mean()
+    if frames == 1:
+        return losses | {"flow": zero, "match": zero}
+    target, _, inside = _project(world, batch, torch.zeros(frames, dtype=torch.long))
+    flow = (heads.flow(flowed) - target).abs().sum(dim=-1)
+    near = inside & (target.abs() < 2.0).all(dim=-1)
+    losses["flow"] = _masked_mean(flow[:, 1:], near[:, 1:])
+    losses["match"] = _match_loss(heads, matched, world, batch, shift, grid)
+    return losses
+
+
+def weighted_sum(losses: dict[str, Tensor]) -> Tensor:
+    """Add up losses with their weights."""
+    return torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _depth_losses(predictions: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """L1 of log depth and of its gradients; confidence learns the error it is given."""
+    difference = predictions["depth"][..., 0].log() - batch.depth.log()
+    error = difference.abs()
+    gradient = difference.new_zeros(())
+    for step in (1, 2, 4):
+        gradient = gradient + (difference[..., step:] - difference[..., :-step]).abs().mean()
+        gradient = gradient + (difference[..., step:, :] - difference[..., :-step, :]).abs().mean()
+    confidence = predictions["depth_conf"]
+    likelihood = confidence * error.detach() * 5.0 - confidence.log()
+    return {
+        "depth": error.mean(),
+        "gradient": gradient / 6.0,
+        "confidence": likelihood.mean(),
+    }
+
+
+def _pose_losses(encoding: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Rotation of all pairs, translation to frame 0 and of all pairs, field of view."""
+    rotation = quaternion_to_matrix(encoding[..., 3:7])
+    target_rotation, target = batch.extrinsics[..., :3], batch.extrinsics[..., 3]
+    translation = encoding[..., :3]
+    fov = (encoding[..., 7:].log() - batch.fov.log()[:, None, None]).abs().mean()
+    frames = encoding.shape[1]
+    if frames == 1:
+        return {"fov": fov}
+    first, second = torch.triu_indices(frames, frames, 1, device=encoding.device).unbind(0)
+    offset = target_rotation.transpose(2, 3) @ rotation  # [B, S, 3, 3]
+    gap = (offset[:, first] - offset[:, second]).square().sum(dim=(2, 3))
+    angle = (gap / 2 + 1e-6).sqrt()  # about the angle in radians, for small ones
+    moves = _relative(rotation, translation, first, second)
+    target_moves = _relative(target_rotation, target, first, second)
+    length = target_moves.norm(dim=-1)
+    relative = ((moves - target_moves).square().sum(dim=-1) + 1e-8).sqrt() / (length + 0.05)
+    direct = ((translation - target)[:, 1:].square().sum(dim=-1) + 1e-8).sqrt()
+    return {
+        "rotation": angle.mean(),
+        "translation": direct.mean(),
+        "relative": relative.clamp(max=3.0).mean(),
+        "fov": fov,
+    }
+
+
+def _relative(rotation: Tensor, translation: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Position of camera `second` in the axes of camera `first`, `[B, P, 3]`."""
+    centre = -(rotation.transpose(2, 3) @ translation[..., None])
+    return (rotation[:, first] @ (centre[:, second] - centre[:, first]))[..., 0]
+
+
+def world_points(batch: Batch, start: int, step: int) -> tuple[Tensor, Tensor]:
+    """Depth and world points of a regular grid of pixels.
+
+    Args:
+        batch: The clips.
+        start: First row and column.
+        step: Distance of rows and columns, in pixels.
+
+    Returns:
+        Depth `[B, S, n]` and points in the axes of frame 0 `[B, S, n, 3]`, row-major.
+    """
+    height, width = batch.depth.shape[2:]
+    depth = batch.depth[:, :, start::step, start::step].flatten(2)
+    y = torch.arange(start, height, step, device=depth.device) + 0.5 - height / 2
+    x = torch.arange(start, width, step, device=depth.device) + 0.5 - width / 2
+    yx = torch.cartesian_prod(y, x)
+    scale = torch.tan(batch.fov / 2) / (height / 2)  # inverse focal length
+    ray = torch.stack([yx[:, 1], yx[:, 0]], dim=1) * scale[:, None, None]  # [B, n, 2]
+    ray = torch.cat([ray, torch.ones_like(ray[..., :1])], dim=2)
+    points = depth[..., None] * ray[:, None] - batch.extrinsics[:, :, None, :, 3]
+    return depth, points @ batch.extrinsics[..., :3]
+
+
+def _project(world: Tensor, batch: Batch, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Project the points of frame i into frame target[i].
+
+    Returns:
+        Image coordinates in [-1, 1] `[B, S, n, 2]`, depth there `[B, S, n]`, and whether the point
+        lies in front of that camera.
+    """
+    pose = batch.extrinsics[:, target]
+    points = world @ pose[..., :3].transpose(2, 3) + pose[:, :, None, :, 3]
+    depth = points[..., 2]
+    plane = points[..., :2] / depth.clamp(min=0.05)[..., None]
+    return plane / torch.tan(batch.fov / 2)[:, None, None, None], depth, depth > 0.05
+
+
+def _match_loss(
+    heads: AuxiliaryHeads,
+    tokens: Tensor,
+    world: Tensor,
+    batch: Batch,
+    shift: int,
+    grid: tuple[int, int],
+) -> Tensor:
+    """InfoNCE: which patch of another frame shows this patch's centre, where it is visible."""
+    height, width = batch.depth.shape[2:]
+    frames = tokens.shape[1]
+    partner = (torch.arange(frames, device=tokens.device) + max(shift, 1)) % frames
+    place, depth, front = _project(world, batch, partner)
+    inside = front & (place.abs() < 1.0).all(dim=-1)
+    size = torch.tensor([width, height], device=tokens.device)
+    pixel = ((place + 1) / 2 * size).long().clamp(min=0)
+    pixel = torch.minimum(pixel, size - 1)
+    seen = batch.depth[:, partner].flatten(2)
+    seen = seen.gather(2, pixel[..., 1] * width + pixel[..., 0])
+    visible = inside & ((seen - depth).abs() < OCCLUSION * depth)
+    label = (pixel[..., 1] // PATCH_SIZE) * grid[1] + pixel[..., 0] // PATCH_SIZE
+    feature = F.normalize(heads.match(tokens), dim=-1)
+    logits = feature @ feature[:, partner].transpose(2, 3) * heads.log_temperature.exp()
+    loss = F.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none")
+    return _masked_mean(loss.view_as(depth), visible)

@@ -1,0 +1,159 @@
+"""Render clips of procedural scenes with exact depth and poses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spark3r.clips import Clip
+from spark3r.reference.scenes import Scene, random_scene
+from spark3r.reference.textures import shade_texture
+from spark3r.reference.tracing import Hits, trace
+
+SUBPIXELS = ((-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25))
+
+
+def rendered_clip(
+    seed: int,
+    frames: int,
+    height: int = 64,
+    width: int = 64,
+    *,
+    span: float = 1.0,
+    ordered: bool = True,
+) -> Clip:
+    """Render a clip of the scene with this seed.
+
+    Frames lie evenly on the path from time 0 to `span`, so that another number of frames samples
+    the same path more or less densely. A span above 1 goes on along the path, for footage of any
+    length at the usual speed.
+
+    Args:
+        seed: Scene and path; see `spark3r.reference.seeds` for which seeds are for what.
+        frames: Number of frames S, at least 1.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        span: Length of the path in path time, above 0.
+        ordered: False for an unordered photo set: the frames after the first are shuffled, always
+            in the same way for one seed and length.
+
+    Returns:
+        The clip, fp32: images in [0, 1], intrinsics in pixels, z depth and world-to-camera
+        extrinsics in metres.
+
+    Raises:
+        ValueError: If `frames`, the sides or `span` are not positive.
+    """
+    if frames < 1 or height < 1 or width < 1 or not span > 0:
+        raise ValueError(
+            f"need positive frames, sides and span, got {frames} frames of {height}x{width}, "
+            f"span {span}"
+        )
+    scene = random_scene(seed)
+    u = torch.linspace(0.0, span, frames, dtype=torch.float64)
+    if not ordered:
+        generator = torch.Generator().manual_seed(seed)
+        u[1:] = u[1:][torch.randperm(frames - 1, generator=generator)]
+    images, depth, extrinsics = render_path(scene, u, height, width)
+    focal = focal_length(scene, height)
+    intrinsics = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    return Clip(
+        name=f"rendered:{seed}",
+        images=images,
+        intrinsics=intrinsics.expand(frames, 3, 3).clone(),
+        depth=depth,
+        extrinsics=extrinsics,
+    )
+
+
+def focal_length(scene: Scene, height: int) -> float:
+    """Focal length in pixels of a scene's camera for images of this height."""
+    return 0.5 * height / math.tan(scene.fov_rad / 2)
+
+
+def render_path(scene: Scene, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Render the views at given times of a scene's path.
+
+    Args:
+        scene: The scene.
+        u: Path times, float64 `[S]`.
+        height: Image height in pixels.
+        width: Image width in pixels.
+
+    Returns:
+        Images `[S, 3, H, W]`, z depth `[S, H, W]`, world-to-camera extrinsics `[S, 3, 4]`.
+    """
+    poses = scene.path.poses(u)
+    focal = focal_length(scene, height)
+    images = torch.empty(len(u), 3, height, width)
+    depth = torch.empty(len(u), height, width)
+    for index, pose in enumerate(poses.float()):
+        images[index], depth[index] = render_frame(scene, pose, focal, height, width)
+    rotation = poses[:, :, :3].transpose(1, 2)
+    extrinsics = torch.cat([rotation, -rotation @ poses[:, :, 3:]], dim=2).float()
+    return images, depth, extrinsics
+
+
+def render_frame(
+    scene: Scene, pose: Tensor, focal: float, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Render one view.
+
+    Textures fade with the pixel's footprint, so one ray a pixel suffices inside a surface; pixels
+    at the border of two surfaces take the mean of 2x2 rays.
+
+    Args:
+        scene: The scene.
+        pose: Camera-to-world, `[3, 4]`.
+        focal: Focal length in pixels; the principal point is the image's centre.
+        height: Image height in pixels.
+        width: Image width in pixels.
+
+    Returns:
+        Colours `[3, H, W]` in [0, 1], and z depth of the pixels' centres `[H, W]` in metres.
+    """
+    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width).reshape(-1) + 0.5
+    x = torch.arange(width, dtype=torch.float32).repeat(height) + 0.5
+    centre = torch.tensor([width / 2, height / 2])
+    directions = _directions(pose, torch.stack([x, y]) - centre[:, None], focal)
+    hits = trace(scene, pose[:, 3], directions)
+    colours = _shade(scene, hits, directions, focal)
+    border = _borders(hits.face.view(height, width)).view(-1).nonzero()[:, 0]
+    offsets = torch.tensor(SUBPIXELS).T  # [2, 4]
+    pixels = (torch.stack([x, y]) - centre[:, None])[:, border, None] + offsets[:, None]
+    fine = _directions(pose, pixels.flatten(1), focal)
+    smooth = _shade(scene, trace(scene, pose[:, 3], fine), fine, focal)
+    colours[border] = smooth.view(-1, len(SUBPIXELS), 3).mean(dim=1)
+    return colours.T.reshape(3, height, width), hits.distance.view(height, width)
+
+
+def _directions(pose: Tensor, pixels: Tensor, focal: float) -> Tensor:
+    """World directions `[3, R]` of pixels `[2, R]`; their z in the camera's axes is 1."""
+    camera = torch.cat([pixels / focal, torch.ones(1, pixels.shape[1])])
+    return pose[:, :3] @ camera
+
+
+def _borders(face: Tensor) -> Tensor:
+    """Mark pixels of `[H, W]` that have a 4-neighbour of another face."""
+    border = torch.zeros_like(face, dtype=torch.bool)
+    vertical = face[1:] != face[:-1]
+    horizontal = face[:, 1:] != face[:, :-1]
+    border[1:] |= vertical
+    border[:-1] |= vertical
+    border[:, 1:] |= horizontal
+    border[:, :-1] |= horizontal
+    return border
+
+
+def _shade(scene: Scene, hits: Hits, directions: Tensor, focal: float) -> Tensor:
+    """Texture and light, `[R, 3]` in [0, 1]; light depends on the normal, never on the view."""
+    cosine = (hits.normal * directions.T).sum(dim=1).abs() / (directions * directions).sum(
+        dim=0
+    ).sqrt()
+    footprint = hits.distance / focal / cosine.clamp(min=0.1).sqrt()
+    colour = shade_texture(scene.textures, hits.surface, hits.points, footprint)
+    lambert = 0.5 + 0.5 * (hits.normal @ scene.light)
+    light = scene.ambient + (1.05 - scene.ambient) * lambert
+    return (colour * light[:, None]).clamp(0.0, 1.0)

@@ -1,0 +1,102 @@
+"""Multi-octave solid textures, evaluated where a ray hits a surface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LATTICE = 32  # cells after which the noise repeats
+OCTAVES = 5
+COARSEST_M = 1.6  # lattice spacing of the first octave at texture scale 1
+PERSISTENCE = 0.8
+# Standard deviation of one trilinear octave of uniform noise, so that fields come out near N(0, 1).
+NOISE_STD = 0.17
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Parameters of n surfaces' textures; all fp32."""
+
+    noise: Tensor  # [1, 3, L+1, L+1, L+1] in [-0.5, 0.5], periodic
+    rotations: Tensor  # [OCTAVES, 3, 3], so that the lattices of the octaves do not line up
+    offset: Tensor  # [n, 3] lattice cells
+    scale: Tensor  # [n] finer above 1
+    first: Tensor  # [n, 3] colour
+    second: Tensor  # [n, 3] colour
+    gain: Tensor  # [n] sharpness of the boundary between the two colours
+    tint: Tensor  # [n] strength of the coloured noise
+    stripes: Tensor  # [n, 3] wave vector, radians per metre
+    stripe_strength: Tensor  # [n]
+
+
+def random_textures(count: int, generator: torch.Generator) -> Textures:
+    """Draw the textures of `count` surfaces.
+
+    Args:
+        count: Number of surfaces, n.
+        generator: CPU generator.
+
+    Returns:
+        The textures.
+    """
+    noise = torch.rand(1, 3, LATTICE, LATTICE, LATTICE, generator=generator) - 0.5
+    for dim in (2, 3, 4):
+        noise = torch.cat([noise, noise.narrow(dim, 0, 1)], dim=dim)
+    rotations, _ = torch.linalg.qr(torch.randn(OCTAVES, 3, 3, generator=generator))
+    draw = torch.rand(count, 8, generator=generator)
+    first = 0.1 + 0.8 * torch.rand(count, 3, generator=generator)
+    direction = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    contrast = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    return Textures(
+        noise=noise,
+        rotations=rotations,
+        offset=torch.rand(count, 3, generator=generator) * LATTICE,
+        scale=0.7 * 5.0 ** draw[:, 0],
+        first=first,
+        second=(first + (0.25 + 0.5 * draw[:, 1:2]) * contrast).clamp(0.03, 0.97),
+        gain=0.7 * 10.0 ** draw[:, 2],
+        tint=0.05 + 0.15 * draw[:, 3],
+        stripes=direction * (4.0 + 26.0 * draw[:, 4:5]),
+        stripe_strength=torch.where(draw[:, 5] < 0.25, 0.3 * draw[:, 6], torch.zeros(count)),
+    )
+
+
+def shade_texture(textures: Textures, surface: Tensor, points: Tensor, footprint: Tensor) -> Tensor:
+    """Evaluate the textures at surface points.
+
+    Waves shorter than a pixel sees are faded out, so that colours do not alias; otherwise a point
+    has the same colour in every view.
+
+    Args:
+        textures: Parameters.
+        surface: Surface of each point, int64 `[R]`.
+        points: World coordinates in metres, `[R, 3]`.
+        footprint: Extent in metres of a pixel on the surface, `[R]`.
+
+    Returns:
+        Colours, about [0, 1], `[R, 3]`.
+    """
+    scale = textures.scale[surface]
+    offset = textures.offset[surface]
+    field = torch.zeros_like(points)
+    spacing, weight, norm = COARSEST_M, 1.0, 0.0
+    for octave in range(OCTAVES):
+        cells = points @ textures.rotations[octave] * (scale / spacing)[:, None] + offset
+        cells = cells.remainder(LATTICE) * (2.0 / LATTICE) - 1.0
+        sample = F.grid_sample(textures.noise, cells.view(1, 1, 1, -1, 3), align_corners=True)
+        # Lattice cells per pixel: full strength up to 0.5, gone at 1.
+        fade = (2.0 - 2.0 * footprint * scale / spacing).clamp(0.0, 1.0)
+        field = field + (weight * fade)[:, None] * sample.view(3, -1).T
+        norm += weight**2
+        spacing, weight = spacing / 2, weight * PERSISTENCE
+    field = field / (NOISE_STD * norm**0.5)
+    wave = textures.stripes[surface]
+    radians_per_pixel = (wave * wave).sum(dim=1).sqrt() * footprint
+    stripe = torch.sin((wave * points).sum(dim=1)) * textures.stripe_strength[surface]
+    stripe = stripe * (1.5 - radians_per_pixel).clamp(0.0, 1.0)
+    blend = torch.sigmoid(textures.gain[surface] * field[:, 0])[:, None]
+    colour = torch.lerp(textures.first[surface], textures.second[surface], blend)
+    return colour + textures.tint[surface][:, None] * field + stripe[:, None]

@@ -1,0 +1,132 @@
+"""First hits of rays from one point, all rays against all surfaces at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spark3r.reference.scenes import BOX, CYLINDER, DOME, PLANE, SPHERE, Scene
+
+NEAR = 1e-4
+MISS = 1e6
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where R rays end."""
+
+    distance: Tensor  # [R] in units of the ray's direction
+    surface: Tensor  # [R] int64
+    face: Tensor  # [R] int64, differs between the flat sides of one surface
+    normal: Tensor  # [R, 3] unit, world
+    points: Tensor  # [R, 3] world
+
+
+def trace(scene: Scene, origin: Tensor, directions: Tensor) -> Hits:
+    """Intersect rays with the scene.
+
+    Args:
+        scene: The scene; `origin` must lie inside its room and outside its objects.
+        origin: Common origin, `[3]`.
+        directions: `[3, R]`, of any length.
+
+    Returns:
+        The first hit of every ray; there always is one.
+    """
+    approach = scene.plane_normal @ directions  # [m, R]
+    gap = scene.plane_offset - scene.plane_normal @ origin
+    planes = torch.where(approach > NEAR, gap[:, None] / approach.clamp(min=NEAR), MISS)
+    squared = (directions * directions).sum(dim=0)
+    along = origin @ directions
+    inside = origin @ origin - scene.dome_radius**2
+    dome = ((along * along - squared * inside).sqrt() - along) / squared
+    boxes, spheres, cylinders = scene.counts
+    local = (scene.to_local.flatten(0, 1) @ directions).unflatten(0, (-1, 3))  # [k, 3, R]
+    start = ((origin - scene.centre)[:, None] * scene.to_local).sum(dim=2)[:, :, None]  # [k, 3, 1]
+    parts = local.split([boxes, spheres, cylinders])
+    starts = start.split([boxes, spheres, cylinders])
+    distances = torch.cat(
+        [
+            planes,
+            dome[None],
+            _boxes(starts[0], parts[0]),
+            _round(starts[1], parts[1]),
+            _cylinders(starts[2], parts[2]),
+        ]
+    )
+    distance, surface = distances.min(dim=0)
+    points = origin + (distance * directions).T
+    return _describe(scene, distance, surface, points)
+
+
+def _interval(entry: Tensor, leave: Tensor) -> Tensor:
+    """Turn entry and exit into the hit distance, or MISS."""
+    return torch.where((entry < leave) & (entry > NEAR), entry, MISS)
+
+
+def _slabs(start: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Entry and exit of the slabs |x| < 1, elementwise."""
+    inverse = direction.reciprocal()
+    middle, half = -start * inverse, inverse.abs()
+    return middle - half, middle + half
+
+
+def _boxes(start: Tensor, direction: Tensor) -> Tensor:
+    """Hit unit cubes: starts `[k, 3, 1]`, directions `[k, 3, R]` to distances `[k, R]`."""
+    entry, leave = _slabs(start, direction)
+    return _interval(entry.amax(dim=1), leave.amin(dim=1))
+
+
+def _quadratic(start: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Entry and exit of the unit ball (disc) over dimension 1; MISS and 0 where there is none."""
+    a = (direction * direction).sum(dim=1)
+    b = (start * direction).sum(dim=1)
+    c = (start * start).sum(dim=1) - 1.0
+    discriminant = b * b - a * c
+    root = discriminant.clamp(min=0.0).sqrt()
+    hit = discriminant > 0
+    inverse = a.reciprocal()
+    entry = torch.where(hit, (-b - root) * inverse, MISS)
+    return entry, torch.where(hit, (root - b) * inverse, 0.0)
+
+
+def _round(start: Tensor, direction: Tensor) -> Tensor:
+    """Hit unit spheres; shapes as for boxes."""
+    return _interval(*_quadratic(start, direction))
+
+
+def _cylinders(start: Tensor, direction: Tensor) -> Tensor:
+    """Hit unit cylinders along the local z axis; shapes as for boxes."""
+    side_entry, side_leave = _quadratic(start[:, :2], direction[:, :2])
+    cap_entry, cap_leave = _slabs(start[:, 2], direction[:, 2])
+    return _interval(torch.maximum(side_entry, cap_entry), torch.minimum(side_leave, cap_leave))
+
+
+def _describe(scene: Scene, distance: Tensor, surface: Tensor, points: Tensor) -> Hits:
+    """Find normals and faces of known hits."""
+    planes = len(scene.plane_normal)
+    kind = scene.kind[surface]
+    item = (surface - planes - 1).clamp(min=0)
+    to_local = scene.to_local[item]  # [R, 3, 3]
+    local = (to_local @ (points - scene.centre[item])[:, :, None])[:, :, 0]
+    magnitude = local.abs()
+    axis = magnitude.argmax(dim=1)
+    on_axis = torch.nn.functional.one_hot(axis, 3) * local.sign()
+    rho = (local[:, 0] * local[:, 0] + local[:, 1] * local[:, 1]).sqrt()
+    on_cap = magnitude[:, 2] >= rho
+    flat = (kind == BOX) | ((kind == CYLINDER) & on_cap)
+    cap = torch.stack([torch.zeros_like(rho), torch.zeros_like(rho), local[:, 2].sign()], dim=1)
+    side = torch.cat([local[:, :2], torch.zeros_like(local[:, 2:])], dim=1)
+    normal = torch.where((kind == SPHERE)[:, None], local, on_axis)
+    cylinder = torch.where(on_cap[:, None], cap, side)
+    normal = torch.where((kind == CYLINDER)[:, None], cylinder, normal)
+    normal = (normal[:, None] @ to_local)[:, 0]
+    wall = -scene.plane_normal[surface.clamp(max=planes - 1)]
+    normal = torch.where((kind == PLANE)[:, None], wall, normal)
+    normal = torch.where((kind == DOME)[:, None], -points, normal)
+    normal = normal / (normal * normal).sum(dim=1, keepdim=True).sqrt()
+    sign = (local.gather(1, axis[:, None])[:, 0] > 0).long()
+    code = torch.where(kind == BOX, 2 * axis + sign, 4 + sign)
+    return Hits(distance, surface, torch.where(flat, code + 1, 0) + 8 * surface, normal, points)

@@ -1,0 +1,269 @@
+"""Train the reference model: `python -m spark3r.reference.train --minutes 60`.
+
+A sitting goes on from the checkpoint in the run folder, trains at a constant rate and, with
+`--decay`, ends in a linear decay to zero. The checkpoint is not written during the decay, so that
+the next sitting goes on from before it; the weights are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spark3r.reference.batches import Pool
+from spark3r.reference.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from spark3r.reference.curriculum import ADAM_RATE, MUON_RATE, clip_shape, rate_factor
+from spark3r.reference.losses import (
+    FLOW_PAIR,
+    MATCH_PAIR,
+    AuxiliaryHeads,
+    training_losses,
+    weighted_sum,
+)
+from spark3r.reference.model import ReferenceModel
+from spark3r.reference.optimiser import FlatOptimiser, FlatState, new_state
+from spark3r.reference.weights import load
+
+LOG_STEPS = 50
+POOL_STEPS = 100  # between looks for newly rendered shards
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line; see `parser`."""
+
+    run: Path
+    pool: Path
+    minutes: float
+    decay: float
+    processes: int
+    device: str
+    compile: bool
+    seed: int
+    checkpoint_minutes: float
+    resume: Path | None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser; its fields are those of `Options`."""
+    result = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = result.add_argument
+    add("--run", type=Path, default=Path("runs/reference"), help="folder of checkpoints and log")
+    add("--pool", type=Path, default=Path("runs/pool"), help="folder of rendered training clips")
+    add("--minutes", type=float, default=60.0, help="length of this sitting")
+    add("--decay", type=float, default=0.0, help="last share of the sitting that decays the rate")
+    add("--processes", type=int, default=2, help="single-threaded processes on a CPU")
+    add("--device", default="cpu")
+    add("--compile", action="store_true", help="compile the blocks; saves a quarter of the time")
+    add("--seed", type=int, default=0)
+    add("--checkpoint-minutes", type=float, default=4.0)
+    add("--resume", type=Path, help="checkpoint to start from; else the newest in the run folder")
+    return result
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    options = Options(**vars(parser().parse_args()))
+    options.run.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    world = options.processes if device.type == "cpu" else 1
+    count = sum(parameter.numel() for parameter in _modules(options.seed).parameters())
+    clock = torch.zeros(1, dtype=torch.float64).share_memory_()
+    context = torch.multiprocessing.get_context("spawn")
+    team = Team(new_state(count, world, device), clock, context.Barrier(world), world)
+    if world == 1:
+        _train(0, options, team)
+    else:
+        torch.multiprocessing.spawn(_train, (options, team), nprocs=world)
+
+
+@dataclass(frozen=True)
+class Team:
+    """What the processes of a sitting share."""
+
+    state: FlatState
+    clock: Tensor  # [1] float64, seconds since the sitting began, as process 0 sees it
+    barrier: Barrier
+    world: int
+
+
+def _modules(seed: int) -> nn.ModuleDict:
+    """Model and auxiliary heads with their initial values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = AuxiliaryHeads()
+    return nn.ModuleDict({"model": load(weights="random", seed=seed).train(), "heads": heads})
+
+
+class Taps:
+    """Collects what the auxiliary heads read, by forward hooks.
+
+    Args:
+        model: The model to listen to.
+    """
+
+    def __init__(self, model: ReferenceModel) -> None:
+        self._start = model.aggregator.patch_start_idx
+        self._outputs: dict[str, Tensor] = {}
+        for name, block in (("match", MATCH_PAIR), ("flow", FLOW_PAIR)):
+            model.aggregator.global_blocks[block].register_forward_hook(self._keep(name))
+        model.aggregator.register_forward_hook(self._keep("final"))
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._outputs[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Patch tokens `[B, S, h*w, C]` after the matching pair, the flow pair, and at the end."""
+        final = self._outputs.pop("final")
+        match, flow = (self._outputs.pop(name).view_as(final) for name in ("match", "flow"))
+        return (
+            match[:, :, self._start :],
+            flow[:, :, self._start :],
+            final[:, :, self._start :],
+        )
+
+
+@contextlib.contextmanager
+def _precision(device: torch.device) -> Iterator[None]:
+    """bf16 matrix products; on a CPU explicit softmax, whose backward pass is the faster one."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if device.type == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+def _compile_blocks(model: ReferenceModel) -> None:
+    """Compile each block for the few shapes that training uses."""
+    # The pattern matcher would turn explicit attention back into the fused one.
+    torch._inductor.config.pattern_matcher = False
+    torch._dynamo.config.recompile_limit = 64
+    for block in (*model.aggregator.frame_blocks, *model.aggregator.global_blocks):
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+
+
+def _train(rank: int, options: Options, team: Team) -> None:
+    """Be one process of a sitting."""
+    device = torch.device(options.device)
+    if device.type == "cpu" and team.world > 1:
+        torch.set_num_threads(1)
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    modules = _modules(options.seed).to(device)
+    optimiser = FlatOptimiser(modules, team.state, rank, team.world, initialise=rank == 0)
+    checkpoint = options.run / "latest.safetensors"
+    source = options.resume or (checkpoint if checkpoint.exists() else None)
+    progress: dict[str, int | float] = {"step": 0, "clips": 0, "frames": 0, "seconds": 0.0}
+    if source:  # both read the progress; the tensors are shared, so reading them twice is harmless
+        progress = load_checkpoint(source, modules, optimiser)
+    compute = _Gradients(modules, optimiser, options, rank)
+    team.barrier.wait()
+    begin, earlier = time.monotonic(), float(progress["seconds"])
+    length, saved, journal = 60.0 * options.minutes, 0.0, Journal(options.run / "log.jsonl")
+    with Progress(disable=rank > 0) as bar:
+        task = bar.add_task("training", total=length)
+        while True:
+            if rank == 0:  # one clock for all, or one process stops and the others wait for ever
+                team.clock[0] = time.monotonic() - begin
+            team.barrier.wait()
+            elapsed = float(team.clock[0])
+            decaying = options.decay > 0 and elapsed > (1 - options.decay) * length
+            if rank == 0 and elapsed - saved > 60.0 * options.checkpoint_minutes and not decaying:
+                save_checkpoint(checkpoint, modules, optimiser, progress)
+                export_weights(options.run / "weights.safetensors", modules["model"])
+                saved = elapsed
+            if elapsed >= length:
+                break
+            step = int(progress["step"])
+            losses, clips, frames = compute(step)
+            team.barrier.wait()
+            factor = rate_factor(step, elapsed, length, options.decay)
+            norm = optimiser.step(step, factor * MUON_RATE, factor * ADAM_RATE)
+            progress["step"] = step + 1
+            progress["clips"] += clips * team.world
+            progress["frames"] += clips * frames * team.world
+            progress["seconds"] = earlier + elapsed
+            if rank == 0:
+                journal.note(progress, frames, losses, norm, factor)
+                bar.update(task, completed=elapsed)
+    if rank == 0:
+        if options.decay <= 0:
+            save_checkpoint(checkpoint, modules, optimiser, progress)
+        export_weights(options.run / "weights.safetensors", modules["model"])
+
+
+class _Gradients:
+    """Draws this process's batch of a step and fills its gradients."""
+
+    def __init__(
+        self, modules: nn.ModuleDict, optimiser: FlatOptimiser, options: Options, rank: int
+    ) -> None:
+        model, heads = modules["model"], modules["heads"]
+        assert isinstance(model, ReferenceModel)
+        assert isinstance(heads, AuxiliaryHeads)
+        self._model, self._heads, self._optimiser = model, heads, optimiser
+        self._taps, self._pool = Taps(model), Pool(options.pool)
+        self._seed, self._rank = options.seed, rank
+        self._device = torch.device(options.device)
+        if options.compile:
+            _compile_blocks(model)
+
+    def __call__(self, step: int) -> tuple[dict[str, Tensor], int, int]:
+        """Run forward and backward; return the losses, clips and frames per clip."""
+        if step % POOL_STEPS == 0:
+            self._pool.refresh()
+        clips, frames = clip_shape(step, self._seed)
+        generator = torch.Generator().manual_seed((self._seed << 32) + step * 64 + self._rank)
+        batch = self._pool.sample(clips, frames, generator).to(self._device)
+        self._optimiser.zero_grad()
+        with _precision(self._device):
+            predictions = self._model(batch.images)
+        shift = 1 + step % max(1, frames - 1)
+        losses = training_losses(predictions, self._taps.take(), self._heads, batch, shift)
+        weighted_sum(losses).backward()
+        return losses, clips, frames
+
+
+class Journal:
+    """Writes means of the losses per clip length as JSON lines.
+
+    Args:
+        path: The file; lines are appended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sums: dict[str, list[float]] = {}
+
+    def note(
+        self,
+        progress: dict[str, int | float],
+        frames: int,
+        losses: dict[str, Tensor],
+        norm: float,
+        factor: float,
+    ) -> None:
+        """Take up one step's losses; every `LOG_STEPS` steps write a line."""
+        for name, loss in losses.items():
+            self._sums.setdefault(f"{name}_{frames}", []).append(loss.item())
+        if int(progress["step"]) % LOG_STEPS:
+            return
+        means = {name: round(sum(v) / len(v), 4) for name, v in sorted(self._sums.items())}
+        line = progress | {"rate": round(factor, 4), "norm": round(norm, 3)} | means
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._sums.clear()
