@@ -1,0 +1,73 @@
+"""The ``spark3r`` command: parsing, exit status, and how failures are told.
+
+Nothing heavy is imported before arguments are parsed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from . import __version__
+from .commands import COMMANDS
+from .errors import Spark3rError
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+EXAMPLES = """examples:
+  spark3r list
+  spark3r show vggt-1b --frames 500
+  spark3r check my_profile.json --model my_package.models:make_vggt
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # names hold letters some terminals lack
+    options = parser().parse_args(arguments)
+    sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print("spark3r: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        elif isinstance(error, Spark3rError):
+            print(f"spark3r: {error}", file=sys.stderr)
+        else:
+            print(
+                f"spark3r: internal error, {type(error).__name__}: {error} "
+                "(--debug shows where; please report it with `python -m spark3r.env`)",
+                file=sys.stderr,
+            )
+        return FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    whole = argparse.ArgumentParser(
+        prog="spark3r",
+        description="Token-reduction schedules for feed-forward 3D reconstruction transformers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action="version", version=f"spark3r {__version__}")
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in COMMANDS:
+        add(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show a traceback on failure")
+    return whole

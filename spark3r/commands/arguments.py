@@ -1,0 +1,42 @@
+"""Arguments that several subcommands take."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_profile(command: argparse.ArgumentParser) -> None:
+    """Declare PROFILE."""
+    command.add_argument(
+        "profile",
+        metavar="PROFILE",
+        help="name of a shipped profile, or a file (a path, or a name that ends in .json)",
+    )
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Declare ``--json``."""
+    command.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
+def parse_count(text: str) -> int:
+    """Return an integer of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}', expected an integer of at least 1")
+    return int(text)
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """Return rows and columns written as in ``28x37``."""
+    rows, cross, columns = text.partition("x")
+    try:
+        if cross:
+            return parse_count(rows), parse_count(columns)
+    except argparse.ArgumentTypeError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}', expected rows x columns such as 28x37")
+
+
+def grid_text(grid: tuple[int, int]) -> str:
+    """Return rows and columns as they are written."""
+    return f"{grid[0]}x{grid[1]}"

@@ -1,0 +1,69 @@
+"""``spark3r check``: whether a profile is valid, and whether it fits a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ProfileError
+from .arguments import add_json, add_profile
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_check(commands: Subparsers) -> None:
+    """Declare ``spark3r check``."""
+    command = commands.add_parser(
+        "check",
+        help="check that a profile is valid, and that it fits a model",
+        allow_abbrev=False,
+    )
+    add_profile(command)
+    command.add_argument(
+        "--model",
+        metavar="NAME",
+        help="reference, reference:random or package.module:factory",
+    )
+    add_json(command)
+    command.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ..profile import STATUS_WORDS, load_profile
+
+    result: dict[str, Any] = {"profile": options.profile, "valid": True, "model": options.model}
+    try:
+        profile = load_profile(options.profile)
+    except ProfileError as error:
+        if not options.json:
+            raise
+        print(json.dumps(result | {"valid": False, "errors": [str(error)], "warnings": []}))
+        return 1
+    errors, warnings = _fit(profile, options.model) if options.model else ((), ())
+    if options.json:
+        result |= {"status": profile.status, "errors": list(errors), "warnings": list(warnings)}
+        print(json.dumps(result, indent=2))
+        return 1 if errors else 0
+    if errors:
+        raise ProfileError(f"{options.profile} does not fit {options.model}: {'; '.join(errors)}")
+    fits = f" and fits {options.model}" if options.model else ""
+    print(f"{options.profile} is valid{fits}; status: {STATUS_WORDS[profile.status]}")
+    for warning in warnings:
+        print(f"but: {warning}")
+    return 0
+
+
+def _fit(profile: Profile, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from .. import families
+    from ..fingerprint import describe
+    from ..loading import load_model
+
+    root = families.unwrap(load_model(name))
+    family = families.detect(root)
+    record = describe(family.name, family.attention(root), family.facts(root))
+    fit = profile.compatibility(record)
+    return fit.errors, fit.warnings

@@ -1,0 +1,88 @@
+"""The fingerprint of a model's global attention, and the model's record in a profile."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .profile import ModelRecord
+
+_WRAPPERS = ("module", "_orig_mod")  # DDP and torch.compile
+
+
+def fingerprint(attention: Mapping[str, nn.Module]) -> str | None:
+    """Return a hash of the global-attention parameters, or None when they have no values yet.
+
+    Every parameter enters with its layer's place, its name inside the layer, its shape and its
+    values rounded to bfloat16. So the fingerprint does not change when heads are dropped, when the
+    model is wrapped or moved, or when it is cast from float32 to bfloat16. A cast to float16
+    rounds on its own and gives another fingerprint.
+
+    Args:
+        attention: Global attention modules by name, in the order in which a pass meets them.
+    """
+    sha = hashlib.sha256()
+    for index, module in enumerate(attention.values()):
+        parameters = {_canonical(name): value for name, value in module.named_parameters()}
+        for name in sorted(parameters):
+            value = parameters[name].detach()
+            if value.is_meta:
+                return None
+            sha.update(f"{index}.{name} {list(value.shape)}\n".encode())
+            sha.update(memoryview(_bytes(value)))
+    return sha.hexdigest()
+
+
+def describe(
+    family: str,
+    attention: Mapping[str, nn.Module],
+    facts: Mapping[str, int],
+    *,
+    name: str | None = None,
+    weights: str | None = None,
+) -> ModelRecord:
+    """Return the record of a live model.
+
+    Args:
+        family: Name of its family.
+        attention: Its global attention modules by canonical name, in order.
+        facts: ``patch_size`` and ``special_tokens`` where the family knows them.
+        name: What people call the model; the family's name when None.
+        weights: Where its weights were found, or None.
+
+    Raises:
+        ValidationError: If there is no attention module (a defect of the family).
+    """
+    first = next(iter(attention.values()), None)
+    return ModelRecord(
+        family=family,
+        name=family if name is None else name,
+        weights=weights,
+        width=None if first is None else _width(first),
+        heads=getattr(first, "num_heads", None),
+        patch_size=facts.get("patch_size"),
+        special_tokens=facts.get("special_tokens"),
+        fingerprint=fingerprint(attention),
+        global_layers=tuple(attention),
+    )
+
+
+def _canonical(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _width(attention: nn.Module) -> int | None:
+    """Return the input channels of the first projection, which are the tokens'."""
+    matrices = (value for value in attention.parameters() if value.ndim == 2)
+    first = next(matrices, None)
+    return None if first is None else first.shape[1]
+
+
+def _bytes(value: Tensor) -> bytes:
+    """Return a parameter's values, as bfloat16 if they are floating point, on the CPU."""
+    if value.is_floating_point():
+        value = value.to(torch.bfloat16)
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,22 @@
+"""Profiles: JSON documents with a model's schedules and the evidence for them.
+
+pydantic lives in this package and nowhere else; torch is not needed to read a profile.
+"""
+
+from __future__ import annotations
+
+from .compatibility import Compatibility
+from .document import Profile
+from .library import load_profile, shipped_folder, shipped_names
+from .sections import STATUS_WORDS, ModelRecord, Status
+
+__all__ = [
+    "STATUS_WORDS",
+    "Compatibility",
+    "ModelRecord",
+    "Profile",
+    "Status",
+    "load_profile",
+    "shipped_folder",
+    "shipped_names",
+]

@@ -1,0 +1,153 @@
+"""How far a profile, and the evidence in it, holds for a model at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..env import device_name
+from ..schedule import OPERATORS_REVISION
+from .sections import ModelRecord
+
+if TYPE_CHECKING:
+    from .document import Profile
+
+_SHOWN_HEX = 12
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """What keeps a profile from a model, and what makes its evidence doubtful there.
+
+    Attributes:
+        errors: The schedule cannot be applied.
+        warnings: It can, but was measured on something else, or not at all.
+    """
+
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(
+    profile: Profile,
+    record: ModelRecord,
+    *,
+    device: object = None,
+    dtype: object = None,
+    frames: int | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Compatibility:
+    """Return how far a profile holds for a model; see `Profile.compatibility`."""
+    errors = tuple(_mismatches(profile.model, record))
+    if errors:
+        return Compatibility(errors, ())
+    warnings = [*_other_architecture(profile.model, record), *_operators(profile)]
+    if profile.status == "measured":
+        warnings += _evidence(profile, record, device, dtype, frames, grid)
+    else:
+        taken = "a rule of thumb" if profile.status == "prior" else "a paper's schedule"
+        warnings.append(
+            f"the profile is {taken} and was not measured on your weights; "
+            f"{calibrate_line(profile.model)} measures one"
+        )
+    return Compatibility(errors, tuple(warnings))
+
+
+def calibrate_line(model: ModelRecord) -> str:
+    """Return the command that would measure a profile for a model."""
+    name = model.family
+    if name != "reference":
+        name += f":{model.weights or 'WEIGHTS'}"
+    return f"`calibrate --model {name} --budget 50%`"
+
+
+def _mismatches(expected: ModelRecord, found: ModelRecord) -> Iterator[str]:
+    if found.family != expected.family:
+        yield f"the profile is for family '{expected.family}', the model's is '{found.family}'"
+        return
+    ours, theirs = expected.global_layers, found.global_layers
+    if len(ours) != len(theirs):
+        yield (
+            f"the profile is for {len(ours)} global layers ({expected.name}), "
+            f"the model has {len(theirs)}"
+        )
+    elif not _same_modules(ours, theirs):
+        first = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
+        yield (
+            f"global layer {first} of the profile is '{ours[first]}', "
+            f"the model's is '{theirs[first]}'"
+        )
+
+
+def _same_modules(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether names agree, up to the name of one module that holds all of a model.
+
+    Depth-Anything-3's network is ``model.`` inside its API object and ``da3.`` inside the nested
+    model.
+    """
+    longer, shorter = (ours, theirs) if len(ours[0]) >= len(theirs[0]) else (theirs, ours)
+    outer = longer[0].removesuffix(shorter[0])
+    if outer and not outer.endswith("."):
+        return False
+    return all(a == outer + b for a, b in zip(longer, shorter, strict=True))
+
+
+def _other_architecture(expected: ModelRecord, found: ModelRecord) -> Iterator[str]:
+    for field, words in (
+        ("width", "width"),
+        ("heads", "attention heads"),
+        ("patch_size", "patch size"),
+        ("special_tokens", "special tokens per frame"),
+    ):
+        ours, theirs = getattr(expected, field), getattr(found, field)
+        if None not in (ours, theirs) and ours != theirs:
+            yield f"the profile is for {expected.name}: {words} {ours}, the model's {theirs}"
+
+
+def _operators(profile: Profile) -> Iterator[str]:
+    revisions = {
+        operators.revision
+        for record in profile.schedules
+        for operators in (record.operators, *(layer.operators for layer in record.layers))
+        if operators is not None
+    }
+    for revision in sorted(revisions - {OPERATORS_REVISION}):
+        yield (
+            f"the profile was made with operators of revision {revision}, this spark3r has "
+            f"revision {OPERATORS_REVISION}: its results may differ"
+        )
+
+
+def _evidence(
+    profile: Profile,
+    record: ModelRecord,
+    device: object,
+    dtype: object,
+    frames: int | None,
+    grid: tuple[int, int] | None,
+) -> Iterator[str]:
+    ours, theirs = profile.model.fingerprint, record.fingerprint
+    if ours is not None and theirs is not None and ours != theirs:
+        yield (
+            f"the profile was measured on other weights (fingerprint {ours[:_SHOWN_HEX]}, yours "
+            f"{theirs[:_SHOWN_HEX]}); {calibrate_line(record)} measures one on yours"
+        )
+    measurements = profile.measurements
+    devices = sorted({entry.device for entry in measurements})
+    if device is not None and (name := device_name(device)) not in devices:
+        yield f"the profile was measured on {_either(devices)}, the model is on {name}"
+    dtypes = sorted({entry.dtype for entry in measurements})
+    if dtype is not None and (name := str(dtype).removeprefix("torch.")) not in dtypes:
+        yield f"the profile was measured in {_either(dtypes)}, the model runs in {name}"
+    grids = sorted({entry.grid for entry in measurements})
+    if grid is not None and grid not in grids:
+        measured = _either([f"{rows}x{columns}" for rows, columns in grids])
+        yield f"the profile was measured on grids of {measured}, the clip's is {grid[0]}x{grid[1]}"
+    longest = max(entry.frames for entry in measurements)
+    if frames is not None and frames > longest:
+        yield f"the profile was measured on clips of up to {longest} frames, this one has {frames}"
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(names)

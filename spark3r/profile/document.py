@@ -1,0 +1,237 @@
+"""The profile: a model's schedules, where they come from, and the evidence for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic.json_schema import GenerateJsonSchema
+
+from ..errors import ProfileError
+from ..schedule import Schedule
+from . import files
+from .compatibility import Compatibility, compare
+from .consistency import contradictions
+from .evidence import Measurement, Sensitivity
+from .problems import problem_lines, profile_error, shown
+from .sections import ModelRecord, Name, ScheduleRecord, Section, Status
+
+FORMAT: Literal["spark3r-profile"] = "spark3r-profile"
+VERSION: Literal[1] = 1
+SCHEMA_NAME = f"profile-v{VERSION}.schema.json"
+
+
+class Profile(Section):
+    """A model's schedules and the evidence for them.
+
+    Attributes:
+        schema_reference: Where editors find the JSON Schema.
+        format: Tells profiles from other JSON.
+        version: Version of the format.
+        status: ``measured``: its schedules were run on this model. ``paper``: a publication's
+            schedule. ``prior``: a rule of thumb. Only the first is evidence.
+        source: What a paper or prior schedule is taken from; null when measured.
+        notes: The rule that was followed, and whatever a reader should know.
+        model: The model it is for.
+        default: Name of the schedule used when none is asked for.
+        schedules: Points of the trade-off between latency and quality.
+        measurements: One entry per device, dtype, attention backend, clip length and grid.
+        sensitivity: What reducing single layers does.
+    """
+
+    schema_reference: str = Field(default=f"schema/{SCHEMA_NAME}", alias="$schema")
+    format: Literal["spark3r-profile"]
+    version: Literal[1]
+    status: Status
+    source: Name | None = None
+    notes: str = ""
+    model: ModelRecord
+    default: Name
+    schedules: Annotated[tuple[ScheduleRecord, ...], Field(min_length=1)]
+    measurements: tuple[Measurement, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Profile:
+        problems = list(contradictions(self))
+        if problems:
+            raise profile_error((info.context or {}).get("source", "profile"), problems)
+        return self
+
+    @classmethod
+    def create(
+        cls,
+        model: ModelRecord,
+        schedules: Mapping[str, Schedule],
+        *,
+        status: Status,
+        default: str | None = None,
+        source: str | None = None,
+        notes: str = "",
+        measurements: Iterable[Measurement] = (),
+        sensitivity: Iterable[Sensitivity] = (),
+    ) -> Profile:
+        """Return the profile of ``schedules``, by name, for ``model``.
+
+        ``default`` is the first of them unless another is named.
+
+        Raises:
+            ProfileError: If the parts do not make a valid profile.
+        """
+        try:
+            return cls(
+                format=FORMAT,
+                version=VERSION,
+                status=status,
+                source=source,
+                notes=notes,
+                model=model,
+                default=next(iter(schedules), "") if default is None else default,
+                schedules=tuple(
+                    ScheduleRecord.of(name, schedule, model) for name, schedule in schedules.items()
+                ),
+                measurements=tuple(measurements),
+                sensitivity=tuple(sensitivity),
+            )
+        except ValidationError as error:
+            raise profile_error("profile", problem_lines(error, json_schema())) from error
+
+    @classmethod
+    def parse(cls, text: str, source: str = "profile") -> Profile:
+        """Return the profile written in JSON ``text``.
+
+        Args:
+            text: The document.
+            source: What error messages call it, such as the file's path.
+
+        Raises:
+            ProfileError: If it is not a valid profile; every problem found has its line.
+        """
+        document = files.parse(text, source)
+        problems = _of_another_kind(document) or files.repeated_keys(document)
+        if problems:
+            raise profile_error(source, problems)
+        try:
+            return cls.model_validate_json(text, context={"source": source})
+        except ValidationError as error:
+            raise profile_error(source, problem_lines(error, json_schema())) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Return the profile stored in a file.
+
+        Raises:
+            ProfileError: If the file cannot be read or is not a valid profile.
+        """
+        return cls.parse(files.read_text(Path(path)), str(path))
+
+    def text(self) -> str:
+        """Return the document as it is stored: JSON, in a stable order."""
+        return files.render(self.model_dump(mode="json", by_alias=True))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Store the profile in a file, as a whole or not at all.
+
+        Raises:
+            ProfileError: If the file exists and ``overwrite`` is not set, or cannot be written.
+        """
+        files.write_text(Path(path), self.text(), overwrite=overwrite)
+
+    def schedule_names(self) -> tuple[str, ...]:
+        """Return the names of the schedules, in the document's order."""
+        return tuple(record.name for record in self.schedules)
+
+    def schedule(self, name: str | None = None) -> Schedule:
+        """Return a schedule by name, or the default one.
+
+        Raises:
+            ProfileError: If there is no schedule of that name.
+        """
+        wanted = self.default if name is None else name
+        for record in self.schedules:
+            if record.name == wanted:
+                return record.schedule()
+        raise ProfileError(
+            f"the profile has no schedule {shown(wanted)}, expected one of: "
+            f"{', '.join(self.schedule_names())}"
+        )
+
+    def compatibility(
+        self,
+        record: ModelRecord,
+        *,
+        device: object = None,
+        dtype: object = None,
+        frames: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Compatibility:
+        """Return how far the profile and its evidence hold for a model.
+
+        Args:
+            record: The model, as `fingerprint.describe` sees it.
+            device: The device it is on, as torch takes it; None when unknown.
+            dtype: The precision of its pass, likewise.
+            frames: Length of the clips it will see, likewise.
+            grid: Rows and columns of patches per frame, likewise.
+        """
+        return compare(self, record, device=device, dtype=dtype, frames=frames, grid=grid)
+
+
+def _of_another_kind(document: Any) -> list[str]:
+    """Return why a document is no profile of this version, before its fields are looked at."""
+    if not isinstance(document, dict):
+        return [f"the document is {shown(document)}, expected an object"]
+    kind, version = document.get("format"), document.get("version")
+    if kind != FORMAT:
+        found = f"is {shown(kind)}" if "format" in document else "is missing"
+        return [f'format {found}, expected "{FORMAT}"']
+    if type(version) is int and version > VERSION:
+        return [f"version is {version}, expected {VERSION}: a newer spark3r reads it"]
+    return []
+
+
+class _Untitled(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+_STATUS_RULES: list[dict[str, Any]] = [
+    {
+        "if": {"properties": {"status": {"const": "measured"}}},
+        "then": {
+            "properties": {
+                "measurements": {"minItems": 1},
+                "model": {
+                    "properties": {"fingerprint": {"type": "string"}},
+                    "required": ["fingerprint"],
+                },
+            },
+            "required": ["measurements"],
+        },
+        "else": {
+            "properties": {"measurements": {"maxItems": 0}, "source": {"type": "string"}},
+            "required": ["source"],
+        },
+    },
+    {
+        "if": {"properties": {"status": {"const": "prior"}}},
+        "then": {"properties": {"notes": {"pattern": r"\S"}}, "required": ["notes"]},
+    },
+]
+
+
+@lru_cache(maxsize=1)
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of profiles, generated from the class that validates them.
+
+    It cannot state the rules between fields (`consistency.contradictions`) other than those about
+    the status, nor that keys stand once, that integers are written without a fraction (it takes
+    1.0 for 1), or that a date exists.
+    """
+    schema = Profile.model_json_schema(schema_generator=_Untitled)
+    head = {"$schema": GenerateJsonSchema.schema_dialect, "$id": SCHEMA_NAME}
+    return {**head, **schema, "allOf": _STATUS_RULES}

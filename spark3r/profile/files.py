@@ -1,0 +1,145 @@
+"""Profile files: strict reading, readable and atomic writing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from ..errors import ProfileError
+from .problems import field_path
+
+MAX_BYTES = 16 * 2**20
+LINE_WIDTH = 100
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a profile file.
+
+    Raises:
+        ProfileError: If it cannot be read, is empty, too large, or not UTF-8.
+    """
+    if path.is_dir():
+        raise ProfileError(f"{path}: is a folder, expected a profile file (.json)")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ProfileError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ProfileError(f"{path}: cannot be read ({reason})") from error
+    if len(raw) > MAX_BYTES:
+        raise ProfileError(f"{path}: larger than {MAX_BYTES // 2**20} MiB, expected a profile")
+    if not raw.strip():
+        raise ProfileError(f"{path}: is empty, expected a profile (JSON)")
+    try:
+        return raw.decode("utf-8-sig")  # some editors write a byte order mark
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path}: not UTF-8 (byte {error.start})") from error
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that remembers keys given twice, which JSON parsers drop without a word."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.repeated = sorted({key for key in keys if keys.count(key) > 1})
+
+
+def parse(text: str, source: str) -> Any:
+    """Return parsed JSON.
+
+    Raises:
+        ProfileError: If the text is not JSON or nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
+        raise ProfileError(
+            f"{source}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{source}: not JSON that can be read: {error}") from error
+
+
+def repeated_keys(value: Any, location: tuple[str | int, ...] = ()) -> list[str]:
+    """Return one line per key that an object of a parsed document holds twice."""
+    children: list[tuple[str | int, Any]] = []
+    lines: list[str] = []
+    if isinstance(value, _Pairs):
+        lines = [f"{field_path((*location, key))} is given twice" for key in value.repeated]
+        children = list(value.items())
+    elif isinstance(value, list):
+        children = list(enumerate(value))
+    for step, child in children:
+        lines += repeated_keys(child, (*location, step))
+    return lines
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return a document as JSON text, two spaces deep, short objects on one line.
+
+    Keys keep their order, so that two versions of a profile compare line by line.
+    """
+    return _lines(document, "", flat=False) + "\n"
+
+
+def _lines(value: Any, indent: str, *, flat: bool = True) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not value or not isinstance(value, dict | list):
+        return text
+    if flat and len(indent) + len(text) <= LINE_WIDTH:
+        return text
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        entries = [f"{json.dumps(key)}: {_lines(item, deeper)}" for key, item in value.items()]
+        opening, closing = "{", "}"
+    else:
+        entries = [_lines(item, deeper) for item in value]
+        opening, closing = "[", "]"
+    joined = f",\n{deeper}".join(entries)
+    return f"{opening}\n{deeper}{joined}\n{indent}{closing}"
+
+
+def write_text(path: Path, text: str, *, overwrite: bool) -> None:
+    """Write a file as a whole or not at all.
+
+    The text goes to a temporary file in the same folder, which then takes the file's place.
+
+    Raises:
+        ProfileError: If the file exists and ``overwrite`` is not set, or if writing fails; what
+            was there before is left as it was.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.is_dir():
+        raise ProfileError(f"{path}: is a folder, expected a file name")
+    if target.exists() and not overwrite:
+        raise ProfileError(f"{path}: exists already; pass overwrite=True or choose another name")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where folders can be synced at all."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,53 @@
+"""Profiles by name: those shipped with spark3r, and any by path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from ..errors import ProfileError
+from .document import Profile
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the shipped profiles: in the wheel, or in a checkout."""
+    installed = _PACKAGE / "_profiles"
+    return installed if installed.is_dir() else _PACKAGE.parent / "profiles"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Return the names of the shipped profiles, in alphabetical order."""
+    return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))
+
+
+def load_profile(source: str | os.PathLike[str] | Profile) -> Profile:
+    """Return a profile.
+
+    Args:
+        source: A profile, which is returned as it is; a path, which a string is when it has a
+            path separator or ends in ``.json``; or the name of a shipped profile.
+
+    Raises:
+        ProfileError: If it cannot be found, or is not a valid profile.
+    """
+    if isinstance(source, Profile):
+        return source
+    if not isinstance(source, str) or _is_path(source):
+        return Profile.load(source)
+    names = shipped_names()
+    if source not in names:
+        near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ProfileError(
+            f"no shipped profile is named '{source}': {hint}`spark3r list` shows all; "
+            "a file is named by a path or ends in .json"
+        )
+    return Profile.load(shipped_folder() / f"{source}.json")
+
+
+def _is_path(source: str) -> bool:
+    separators = {"/", os.sep, os.altsep or os.sep}
+    return source.endswith(".json") or any(mark in source for mark in separators)
