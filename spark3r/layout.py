@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 from .errors import LayoutError
 
@@ -37,6 +38,9 @@ class TokenLayout:
     anchor_frame: int | None = None
 
     def __post_init__(self) -> None:
+        # A symbolic size of a compiled graph becomes a number here: selections depend on it.
+        for name in ("frames", "height", "width"):
+            object.__setattr__(self, name, index(getattr(self, name)))
         if self.frames < 1 or self.height < 1 or self.width < 1:
             raise LayoutError(
                 f"a layout needs at least one frame and one patch, got {self.frames} frames "
@@ -65,6 +69,19 @@ class TokenLayout:
     def patch_start(self) -> int:
         """Offset of the first patch inside a frame."""
         return 0 if self.special_last else self.special
+
+    @property
+    def fields(self) -> tuple[int, int, int, int, bool, int, int | None]:
+        """The constructor's arguments as plain constants, which a tracing compiler can fold."""
+        return (
+            self.frames,
+            self.height,
+            self.width,
+            self.special,
+            self.special_last,
+            self.tail,
+            self.anchor_frame,
+        )
 
     @property
     def tokens(self) -> int:

@@ -1,0 +1,35 @@
+"""Model families: one file per architecture, and a generic one for all others.
+
+A new family is one file that ends in ``FAMILY = Family(...)`` and one entry in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import FamilyError
+from . import reference
+from .family import Family, unwrap
+from .generic import generic
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (reference.FAMILY,)}
+
+__all__ = ["FAMILIES", "Family", "detect", "generic", "unwrap"]
+
+
+def detect(model: nn.Module) -> Family:
+    """Return the family of a model, seen through compile and data-parallel wrappers.
+
+    Raises:
+        FamilyError: If no family knows the architecture.
+    """
+    root = unwrap(model)
+    for family in FAMILIES.values():
+        if family.matches(root):
+            return family
+    raise FamilyError(
+        f"{type(root).__name__} is of no family that spark3r knows ({', '.join(FAMILIES)}). "
+        "For another architecture say where its global attention is: "
+        "spark3r.apply(model, schedule, family=spark3r.families.generic("
+        "'blocks.*.attn', patch_size=14, special=5))"
+    )

@@ -1,0 +1,189 @@
+"""Any model: attention modules by pattern, token layout by numbers or a small function.
+
+Where no family knows how a module projects its tokens, keys and values are thinned after the
+projection: the module runs as it is, and its one call of ``scaled_dot_product_attention`` is
+reduced. A family written for the architecture also saves the projections of pruned tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import FamilyError, LayoutError
+from ..layout import TokenLayout
+from ..reduction import attend, select
+from ..schedule import LayerRule
+from .family import Family, LayoutFunction
+
+
+def generic(
+    attention: str,
+    *,
+    entry: str = "",
+    patch_size: int | None = None,
+    special: int = 0,
+    special_last: bool = False,
+    tail: int = 0,
+    anchor_frame: int | None = None,
+    layout: Callable[..., tuple[int, TokenLayout]] | None = None,
+) -> Family:
+    """Describe a model that no family knows.
+
+    Args:
+        attention: Pattern over qualified module names that meets the global attention modules and
+            nothing else, in shell style: ``"blocks.*.global.attn"``.
+        entry: Qualified name of the module that takes the images, "" for the model itself.
+        patch_size: Side of a patch in pixels. The entry module's first argument must then be
+            images ``[B, S, 3, H, W]``, or ``[S, 3, H, W]`` for a batch of one.
+        special: Special tokens per frame.
+        special_last: Whether they stand after the frame's patches.
+        tail: Tokens after all frames.
+        anchor_frame: The frame with special tokens of its own, if any.
+        layout: Instead of the numbers: a function of the entry module's arguments that returns
+            the batch size and the `TokenLayout`.
+
+    Returns:
+        A family to hand to ``spark3r.apply(model, schedule, family=...)``.
+
+    Raises:
+        FamilyError: If neither or both of ``patch_size`` and ``layout`` are given. Applying it
+            to a model raises it when the pattern or the entry name meets nothing.
+    """
+    if (patch_size is None) == (layout is None):
+        raise FamilyError("generic() needs either patch_size= with token counts, or layout=")
+
+    def by_numbers(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[int, TokenLayout]:
+        images = _first_tensor((*args, *kwargs.values()))
+        assert patch_size is not None
+        batch, frames = (1, images.shape[0]) if images.ndim == 4 else images.shape[:2]
+        return batch, TokenLayout(
+            frames,
+            images.shape[-2] // patch_size,
+            images.shape[-1] // patch_size,
+            special,
+            special_last,
+            tail,
+            anchor_frame,
+        )
+
+    def by_function(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[int, TokenLayout]:
+        assert layout is not None
+        return layout(*args, **kwargs)
+
+    chosen: LayoutFunction = by_numbers if layout is None else by_function
+    return Family(
+        name="generic",
+        usage=f"a call that goes through {entry or 'the model'} with its images first",
+        matches=lambda root: True,
+        attention=lambda root: _find(root, attention),
+        entry=lambda root: _get(root, entry),
+        layout=chosen,
+        attend=_attend,
+        facts=lambda root: (
+            {"special_tokens": special} | ({} if patch_size is None else {"patch_size": patch_size})
+        ),
+    )
+
+
+def _find(root: nn.Module, pattern: str) -> dict[str, nn.Module]:
+    found = {name: module for name, module in root.named_modules() if fnmatchcase(name, pattern)}
+    if not found:
+        attentions = [name for name, _ in root.named_modules() if name.endswith("attn")]
+        hint = f"; it has {', '.join(attentions[:4])} ..." if attentions else ""
+        raise FamilyError(
+            f"no module of {type(root).__name__} is called like '{pattern}': pass the pattern of "
+            f"its global attention modules{hint}"
+        )
+    return found
+
+
+def _get(root: nn.Module, name: str) -> nn.Module:
+    try:
+        return root.get_submodule(name)
+    except AttributeError as error:
+        raise FamilyError(
+            f"{type(root).__name__} has no module '{name}': entry= must name the module that "
+            "takes the images"
+        ) from error
+
+
+def _first_tensor(values: Iterable[Any]) -> Tensor:
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.ndim in (4, 5):
+                return value
+            break
+    raise LayoutError(
+        "the entry module was not given images [B, S, 3, H, W] or [S, 3, H, W] first: name another "
+        "entry= or pass layout="
+    )
+
+
+class _Reduced(TorchFunctionMode):
+    """Reduces the scaled dot-product attention that runs inside it."""
+
+    def __init__(self, layout: TokenLayout, rule: LayerRule) -> None:
+        super().__init__()
+        self.layout = layout
+        self.rule = rule
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self.calls += 1
+        return self._attend(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        tokens = self.layout.tokens
+        if query.shape[-2] != tokens or key.shape[-2] != tokens or query.ndim != 4:
+            raise LayoutError(
+                f"attention over queries {list(query.shape)} and keys {list(key.shape)}, expected "
+                f"[B, H, {tokens}, D]: this is not global attention over the whole clip"
+            )
+        if attn_mask is not None or is_causal or dropout_p > 0 or enable_gqa:
+            raise FamilyError(
+                "the generic family cannot reduce attention with a mask, dropout, a causal order "
+                "or grouped heads: write a family for this model"
+            )
+        selection = select(self.layout, self.rule, query.device)
+        if selection is not None:
+            key, value = selection.take(key, 2), selection.take(value, 2)
+        return attend(query, key, value, self.layout, self.rule, selection, scale=scale)
+
+
+def _attend(
+    attn: nn.Module, layout: TokenLayout, rule: LayerRule, *args: Any, **kwargs: Any
+) -> Tensor:
+    mode = _Reduced(layout, rule)
+    with mode:
+        output = type(attn).forward(attn, *args, **kwargs)
+    if mode.calls != 1:
+        raise FamilyError(
+            f"{type(attn).__name__} called scaled_dot_product_attention {mode.calls} times in one "
+            "forward, expected once: write a family for this model"
+        )
+    return output

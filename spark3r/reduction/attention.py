@@ -1,0 +1,64 @@
+"""Attention with merged queries over the keys and values that stayed (Spark3R fig. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layout import TokenLayout
+from ..schedule import LayerRule
+from . import merge
+from .prune import KeySelection, key_value_length
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TokenLayout,
+    rule: LayerRule,
+    selection: KeySelection | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Merge the queries, attend to the keys and values given, and unmerge.
+
+    Args:
+        query: All N tokens' queries, ``[B, H, N, D]``, after query norm and rotary embedding.
+        key: Keys of the selected tokens, ``[B, H, M, D]``.
+        value: Values of the selected tokens, ``[B, H, M, D]``.
+        layout: Token layout of the N tokens.
+        rule: The layer's resolved rule.
+        selection: The selection that keys and values were made from, None when all stayed.
+        scale: Factor on the logits, None for 1/sqrt(D).
+
+    Returns:
+        ``[B, H, N, D]`` in the queries' dtype. With a query factor of 1 and no selection this is
+        ``F.scaled_dot_product_attention(query, key, value)``, bit for bit.
+    """
+    mask = None
+    if selection is not None and selection.bias is not None:
+        # Broadcast over queries: no backend needs the [N, M] matrix of it.
+        mask = selection.bias.to(query.dtype).view(1, 1, 1, -1)
+    merge_plan = merge.plan(layout, rule, query.device)
+    if merge_plan is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    places = merge.match(query, merge_plan)
+    merged = merge.merge(query, merge_plan, places)
+    output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
+    return merge.unmerge(output, merge_plan, places)
+
+
+def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
+    """Return the share of dense attention cost that resolved rules leave, a fraction.
+
+    The mean over layers of realised queries times realised keys over N², the work of the
+    attention products themselves; matching and projections are not counted.
+    """
+    dense = layout.tokens**2
+    shares = [
+        merge.query_length(layout, rule) * key_value_length(layout, rule) / dense for rule in rules
+    ]
+    return sum(shares) / len(shares)

@@ -1,0 +1,53 @@
+"""Evenly spread subsets of the patches of a clip, one in ``factor``, moving from frame to frame.
+
+Patch (y, x) of frame f belongs to the subset when (x + k·y + c·f) mod r = 0. The row shift k makes
+the subset of one frame as even as a lattice can be; the frame shift c is coprime to r, so that r
+consecutive frames visit every patch once, far steps first. For r = 2 this is a checkerboard that
+flips with each frame. It is the deterministic region sampling of Spark3R §IV-B for any integer r.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import gcd
+
+import torch
+from torch import Tensor
+
+
+@cache
+def row_shift(factor: int) -> int:
+    """Return the k that maximises the least distance between two patches of one frame."""
+    return max(range(factor), key=lambda k: (_shortest_squared(factor, k), -k))
+
+
+@cache
+def frame_shift(factor: int) -> int:
+    """Return the c, coprime to ``factor``, nearest to the golden section of ``factor``."""
+    golden = factor * (5**0.5 - 1) / 2
+    coprime = (c for c in range(1, factor + 1) if gcd(c, factor) == 1)
+    return min(coprime, key=lambda c: (abs(c - golden), c))
+
+
+def residues(frames: int, height: int, width: int, factor: int) -> Tensor:
+    """Return (x + k·y + c·f) mod r of every patch, ``[frames, height * width]`` int64 on the CPU.
+
+    Zero marks the subset; every value marks another one of the same spread.
+    """
+    f = torch.arange(frames).view(-1, 1, 1)
+    y = torch.arange(height).view(1, -1, 1)
+    x = torch.arange(width).view(1, 1, -1)
+    return ((x + row_shift(factor) * y + frame_shift(factor) * f) % factor).flatten(1)
+
+
+def _shortest_squared(factor: int, k: int) -> int:
+    """Squared length of the shortest vector of the lattice {(x, y): x + k·y ≡ 0 mod r} (Gauss)."""
+    a, b = (factor, 0), (-k % factor, 1)
+    while True:
+        if a[0] ** 2 + a[1] ** 2 > b[0] ** 2 + b[1] ** 2:
+            a, b = b, a
+        norm = a[0] ** 2 + a[1] ** 2
+        steps = round((a[0] * b[0] + a[1] * b[1]) / norm)
+        if steps == 0:
+            return norm
+        b = (b[0] - steps * a[0], b[1] - steps * a[1])
