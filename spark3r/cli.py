@@ -65,9 +65,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action="version", version=f"spark3r {__version__}")
+    _add_debug(whole, False)
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
     for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="show a traceback on failure")
+        _add_debug(command, argparse.SUPPRESS)  # leaves one given before the command alone
     return whole
+
+
+def _add_debug(command: argparse.ArgumentParser, default: bool | str) -> None:
+    command.add_argument(
+        "--debug", action="store_true", default=default, help="show a traceback on failure"
+    )

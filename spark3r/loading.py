@@ -65,11 +65,15 @@ def _made_by(name: str, module_name: str, attribute: str) -> nn.Module:
         missing = error.name or ""
         if missing != module_name and not module_name.startswith(f"{missing}."):
             raise FamilyError(
-                f"model '{name}': {module_name} needs '{missing}': {error}"
+                f"model '{name}': module '{module_name}' needs '{missing}', which is missing"
             ) from error
         raise FamilyError(
             f"model '{name}': there is no module '{missing}' on the Python path; "
             f"expected {ACCEPTED}"
+        ) from error
+    except Exception as error:
+        raise FamilyError(
+            f"model '{name}': importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(factory, part):

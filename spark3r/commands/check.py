@@ -35,25 +35,25 @@ def add_check(commands: Subparsers) -> None:
 def _check(options: argparse.Namespace) -> int:
     from ..profile import STATUS_WORDS, load_profile
 
-    result: dict[str, Any] = {"profile": options.profile, "valid": True, "model": options.model}
+    result: dict[str, Any] = {"profile": options.profile, "model": options.model, "valid": True}
     try:
         profile = load_profile(options.profile)
     except ProfileError as error:
-        if not options.json:
-            raise
-        print(json.dumps(result | {"valid": False, "errors": [str(error)], "warnings": []}))
-        return 1
+        if options.json:
+            result |= {"valid": False, "status": None, "errors": [str(error)], "warnings": []}
+            print(json.dumps(result, indent=2))
+        raise
     errors, warnings = _fit(profile, options.model) if options.model else ((), ())
     if options.json:
         result |= {"status": profile.status, "errors": list(errors), "warnings": list(warnings)}
         print(json.dumps(result, indent=2))
-        return 1 if errors else 0
     if errors:
         raise ProfileError(f"{options.profile} does not fit {options.model}: {'; '.join(errors)}")
-    fits = f" and fits {options.model}" if options.model else ""
-    print(f"{options.profile} is valid{fits}; status: {STATUS_WORDS[profile.status]}")
-    for warning in warnings:
-        print(f"but: {warning}")
+    if not options.json:
+        fits = f" and fits {options.model}" if options.model else ""
+        print(f"{options.profile} is valid{fits}; status: {STATUS_WORDS[profile.status]}")
+        for warning in warnings:
+            print(f"but: {warning}")
     return 0
 
 

@@ -189,8 +189,9 @@ def _of_another_kind(document: Any) -> list[str]:
     if kind != FORMAT:
         found = f"is {shown(kind)}" if "format" in document else "is missing"
         return [f'format {found}, expected "{FORMAT}"']
-    if type(version) is int and version > VERSION:
-        return [f"version is {version}, expected {VERSION}: a newer spark3r reads it"]
+    if "version" in document and (type(version) is not int or version != VERSION):
+        hint = ": a newer spark3r reads it" if type(version) is int and version > VERSION else ""
+        return [f"version is {shown(version)}, expected {VERSION}{hint}"]
     return []
 
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .sections import Count, Factor, Factors, Name, OperatorsRecord, Section
 
 Milliseconds = Annotated[float, Field(gt=0)]
-FigureTable = Annotated[dict[Name, float], Field(min_length=1)]
+FigureTable = Annotated[dict[str, float], Field(min_length=1)]
+
+
+def _existing(date: str) -> str:
+    datetime.date.fromisoformat(date)  # a ValueError for the 30th of February
+    return date
+
+
+# As text, because pydantic also reads seconds since 1970 as a date.
+Day = Annotated[
+    str,
+    Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", description="a date such as 2026-01-31"),
+    AfterValidator(_existing),
+]
 
 
 class Timing(Section):
@@ -127,7 +140,7 @@ class EnvironmentRecord(Section):
     spark3r: Name
     python: Name
     os: Name
-    packages: dict[Name, Name]
+    packages: dict[str, Name]
     cpu: Name
     cores: Count
     threads: Count
@@ -171,7 +184,7 @@ class Measurement(Section):
     clips: tuple[ClipRecord, ...] = ()
     environment: EnvironmentRecord
     seed: Annotated[int, Field(ge=0)]
-    date: datetime.date
+    date: Day
 
 
 class Sensitivity(Section):

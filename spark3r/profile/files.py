@@ -55,7 +55,7 @@ def parse(text: str, source: str) -> Any:
     """Return parsed JSON.
 
     Raises:
-        ProfileError: If the text is not JSON or nested too deeply.
+        ProfileError: If the text is not JSON, or beyond what is sensible.
     """
     try:
         return json.loads(text, object_pairs_hook=_Pairs)
@@ -63,8 +63,10 @@ def parse(text: str, source: str) -> Any:
         raise ProfileError(
             f"{source}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{source}: not JSON that can be read: {error}") from error
+    except RecursionError as error:
+        raise ProfileError(f"{source}: nested too deeply, expected a profile") from error
+    except ValueError as error:  # Python refuses to read numbers of thousands of digits
+        raise ProfileError(f"{source}: a number has too many digits") from error
 
 
 def repeated_keys(value: Any, location: tuple[str | int, ...] = ()) -> list[str]:

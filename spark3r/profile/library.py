@@ -41,6 +41,8 @@ def load_profile(source: str | os.PathLike[str] | Profile) -> Profile:
     if source not in names:
         near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
+        if Path(source).is_file():
+            hint = f"did you mean the file './{source}'? "
         raise ProfileError(
             f"no shipped profile is named '{source}': {hint}`spark3r list` shows all; "
             "a file is named by a path or ends in .json"

@@ -131,8 +131,6 @@ def _words(node: _Node) -> str:
         return f"one of: {', '.join(node['enum'])}"
     kind = node["type"]
     if kind == "string":
-        if node.get("format") == "date":
-            return "a date such as 2026-01-31"
         empty_allowed = "minLength" not in node
         return node.get("description", "a string" if empty_allowed else "a string, not empty")
     if kind in ("integer", "number"):

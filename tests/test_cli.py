@@ -1,0 +1,374 @@
+"""The ``spark3r`` command as its users meet it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from profile_documents import Document, measured, paper
+
+from spark3r import __version__, cli, commands
+from spark3r.profile import Profile, shipped_folder, shipped_names
+
+
+class Answer:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def object(self) -> Any:
+        return json.loads(self.out)
+
+
+def run(*arguments: str) -> Answer:
+    """Run the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main(arguments)
+        except SystemExit as left:
+            status = int(left.code or 0)
+    return Answer(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def store(document: Document, name: str = "mine.json") -> str:
+    Path(name).write_text(json.dumps(document))
+    return name
+
+
+def reference_profile() -> Document:
+    """Return a document that fits the reference model by its layers."""
+    document = paper()
+    modules = [f"aggregator.global_blocks.{index}.attn" for index in range(8)]
+    document["model"].update(
+        family="reference", name="reference", width=128, patch_size=8, global_layers=modules
+    )
+    document["schedules"][0]["layers"] = [
+        {"index": index, "module": module, "query": 1, "key_value": 2}
+        for index, module in enumerate(modules)
+    ]
+    return document
+
+
+def test_help_is_there_before_torch() -> None:
+    program = (
+        "import sys\n"
+        "from spark3r.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy), file=sys.stderr)\n"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert answer.returncode == 0
+        assert answer.stderr == "heavy: []\n"
+        for word in ("list", "show", "check", "examples:"):
+            assert word in answer.stdout
+    assert min(seconds) < 0.3
+
+
+def test_list_and_check_need_no_torch() -> None:
+    for arguments in (["list"], ["check", "pi3"]):
+        program = (
+            f"import sys\nfrom spark3r.cli import main\nassert main({arguments}) == 0\n"
+            "assert 'torch' not in sys.modules\n"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_as_a_module(folder: Path) -> None:
+    for arguments, status in ((["--version"], 0), (["check", "no.json"], 1), (["show"], 2)):
+        answer = subprocess.run(
+            [sys.executable, "-m", "spark3r", *arguments], capture_output=True, text=True
+        )
+        assert answer.returncode == status
+        assert "Traceback" not in answer.stderr
+        assert answer.stdout == (f"spark3r {__version__}\n" if status == 0 else "")
+
+
+def test_output_that_nobody_reads() -> None:
+    command = [sys.executable, "-m", "spark3r", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # long before it writes
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+def test_output_on_a_terminal_without_the_letters(folder: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "spark3r", "check", store(paper(), "π³.json")],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert answer.returncode == 0
+    assert answer.stdout == b"??.json is valid; status: paper, not measured\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("frobnicate",), ("--verison",), ("list", "extra")])
+def test_wrong_usage(arguments: tuple[str, ...]) -> None:
+    answer = run(*arguments)
+    assert answer.status == 2
+    assert answer.out == ""
+    assert answer.err.startswith("usage: spark3r")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--frames", "0", "'0', expected an integer of at least 1"),
+        ("--frames", "1e3", "'1e3', expected an integer of at least 1"),
+        ("--frames", "-5", "'-5', expected an integer of at least 1"),
+        ("--frames", "²", "'²', expected an integer of at least 1"),
+        ("--grid", "28", "'28', expected rows x columns such as 28x37"),
+        ("--grid", "0x37", "'0x37', expected rows x columns such as 28x37"),
+        ("--grid", "28x37x2", "'28x37x2', expected rows x columns such as 28x37"),
+    ],
+)
+def test_values_that_make_no_sense(option: str, value: str, expected: str) -> None:
+    answer = run("show", "pi3", f"{option}={value}")
+    assert answer.status == 2
+    assert answer.err.endswith(f"error: argument {option}: {expected}\n")
+
+
+def test_failures_are_one_paragraph(folder: Path) -> None:
+    (folder / "broken.json").write_text("{")
+    for arguments, message in (
+        (("show", "vggt1b"), "no shipped profile is named 'vggt1b': did you mean vggt-1b"),
+        (("show", "./none"), "none: no such file"),
+        (("check", "broken.json"), "broken.json: not JSON: line 1, column 2: Expecting property"),
+        (("show", "pi3", "--schedule", "x"), 'the profile has no schedule "x", expected one of: '),
+        (("check", "pi3", "--model", "nope"), "no model is called 'nope', expected 'reference'"),
+        (("check", "pi3", "--model", "os:getcwd"), "model 'os:getcwd': getcwd() returned an obj"),
+        (
+            ("check", "pi3", "--model", "reference:random"),
+            "pi3 does not fit reference:random: the profile is for family 'pi3', the model's is "
+            "'reference'",
+        ),
+    ):
+        answer = run(*arguments)
+        assert answer.status == 1
+        assert answer.out == ""
+        assert answer.err.startswith(f"spark3r: {message}")
+        assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "show", "x"), ("show", "x", "--debug")])
+def test_debug_shows_the_traceback(arguments: tuple[str, ...]) -> None:
+    answer = run(*arguments)
+    assert answer.status == 1
+    assert answer.err.startswith("Traceback (most recent call last)")
+    assert "spark3r.ProfileError: no shipped profile is named 'x'" in answer.err
+
+
+def test_defects_and_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: object) -> int:
+        raise ZeroDivisionError("by zero")
+
+    def interrupt(options: object) -> int:
+        raise KeyboardInterrupt
+
+    for action, status, said in (
+        (fail, 1, "spark3r: internal error, ZeroDivisionError: by zero (--debug shows where;"),
+        (interrupt, 130, "spark3r: interrupted"),
+    ):
+        monkeypatch.setattr(commands.listing, "_list", action)
+        answer = run("list")
+        assert answer.status == status
+        assert answer.err.startswith(said)
+
+
+def test_list() -> None:
+    answer = run("list")
+    lines = answer.out.splitlines()
+    assert answer.status == 0
+    assert lines[0].split("  ")[0] == "profile"
+    assert [line.split()[0] for line in lines[1:]] == list(shipped_names())
+    assert all(line == line.rstrip() for line in lines)
+    assert sum("paper, not measured" in line for line in lines) == 4
+    assert sum("prior, not measured" in line for line in lines) == 2
+
+
+def test_list_as_json() -> None:
+    answer = run("list", "--json")
+    assert answer.err == ""
+    profiles = {entry["profile"]: entry for entry in answer.object["profiles"]}
+    assert list(profiles) == list(shipped_names())
+    assert profiles["pi3x"] == {
+        "profile": "pi3x",
+        "status": "prior",
+        "source": "Spark3R, arXiv 2605.06270 v2, section IV, for Pi3",
+        "family": "pi3",
+        "model": "Pi3X",
+        "weights": "yyfz233/Pi3X",
+        "global_layers": 18,
+        "schedules": ["pi3-rule"],
+        "default": "pi3-rule",
+    }
+
+
+def test_show_a_paper_schedule() -> None:
+    out = run("show", "vggt-1b", "--frames", "300", "--grid", "4x5").out
+    assert "status: paper, not measured\n" in out
+    assert "source: Spark3R, arXiv 2605.06270 v2" in out
+    assert "on 300 frames of 4x5 patches and 5 special tokens, 7500 tokens in all" in out
+    # 300 frames: r_Q = 2, r_KV = 8 in sensitive layers, else 24; frames 0, 24, ... keep 25 tokens.
+    assert "    0  aggregator.global_blocks.0.attn       2         24     4500   325" in out
+    assert "   11  aggregator.global_blocks.11.attn      2          8     4500   950" in out
+    assert "no latency or quality of this schedule was measured" in out
+
+
+def test_show_as_json() -> None:
+    answer = run("show", "vggt-1b", "--frames", "300", "--grid", "4x5", "--json")
+    shown = answer.object
+    assert answer.err == ""
+    assert (shown["frames"], shown["grid"], shown["tokens"]) == (300, [4, 5], 7500)
+    assert len(shown["layers"]) == 24
+    assert shown["layers"][0] == {
+        "index": 0,
+        "module": "aggregator.global_blocks.0.attn",
+        "query": 2,
+        "key_value": 24,
+        "query_length": 4500,
+        "key_value_length": 325,
+        "share": 4500 * 325 / 7500**2,
+        "operators": {},
+    }
+    mean = sum(layer["share"] for layer in shown["layers"]) / 24
+    assert shown["share"] == pytest.approx(mean)
+
+
+def test_show_a_measured_profile(folder: Path) -> None:
+    document = measured()
+    own = dict(document["schedules"][0]["operators"], key_value="token_stride")
+    document["schedules"][0]["layers"][1]["operators"] = own
+    answer = run("show", store(document))
+    assert answer.err == ""
+    assert "status: measured\n" in answer.out
+    assert "on 48 frames of 8x10 patches" in answer.out  # as calibrated and as measured
+    assert "own operators\n" in answer.out
+    assert "key_value token_stride\n" in answer.out
+    assert answer.out.endswith(
+        "latency in ms per clip:\n\n"
+        "device       dtype    frames  grid  dense  wall  predicted  measured\n"
+        "a processor  float32      48  8x10   12.5  12.5       12.0      12.5\n"
+    )
+    layers = json.loads(run("show", "mine.json", "--json").out)["layers"]
+    assert [layer["operators"] for layer in layers] == [{}, {"key_value": "token_stride"}]
+
+
+def test_factors_beyond_the_clip_are_shown_as_they_act(folder: Path) -> None:
+    document = paper()
+    document["schedules"][0]["layers"][1]["key_value"] = 1000
+    layer = json.loads(run("show", store(document), "--frames", "5", "--json").out)["layers"][1]
+    assert layer["key_value"] == 5
+
+
+def test_statuses_never_look_alike(folder: Path) -> None:
+    documents = [measured(), paper(), paper() | {"status": "prior", "notes": "a rule"}]
+    words = []
+    for document in documents:
+        name = store(document)
+        words.append(run("check", name).out.rpartition("status: ")[2])
+        assert f"status: {words[-1]}" in run("show", name).out
+    assert words == ["measured\n", "paper, not measured\n", "prior, not measured\n"]
+
+
+def test_check_without_a_model(folder: Path) -> None:
+    name = store(measured())
+    answer = run("check", name)
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out == "mine.json is valid; status: measured\n"
+    assert run("check", name, "--json").object == {
+        "profile": "mine.json",
+        "model": None,
+        "valid": True,
+        "status": "measured",
+        "errors": [],
+        "warnings": [],
+    }
+
+
+def test_check_an_invalid_profile_as_json(folder: Path) -> None:
+    document = paper()
+    document["schedules"][0]["layers"][0]["query"] = 0
+    answer = run("check", store(document), "--json")
+    message = "mine.json: schedules[0].layers[0].query is 0, expected an integer of at least 1"
+    assert answer.status == 1
+    assert answer.object["valid"] is False
+    assert answer.object["errors"] == [message]
+    assert answer.err == f"spark3r: {message}\n"
+
+
+def test_check_against_a_model(folder: Path) -> None:
+    name = store(reference_profile())
+    answer = run("check", name, "--model", "reference:random")
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out == (
+        "mine.json is valid and fits reference:random; status: paper, not measured\n"
+        "but: the profile is a paper's schedule and was not measured on your weights; "
+        "`calibrate --model reference --budget 50%` measures one\n"
+    )
+    answer = run("check", "pi3", "--model", "reference:random", "--json")
+    assert answer.status == 1
+    assert answer.object["errors"] == [
+        "the profile is for family 'pi3', the model's is 'reference'"
+    ]
+
+
+def test_check_against_a_model_beside_the_user(folder: Path) -> None:
+    (folder / "beside.py").write_text(
+        "def make():\n"
+        "    from spark3r.loading import load_model\n"
+        "    return load_model('reference:random')\n"
+    )
+    answer = run("check", store(reference_profile()), "--model", "beside:make")
+    assert answer.status == 0
+    assert "fits beside:make" in answer.out
+
+
+def test_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    with contextlib.redirect_stdout(out):
+        assert cli.main(["list"]) == 0
+    assert "━" in out.getvalue() or "─" in out.getvalue()
+    assert "\x1b[33mpaper, not measured" in out.getvalue()
+    assert "\x1b[35mprior, not measured" in out.getvalue()
+
+
+def test_shipped_profiles_are_the_ones_listed() -> None:
+    for name in shipped_names():
+        assert Profile.load(shipped_folder() / f"{name}.json")
+        assert run("check", name).status == 0

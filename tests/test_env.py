@@ -1,0 +1,72 @@
+"""The environment record: complete, fit for a profile, and silent about machine and user."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spark3r import __version__, env
+from spark3r.profile.evidence import EnvironmentRecord
+
+
+def test_record_is_what_profiles_hold() -> None:
+    record = env.environment()
+    stored = EnvironmentRecord.model_validate_json(json.dumps(record))
+    assert json.loads(stored.model_dump_json()) == record
+    assert set(EnvironmentRecord.model_fields) == set(record)
+    assert record["spark3r"] == __version__
+    assert record["packages"]["torch"]
+    assert record["cores"] >= 1
+
+
+def test_record_names_no_machine_and_no_user() -> None:
+    text = json.dumps(env.environment())
+    for secret in (platform.node(), getpass.getuser(), str(Path.home()), str(Path.cwd())):
+        if len(secret) > 4:  # "root" and "/" stand in other words
+            assert secret not in text
+
+
+def test_device_names() -> None:
+    assert env.device_name("cpu") == env.cpu_name()
+    assert env.device_name("meta") == "meta"
+
+
+def test_cpu_name_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert env.cpu_name()
+
+
+def test_driver_without_the_tool_that_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", 5)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert env._driver() is None
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert env.main([]) == 0
+    text = capsys.readouterr().out
+    assert f"spark3r: {__version__}\n" in text
+    assert "gpus: " in text
+    assert env.main(["--yaml"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "usage: python -m spark3r.env [--json]\n"
+
+
+def test_command_as_a_module() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "spark3r.env", "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(answer.stdout)["spark3r"] == __version__
+    assert answer.stderr == ""

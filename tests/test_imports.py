@@ -1,0 +1,164 @@
+"""Imports run one way, heavy ones late, and the public names are there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import spark3r
+
+ROOT = Path(spark3r.__file__).parents[1]
+
+# From below to above: a part of spark3r imports parts below its own, and its own files. A new part
+# joins here.
+ORDER = (
+    {"errors"},
+    {"clips", "env", "layout", "metrics", "pose_encoding", "schedule", "tables", "timing"},
+    {"prediction", "profile", "reduction"},
+    {"fingerprint", "reference"},
+    {"families"},
+    {"patching"},
+    {"loading"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
+
+# spark3r is the runtime; only the toolkit may need these.
+TOOLKIT = {"calibrate", "optuna", "pandas", "scipy", "matplotlib", "plotly", "jinja2", "evo"}
+# Libraries that only some parts may import.
+CONFINED = {
+    "pydantic": {"profile"},
+    "rich": {"tables", "reference"},  # the reference model's own commands
+    "argparse": {"commands", "cli", "reference"},
+}
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_of(path: Path) -> tuple[str, ...]:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield line and full module name of every import, those inside functions too.
+
+    ``from package import name`` yields ``package.name``, which may be a module.
+    """
+    module = module_of(path)
+    package = module if path.name == "__init__.py" else module[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, tuple(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple((node.module or "").split(".")) if node.module else ()
+            for alias in node.names:
+                yield node.lineno, (*base, alias.name)
+
+
+def part_of(module: tuple[str, ...]) -> str:
+    """Return the part of spark3r a module belongs to; "" for the package itself."""
+    return module[1] if len(module) > 1 else ""
+
+
+def is_part(name: str) -> bool:
+    return (ROOT / "spark3r" / name).is_dir() or (ROOT / "spark3r" / f"{name}.py").is_file()
+
+
+def test_spark3r_never_imports_the_toolkit() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(name)}"
+        for path in files("spark3r")
+        for line, name in imports(path)
+        if name[0] in TOOLKIT
+    ]
+    assert not wrong
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(module_of(path)) for path in files("spark3r")} - {""}
+    assert parts <= set(LEVEL), "give new parts a level in ORDER"
+
+
+def test_imports_inside_spark3r_run_one_way() -> None:
+    wrong = []
+    for path in files("spark3r"):
+        own = part_of(module_of(path))
+        if own == "":
+            continue  # the package resolves public names on first use
+        for line, name in imports(path):
+            if name[0] != "spark3r" or not is_part(part_of(name)):
+                continue
+            other = part_of(name)
+            if other != own and LEVEL[other] >= LEVEL[own]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {own} imports {other}")
+    assert not wrong
+
+
+def test_confined_libraries() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name[0]}"
+        for path in files("spark3r")
+        for line, name in imports(path)
+        if name[0] in CONFINED and part_of(module_of(path)) not in CONFINED[name[0]]
+    ]
+    assert not wrong
+
+
+def test_the_walk_sees_what_it_must() -> None:
+    found = {name for _, name in imports(ROOT / "spark3r" / "commands" / "check.py")}
+    assert ("spark3r", "loading", "load_model") in found  # inside a function
+    assert ("spark3r", "families") in found
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import spark3r", {"torch", "numpy", "pydantic"}),
+        ("from spark3r import Schedule, TokenLayout, paper_schedule", {"torch", "pydantic"}),
+        ("import spark3r.profile", {"torch", "rich"}),
+        ("import spark3r.patching", {"pydantic", "rich", *TOOLKIT}),
+    ],
+)
+def test_imports_stay_light(statement: str, absent: set[str]) -> None:
+    program = f"{statement}\nimport sys\nprint(sorted({absent!r} & set(sys.modules)))"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", spark3r.__all__)
+def test_public_names_resolve(name: str) -> None:
+    value = getattr(spark3r, name)
+    assert value is not None
+    if isinstance(value, type) and issubclass(value, Exception):
+        assert value.__module__ == "spark3r"
+
+
+def test_public_names_are_listed_once_and_for_type_checkers_too() -> None:
+    assert dir(spark3r) == spark3r.__all__ == sorted(set(spark3r.__all__))
+    tree = ast.parse(Path(spark3r.__file__).read_text(encoding="utf-8"))
+    declared = {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert declared | {"__version__"} == set(spark3r.__all__)
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="module 'spark3r' has no attribute 'aply'"):
+        spark3r.aply  # noqa: B018

@@ -1,0 +1,152 @@
+"""Profile files: what cannot be read, and writing as a whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from profile_documents import measured, paper
+
+from spark3r import ProfileError
+from spark3r.profile import Profile
+from spark3r.profile.files import MAX_BYTES
+
+
+@pytest.fixture
+def profile() -> Profile:
+    return Profile.parse(json.dumps(paper()))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "is empty, expected a profile (JSON)"),
+        (b" \n\t ", "is empty, expected a profile (JSON)"),
+        (b'{"format": "\xe9"}', "not UTF-8 (byte 12)"),
+        (b"\x00" * 40, "not JSON: line 1, column 1: Expecting value"),
+        (b" " * (MAX_BYTES + 1), "larger than 16 MiB, expected a profile"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, raw: bytes, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(raw)
+    with pytest.raises(ProfileError) as caught:
+        Profile.load(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path / "no.json", "no such file"),
+        (tmp_path, "is a folder, expected a profile file (.json)"),
+        (tmp_path / "no" / "x.json", "no such file"),
+        (Path("null\0character.json"), "cannot be read (embedded null byte)"),
+    ):
+        with pytest.raises(ProfileError) as caught:
+            Profile.load(path)
+        assert str(caught.value) == f"{path}: {message}"
+
+
+def test_a_byte_order_mark_is_no_harm(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(profile.text(), encoding="utf-8-sig")
+    assert Profile.load(path) == profile
+
+
+def test_save_and_load(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "x.json"
+    profile.save(path)
+    assert path.read_bytes() == profile.text().encode()
+    assert Profile.load(path) == Profile.load(str(path)) == profile
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_save_overwrites_only_when_told(tmp_path: Path, profile: Profile) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("mine")
+    with pytest.raises(ProfileError, match=r"x\.json: exists already; pass overwrite=True or"):
+        profile.save(path)
+    assert path.read_text() == "mine"
+    profile.save(path, overwrite=True)
+    assert Profile.load(path) == profile
+
+
+def test_save_follows_links(tmp_path: Path, profile: Profile) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("old")
+    profile.save(tmp_path / "link.json", overwrite=True)
+    assert (tmp_path / "link.json").is_symlink()
+    assert Profile.load(tmp_path / "x.json") == profile
+
+
+def test_save_respects_the_umask(tmp_path: Path, profile: Profile) -> None:
+    before = os.umask(0o027)
+    try:
+        profile.save(tmp_path / "x.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "denied")],
+    ids=["full", "denied"],
+)
+def test_failed_writes_change_nothing(
+    tmp_path: Path,
+    profile: Profile,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    failure: OSError,
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("old")
+
+    def fail(*args: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(ProfileError) as caught:
+        profile.save(path, overwrite=True)
+    assert str(caught.value) == f"{path}: cannot be written ({failure.strerror})"
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_an_interrupted_write_changes_nothing(
+    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        profile.save(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path, profile: Profile) -> None:
+    with pytest.raises(ProfileError, match=r"no/x\.json: cannot be written \(No such file"):
+        profile.save(tmp_path / "no" / "x.json")
+    with pytest.raises(ProfileError, match=r"is a folder, expected a file name"):
+        profile.save(tmp_path, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProfileError, match=r"cannot be written \(Not a directory\)"):
+        profile.save(tmp_path / "file" / "x.json")
+    sealed = tmp_path / "sealed"
+    sealed.mkdir(mode=0o500)
+    if not os.access(sealed, os.W_OK):  # the superuser may write anywhere
+        with pytest.raises(ProfileError, match=r"cannot be written \(Permission denied\)"):
+            profile.save(sealed / "x.json")
+
+
+def test_long_lists_are_stored_one_entry_per_line(tmp_path: Path) -> None:
+    document = measured()
+    text = Profile.parse(json.dumps(document)).text()
+    assert '      "values": [[0.01, 0.02], [0.03, null]]' in text
+    assert max(len(line) for line in text.splitlines()) <= 101  # with its comma

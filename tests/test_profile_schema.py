@@ -1,0 +1,126 @@
+"""The shipped JSON Schema: up to date, and of one mind with the class that validates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from profile_corpus import CONTRADICTORY, MALFORMED
+from profile_documents import Document, copied, documents, measured, paper
+
+from spark3r import ProfileError
+from spark3r.profile import Profile, document, shipped_folder
+from spark3r.profile.document import SCHEMA_NAME, json_schema
+
+SCHEMA = json_schema()
+SHAPE = {key: value for key, value in SCHEMA.items() if key != "allOf"}  # without status rules
+
+# Values that are wrong nearly everywhere. Not among them: integers written with a fraction, dates
+# that do not exist and keys given twice, which JSON Schema does not tell from the right ones.
+JUNK = (None, True, -1, 0, 1, 0.5, -0.5, "", "x", "2026-01-31", [], [1], [1, 2], {}, {"x": 1})
+
+
+def accepts(schema: dict[str, Any], value: Document) -> bool:
+    return Draft202012Validator(schema).is_valid(value)
+
+
+def validates(value: Document) -> bool:
+    try:
+        Profile.parse(json.dumps(value))
+    except ProfileError:
+        return False
+    return True
+
+
+def _normal(node: Any) -> Any:
+    """Drop the type beside a constant, which not every pydantic writes."""
+    if isinstance(node, dict):
+        return {
+            key: _normal(value)
+            for key, value in node.items()
+            if not (key == "type" and "const" in node)
+        }
+    return [_normal(entry) for entry in node] if isinstance(node, list) else node
+
+
+def test_shipped_schema_is_up_to_date() -> None:
+    stored = json.loads((shipped_folder() / "schema" / SCHEMA_NAME).read_text(encoding="utf-8"))
+    assert _normal(stored) == _normal(SCHEMA), "run python profiles/generate.py"
+
+
+def test_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents())
+def test_both_accept_valid_documents(value: Document) -> None:
+    assert accepts(SCHEMA, value)
+    assert validates(value)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every (container, key or index) of a document."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])
+
+
+@st.composite
+def mutants(draw: st.DrawFn) -> Document:
+    value = draw(st.sampled_from([paper, measured]))()
+    for _ in range(draw(st.integers(1, 2))):
+        container, key = draw(st.sampled_from(list(_places(value))))
+        change = draw(st.sampled_from(["replace", "remove", "repeat", "add"]))
+        if change == "remove":
+            del container[key]
+        elif change == "repeat" and isinstance(container, list):
+            container.append(container[key])
+        elif change == "add" and isinstance(container, dict):
+            container["x"] = copied(draw(st.sampled_from(JUNK)))
+        else:
+            container[key] = copied(draw(st.sampled_from(JUNK)))
+        if not value:
+            break
+    return value
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=mutants())
+def test_both_agree_on_the_shape_of_mutated_documents(value: Document) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document, "contradictions", lambda profile: iter(()))
+        assert accepts(SHAPE, value) == validates(value)
+    if validates(value):
+        assert accepts(SCHEMA, value)
+
+
+@pytest.mark.parametrize("change", [case[0] for case in MALFORMED.values()], ids=list(MALFORMED))
+def test_schema_refuses_malformed_documents(change: Callable[[Document], None]) -> None:
+    value = measured()
+    change(value)
+    assert not accepts(SCHEMA, value)
+
+
+@pytest.mark.parametrize(
+    "change", [case[0] for case in CONTRADICTORY.values()], ids=list(CONTRADICTORY)
+)
+def test_schema_cannot_state_rules_between_fields(change: Callable[[Document], None]) -> None:
+    value = measured()
+    change(value)
+    assert accepts(SCHEMA, value)
+
+
+def test_schema_does_not_check_dates() -> None:
+    value = measured()
+    value["measurements"][0]["date"] = "2026-02-30"
+    assert accepts(SCHEMA, value)
+    with pytest.raises(ProfileError, match=r'date is "2026-02-30", expected a date such as'):
+        Profile.parse(json.dumps(value))
