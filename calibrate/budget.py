@@ -1,0 +1,332 @@
+"""Budgets: how long a clip may take, as the user writes it and as ms per clip.
+
+========================  ==================================================
+``30ms``, ``30ms/frame``  time per frame of the clip, amortised, as frame rates are
+``1.5s/clip``             time of the whole clip, whatever its length
+``10x``                   speed-up over dense
+``25%``                   share of the dense latency
+========================  ==================================================
+
+A time is in ``ms`` or ``s``. Without ``/frame`` or ``/clip`` it is per frame, in either unit; when
+that reading leaves nothing to do and the other would not, the answer says so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from typing import Literal
+
+from spark3r.errors import Spark3rError
+
+TARGET_LENGTHS = (128, 256, 512, 1024)
+"""Lengths the default target is chosen from, in frames."""
+
+DENSE_MARGIN = 1.5
+"""At the default target length dense takes at least this many times the budget."""
+
+WALL_MARGIN = 1.1
+"""At the default target length the budget is at least this many times the wall."""
+
+Kind = Literal["frame", "clip", "speed_up", "share"]
+
+_FORMS = (
+    "expected a time per frame (30ms or 30ms/frame), a time per clip (1.5s/clip), a speed-up over "
+    "dense (10x) or a share of dense latency (25%)"
+)
+_SHAPE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))\s*([^\s\d./]*)\s*(?:/\s*(\S*))?", re.ASCII)
+_MS_PER_UNIT = {"ms": 1.0, "s": 1000.0}
+_RATIOS = {"x": "a speed-up", "×": "a speed-up", "%": "a share"}
+
+
+class BudgetError(Spark3rError):
+    """A budget that cannot be read, with the form it should have."""
+
+
+class UnreachableBudgetError(BudgetError):
+    """A budget that no schedule meets.
+
+    Attributes:
+        minimum_ms: The least latency per clip that can be reached.
+    """
+
+    def __init__(self, message: str, minimum_ms: float) -> None:
+        super().__init__(message)
+        self.minimum_ms = minimum_ms
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget as it was asked for.
+
+    Attributes:
+        text: What the user wrote.
+        kind: What the value counts: time per ``frame`` or per ``clip``, ``speed_up`` or ``share``.
+        value: Milliseconds, times as fast as dense, or fraction of dense latency.
+        says_per: Whether a time says what it is per, rather than leaving it to the default.
+    """
+
+    text: str
+    kind: Kind
+    value: float
+    says_per: bool = True
+
+    def clip_ms(self, frames: int, dense_ms: float) -> float:
+        """Return the milliseconds a clip may take.
+
+        Args:
+            frames: Length of the clip.
+            dense_ms: Dense latency of such a clip.
+        """
+        if self.kind == "frame":
+            return self.value * frames
+        if self.kind == "clip":
+            return self.value
+        return dense_ms / self.value if self.kind == "speed_up" else dense_ms * self.value
+
+    def like(self, clip_ms: float, frames: int, dense_ms: float, round_up: bool = True) -> str:
+        """Return the budget of ``clip_ms`` in the form of this one, rounded so that it holds.
+
+        Args:
+            clip_ms: Latency per clip.
+            frames: Length of the clip.
+            dense_ms: Dense latency of such a clip.
+            round_up: Whether the budget may be larger, rather than smaller, than ``clip_ms``.
+        """
+        if self.kind == "speed_up":
+            return f"{_rounded(dense_ms / clip_ms, up=not round_up)}x"
+        if self.kind == "share":
+            return f"{_rounded(100 * clip_ms / dense_ms, up=round_up)}%"
+        per = f"/{self.kind}" if self.says_per else ""
+        ms = clip_ms / frames if self.kind == "frame" else clip_ms
+        unit, scale = ("s", 1000.0) if ms >= 1000 else ("ms", 1.0)
+        return f"{_rounded(ms / scale, up=round_up)}{unit}{per}"
+
+
+@dataclass(frozen=True)
+class ResolvedBudget:
+    """A budget on one device, for clips of one length.
+
+    Attributes:
+        budget: What was asked for.
+        frames: Length of the clips.
+        clip_ms: Milliseconds a clip may take.
+        dense_ms: Dense latency of such a clip.
+        minimum_ms: The least latency that can be reached.
+        suggestion: A budget that would bind, where this one does not and there is one.
+    """
+
+    budget: Budget
+    frames: int
+    clip_ms: float
+    dense_ms: float
+    minimum_ms: float
+    suggestion: str | None = None
+
+    @property
+    def frame_ms(self) -> float:
+        """Milliseconds per frame."""
+        return self.clip_ms / self.frames
+
+    @property
+    def speed_up(self) -> float:
+        """Dense latency over the budget."""
+        return self.dense_ms / self.clip_ms
+
+    @property
+    def binds(self) -> bool:
+        """Whether dense takes longer than the budget, so that there is something to do."""
+        return self.clip_ms < self.dense_ms
+
+    @property
+    def text(self) -> str:
+        """The resolved value in one line."""
+        line = (
+            f"{time_text(self.frame_ms)}/frame × {self.frames} frames = "
+            f"{time_text(self.clip_ms)} per clip, {number_text(self.speed_up)}x dense speed"
+        )
+        if self.binds:
+            return line
+        hint = f", {self.suggestion} would bind" if self.suggestion else ""
+        return f"{line}; dense takes {time_text(self.dense_ms)} and meets it as it is{hint}"
+
+
+@dataclass(frozen=True)
+class TargetLength:
+    """The length a budget is to hold for, and the latencies it was chosen by.
+
+    Attributes:
+        frames: The length.
+        dense_ms: Dense latency per clip there.
+        wall_ms: Wall there.
+        meets_rule: Whether both margins hold; otherwise no length meets them and this one comes
+            nearest.
+    """
+
+    frames: int
+    dense_ms: float
+    wall_ms: float
+    meets_rule: bool
+
+    @property
+    def text(self) -> str:
+        """The choice in one line."""
+        latencies = f"dense {time_text(self.dense_ms)}, wall {time_text(self.wall_ms)} per clip"
+        if self.meets_rule:
+            return f"target length {self.frames} frames ({latencies})"
+        return (
+            f"target length {self.frames} frames ({latencies}): at no length does the budget lie "
+            "clear of both"
+        )
+
+
+def parse_budget(text: str) -> Budget:
+    """Return the budget that ``text`` says.
+
+    Raises:
+        BudgetError: If it is none of the forms above. The message shows the right form.
+    """
+    given = text.strip()
+    if not given:
+        raise BudgetError(f"the budget is empty, {_FORMS}")
+    shape = _SHAPE.fullmatch(given)
+    if shape is None:
+        if re.fullmatch(r"[+-]?\d+,\d+\s*\D*", given, re.ASCII):
+            raise BudgetError(
+                f"budget '{given}' has a decimal comma, write {given.replace(',', '.')}"
+            )
+        raise BudgetError(f"budget '{given}' is no number with a unit, {_FORMS}")
+    number, unit, per = shape[1], shape[2].lower(), shape[3]
+    value = float(number)
+    if not unit:
+        raise BudgetError(
+            f"budget '{given}' has no unit, write {number}ms (per frame), {number}ms/clip, "
+            f"{number}x (speed-up over dense) or {number}% (of dense latency)"
+        )
+    if unit not in _MS_PER_UNIT and unit not in _RATIOS:
+        raise BudgetError(f"budget '{given}' has the unit '{shape[2]}', {_FORMS}")
+    if not (value > 0 and math.isfinite(value)):
+        raise BudgetError(f"budget '{given}' is {number}, expected a finite number above 0")
+    if unit in _RATIOS:
+        if per is not None:
+            raise BudgetError(
+                f"budget '{given}' is {_RATIOS[unit]} per '{per}', write {number}{unit}: it is the "
+                "same per frame and per clip"
+            )
+        if unit == "%":
+            return Budget(given, "share", value / 100)
+        return Budget(given, "speed_up", value)
+    if per not in (None, "frame", "clip"):
+        raise BudgetError(
+            f"budget '{given}' is per '{per}', write {number}{unit}/frame or {number}{unit}/clip"
+        )
+    return Budget(
+        given, "clip" if per == "clip" else "frame", value * _MS_PER_UNIT[unit], per is not None
+    )
+
+
+def resolve(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> ResolvedBudget:
+    """Return the budget for clips of ``frames`` frames.
+
+    Args:
+        budget: What was asked for.
+        frames: Length of the clips.
+        dense_ms: Dense latency of such a clip.
+        minimum_ms: The least latency that can be reached: the wall, or that of the fastest
+            schedule once it is known.
+
+    Raises:
+        UnreachableBudgetError: If the budget lies below ``minimum_ms``.
+        ValueError: If a latency is not positive, or ``frames`` not at least 1.
+    """
+    if frames < 1 or not (dense_ms > 0 and minimum_ms > 0):
+        raise ValueError(
+            f"expected frames and latencies above 0, got {frames} frames, dense {dense_ms} ms, "
+            f"minimum {minimum_ms} ms"
+        )
+    clip_ms = budget.clip_ms(frames, dense_ms)
+    if clip_ms < minimum_ms * (1 - 1e-9):  # what `Budget.like` says must not fail by rounding
+        asked = ResolvedBudget(budget, frames, clip_ms, dense_ms, minimum_ms)
+        raise UnreachableBudgetError(
+            f"budget '{budget.text}' cannot be reached: it allows {time_text(clip_ms)} per clip of "
+            f"{frames} frames ({time_text(asked.frame_ms)}/frame), and the least is "
+            f"{time_text(minimum_ms)} ({time_text(minimum_ms / frames)}/frame, "
+            f"{number_text(dense_ms / minimum_ms)}x dense speed), because what is outside global "
+            "attention is not reduced. Ask for "
+            f"{budget.like(minimum_ms, frames, dense_ms)} or a looser one",
+            minimum_ms,
+        )
+    suggestion = None
+    if clip_ms >= dense_ms:
+        suggestion = _binding(budget, frames, dense_ms, minimum_ms)
+    return ResolvedBudget(budget, frames, clip_ms, dense_ms, minimum_ms, suggestion)
+
+
+def choose_target_length(
+    budget: Budget,
+    latencies: Callable[[int], tuple[float, float]],
+    lengths: Sequence[int] = TARGET_LENGTHS,
+) -> TargetLength:
+    """Return the shortest length at which the budget lies clear of dense and of the wall.
+
+    That is where dense takes at least `DENSE_MARGIN` times the budget and the budget at least
+    `WALL_MARGIN` times the wall. If there is none, the length that comes nearest is returned, and
+    `resolve` there says whether the budget is above dense or below the wall.
+
+    Args:
+        budget: What was asked for.
+        latencies: Dense latency and wall, in ms per clip, of a length. Called in the order of
+            ``lengths``, not beyond the length chosen.
+        lengths: Lengths to choose from, shortest first.
+
+    Raises:
+        ValueError: If ``lengths`` is empty.
+    """
+    best: TargetLength | None = None
+    best_score = 0.0
+    for frames in lengths:
+        dense_ms, wall_ms = latencies(frames)
+        clip_ms = budget.clip_ms(frames, dense_ms)
+        score = min(dense_ms / (DENSE_MARGIN * clip_ms), clip_ms / (WALL_MARGIN * wall_ms))
+        if score >= 1:
+            return TargetLength(frames, dense_ms, wall_ms, meets_rule=True)
+        if best is None or score > best_score:
+            best, best_score = TargetLength(frames, dense_ms, wall_ms, meets_rule=False), score
+    if best is None:
+        raise ValueError("there is no length to choose from")
+    return best
+
+
+def time_text(ms: float) -> str:
+    """Return a time with three digits, in ms or, from a second on, in s."""
+    return f"{number_text(ms)} ms" if _three_digits(ms) < 1000 else f"{number_text(ms / 1000)} s"
+
+
+def number_text(value: float) -> str:
+    """Return a positive number with at least three digits and without an exponent."""
+    decimals = 2 - math.floor(math.log10(_three_digits(value)))
+    return f"{value:.{max(0, decimals)}f}"
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _binding(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> str | None:
+    """Return a budget between dense and the minimum, or None where there is no room for one."""
+    if not budget.says_per and minimum_ms <= budget.value < dense_ms:
+        return f"{budget.text}/clip (a plain time is per frame)"
+    middle_ms = math.sqrt(minimum_ms * dense_ms)
+    suggestion = budget.like(middle_ms, frames, dense_ms, round_up=False)
+    clip_ms = parse_budget(suggestion).clip_ms(frames, dense_ms)
+    return suggestion if minimum_ms <= clip_ms < dense_ms else None
+
+
+def _rounded(value: float, up: bool) -> str:
+    """Return ``value`` rounded up or down to three significant digits, without an exponent."""
+    context = Context(prec=3, rounding=ROUND_CEILING if up else ROUND_FLOOR)
+    text = f"{context.create_decimal_from_float(value):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
