@@ -15,21 +15,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Literal
 
 from spark3r.errors import Spark3rError
-
-TARGET_LENGTHS = (128, 256, 512, 1024)
-"""Lengths the default target is chosen from, in frames."""
-
-DENSE_MARGIN = 1.5
-"""At the default target length dense takes at least this many times the budget."""
-
-WALL_MARGIN = 1.1
-"""At the default target length the budget is at least this many times the wall."""
 
 Kind = Literal["frame", "clip", "speed_up", "share"]
 
@@ -154,35 +144,6 @@ class ResolvedBudget:
         return f"{line}; dense takes {time_text(self.dense_ms)} and meets it as it is{hint}"
 
 
-@dataclass(frozen=True)
-class TargetLength:
-    """The length a budget is to hold for, and the latencies it was chosen by.
-
-    Attributes:
-        frames: The length.
-        dense_ms: Dense latency per clip there.
-        wall_ms: Wall there.
-        meets_rule: Whether both margins hold; otherwise no length meets them and this one comes
-            nearest.
-    """
-
-    frames: int
-    dense_ms: float
-    wall_ms: float
-    meets_rule: bool
-
-    @property
-    def text(self) -> str:
-        """The choice in one line."""
-        latencies = f"dense {time_text(self.dense_ms)}, wall {time_text(self.wall_ms)} per clip"
-        if self.meets_rule:
-            return f"target length {self.frames} frames ({latencies})"
-        return (
-            f"target length {self.frames} frames ({latencies}): at no length does the budget lie "
-            "clear of both"
-        )
-
-
 def parse_budget(text: str) -> Budget:
     """Return the budget that ``text`` says.
 
@@ -263,41 +224,6 @@ def resolve(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> 
     if clip_ms >= dense_ms:
         suggestion = _binding(budget, frames, dense_ms, minimum_ms)
     return ResolvedBudget(budget, frames, clip_ms, dense_ms, minimum_ms, suggestion)
-
-
-def choose_target_length(
-    budget: Budget,
-    latencies: Callable[[int], tuple[float, float]],
-    lengths: Sequence[int] = TARGET_LENGTHS,
-) -> TargetLength:
-    """Return the shortest length at which the budget lies clear of dense and of the wall.
-
-    That is where dense takes at least `DENSE_MARGIN` times the budget and the budget at least
-    `WALL_MARGIN` times the wall. If there is none, the length that comes nearest is returned, and
-    `resolve` there says whether the budget is above dense or below the wall.
-
-    Args:
-        budget: What was asked for.
-        latencies: Dense latency and wall, in ms per clip, of a length. Called in the order of
-            ``lengths``, not beyond the length chosen.
-        lengths: Lengths to choose from, shortest first.
-
-    Raises:
-        ValueError: If ``lengths`` is empty.
-    """
-    best: TargetLength | None = None
-    best_score = 0.0
-    for frames in lengths:
-        dense_ms, wall_ms = latencies(frames)
-        clip_ms = budget.clip_ms(frames, dense_ms)
-        score = min(dense_ms / (DENSE_MARGIN * clip_ms), clip_ms / (WALL_MARGIN * wall_ms))
-        if score >= 1:
-            return TargetLength(frames, dense_ms, wall_ms, meets_rule=True)
-        if best is None or score > best_score:
-            best, best_score = TargetLength(frames, dense_ms, wall_ms, meets_rule=False), score
-    if best is None:
-        raise ValueError("there is no length to choose from")
-    return best
 
 
 def time_text(ms: float) -> str:
