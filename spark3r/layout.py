@@ -74,13 +74,13 @@ class TokenLayout:
     def fields(self) -> tuple[int, int, int, int, bool, int, int | None]:
         """The constructor's arguments as plain constants, which a tracing compiler can fold."""
         return (
-            self.frames,
-            self.height,
-            self.width,
-            self.special,
+            index(self.frames),
+            index(self.height),
+            index(self.width),
+            index(self.special),
             self.special_last,
-            self.tail,
-            self.anchor_frame,
+            index(self.tail),
+            None if self.anchor_frame is None else index(self.anchor_frame),
         )
 
     @property

@@ -137,11 +137,10 @@ class Handle:
         """Patch every module, or none."""
         try:
             self._set(self._root, _HANDLE, self)
-            hooks = (
-                self._entry.register_forward_pre_hook(self._open, with_kwargs=True),
-                self._entry.register_forward_hook(self._close, always_call=True),
-            )
-            self._undo.extend(_Undo(hook.remove) for hook in hooks)
+            hook = self._entry.register_forward_pre_hook(self._open, with_kwargs=True)
+            self._undo.append(_Undo(hook.remove))
+            hook = self._entry.register_forward_hook(self._close, always_call=True)
+            self._undo.append(_Undo(hook.remove))
             for index, module in enumerate(self._modules.values()):
                 self._set(module, _PLACE, _Place(self, index, module.__dict__.get("forward")))
                 self._set(module, "forward", MethodType(_forward, module))

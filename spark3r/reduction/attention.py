@@ -38,10 +38,9 @@ def attend(
         ``[B, H, N, D]`` in the queries' dtype. With a query factor of 1 and no selection this is
         ``F.scaled_dot_product_attention(query, key, value)``, bit for bit.
     """
-    mask = None
-    if selection is not None and selection.bias is not None:
-        # Broadcast over queries: no backend needs the [N, M] matrix of it.
-        mask = selection.bias.to(query.dtype).view(1, 1, 1, -1)
+    mask = None if selection is None else selection.bias(query.dtype)
+    if mask is not None:
+        mask = mask.view(1, 1, 1, -1)  # broadcast over queries, never written out
     merge_plan = merge.plan(layout, rule, query.device)
     if merge_plan is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

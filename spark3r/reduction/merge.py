@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..schedule import LayerRule
 from .lattice import residues
 
 SIMILARITY_ELEMENTS = 2**22
-"""Similarities held at once (times the batch): at most 16 MiB in float32, whatever the clip."""
+"""Similarities held at once: 16 MiB in float32, or one source's row where that is longer."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,11 @@ def plan(layout: TokenLayout, rule: LayerRule, device: torch.device) -> MergePla
     """Return the merge plan of a resolved rule, cached, or None when no query is merged."""
     if rule.query == 1:
         return None
-    assert rule.operators is not None, "resolve the schedule first"
     operators = rule.operators
-    return _plan(layout.fields, rule.query, operators.group, operators.merge_anchor, device)
+    assert operators is not None, "resolve the schedule first"
+    factor, group = index(rule.query), index(operators.group)
+    found = _plan(layout.fields, factor, group, operators.merge_anchor, device)
+    return found if found.blocks else None  # only the anchor frame, and it stands aside
 
 
 def query_length(layout: TokenLayout, rule: LayerRule) -> int:
@@ -135,16 +138,16 @@ def unmerge(output: Tensor, plan: MergePlan, places: Tensor) -> Tensor:
     return _take_rows(output, origin)
 
 
-def _features(query: Tensor, index: Tensor) -> Tensor:
-    """Return what is compared, all heads concatenated: ``[B, len(index), H * D]`` in >= fp32."""
-    chosen = query.index_select(2, index).transpose(1, 2).flatten(2)
+def _features(query: Tensor, tokens: Tensor) -> Tensor:
+    """Return what is compared, all heads concatenated: ``[B, len(tokens), H * D]`` in >= fp32."""
+    chosen = query.index_select(2, tokens).transpose(1, 2).flatten(2)
     return chosen.to(torch.promote_types(query.dtype, torch.float32))
 
 
 def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
     """Return arg-max over destinations, ``[B, n, s]``, never holding more than the stated chunk."""
-    n, s, d = source.shape[1], source.shape[2], destination.shape[2]
-    groups = SIMILARITY_ELEMENTS // (s * d) if s else n
+    batch, n, s, d = *source.shape[:3], destination.shape[2]
+    groups = SIMILARITY_ELEMENTS // (batch * s * d) if s else n
     if groups:
         return torch.cat(
             [
@@ -155,7 +158,7 @@ def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
             ],
             dim=1,
         )
-    rows = max(1, SIMILARITY_ELEMENTS // d)
+    rows = max(1, SIMILARITY_ELEMENTS // (batch * d))
     return torch.stack(
         [
             torch.cat(
@@ -173,17 +176,17 @@ def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
     )
 
 
-def _row_index(index: Tensor, heads: int, length: int) -> Tensor:
+def _row_index(places: Tensor, heads: int, length: int) -> Tensor:
     """Return ``[B, L]`` token indices as row numbers of a ``[B * H * length, D]`` matrix."""
-    batch = index.shape[0]
-    offset = length * torch.arange(batch * heads, device=index.device).view(batch, heads, 1)
-    return (index.unsqueeze(1) + offset).flatten()
+    batch = places.shape[0]
+    offset = length * torch.arange(batch * heads, device=places.device).view(batch, heads, 1)
+    return (places.unsqueeze(1) + offset).flatten()
 
 
-def _take_rows(tokens: Tensor, index: Tensor) -> Tensor:
+def _take_rows(tokens: Tensor, places: Tensor) -> Tensor:
     """Return ``[B, H, L, D]``, tokens ``[B, H, N, D]`` at ``[B, L]``: whole rows, one call."""
     batch, heads, length, dim = tokens.shape
-    rows = _row_index(index, heads, length)
+    rows = _row_index(places, heads, length)
     return tokens.reshape(-1, dim).index_select(0, rows).view(batch, heads, -1, dim)
 
 

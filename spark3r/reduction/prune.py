@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
+from operator import index
 from typing import Any
 
 import torch
@@ -25,14 +26,21 @@ class KeySelection:
         frame_stride: Set when they are all tokens of every so many frames and none else: then
             `take` reads a strided view and needs no index.
         index: Otherwise their positions in the sequence, ``[M]`` int64.
-        bias: What mass correction adds to their attention logits, ``[M]`` float32, or None.
+        thinned: Which of them stand for dropped patches too, ``[M]`` bool, or None when mass
+            correction is off.
+        mass: What mass correction adds to those keys' attention logits.
     """
 
     length: int
     frames: int
     frame_stride: int | None = None
     index: Tensor | None = None
-    bias: Tensor | None = None
+    thinned: Tensor | None = None
+    mass: float = 0.0
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Return what mass correction adds to the logits of the kept keys, ``[M]``, or None."""
+        return None if self.thinned is None else self.thinned.to(dtype) * self.mass
 
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
         """Return the kept tokens of ``[..., N, ...]`` along a ``dim`` >= 0 as ``[..., M, ...]``."""
@@ -65,7 +73,7 @@ def select(layout: TokenLayout, rule: LayerRule, device: torch.device) -> KeySel
         operators.mass_correction,
     )
     # Plain values cross the border of a traced graph; an object made outside would not.
-    return KeySelection(*_select(layout.fields, rule.key_value, chosen, device))
+    return KeySelection(*_select(layout.fields, index(rule.key_value), chosen, device))
 
 
 def key_value_length(layout: TokenLayout, rule: LayerRule) -> int:
@@ -74,7 +82,7 @@ def key_value_length(layout: TokenLayout, rule: LayerRule) -> int:
     return layout.tokens if selection is None else selection.length
 
 
-_Parts = tuple[int, int, int | None, Tensor | None, Tensor | None]
+_Parts = tuple[int, int, int | None, Tensor | None, Tensor | None, float]
 
 
 @torch.compiler.assume_constant_result
@@ -103,25 +111,22 @@ def _build(
     frames = torch.cat((patches, specials) if layout.special_last else (specials, patches), dim=1)
     kept = torch.cat((frames.flatten(), torch.ones(layout.tail, dtype=torch.bool)))
 
-    bias = None
-    if mass_correction > 0:
-        stood_for = int(thinned.sum()) * layout.patches
-        remaining = int(patches[thinned].sum())
-        share = torch.zeros(layout.frames, layout.tokens_per_frame)
-        if remaining:
-            start = layout.patch_start
-            mass = mass_correction * log(stood_for / remaining)
-            share[thinned, start : start + layout.patches] = mass
-        share = torch.cat((share.flatten(), torch.zeros(layout.tail)))
-        bias = share[kept].to(device)
+    stands_for_more, mass = None, 0.0
+    remaining = int(patches[thinned].sum())
+    if mass_correction > 0 and remaining:
+        mass = mass_correction * log(int(thinned.sum()) * layout.patches / remaining)
+        among = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool)
+        among[:, layout.patch_start : layout.patch_start + layout.patches] = thinned.view(-1, 1)
+        among = torch.cat((among.flatten(), torch.zeros(layout.tail, dtype=torch.bool)))
+        stands_for_more = among[kept].to(device)
 
     length = int(kept.sum())
     stride = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool)
     stride[::factor] = True
     if layout.tail == 0 and torch.equal(kept, stride.flatten()):
-        return length, layout.frames, factor, None, bias
-    index = kept.nonzero().squeeze(1).to(device)
-    return length, layout.frames, None, index, bias
+        return length, layout.frames, factor, None, stands_for_more, mass
+    positions = kept.nonzero().squeeze(1).to(device)
+    return length, layout.frames, None, positions, stands_for_more, mass
 
 
 def _kept_patches(layout: TokenLayout, factor: int, operator: KeyValueOperator) -> Tensor:

@@ -1,0 +1,142 @@
+"""Slow, obvious implementations that tests compare with: loops over frames, tokens and groups."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from spark3r.layout import TokenLayout
+from spark3r.schedule import LayerRule
+
+
+@cache
+def row_shift(factor: int) -> int:
+    """The k with the widest lattice {(x, y): x + k·y = 0 mod r}, by trying every short vector."""
+
+    def shortest(k: int) -> int:
+        reach = range(-factor, factor + 1)
+        return min(
+            x * x + y * y
+            for y in reach
+            for x in reach
+            if (x, y) != (0, 0) and (x + k * y) % factor == 0
+        )
+
+    best = 0
+    for k in range(1, factor):
+        if shortest(k) > shortest(best):
+            best = k
+    return best
+
+
+@cache
+def frame_shift(factor: int) -> int:
+    golden = factor * (math.sqrt(5) - 1) / 2
+    best = 1
+    for c in range(1, factor + 1):
+        if math.gcd(c, factor) == 1 and abs(c - golden) < abs(best - golden):
+            best = c
+    return best
+
+
+def token_of(layout: TokenLayout, frame: int, y: int, x: int) -> int:
+    start = 0 if layout.special_last else layout.special
+    return frame * (layout.special + layout.height * layout.width) + start + y * layout.width + x
+
+
+def in_subset(frame: int, y: int, x: int, factor: int) -> bool:
+    return (x + row_shift(factor) * y + frame_shift(factor) * frame) % factor == 0
+
+
+def kept_keys(layout: TokenLayout, rule: LayerRule) -> dict[int, float]:
+    """Token index -> bias on its logit, for every key that stays."""
+    ops = rule.operators
+    assert ops is not None
+    grid = [(y, x) for y in range(layout.height) for x in range(layout.width)]
+    anchor = layout.anchor_frame if ops.keep_anchor else None
+    kept: dict[int, float] = {}
+    thinned: list[int] = []
+    stood_for = 0
+    for frame in range(layout.frames):
+        whole = frame == anchor
+        for y, x in grid:
+            if ops.key_value == "temporal_stride":
+                stays = frame % rule.key_value == 0
+            else:
+                stays = in_subset(frame, y, x, rule.key_value)
+            if not whole:
+                stood_for += 1
+            if stays or whole:
+                kept[token_of(layout, frame, y, x)] = 0.0
+                if not whole:
+                    thinned.append(token_of(layout, frame, y, x))
+        frame_stays = (
+            ops.key_value == "token_stride"
+            or ops.keep_special
+            or whole
+            or frame % rule.key_value == 0
+        )
+        if frame_stays:
+            first = frame * layout.tokens_per_frame
+            if layout.special_last:
+                first += layout.height * layout.width
+            for offset in range(layout.special):
+                kept[first + offset] = 0.0
+    for token in thinned:
+        kept[token] = ops.mass_correction * math.log(stood_for / len(thinned))
+    for offset in range(layout.tail):
+        kept[layout.frames * layout.tokens_per_frame + offset] = 0.0
+    return kept
+
+
+def merge_sets(query: Tensor, layout: TokenLayout, rule: LayerRule) -> list[list[int]]:
+    """Sets of tokens of one sequence ``[H, N, D]`` that share one query; destination first."""
+    ops = rule.operators
+    assert ops is not None
+    n = query.shape[1]
+    features = query.transpose(0, 1).reshape(n, -1).double()
+    sets: dict[int, list[int]] = {token: [token] for token in range(n)}
+    for first in range(0, layout.frames, ops.group):
+        destinations, sources = [], []
+        for frame in range(first, min(first + ops.group, layout.frames)):
+            if frame == layout.anchor_frame and not ops.merge_anchor:
+                continue
+            for y in range(layout.height):
+                for x in range(layout.width):
+                    token = token_of(layout, frame, y, x)
+                    chosen = in_subset(frame - first, y, x, rule.query)
+                    (destinations if chosen else sources).append(token)
+        if not destinations:
+            continue
+        towards = torch.stack([features[d] / features[d].norm() for d in destinations])
+        for source in sources:
+            best = destinations[int((towards @ features[source]).argmax())]
+            sets[best].append(source)
+            del sets[source]
+    return list(sets.values())
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, rule: LayerRule
+) -> Tensor:
+    """Reduced attention of full ``[B, H, N, D]`` queries, keys and values, in float64."""
+    query, key, value = query.double(), key.double(), value.double()
+    batch, _, n, dim = query.shape
+    mask = torch.zeros(n, dtype=torch.float64)
+    if rule.key_value > 1:
+        mask += -math.inf
+        for token, bias in kept_keys(layout, rule).items():
+            mask[token] = bias
+    output = torch.empty_like(query)
+    for b in range(batch):
+        sets = merge_sets(query[b], layout, rule) if rule.query > 1 else [[t] for t in range(n)]
+        merged = torch.stack([query[b][:, members].mean(dim=1) for members in sets], dim=1)
+        logits = merged @ key[b].transpose(1, 2) / math.sqrt(dim) + mask
+        attended = logits.softmax(dim=-1) @ value[b]
+        for place, members in enumerate(sets):
+            for token in members:
+                output[b, :, token] = attended[:, place]
+    return output

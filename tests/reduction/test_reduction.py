@@ -1,0 +1,307 @@
+"""Every operator against loops in float64, over random layouts."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import layouts, operators, rules
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spark3r.layout import TokenLayout
+from spark3r.reduction import (
+    attend,
+    attention_share,
+    clamp,
+    key_value_length,
+    lattice,
+    merge,
+    query_length,
+    select,
+)
+from spark3r.schedule import LayerRule, Operators
+
+CPU = torch.device("cpu")
+few = settings(max_examples=40, deadline=None)
+
+
+def random_qkv(
+    layout: TokenLayout, batch: int = 1, dtype: torch.dtype = torch.float64, seed: int = 0
+):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, batch, 2, layout.tokens, 4)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).unbind(0)
+
+
+def reduced(query, key, value, layout, rule):
+    selection = select(layout, rule, query.device)
+    if selection is not None:
+        key, value = selection.take(key, 2), selection.take(value, 2)
+    return attend(query, key, value, layout, rule, selection)
+
+
+@pytest.mark.parametrize("factor", [*range(1, 26), 32])
+def test_lattice_shifts_are_the_best_by_brute_force(factor):
+    assert lattice.row_shift(factor) == oracle.row_shift(factor)
+    assert lattice.frame_shift(factor) == oracle.frame_shift(factor)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 6, 7, 16])
+def test_consecutive_frames_visit_every_patch_once(factor):
+    members = lattice.residues(factor, 5, 6, factor) == 0
+    assert (members.sum(dim=0) == 1).all()
+
+
+@few
+@given(layouts(), rules(), st.integers(1, 3))
+def test_reduced_attention_is_that_of_the_oracle(layout, rule, batch):
+    rule = clamp(rule, layout)
+    query, key, value = random_qkv(layout, batch)
+    expected = oracle.attend(query, key, value, layout, rule)
+    torch.testing.assert_close(
+        reduced(query, key, value, layout, rule), expected, rtol=0, atol=1e-11
+    )
+
+
+@few
+@given(layouts(), rules())
+def test_selection_is_that_of_the_oracle(layout, rule):
+    rule = clamp(rule, layout)
+    selection = select(layout, rule, CPU)
+    if selection is None:
+        assert rule.key_value == 1
+        return
+    expected = oracle.kept_keys(layout, rule)
+    tokens = torch.arange(layout.tokens).view(1, -1, 1)
+    assert selection.take(tokens).flatten().tolist() == sorted(expected)
+    assert selection.length == key_value_length(layout, rule) == len(expected)
+    bias = selection.bias(torch.float64)
+    if bias is None:  # off, or nothing that is kept stands for anything dropped
+        bias = torch.zeros(selection.length, dtype=torch.float64)
+    else:
+        assert rule.operators.mass_correction > 0
+    biases = [expected[token] for token in sorted(expected)]
+    torch.testing.assert_close(bias, torch.tensor(biases, dtype=torch.float64))
+
+
+@few
+@given(layouts(), rules())
+def test_merge_sets_are_those_of_the_oracle_and_unmerge_copies(layout, rule):
+    rule = clamp(rule, layout)
+    plan = merge.plan(layout, rule, CPU)
+    if plan is None:
+        assert rule.query == 1
+        return
+    query, _, _ = random_qkv(layout)
+    sets = oracle.merge_sets(query[0], layout, rule)
+    assert query_length(layout, rule) == len(sets)
+    places = merge.match(query, plan)
+    merged = merge.merge(query, plan, places)
+    restored = merge.unmerge(merged, plan, places)
+    assert restored.shape == query.shape
+    for members in sets:
+        mean = query[0][:, members].mean(dim=1)
+        for token in members:
+            torch.testing.assert_close(restored[0, :, token], mean, rtol=0, atol=1e-12)
+
+
+@few
+@given(layouts(), operators(), st.integers(1, 12))
+def test_specials_tail_and_a_spared_anchor_stay_untouched(layout, ops, factor):
+    rule = clamp(LayerRule(factor, 1, ops), layout)
+    plan = merge.plan(layout, rule, CPU)
+    if plan is None:
+        return
+    query, _, _ = random_qkv(layout)
+    places = merge.match(query, plan)
+    restored = merge.unmerge(merge.merge(query, plan, places), plan, places)
+    untouched = torch.ones(layout.tokens, dtype=torch.bool)
+    for frame in range(layout.frames):
+        if frame == layout.anchor_frame and not ops.merge_anchor:
+            continue
+        first = oracle.token_of(layout, frame, 0, 0)
+        untouched[first : first + layout.patches] = False
+    assert torch.equal(restored[:, :, untouched], query[:, :, untouched])
+
+
+@given(layouts(most_frames=6), operators())
+@settings(max_examples=20, deadline=None)
+def test_factors_of_one_are_dense_attention_bit_for_bit(layout, ops):
+    query, key, value = random_qkv(layout, dtype=torch.float32)
+    rule = LayerRule(1, 1, ops)
+    dense = F.scaled_dot_product_attention(query, key, value)
+    assert torch.equal(reduced(query, key, value, layout, rule), dense)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_identical_queries_in_a_merge_set_lose_nothing(factor):
+    layout = TokenLayout(12, 4, 5, special=5, anchor_frame=0)
+    rule = LayerRule(factor, 1, Operators(group=5))
+    _, key, value = random_qkv(layout)
+    query = torch.zeros_like(key)
+    for first in range(0, 12, 5):  # one direction per destination, shared by whoever joins it
+        frames = range(first, min(first + 5, 12))
+        tokens = torch.tensor(
+            [oracle.token_of(layout, f, y, x) for f in frames for y in range(4) for x in range(5)]
+        )
+        query[:, :, tokens] = torch.randn(1, 2, 1, 4, dtype=torch.float64)
+    dense = F.scaled_dot_product_attention(query, key, value)
+    difference = reduced(query, key, value, layout, rule) - dense
+    assert difference.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_duplicated_frames_under_temporal_stride_lose_nothing(factor):
+    layout = TokenLayout(4 * factor, 3, 4, special=5)
+    rule = LayerRule(1, factor, Operators())
+    once = TokenLayout(4, 3, 4, special=5)
+    query, key, value = random_qkv(layout)
+    key, value = (
+        t[:, :, : once.tokens]
+        .unflatten(2, (4, 1, -1))
+        .expand(-1, -1, -1, factor, -1, -1)
+        .flatten(2, 4)
+        for t in (key, value)
+    )
+    dense = F.scaled_dot_product_attention(query, key, value)
+    assert (reduced(query, key, value, layout, rule) - dense).abs().max() < 1e-12
+
+
+def test_temporal_stride_reads_a_view_and_always_keeps_frame_zero():
+    layout = TokenLayout(10, 3, 4, special=5, anchor_frame=0)
+    for factor in (2, 3, 7, 10):
+        selection = select(layout, LayerRule(1, factor, Operators()), CPU)
+        assert selection.index is None
+        assert selection.frame_stride == factor
+        kept = selection.take(torch.arange(layout.tokens).view(1, -1))
+        assert kept[0, : layout.tokens_per_frame].tolist() == list(range(layout.tokens_per_frame))
+
+
+def test_token_stride_spreads_over_frames_and_columns():
+    layout = TokenLayout(8, 4, 8)
+    selection = select(layout, LayerRule(1, 8, Operators(key_value="token_stride")), CPU)
+    patch = selection.index % 32
+    assert sorted(patch.tolist()) == list(range(32))  # 8 frames see every patch exactly once
+    assert torch.bincount(selection.index // 32).tolist() == [4] * 8
+
+
+def test_full_mass_correction_of_identical_patches_equals_dense():
+    # Every patch of a thinned frame carries the same key and value: weight times count is all.
+    layout = TokenLayout(6, 4, 4, special=3, anchor_frame=0)
+    ops = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+    rule = LayerRule(1, 4, ops)
+    query, key, value = random_qkv(layout)
+    for frame in range(1, 6):
+        first = oracle.token_of(layout, frame, 0, 0)
+        key[:, :, first : first + 16] = key[:, :, 7:8]
+        value[:, :, first : first + 16] = value[:, :, 7:8]
+    dense = F.scaled_dot_product_attention(query, key, value)
+    assert (reduced(query, key, value, layout, rule) - dense).abs().max() < 1e-12
+    without = LayerRule(1, 4, Operators(key_value="token_stride", keep_anchor=True))
+    assert (reduced(query, key, value, layout, without) - dense).abs().max() > 1e-3
+
+
+def test_ties_go_to_the_first_destination():
+    layout = TokenLayout(4, 2, 4)
+    rule = LayerRule(4, 1, Operators())
+    plan = merge.plan(layout, rule, CPU)
+    query = torch.ones(1, 2, layout.tokens, 4)
+    assert (merge.match(query, plan) == 0).all()
+
+
+def test_each_batch_element_is_matched_by_itself():
+    layout = TokenLayout(6, 3, 3, special=2)
+    rule = LayerRule(3, 2, Operators(group=4))
+    query, key, value = random_qkv(layout, batch=3)
+    together = reduced(query, key, value, layout, rule)
+    for b in range(3):
+        alone = reduced(query[b : b + 1], key[b : b + 1], value[b : b + 1], layout, rule)
+        assert torch.equal(together[b : b + 1], alone)
+
+
+class LargestMatmul(TorchDispatchMode):
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.bmm.default:
+            self.largest = max(self.largest, output.numel())
+        return output
+
+
+@pytest.mark.parametrize("bound", [1, 64, 1000, 20_000])
+def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, monkeypatch):
+    layout = TokenLayout(11, 4, 5, special=2, anchor_frame=0)
+    rule = LayerRule(4, 1, Operators(group=4, merge_anchor=False))
+    plan = merge.plan(layout, rule, CPU)
+    query, _, _ = random_qkv(layout, batch=2)
+    whole = merge.match(query, plan)
+    monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)
+    with LargestMatmul() as mode:
+        assert torch.equal(merge.match(query, plan), whole)
+    row = 2 * max(block.destinations for block in plan.blocks)  # of both batch elements
+    assert 0 < mode.largest <= max(bound, row)
+
+
+@pytest.mark.parametrize("factors", [(4, 1), (1, 4), (3, 5)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype):
+    layout = TokenLayout(8, 4, 4, special=5, anchor_frame=0)
+    ops = Operators(key_value="token_stride", mass_correction=1.0)
+    rule = LayerRule(*factors, ops)
+    query, key, value = random_qkv(layout, dtype=dtype)
+    ours = reduced(query, key, value, layout, rule)
+    assert ours.dtype == dtype
+    exact = oracle.attend(query, key, value, layout, rule)
+    plain = F.scaled_dot_product_attention(query, key, value)
+    in_double = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    plain_error = (plain - in_double).abs().max()
+    rounded_bias = torch.finfo(dtype).eps  # the bias itself is held in the queries' dtype
+    assert (ours - exact).abs().max() <= 2 * plain_error + rounded_bias
+
+
+@pytest.mark.parametrize("key_value", ["temporal_stride", "token_stride"])
+def test_gradients_flow_through_merging_and_mass_correction(key_value):
+    layout = TokenLayout(4, 2, 3, special=1, anchor_frame=0)
+    ops = Operators(group=3, key_value=key_value, keep_anchor=True, mass_correction=1.0)
+    rule = LayerRule(2, 2, ops)
+    inputs = [t.requires_grad_() for t in random_qkv(layout)]
+    assert torch.autograd.gradcheck(lambda q, k, v: reduced(q, k, v, layout, rule), inputs)
+
+
+def test_no_shape_depends_on_data():
+    layout = TokenLayout(30, 4, 4, special=5, anchor_frame=0)
+    for ops in (Operators(), Operators(key_value="token_stride", mass_correction=0.5)):
+        query = torch.empty(2, 2, layout.tokens, 4, device="meta")
+        output = reduced(query, query, query, layout, LayerRule(4, 8, ops))
+        assert output.shape == query.shape
+
+
+def test_autocast_leaves_matching_in_full_precision():
+    layout = TokenLayout(10, 4, 4)
+    plan = merge.plan(layout, LayerRule(4, 1, Operators()), CPU)
+    query, _, _ = random_qkv(layout, dtype=torch.float32)
+    expected = merge.match(query, plan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(merge.match(query, plan), expected)
+
+
+def test_attention_share_counts_realised_lengths():
+    layout = TokenLayout(40, 4, 4, special=5)
+    rules = [LayerRule(1, 1, Operators()), LayerRule(1, 4, Operators())]
+    assert attention_share(rules, layout) == pytest.approx((1 + 1 / 4) / 2)
+    merged = [LayerRule(4, 1, Operators())]
+    assert attention_share(merged, layout) == pytest.approx((5 + 16 / 4) / 21)
+
+
+def test_factors_beyond_the_layout_are_brought_down():
+    layout = TokenLayout(3, 2, 2)
+    rule = clamp(LayerRule(100, 100, Operators()), layout)
+    assert (rule.query, rule.key_value) == (12, 3)
+    rule = clamp(LayerRule(100, 100, Operators(group=2, key_value="token_stride")), layout)
+    assert (rule.query, rule.key_value) == (8, 12)
+    assert 2 <= query_length(layout, rule) < layout.tokens  # a destination in each of two groups
+    assert 1 <= key_value_length(layout, rule) < layout.tokens

@@ -1,0 +1,103 @@
+"""torch.compile without graph breaks, one compilation per clip length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo
+from conftest import make_images
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import spark3r
+from spark3r import LayerRule, Operators, Schedule
+from spark3r.families import generic
+from spark3r.layout import TokenLayout
+from spark3r.reduction import attend, select
+
+PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(group=4))
+FAITHFUL = Schedule(
+    (LayerRule(1, 4), LayerRule(4, 2)),
+    Operators(group=5, key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+)
+LENGTHS = range(4, 16)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    # Dynamo compiles one code object 8 times by default; a clip length is one compilation.
+    with torch._dynamo.config.patch(recompile_limit=16):
+        yield
+    torch._dynamo.reset()
+
+
+def reduced(query, key, value, layout, rule):
+    selection = select(layout, rule, query.device)
+    if selection is not None:
+        key, value = selection.take(key, 2), selection.take(value, 2)
+    return attend(query, key, value, layout, rule, selection)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_our_attention_compiles_once_per_length(backend):
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(reduced, fullgraph=True, backend=counter)
+    rule = LayerRule(4, 3, Operators(group=5, key_value="token_stride", mass_correction=0.5))
+    for frames in LENGTHS:
+        layout = TokenLayout(frames, 3, 4, special=2, anchor_frame=0)
+        tensors = torch.randn(3, 1, 2, layout.tokens, 4).unbind(0)
+        expected = reduced(*tensors, layout, rule)
+        for _ in range(2):
+            torch.testing.assert_close(compiled(*tensors, layout, rule), expected)
+    assert counter.frame_count == len(LENGTHS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "schedule"), [("eager", PAPER), ("aot_eager", FAITHFUL)])
+def test_the_patched_model_compiles_once_per_length(model, backend, schedule):
+    counter = CompileCounterWithBackend(backend)
+    spark3r.apply(model, schedule)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for frames in LENGTHS:
+            images = make_images(frames, 16, 16)
+            expected = model(images)["depth"]
+            for _ in range(2):
+                torch.testing.assert_close(compiled(images)["depth"], expected)
+    assert counter.frame_count == len(LENGTHS)
+
+
+def test_patching_pausing_and_removing_after_compilation_are_honoured(model):
+    images = make_images(8, 16, 16)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        dense = compiled(images)["depth"]
+        handle = spark3r.apply(compiled, PAPER)
+        expected = model(images)["depth"]
+        assert not torch.equal(expected, dense)
+        torch.testing.assert_close(compiled(images)["depth"], expected)
+        with handle.disabled():
+            torch.testing.assert_close(compiled(images)["depth"], dense)
+        torch.testing.assert_close(compiled(images)["depth"], expected)
+        handle.remove()
+        torch.testing.assert_close(compiled(images)["depth"], dense)
+
+
+def test_compiled_parts_of_an_eager_model_find_their_pass(model):
+    spark3r.apply(model, PAPER)
+    clips = [make_images(frames, 16, 16) for frames in (6, 9)]
+    with torch.no_grad():
+        expected = [model(images)["depth"] for images in clips]
+        for block in model.aggregator.global_blocks:
+            block.compile(fullgraph=True, backend="eager")
+        for images, value in zip((*clips, *clips), (*expected, *expected), strict=True):
+            torch.testing.assert_close(model(images)["depth"], value)
+
+
+def test_the_generic_family_compiles(model):
+    family = generic("aggregator.global_blocks.*.attn", entry="aggregator", patch_size=8, special=5)
+    spark3r.apply(model, PAPER, family=family)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    images = make_images(8, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images)["depth"], model(images)["depth"])
