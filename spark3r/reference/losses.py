@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,12 @@ from torch.nn import functional as F
 
 from spark3r.pose_encoding import quaternion_to_matrix
 from spark3r.reference.batches import Batch
+from spark3r.reference.blocks import Block
 from spark3r.reference.model import PATCH_SIZE, WIDTH
+from spark3r.reference.rope import Rope, apply_rope
 
-MATCH_PAIR, FLOW_PAIR = 1, 3  # global blocks whose outputs the auxiliary heads read
+MATCH_BLOCK, FLOW_BLOCK = 1, 3  # global blocks whose outputs the auxiliary heads read
+ATTENTION_BLOCKS = (2, 3)  # global blocks whose first head is taught to look at the match
 WEIGHTS = {
     "depth": 1.0,
     "gradient": 0.5,
@@ -24,6 +28,7 @@ WEIGHTS = {
     "points": 0.5,
     "flow": 0.5,
     "match": 0.1,
+    "attention": 0.3,
 }
 OCCLUSION = 0.08  # relative depth difference above which a point counts as hidden
 
@@ -39,9 +44,19 @@ class AuxiliaryHeads(nn.Module):
         self.points = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12))
 
 
+@dataclass(frozen=True)
+class Taps:
+    """What the auxiliary tasks read inside the model."""
+
+    match: Tensor  # [B, S, h*w, C] patch tokens after MATCH_BLOCK
+    flow: Tensor  # [B, S, h*w, C] after FLOW_BLOCK
+    final: Tensor  # [B, S, h*w, C] at the end
+    attended: tuple[tuple[Block, Tensor, Rope], ...]  # ATTENTION_BLOCKS and their inputs
+
+
 def training_losses(
     predictions: dict[str, Tensor],
-    taps: tuple[Tensor, Tensor, Tensor],
+    taps: Taps,
     heads: AuxiliaryHeads,
     batch: Batch,
     shift: int,
@@ -50,7 +65,7 @@ def training_losses(
 
     Args:
         predictions: The model's outputs.
-        taps: Patch tokens `[B, S, h*w, C]` after pair 2, after pair 4 and at the end.
+        taps: What the auxiliary tasks read.
         heads: The auxiliary heads.
         batch: Targets.
         shift: Frame i is matched with frame i + shift, cyclically; in [0, S).
@@ -61,21 +76,28 @@ def training_losses(
     losses = _depth_losses(predictions, batch) | _pose_losses(predictions["pose_enc"], batch)
     frames, height, width = batch.depth.shape[1:]
     grid = (height // PATCH_SIZE, width // PATCH_SIZE)
-    centre, world = world_points(batch, PATCH_SIZE // 2, PATCH_SIZE)
-    matched, flowed, final = (tap.float() for tap in taps)
-    zero = centre.sum() * 0.0
+    _, world = world_points(batch, PATCH_SIZE // 2, PATCH_SIZE)
     fine_depth, fine_world = world_points(batch, PATCH_SIZE // 4, PATCH_SIZE // 2)
-    points = heads.points(final)  # [B, S, h*w, 12], 2x2 points a patch
+    points = heads.points(taps.final.float())  # [B, S, h*w, 12], 2x2 points a patch
     points = points.unflatten(2, grid).unflatten(4, (2, 2, 3)).permute(0, 1, 2, 4, 3, 5, 6)
     error = (points.reshape(fine_world.shape) - fine_world).abs().sum(dim=-1)
     losses["points"] = (error / (0.5 + fine_depth)).clamp(max=3.0).mean()
     if frames == 1:
-        return losses | {"flow": zero, "match": zero}
+        return losses
     target, _, inside = _project(world, batch, torch.zeros(frames, dtype=torch.long))
-    flow = (heads.flow(flowed) - target).abs().sum(dim=-1)
+    flow = (heads.flow(taps.flow.float()) - target).abs().sum(dim=-1)
     near = inside & (target.abs() < 2.0).all(dim=-1)
     losses["flow"] = _masked_mean(flow[:, 1:], near[:, 1:])
-    losses["match"] = _match_loss(heads, matched, world, batch, shift, grid)
+    partner = (torch.arange(frames, device=world.device) + shift) % frames
+    label, visible = _correspondence(world, batch, partner, grid)
+    feature = F.normalize(heads.match(taps.match.float()), dim=-1)
+    logits = feature @ feature[:, partner].transpose(2, 3) * heads.log_temperature.exp()
+    losses["match"] = _label_loss(logits, label, visible)
+    attention = [
+        _label_loss(_attention_logits(block, x, rope, partner, grid), label, visible)
+        for block, x, rope in taps.attended
+    ]
+    losses["attention"] = torch.stack(attention).mean()
     return losses
 
 
@@ -174,28 +196,50 @@ def _project(world: Tensor, batch: Batch, target: Tensor) -> tuple[Tensor, Tenso
     return plane / torch.tan(batch.fov / 2)[:, None, None, None], depth, depth > 0.05
 
 
-def _match_loss(
-    heads: AuxiliaryHeads,
-    tokens: Tensor,
-    world: Tensor,
-    batch: Batch,
-    shift: int,
-    grid: tuple[int, int],
-) -> Tensor:
-    """InfoNCE: which patch of another frame shows this patch's centre, where it is visible."""
+def _correspondence(
+    world: Tensor, batch: Batch, partner: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Which patch of the partner frame shows each patch's centre, and whether it is visible."""
     height, width = batch.depth.shape[2:]
-    frames = tokens.shape[1]
-    partner = (torch.arange(frames, device=tokens.device) + max(shift, 1)) % frames
     place, depth, front = _project(world, batch, partner)
     inside = front & (place.abs() < 1.0).all(dim=-1)
-    size = torch.tensor([width, height], device=tokens.device)
+    size = torch.tensor([width, height], device=world.device)
     pixel = ((place + 1) / 2 * size).long().clamp(min=0)
     pixel = torch.minimum(pixel, size - 1)
     seen = batch.depth[:, partner].flatten(2)
     seen = seen.gather(2, pixel[..., 1] * width + pixel[..., 0])
-    visible = inside & ((seen - depth).abs() < OCCLUSION * depth)
     label = (pixel[..., 1] // PATCH_SIZE) * grid[1] + pixel[..., 0] // PATCH_SIZE
-    feature = F.normalize(heads.match(tokens), dim=-1)
-    logits = feature @ feature[:, partner].transpose(2, 3) * heads.log_temperature.exp()
+    return label, inside & ((seen - depth).abs() < OCCLUSION * depth)
+
+
+def _attention_logits(
+    block: Block, x: Tensor, rope: Rope, partner: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Logits of a block's first head: patches against the partner frame's patches.
+
+    Args:
+        block: A global block.
+        x: Its input, `[B, S*P, C]`.
+        rope: Its rotation tables.
+        partner: Partner of each frame, `[S]`.
+        grid: Rows and columns of the patch grid.
+
+    Returns:
+        `[B, S, h*w, h*w]`. Other frames' patches are left out: they may show the same point.
+    """
+    attention, size, frames = block.attn, block.attn.head_dim, len(partner)
+    width = x.shape[2]
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    y = block.norm1(x.float())
+    q = attention.q_norm(F.linear(y, weight[:size], bias[:size]))
+    k = attention.k_norm(F.linear(y, weight[width : width + size], bias[width : width + size]))
+    q, k = (apply_rope(t[:, None], rope)[:, 0].unflatten(1, (frames, -1)) for t in (q, k))
+    special = q.shape[2] - grid[0] * grid[1]
+    q, k = q[:, :, special:], k[:, :, special:]
+    return q @ k[:, partner].transpose(2, 3) * size**-0.5
+
+
+def _label_loss(logits: Tensor, label: Tensor, visible: Tensor) -> Tensor:
+    """Mean cross entropy of `[B, S, n, m]` over visible patches."""
     loss = F.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none")
-    return _masked_mean(loss.view_as(depth), visible)
+    return _masked_mean(loss.view_as(label), visible)

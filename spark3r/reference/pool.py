@@ -63,9 +63,10 @@ def render_shard(output: Path, first_seed: int, frames: int) -> Path:
         depth[row], extrinsics[row], fov[row] = z.numpy(), cameras.numpy(), scene.fov_rad
     partial = shard.with_name(f"{shard.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
-    arrays = {"images": images, "depth": depth, "extrinsics": extrinsics, "fov": fov}
-    for name, array in arrays.items():
-        np.save(partial / f"{name}.npy", array)
+    np.save(partial / "images.npy", images)
+    np.save(partial / "depth.npy", depth)
+    np.save(partial / "extrinsics.npy", extrinsics)
+    np.save(partial / "fov.npy", fov)
     partial.rename(shard)
     return shard
 

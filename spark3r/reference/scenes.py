@@ -61,7 +61,7 @@ def random_scene(seed: int) -> Scene:
     return Scene(
         plane_normal=normals,
         plane_offset=offsets,
-        dome_radius=4.5 + 2.0 * draw[1],
+        dome_radius=max(4.5 + 2.0 * draw[1], float(poses[:, :, 3].norm(dim=1).amax()) + 1.0),
         centre=centre,
         to_local=to_local,
         counts=counts,

@@ -15,25 +15,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
+from types import MethodType
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spark3r.reference.batches import Pool
+from spark3r.reference.blocks import Block
 from spark3r.reference.checkpoints import export_weights, load_checkpoint, save_checkpoint
 from spark3r.reference.curriculum import ADAM_RATE, MUON_RATE, clip_shape, rate_factor
 from spark3r.reference.losses import (
-    FLOW_PAIR,
-    MATCH_PAIR,
+    ATTENTION_BLOCKS,
+    FLOW_BLOCK,
+    MATCH_BLOCK,
     AuxiliaryHeads,
+    Taps,
     training_losses,
     weighted_sum,
 )
 from spark3r.reference.model import ReferenceModel
 from spark3r.reference.optimiser import FlatOptimiser, FlatState, new_state
+from spark3r.reference.rope import Rope
 from spark3r.reference.weights import load
 
 LOG_STEPS = 50
@@ -86,7 +92,7 @@ def main() -> None:
     if world == 1:
         _train(0, options, team)
     else:
-        torch.multiprocessing.spawn(_train, (options, team), nprocs=world)
+        spawn(_train, (options, team), nprocs=world)
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,8 @@ def _modules(seed: int) -> nn.ModuleDict:
     return nn.ModuleDict({"model": load(weights="random", seed=seed).train(), "heads": heads})
 
 
-class Taps:
-    """Collects what the auxiliary heads read, by forward hooks.
+class Listener:
+    """Collects what the auxiliary tasks read, by forward hooks.
 
     Args:
         model: The model to listen to.
@@ -117,25 +123,34 @@ class Taps:
     def __init__(self, model: ReferenceModel) -> None:
         self._start = model.aggregator.patch_start_idx
         self._outputs: dict[str, Tensor] = {}
-        for name, block in (("match", MATCH_PAIR), ("flow", FLOW_PAIR)):
-            model.aggregator.global_blocks[block].register_forward_hook(self._keep(name))
-        model.aggregator.register_forward_hook(self._keep("final"))
+        self._inputs: dict[int, tuple[Block, Tensor, Rope]] = {}
+        blocks = model.aggregator.global_blocks
+        for name, index in (("match", MATCH_BLOCK), ("flow", FLOW_BLOCK)):
+            blocks[index].register_forward_hook(self._keep_output(name))
+        model.aggregator.register_forward_hook(self._keep_output("final"))
+        for index in ATTENTION_BLOCKS:
+            blocks[index].register_forward_pre_hook(self._keep_input(index))
 
-    def _keep(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _keep_output(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             self._outputs[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
-    def take(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch tokens `[B, S, h*w, C]` after the matching pair, the flow pair, and at the end."""
+    def _keep_input(self, index: int) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            assert isinstance(module, Block)
+            self._inputs[index] = (module, *inputs)
+
+        return hook
+
+    def take(self) -> Taps:
+        """What the last forward pass left."""
         final = self._outputs.pop("final")
         match, flow = (self._outputs.pop(name).view_as(final) for name in ("match", "flow"))
-        return (
-            match[:, :, self._start :],
-            flow[:, :, self._start :],
-            final[:, :, self._start :],
-        )
+        attended = tuple(self._inputs.pop(index) for index in ATTENTION_BLOCKS)
+        start = self._start
+        return Taps(match[:, :, start:], flow[:, :, start:], final[:, :, start:], attended)
 
 
 @contextlib.contextmanager
@@ -153,8 +168,10 @@ def _compile_blocks(model: ReferenceModel) -> None:
     # The pattern matcher would turn explicit attention back into the fused one.
     torch._inductor.config.pattern_matcher = False
     torch._dynamo.config.recompile_limit = 64
+    # One function for all blocks, so that a shape is compiled once and not once per block.
+    compiled = torch.compile(Block.forward, dynamic=False)
     for block in (*model.aggregator.frame_blocks, *model.aggregator.global_blocks):
-        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        block.forward = MethodType(compiled, block)
 
 
 def _train(rank: int, options: Options, team: Team) -> None:
@@ -216,7 +233,7 @@ class _Gradients:
         assert isinstance(model, ReferenceModel)
         assert isinstance(heads, AuxiliaryHeads)
         self._model, self._heads, self._optimiser = model, heads, optimiser
-        self._taps, self._pool = Taps(model), Pool(options.pool)
+        self._listener, self._pool = Listener(model), Pool(options.pool)
         self._seed, self._rank = options.seed, rank
         self._device = torch.device(options.device)
         if options.compile:
@@ -233,7 +250,7 @@ class _Gradients:
         with _precision(self._device):
             predictions = self._model(batch.images)
         shift = 1 + step % max(1, frames - 1)
-        losses = training_losses(predictions, self._taps.take(), self._heads, batch, shift)
+        losses = training_losses(predictions, self._listener.take(), self._heads, batch, shift)
         weighted_sum(losses).backward()
         return losses, clips, frames
 
@@ -267,3 +284,7 @@ class Journal:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._sums.clear()
+
+
+if __name__ == "__main__":
+    main()

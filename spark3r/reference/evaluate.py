@@ -1,0 +1,280 @@
+"""Score the reference model on held-out scenes: `python -m spark3r.reference.evaluate --frames 8`.
+
+The scores are those of 8 key frames spread evenly over the path, all pairs of them, without any
+alignment: per clip medians of the pose errors and means of the depth errors, averaged over clips.
+With more frames the same path is sampled more densely and the same key frames are scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from spark3r.clips import Clip
+from spark3r.metrics import depth_metrics, pose_metrics
+from spark3r.pose_encoding import decode_pose
+from spark3r.reference.model import ReferenceModel
+from spark3r.reference.render import focal_length, render_path
+from spark3r.reference.scenes import random_scene
+from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.reference.weights import load
+
+KEY_FRAMES = 8
+SIDE = 64
+CONSTANT_DEPTH = 0.93  # of the trivial baseline, in units of frame 0's mean depth
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one clip, or means over clips."""
+
+    abs_rel: float
+    delta_125: float
+    rotation_deg: float
+    translation_deg: float
+    auc_30: float
+    auc_15: float
+    auc_5: float
+    abs_rel_aligned: float  # one median scale per frame
+    abs_rel_first: float  # of frame 0
+
+
+def path_times(frames: int) -> tuple[Tensor, list[int]]:
+    """Place a clip's frames on the path so that the key frames are among them.
+
+    Args:
+        frames: Number of frames, at least `KEY_FRAMES`.
+
+    Returns:
+        Path times, float64 `[frames]`, even but for each key frame, which takes the place of the
+        frame nearest to it; and the key frames' indices.
+
+    Raises:
+        ValueError: If there are fewer frames than key frames.
+    """
+    if frames < KEY_FRAMES:
+        raise ValueError(f"need at least the {KEY_FRAMES} key frames, got {frames}")
+    u = torch.linspace(0.0, 1.0, frames, dtype=torch.float64)
+    keys = torch.linspace(0.0, 1.0, KEY_FRAMES, dtype=torch.float64)
+    places = (keys * (frames - 1)).round().long()
+    u[places] = keys
+    return u, places.tolist()
+
+
+def evaluation_clip(seed: int, frames: int, cache: Path | None) -> Clip:
+    """Render a clip for evaluation, or take it from the cache.
+
+    Args:
+        seed: The scene.
+        frames: Number of frames S.
+        cache: Folder of rendered clips, or None.
+
+    Returns:
+        The clip, its colours rounded to 8 bits.
+    """
+    path = cache / f"{SIDE}-{frames}-{seed}.npz" if cache else None
+    scene = random_scene(seed)
+    if path and path.exists():
+        with np.load(path) as file:
+            colours, depth, extrinsics = (
+                torch.from_numpy(file[name]) for name in ("images", "depth", "extrinsics")
+            )
+    else:
+        u, _ = path_times(frames)
+        images, depth, extrinsics = render_path(scene, u, SIDE, SIDE)
+        colours = (images * 255).round().to(torch.uint8)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial.npz")
+            np.savez(
+                partial,
+                images=colours.numpy(),
+                depth=depth.numpy(),
+                extrinsics=extrinsics.numpy(),
+            )
+            partial.replace(path)
+    focal = focal_length(scene, SIDE)
+    intrinsics = torch.tensor([[focal, 0, SIDE / 2], [0, focal, SIDE / 2], [0, 0, 1]])
+    return Clip(
+        name=f"rendered:{seed}",
+        images=colours.float() / 255,
+        intrinsics=intrinsics.expand(frames, 3, 3).clone(),
+        depth=depth,
+        extrinsics=extrinsics,
+    )
+
+
+def score(depth: Tensor, extrinsics: Tensor, clip: Clip) -> Scores:
+    """Score predictions for a clip.
+
+    Args:
+        depth: Predicted depth `[S, H, W]`, in units of the first frame's mean depth.
+        extrinsics: Predicted world-to-camera `[S, 3, 4]`.
+        clip: Ground truth of the same frames; frame 0 is the clip's first frame.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: If the clip has no ground truth.
+    """
+    if clip.depth is None or clip.extrinsics is None:
+        raise ValueError(f"clip {clip.name} has no ground truth")
+    target = clip.depth / clip.depth[0].mean()
+    plain = depth_metrics(depth, target)
+    pose = pose_metrics(extrinsics, clip.extrinsics)
+    return Scores(
+        abs_rel=plain.abs_rel,
+        delta_125=plain.delta_125,
+        rotation_deg=pose.rotation_deg,
+        translation_deg=pose.translation_deg,
+        auc_30=pose.auc_30,
+        auc_15=pose.auc_15,
+        auc_5=pose.auc_5,
+        abs_rel_aligned=depth_metrics(depth, target, align="frame").abs_rel,
+        abs_rel_first=depth_metrics(depth[:1], target[:1]).abs_rel,
+    )
+
+
+def select(clip: Clip, frames: list[int]) -> Clip:
+    """Keep some frames of a clip that has ground truth."""
+    assert clip.intrinsics is not None
+    assert clip.depth is not None
+    assert clip.extrinsics is not None
+    return Clip(
+        name=clip.name,
+        images=clip.images[frames],
+        intrinsics=clip.intrinsics[frames],
+        depth=clip.depth[frames],
+        extrinsics=clip.extrinsics[frames],
+    )
+
+
+@torch.inference_mode()
+def evaluate_clip(model: ReferenceModel, clip: Clip, keys: list[int]) -> tuple[Scores, float]:
+    """Score the key frames of a clip, and each key frame alone.
+
+    Args:
+        model: The model.
+        clip: The clip with ground truth.
+        keys: Indices of the key frames; the first must be 0.
+
+    Returns:
+        The scores with all frames, and the per-frame median-aligned AbsRel of the key frames, each
+        given to the model alone.
+    """
+    device = next(model.parameters()).device
+    predictions = model(clip.images.to(device))
+    extrinsics, _ = decode_pose(predictions["pose_enc"][0].cpu(), (SIDE, SIDE))
+    depth = predictions["depth"][0, keys, :, :, 0].cpu()
+    wanted = select(clip, keys)
+    single = model(wanted.images[:, None].to(device))["depth"][:, 0, :, :, 0].cpu()
+    assert wanted.depth is not None
+    alone = depth_metrics(single, wanted.depth, align="frame").abs_rel
+    return score(depth, extrinsics[keys], wanted), alone
+
+
+def evaluate(
+    model: ReferenceModel, seeds: Iterable[int], frames: int, cache: Path | None = None
+) -> dict[str, float | int]:
+    """Score the model over scenes.
+
+    Args:
+        model: The model.
+        seeds: The scenes.
+        frames: Frames per clip, at least 8.
+        cache: Folder where rendered clips are kept, or None.
+
+    Returns:
+        Means over clips: the fields of `Scores`, `scenes`, `frames`, and of the paired comparison
+        of all frames together with each key frame alone `multi_view_gain` (relative change of the
+        aligned AbsRel, negative is better) with the ends of its 95 % interval, and the scores of
+        constant depth with identity poses as `trivial_...`.
+    """
+    _, keys = path_times(frames)
+    together: list[Scores] = []
+    trivial: list[Scores] = []
+    alone: list[float] = []
+    for seed in seeds:
+        clip = evaluation_clip(seed, frames, cache)
+        scores, single = evaluate_clip(model, clip, keys)
+        together.append(scores)
+        alone.append(single)
+        wanted = select(clip, keys)
+        identity = torch.eye(3, 4).expand(len(keys), 3, 4)
+        constant = torch.full((len(keys), SIDE, SIDE), CONSTANT_DEPTH)
+        trivial.append(score(constant, identity, wanted))
+    joint = torch.tensor([s.abs_rel_aligned for s in together], dtype=torch.float64)
+    apart = torch.tensor(alone, dtype=torch.float64)
+    gain = (joint - apart) / apart.mean()
+    spread = 1.96 * float(gain.std()) / math.sqrt(len(gain))
+    result: dict[str, float | int] = {"scenes": len(together), "frames": frames}
+    result |= _mean(together)
+    result |= {
+        "multi_view_gain": float(gain.mean()),
+        "multi_view_gain_low": float(gain.mean()) - spread,
+        "multi_view_gain_high": float(gain.mean()) + spread,
+        "abs_rel_aligned_alone": float(apart.mean()),
+    }
+    return result | {f"trivial_{name}": value for name, value in _mean(trivial).items()}
+
+
+def _mean(scores: list[Scores]) -> dict[str, float]:
+    rows = [asdict(row) for row in scores]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _print(result: dict[str, float | int]) -> None:
+    """Print a table, one metric a row."""
+    table = Table(title=f"{result['scenes']} held-out scenes, {result['frames']} frames")
+    table.add_column("8 key frames, no alignment unless said")
+    table.add_column("constant depth, identity pose", justify="right")
+    table.add_column("reference model", justify="right")
+    for name in (field.name for field in fields(Scores)):
+        table.add_row(name, f"{result[f'trivial_{name}']:.3f}", f"{result[name]:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        "aligned AbsRel of the frames together against each alone: "
+        f"{result['multi_view_gain']:+.1%} (95 % interval "
+        f"{result['multi_view_gain_low']:+.1%} to {result['multi_view_gain_high']:+.1%})"
+    )
+
+
+def main() -> None:
+    """Evaluate and print a table, or one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--frames", type=int, default=KEY_FRAMES)
+    parser.add_argument("--scenes", type=int, default=320)
+    parser.add_argument("--seeds", choices=("evaluation", "calibration"), default="evaluation")
+    parser.add_argument("--weights", default="shipped", help="shipped, random, or a file")
+    parser.add_argument("--device", default="cpu")
+    default = Path.home() / ".cache" / "spark3r" / "scenes"
+    parser.add_argument("--cache", type=Path, default=default, help="folder of rendered clips")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    model = load(options.device, options.weights)
+    seeds = {"evaluation": EVALUATION, "calibration": CALIBRATION}[options.seeds]
+    chosen: Iterable[int] | Iterator[int] = seeds[: options.scenes]
+    if not options.json:
+        chosen = track(chosen, description="scenes", console=Console(stderr=True))
+    result = evaluate(model, chosen, options.frames, options.cache)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        _print(result)
+
+
+if __name__ == "__main__":
+    main()

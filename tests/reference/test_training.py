@@ -1,0 +1,183 @@
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from spark3r.pose_encoding import encode_pose
+from spark3r.reference import load, pool
+from spark3r.reference.batches import Pool
+from spark3r.reference.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from spark3r.reference.curriculum import clip_shape, rate_factor
+from spark3r.reference.losses import WEIGHTS, AuxiliaryHeads, training_losses, world_points
+from spark3r.reference.optimiser import FlatOptimiser, new_state, orthogonalise
+from spark3r.reference.seeds import CALIBRATION
+from spark3r.reference.train import Listener
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pool, "SHARD_SCENES", 3)
+    pool.render_shard(path, 0, 4)
+    patch.undo()
+    return path
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def modules() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"model": load(weights="random").train(), "heads": AuxiliaryHeads()})
+
+
+def test_pool_holds_training_seeds_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not training seeds"):
+        pool.render_shard(tmp_path, CALIBRATION[0], 4)
+
+
+def test_batches_are_in_the_models_units_and_consistent(folder: Path) -> None:
+    batch = Pool(folder).sample(6, 3, generator())
+    assert batch.images.shape == (6, 3, 3, 64, 64)
+    torch.testing.assert_close(batch.depth[:, 0].mean(dim=(1, 2)), torch.ones(6))
+    torch.testing.assert_close(batch.extrinsics[:, 0], torch.eye(3, 4).expand(6, 3, 4))
+    # Mirrored or not, the cameras are rotations, and frames agree on where the scene is: the point
+    # that frame 1 sees at its centre has, in frame 0, the depth that frame 0 sees there.
+    rotation = batch.extrinsics[..., :3]
+    assert (torch.linalg.det(rotation) > 0.99).all()
+    _, world = world_points(batch, 1, 2)
+    points = world[:, 1]  # in the axes of frame 0
+    focal = 32 / torch.tan(batch.fov / 2)
+    pixel = (points[..., :2] / points[..., 2:] * focal[:, None, None] + 32).floor().long()
+    inside = ((pixel >= 0) & (pixel < 64)).all(-1) & (points[..., 2] > 0)
+    pixel = pixel.clamp(0, 63)
+    seen = batch.depth[:, 0].flatten(1).gather(1, pixel[..., 1] * 64 + pixel[..., 0])
+    error = ((seen - points[..., 2]).abs() / points[..., 2])[inside]
+    assert error.median() < 0.03
+
+
+def test_batches_follow_the_seed(folder: Path) -> None:
+    first, again = (Pool(folder).sample(2, 3, generator(4)) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, Pool(folder).sample(2, 3, generator(5)).images)
+
+
+def test_clips_that_no_shard_holds_are_an_error(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no clips of 5 frames"):
+        Pool(folder).sample(1, 5, generator())
+
+
+def test_perfect_predictions_have_no_loss(folder: Path) -> None:
+    batch = Pool(folder).sample(2, 3, generator())
+    both = modules()
+    listener = Listener(both["model"])
+    both["model"](batch.images)
+    focal = 32 / torch.tan(batch.fov / 2)
+    intrinsics = torch.zeros(2, 3, 3, 3)
+    intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = focal[:, None]
+    intrinsics[..., 0, 2] = intrinsics[..., 1, 2] = 32
+    intrinsics[..., 2, 2] = 1
+    exact = {
+        "pose_enc": encode_pose(batch.extrinsics, intrinsics, (64, 64)),
+        "depth": batch.depth[..., None],
+        "depth_conf": torch.full_like(batch.depth, 2.0),
+    }
+    losses = training_losses(exact, listener.take(), both["heads"], batch, 1)
+    assert losses.keys() == WEIGHTS.keys()
+    for name in ("depth", "gradient", "rotation", "translation", "relative", "fov"):
+        assert losses[name] < 2e-3, name
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_orthogonalise_brings_singular_values_near_one() -> None:
+    for shape in ((3, 16, 16), (2, 8, 24), (2, 24, 8)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=generator())))
+        assert ((values > 0.4) & (values < 1.4)).all()
+
+
+def test_processes_together_take_the_step_of_one() -> None:
+    gradients = torch.Generator().manual_seed(3)
+    count = sum(p.numel() for p in modules().parameters())
+    noise = torch.randn(count, generator=gradients)
+    results = []
+    for world in (1, 2):
+        members = [modules() for _ in range(world)]
+        state = new_state(count, world, torch.device("cpu"))
+        optimisers = [
+            FlatOptimiser(m, state, rank, world, rank == 0) for rank, m in enumerate(members)
+        ]
+        for member in members:
+            start = 0
+            for parameter in member.parameters():  # the same gradient whatever the flat order
+                end = start + parameter.numel()
+                assert parameter.grad is not None
+                parameter.grad.copy_(noise[start:end].view(parameter.shape))
+                start = end
+        for optimiser in optimisers:
+            optimiser.step(0, 0.01, 0.001)
+        results.append({n: p.detach().clone() for n, p in members[-1].named_parameters()})
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_gradients_that_are_not_finite_change_nothing() -> None:
+    member = modules()
+    state = new_state(sum(p.numel() for p in member.parameters()), 1, torch.device("cpu"))
+    optimiser = FlatOptimiser(member, state, 0, 1, True)
+    before = state.parameters.clone()
+    state.gradients.fill_(float("nan"))
+    optimiser.step(0, 0.1, 0.1)
+    assert torch.equal(state.parameters, before)
+
+
+def test_checkpoints_are_small_and_restore(tmp_path: Path) -> None:
+    member = modules()
+    count = sum(p.numel() for p in member.parameters())
+    optimiser = FlatOptimiser(member, new_state(count, 2, torch.device("cpu")), 0, 2, True)
+    optimiser.state.momentum.normal_(generator=generator())
+    optimiser.state.variance.uniform_(generator=generator())
+    progress: dict[str, int | float] = {"step": 12, "clips": 3, "frames": 9, "seconds": 1.5}
+    path = tmp_path / "latest.safetensors"
+    save_checkpoint(path, member, optimiser, progress)
+    assert path.stat().st_size < 64 * 2**20
+    other = modules()
+    restored = FlatOptimiser(other, new_state(count, 1, torch.device("cpu")), 0, 1, True)
+    optimiser.state.parameters.zero_()
+    assert load_checkpoint(path, other, restored) == progress
+    expected = modules().state_dict()
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, expected[name])
+    for name, (momentum, variance) in restored.moments().items():
+        saved = optimiser.moments()[name]
+        torch.testing.assert_close(momentum, saved[0], atol=1e-2, rtol=1e-2)
+        if variance is not None:
+            assert saved[1] is not None
+            assert torch.equal(variance, saved[1])
+    export_weights(tmp_path / "weights.safetensors", other["model"])
+    assert (tmp_path / "weights.safetensors").stat().st_size < 16 * 2**20
+    loaded = load(weights=tmp_path / "weights.safetensors").state_dict()
+    for name, value in other["model"].state_dict().items():
+        torch.testing.assert_close(loaded[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_curriculum_is_seeded_and_grows() -> None:
+    assert [clip_shape(s, 1) for s in range(50)] == [clip_shape(s, 1) for s in range(50)]
+    early = [clip_shape(step, 0)[1] for step in range(200)]
+    late = [clip_shape(step, 0)[1] for step in range(20_000, 20_200)]
+    assert max(early) == 4
+    assert max(late) == 24
+    state = random.getstate()
+    clip_shape(5, 0)
+    assert random.getstate() == state
+
+
+def test_rate_warms_up_stays_and_falls_to_zero() -> None:
+    assert rate_factor(0, 0, 100, 0.25) < 0.01
+    assert rate_factor(5000, 70, 100, 0.25) == 1.0
+    assert rate_factor(5000, 100, 100, 0.25) == 0.0
+    assert rate_factor(5000, 87.5, 100, 0.25) == pytest.approx(0.5)
+    assert rate_factor(5000, 100, 100, 0.0) == 1.0
