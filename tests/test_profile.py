@@ -94,19 +94,25 @@ def test_status_rules_of_paper_and_prior() -> None:
     ("text", "message"),
     [
         ("{", "not JSON: line 1, column 2: Expecting property name enclosed in double quotes"),
-        ('{"a": 1,}', "not JSON: line 1, column 8: Illegal trailing comma before end of object"),
+        ('{"a": 1,}', "not JSON: line 1, column "),  # worded differently from Python 3.13 on
         ("[1, 2]", "the document is a list of 2, expected an object"),
         ("null", "the document is null, expected an object"),
         ("[" * 100_000, "nested too deeply, expected a profile"),
         ('{"version": ' + "1" * 5000 + "}", "a number has too many digits"),
+        (
+            f'{{"format": "spark3r-profile", "version": 1, "notes": {"[" * 300 + "]" * 300}}}',
+            "not JSON that can be read: recursion limit exceeded",
+        ),
+        (
+            '{"format": "spark3r-profile", "version": 1, "notes": "\\ud800"}',
+            "not JSON that can be read: ",
+        ),
     ],
 )
 def test_text_that_is_no_document(text: str, message: str) -> None:
     with pytest.raises(ProfileError) as caught:
         Profile.parse(text, "x.json")
-    if "trailing comma" not in message:  # worded by Python's parser, differently from 3.13 on
-        assert str(caught.value) == f"x.json: {message}"
-    assert str(caught.value).startswith("x.json: ")
+    assert str(caught.value).startswith(f"x.json: {message}")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -237,3 +243,18 @@ def test_load_profile_by_name_path_or_itself(
         load_profile("VGGT1B")
     with pytest.raises(ProfileError, match="`spark3r list` shows all"):
         load_profile("")
+    with pytest.raises(ProfileError, match="a profile cannot be a NoneType, expected its name"):
+        load_profile(None)  # type: ignore[arg-type]
+
+
+def test_files_that_are_wrong_throughout_are_refused_in_time() -> None:
+    keys = ", ".join(f'"key{index}": 0' for index in range(50_000))
+    text = json.dumps(paper())[:-1] + f", {keys}}}"
+    with pytest.raises(ProfileError, match=r"x\.json: 1000 problems"):
+        Profile.parse(text, "x.json")
+    document = paper()
+    document["schedules"][0]["layers"] *= 5_000
+    with pytest.raises(ProfileError, match=r"layers is a list of 10000, expected one rule"):
+        parse(document)
+    with pytest.raises(ProfileError, match=r"x is given twice"):
+        Profile.parse(text.replace('"notes"', '"x": 1, "x": 2, "notes"'), "x.json")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class _Pairs(dict[str, Any]):
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        keys = [key for key, _ in pairs]
-        self.repeated = sorted({key for key in keys if keys.count(key) > 1})
+        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = sorted(key for key, count in counts.items() if count > 1)
 
 
 def parse(text: str, source: str) -> Any:
@@ -69,17 +70,19 @@ def parse(text: str, source: str) -> Any:
         raise ProfileError(f"{source}: a number has too many digits") from error
 
 
-def repeated_keys(value: Any, location: tuple[str | int, ...] = ()) -> list[str]:
+def repeated_keys(document: Any) -> list[str]:
     """Return one line per key that an object of a parsed document holds twice."""
-    children: list[tuple[str | int, Any]] = []
     lines: list[str] = []
-    if isinstance(value, _Pairs):
-        lines = [f"{field_path((*location, key))} is given twice" for key in value.repeated]
-        children = list(value.items())
-    elif isinstance(value, list):
-        children = list(enumerate(value))
-    for step, child in children:
-        lines += repeated_keys(child, (*location, step))
+    pending: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
+    while pending:  # not by recursion: a file may be nested deeper than Python's stack
+        location, value = pending.pop()
+        children: list[tuple[str | int, Any]] = []
+        if isinstance(value, _Pairs):
+            lines += [f"{field_path((*location, key))} is given twice" for key in value.repeated]
+            children = list(value.items())
+        elif isinstance(value, list):
+            children = list(enumerate(value))
+        pending += [((*location, step), child) for step, child in reversed(children)]
     return lines
 
 

@@ -35,6 +35,9 @@ def load_profile(source: str | os.PathLike[str] | Profile) -> Profile:
     """
     if isinstance(source, Profile):
         return source
+    if not isinstance(source, str | os.PathLike):
+        kind = type(source).__name__
+        raise ProfileError(f"a profile cannot be a {kind}, expected its name, its path or itself")
     if not isinstance(source, str) or _is_path(source):
         return Profile.load(source)
     names = shipped_names()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ..errors import ProfileError
 
 MAX_LINES = 20
+MAX_ENTRIES = 1000
 MAX_VALUE = 60
 
 _Node = dict[str, Any]
@@ -54,11 +55,16 @@ def shown(value: object) -> str:
 
 
 def problem_lines(error: ValidationError, schema: _Node) -> list[str]:
-    """Return one line per validation error, with the expectation taken from the JSON Schema."""
+    """Return one line per validation error, with the expectation taken from the JSON Schema.
+
+    A file that is wrong throughout gets lines for its first thousand errors.
+    """
     lines: dict[str, None] = {}  # ordered, and free of repetitions
-    entries = error.errors(include_url=False, include_context=False)
+    entries = error.errors(include_url=False)
     inner = {entry["loc"][:depth] for entry in entries for depth in range(len(entry["loc"]))}
-    for entry in entries:
+    for entry in entries[:MAX_ENTRIES]:
+        if entry["type"] == "json_invalid":  # stricter than Python's parser
+            return [f"not JSON that can be read: {entry['ctx']['error']}"]
         if entry["type"] == "too_short" and entry["loc"] in inner:
             continue  # pydantic counts the valid entries only, and the others are reported
         parents, location = _follow(schema, entry["loc"])
@@ -136,10 +142,10 @@ def _words(node: _Node) -> str:
     if kind in ("integer", "number"):
         words = "an integer" if kind == "integer" else "a finite number"
         if "maximum" in node:
-            return f"{words} from {node['minimum']} to {node['maximum']}"
+            return f"{words} from {node['minimum']:g} to {node['maximum']:g}"
         if "exclusiveMinimum" in node:
-            return f"{words} above {node['exclusiveMinimum']}"
-        return f"{words} of at least {node['minimum']}" if "minimum" in node else words
+            return f"{words} above {node['exclusiveMinimum']:g}"
+        return f"{words} of at least {node['minimum']:g}" if "minimum" in node else words
     if kind == "array":
         least = node.get("minItems")
         if least is None:
