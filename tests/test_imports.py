@@ -22,6 +22,7 @@ ORDER = (
     {"prediction", "profile", "reduction"},
     {"fingerprint", "reference"},
     {"families"},
+    {"handle"},
     {"patching"},
     {"loading"},
     {"commands"},
