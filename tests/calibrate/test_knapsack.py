@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibrate import knapsack, partial
+from calibrate.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest, trade_off
+from spark3r.schedule import LayerRule, Operators
+
+Layers = list[list[Choice]]
+
+
+def choice(cost_ms: float, damage: float) -> Choice:
+    return Choice(LayerRule(), cost_ms, damage)
+
+
+def problems(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Layers]:
+    layer = st.lists(st.builds(choice, numbers, numbers), min_size=1, max_size=4)
+    return st.lists(layer, min_size=1, max_size=5)
+
+
+any_real = problems(st.floats(-100, 100, allow_subnormal=False))
+with_ties = problems(st.integers(-2, 3).map(float))
+
+
+def everything(layers: Layers) -> list[tuple[float, float, tuple[int, ...]]]:
+    """All selections as (cost, damage, indices), sums in the order of the layers."""
+    found = []
+    for indices in itertools.product(*(range(len(layer)) for layer in layers)):
+        cost = damage = 0.0
+        for layer, index in zip(layers, indices, strict=True):
+            cost += layer[index].cost_ms
+            damage += layer[index].damage
+        found.append((cost, damage, indices))
+    return found
+
+
+@given(any_real, st.floats(-300, 300))
+@settings(max_examples=300)
+def test_solve_is_exact(layers: Layers, budget_ms: float) -> None:
+    fitting = [found for found in everything(layers) if found[0] <= budget_ms]
+    answer = solve(layers, budget_ms)
+    if not fitting:
+        assert answer is None
+        return
+    assert answer is not None
+    assert answer.damage == min(damage for _, damage, _ in fitting)
+    assert answer.cost_ms <= budget_ms
+    assert (answer.cost_ms, answer.damage, answer.indices) in fitting
+
+
+@given(any_real, st.floats(-300, 300))
+@settings(max_examples=300)
+def test_solve_cheapest_is_exact(layers: Layers, max_damage: float) -> None:
+    fitting = [found for found in everything(layers) if found[1] <= max_damage]
+    answer = solve_cheapest(layers, max_damage)
+    if not fitting:
+        assert answer is None
+        return
+    assert answer is not None
+    assert answer.cost_ms == min(cost for cost, _, _ in fitting)
+    assert answer.damage <= max_damage
+
+
+@given(with_ties, st.integers(-10, 15))
+@settings(max_examples=300)
+def test_ties_go_to_the_other_measure_and_then_to_the_earlier_choice(
+    layers: Layers, bound: int
+) -> None:
+    selections = everything(layers)
+    cheap = [found for found in selections if found[0] <= bound]
+    answer = solve(layers, bound)
+    expected = min(((d, c, i) for c, d, i in cheap), default=None)
+    assert (answer and (answer.damage, answer.cost_ms, answer.indices)) == expected
+    harmless = [found for found in selections if found[1] <= bound]
+    answer = solve_cheapest(layers, bound)
+    assert (answer and (answer.cost_ms, answer.damage, answer.indices)) == min(
+        harmless, default=None
+    )
+
+
+@pytest.mark.parametrize("strategy", [any_real, with_ties])
+def test_trade_off_is_the_whole_front(strategy: st.SearchStrategy[Layers]) -> None:
+    @given(strategy)
+    @settings(max_examples=200)
+    def holds(layers: Layers) -> None:
+        expected: list[tuple[float, float]] = []
+        for cost, damage, _ in sorted(everything(layers)):
+            if not expected or damage < expected[-1][1]:
+                expected.append((cost, damage))
+        front = trade_off(layers)
+        assert [(point.cost_ms, point.damage) for point in front] == expected
+        for point in front:
+            assert solve(layers, point.cost_ms) == point or strategy is any_real
+
+    holds()
+
+
+def layers_like_a_model(seed: int, count: int = 24) -> Layers:
+    rng = random.Random(seed)
+    layers = []
+    for _ in range(count):
+        query_weight, key_weight = rng.lognormvariate(0, 1), rng.lognormvariate(0, 1)
+        layers.append(
+            [
+                Choice(
+                    LayerRule(query, key_value),
+                    1 + 100 / (query * key_value) + 5 / query + 3 / key_value + 2 * (query > 1),
+                    query_weight * (query - 1) ** 1.3 * rng.lognormvariate(0, 0.2)
+                    + key_weight * (key_value - 1) ** 0.6 * rng.lognormvariate(0, 0.2),
+                )
+                for query in (1, 2, 3, 4, 6)
+                for key_value in (1, 2, 4, 8, 16, 32, 64, 128)
+            ]
+        )
+    return layers
+
+
+def test_twenty_four_layers_of_forty_choices_take_a_moment() -> None:
+    layers = layers_like_a_model(0)
+    begin = time.perf_counter()
+    answers = [solve(layers, budget_ms) for budget_ms in (90.0, 120.0, 300.0, 900.0)]
+    assert time.perf_counter() - begin < 2
+    front = trade_off(layers)
+    assert time.perf_counter() - begin < 20
+    by_front = [
+        max((point for point in front if point.cost_ms <= budget_ms), key=lambda p: p.cost_ms)
+        for budget_ms in (90.0, 120.0, 300.0, 900.0)
+    ]
+    assert answers == by_front
+
+
+def test_the_same_problem_has_the_same_answer() -> None:
+    layers = layers_like_a_model(1, 12)
+    assert solve(layers, 100.0) == solve(layers, 100.0)
+    assert trade_off(layers) == trade_off(layers)
+
+
+def test_more_budget_never_does_more_damage() -> None:
+    layers = layers_like_a_model(2, 8)
+    found = [solve(layers, float(budget_ms)) for budget_ms in range(20, 900, 40)]
+    damages = [answer.damage for answer in found if answer is not None]
+    assert len(damages) > 10
+    assert damages == sorted(damages, reverse=True)
+
+
+def test_an_infinite_budget_takes_the_least_damage_of_each_layer() -> None:
+    layers = layers_like_a_model(3, 6)
+    answer = solve(layers, math.inf)
+    assert answer is not None
+    assert answer.damage == 0.0
+    assert solve(layers, -math.inf) is None
+
+
+def test_a_choice_of_infinite_damage_is_never_taken() -> None:
+    layers = [[choice(1.0, math.inf), choice(2.0, 5.0)]]
+    assert solve(layers, 1.5) is None
+    assert solve(layers, 2.0) == knapsack.Selection((1,), 2.0, 5.0)
+
+
+def test_a_selection_makes_a_schedule() -> None:
+    own, common = Operators(key_value="token_stride"), Operators()
+    layers = [
+        [Choice(LayerRule(1, 1), 9.0, 0.0), Choice(LayerRule(1, 4, own), 1.0, 1.0)],
+        [Choice(LayerRule(1, 1), 9.0, 0.0), Choice(LayerRule(2, 8, common), 1.0, 1.0)],
+    ]
+    answer = solve(layers, 2.0)
+    assert answer is not None
+    schedule = answer.schedule(layers, common)
+    assert schedule.layers == (LayerRule(1, 4, own), LayerRule(2, 8))
+    assert schedule.operators == common
+
+
+@pytest.mark.parametrize("solver", [lambda p: solve(p, 1.0), lambda p: solve_cheapest(p, 1.0)])
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "there is no layer"),
+        ([[choice(1, 1)], []], "layer 1 has no choice of finite damage"),
+        ([[choice(1, math.inf)]], "layer 0 has no choice of finite damage"),
+        ([[choice(math.nan, 1)]], "layer 0, choice 0: cost nan ms"),
+        ([[choice(math.inf, 1)]], "layer 0, choice 0: cost inf ms"),
+        ([[choice(1, math.nan)]], "damage nan"),
+        ([[choice(1, -math.inf)]], "damage -inf"),
+    ],
+)
+def test_tables_that_make_no_sense_are_refused(
+    solver: Callable[[Layers], object], layers: Layers, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        solver(layers)
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="the bound is NaN"):
+        solve([[choice(1, 1)]], math.nan)
+
+
+def test_a_front_beyond_the_limit_is_an_error_and_not_an_approximation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(partial, "MAX_PARTIAL", 100)
+    layers = [[choice(2.0**i, 0.0), choice(0.0, 2.0**i)] for i in range(10)]
+    with pytest.raises(FrontTooLargeError, match="at most 100 are held"):
+        trade_off(layers)
