@@ -8,8 +8,10 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from spark3r import __version__, env
 from spark3r.profile.evidence import EnvironmentRecord
@@ -51,6 +53,19 @@ def test_driver_without_the_tool_that_tells(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert env._driver() is None
+
+
+def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30, major=9, minor=0)
+    answer = SimpleNamespace(stdout="550.54\n550.54\n")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties.name)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: answer)
+    record = env.environment()
+    assert record["gpus"] == ["NVIDIA H100, 80 GiB, compute 9.0"] * 2
+    assert record["driver"] == "550.54"
+    assert env.device_name("cuda:1") == "NVIDIA H100"
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
