@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .errors import Spark3rError as Spark3rError
     from .errors import Spark3rWarning as Spark3rWarning
     from .errors import WeightsError as WeightsError
+    from .handle import Handle as Handle
     from .layout import TokenLayout as TokenLayout
-    from .patching import Handle as Handle
     from .patching import apply as apply
     from .patching import is_applied as is_applied
     from .patching import remove as remove
@@ -49,7 +49,8 @@ _HOMES = {
         "WeightsError",
     ),
     "layout": ("TokenLayout",),
-    "patching": ("Handle", "apply", "is_applied", "remove"),
+    "handle": ("Handle",),
+    "patching": ("apply", "is_applied", "remove"),
     "prediction": ("Prediction",),
     "profile": ("Profile",),
     "schedule": ("LayerRule", "LengthRule", "Operators", "Schedule", "paper_schedule"),

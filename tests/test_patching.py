@@ -24,8 +24,8 @@ from spark3r import (
     Spark3rWarning,
 )
 from spark3r.families import detect, generic
+from spark3r.handle import Handle
 from spark3r.layout import TokenLayout
-from spark3r.patching import Handle
 
 REDUCED = Schedule(
     (LayerRule(3, 1), LayerRule(2, 3)), Operators(group=4), LengthRule(max_frames=100)

@@ -40,6 +40,19 @@ def residues(frames: int, height: int, width: int, factor: int) -> Tensor:
     return ((x + row_shift(factor) * y + frame_shift(factor) * f) % factor).flatten(1)
 
 
+def members(inside: Tensor, height: int, width: int, factor: int) -> Tensor:
+    """Return how many patches of each frame belong to the subset, without listing them.
+
+    Args:
+        inside: Frame numbers f, any shape, int64.
+        height: Rows of the patch grid.
+        width: Columns of the patch grid.
+        factor: r.
+    """
+    of_class = torch.bincount(residues(1, height, width, factor).flatten(), minlength=factor)
+    return of_class[-frame_shift(factor) * inside % factor]
+
+
 def _shortest_squared(factor: int, k: int) -> int:
     """Squared length of the shortest vector of the lattice {(x, y): x + k·y ≡ 0 mod r} (Gauss)."""
     a, b = (factor, 0), (-k % factor, 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..layout import TokenLayout
 from ..schedule import LayerRule
-from .lattice import residues
+from .lattice import members, residues
 
 SIMILARITY_ELEMENTS = 2**22
 """Similarities held at once: 16 MiB in float32, or one source's row where that is longer."""
@@ -75,73 +75,95 @@ def plan(layout: TokenLayout, rule: LayerRule, device: torch.device) -> MergePla
 
 
 def query_length(layout: TokenLayout, rule: LayerRule) -> int:
-    """Return the realised number of queries under a resolved rule."""
-    merge_plan = plan(layout, rule, torch.device("cpu"))
-    return layout.tokens if merge_plan is None else merge_plan.kept.shape[0]
+    """Return the realised number of queries under a resolved rule, without listing them."""
+    if rule.query == 1:
+        return layout.tokens
+    operators = rule.operators
+    assert operators is not None, "resolve the schedule first"
+    frame = torch.arange(layout.frames)
+    takes_part = torch.ones(layout.frames, dtype=torch.bool)
+    if layout.anchor_frame is not None and not operators.merge_anchor:
+        takes_part[layout.anchor_frame] = False
+    inside = frame % min(operators.group, layout.frames)
+    chosen = members(inside, layout.height, layout.width, rule.query) * takes_part
+    group = frame // operators.group
+    has_destination = torch.bincount(group, weights=chosen.double())[group] > 0
+    sources = (layout.patches - chosen) * (takes_part & has_destination)
+    return layout.tokens - int(sources.sum())
 
 
-def match(query: Tensor, plan: MergePlan) -> Tensor:
+def split(tokens: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
+    """Split queries into those that stay or are merged into, and those that join another.
+
+    Args:
+        tokens: All heads of a token side by side, ``[B, N, C]``, so that one row is one copy.
+        plan: From `plan`, on the same device.
+
+    Returns:
+        ``[B, K, C]`` in the order of ``plan.kept``, ``[B, M, C]`` in that of ``plan.sources``.
+    """
+    return tokens.index_select(1, plan.kept), tokens.index_select(1, plan.sources)
+
+
+def match(kept: Tensor, sources: Tensor, plan: MergePlan) -> Tensor:
     """Return the most similar destination of every source.
 
     Args:
-        query: ``[B, H, N, D]`` after query norm and rotary embedding.
-        plan: From `plan`, on the same device.
+        kept: ``[B, K, C]`` after query norm and rotary embedding, from `split`.
+        sources: ``[B, M, C]``, likewise.
+        plan: The plan they were split by.
 
     Returns:
         Places in the merged sequence, ``[B, M]`` int64. No gradient flows through it.
     """
-    query = query.detach()
+    exact = torch.promote_types(kept.dtype, torch.float32)
+    kept, sources = kept.detach().to(exact), sources.detach().to(exact)
     autocast_off = (
         nullcontext()
-        if query.device.type == "meta"
-        else torch.autocast(query.device.type, enabled=False)
+        if kept.device.type == "meta"
+        else torch.autocast(kept.device.type, enabled=False)
     )
     places = []
     with autocast_off:
         for block in plan.blocks:
             n, d, s = block.groups, block.destinations, block.sources
-            kept = plan.kept[block.first_destination : block.first_destination + n * d]
-            sources = plan.sources[block.first_source : block.first_source + n * s]
-            destination = F.normalize(_features(query, kept).unflatten(1, (n, d)), dim=-1)
-            source = _features(query, sources).unflatten(1, (n, s))
-            best = _most_similar(source, destination)  # [B, n, s]
-            first = block.first_destination + d * torch.arange(n, device=query.device)
+            destination = kept.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
+            source = sources.narrow(1, block.first_source, n * s).unflatten(1, (n, s))
+            # The length of a source does not change which destination is nearest to it.
+            best = _most_similar(source, F.normalize(destination, dim=-1))  # [B, n, s]
+            first = block.first_destination + d * torch.arange(n, device=kept.device)
             places.append((best + first.view(1, n, 1)).flatten(1))
     return torch.cat(places, dim=1)
 
 
-def merge(query: Tensor, plan: MergePlan, places: Tensor) -> Tensor:
-    """Return the merged queries ``[B, H, K, D]``: means over each destination and its sources.
+def merge(kept: Tensor, sources: Tensor, places: Tensor) -> Tensor:
+    """Return the merged queries ``[B, K, C]``: means over each destination and its sources.
 
     Sums accumulate in float32 or, for float64 queries, in float64. On CUDA they are
     deterministic to the last bit under ``torch.use_deterministic_algorithms(True)``.
     """
-    batch, heads, _, dim = query.shape
-    length = plan.kept.shape[0]
-    exact = torch.promote_types(query.dtype, torch.float32)
-    total = _take_rows(query, plan.kept.expand(batch, -1)).to(exact)
-    added = _take_rows(query, plan.sources.expand(batch, -1)).to(exact)
-    rows = _row_index(places, heads, length)
-    total = total.flatten(0, 2).scatter_add(
-        0, rows.view(-1, 1).expand(-1, dim), added.flatten(0, 2)
-    )
-    ones = torch.ones(1, dtype=exact, device=query.device)
+    batch, length, width = kept.shape
+    exact = torch.promote_types(kept.dtype, torch.float32)
+    rows = _rows(places, length).unsqueeze(1).expand(-1, width)
+    total = kept.to(exact).flatten(0, 1).scatter_add(0, rows, sources.to(exact).flatten(0, 1))
+    ones = torch.ones(1, dtype=exact, device=kept.device)
     count = ones.expand(batch, length).scatter_add(1, places, ones.expand_as(places))
-    mean = total.view(batch, heads, length, dim) / count.view(batch, 1, length, 1)
-    return mean.to(query.dtype)
+    return (total.view_as(kept) / count.unsqueeze(2)).to(kept.dtype)
 
 
 def unmerge(output: Tensor, plan: MergePlan, places: Tensor) -> Tensor:
-    """Return the full sequence ``[B, H, N, D]`` from ``[B, H, K, D]``: sources copy."""
-    own = torch.arange(plan.kept.shape[0], device=places.device).expand(places.shape[0], -1)
+    """Return the full sequence ``[B, N, C]`` from ``[B, K, C]``: sources copy."""
+    batch, length, width = output.shape
+    own = torch.arange(length, device=places.device).expand(batch, -1)
     origin = torch.cat((own, places), dim=1).index_select(1, plan.restore)  # [B, N]
-    return _take_rows(output, origin)
+    rows = output.reshape(-1, width).index_select(0, _rows(origin, length))
+    return rows.view(batch, -1, width)
 
 
-def _features(query: Tensor, tokens: Tensor) -> Tensor:
-    """Return what is compared, all heads concatenated: ``[B, len(tokens), H * D]`` in >= fp32."""
-    chosen = query.index_select(2, tokens).transpose(1, 2).flatten(2)
-    return chosen.to(torch.promote_types(query.dtype, torch.float32))
+def _rows(places: Tensor, length: int) -> Tensor:
+    """Return ``[B, L]`` places as row numbers of a ``[B * length, C]`` matrix."""
+    offset = length * torch.arange(places.shape[0], device=places.device)
+    return (places + offset.unsqueeze(1)).flatten()
 
 
 def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
@@ -176,20 +198,6 @@ def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
     )
 
 
-def _row_index(places: Tensor, heads: int, length: int) -> Tensor:
-    """Return ``[B, L]`` token indices as row numbers of a ``[B * H * length, D]`` matrix."""
-    batch = places.shape[0]
-    offset = length * torch.arange(batch * heads, device=places.device).view(batch, heads, 1)
-    return (places.unsqueeze(1) + offset).flatten()
-
-
-def _take_rows(tokens: Tensor, places: Tensor) -> Tensor:
-    """Return ``[B, H, L, D]``, tokens ``[B, H, N, D]`` at ``[B, L]``: whole rows, one call."""
-    batch, heads, length, dim = tokens.shape
-    rows = _row_index(places, heads, length)
-    return tokens.reshape(-1, dim).index_select(0, rows).view(batch, heads, -1, dim)
-
-
 @torch.compiler.assume_constant_result
 def _plan(
     layout: tuple[Any, ...], factor: int, group: int, merge_anchor: bool, device: torch.device
@@ -198,6 +206,7 @@ def _plan(
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # or a later backward pass could not use what is cached
 def _build(
     fields: tuple[Any, ...], factor: int, group: int, merge_anchor: bool, device: torch.device
 ) -> MergePlan:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..layout import TokenLayout
 from ..schedule import KeyValueOperator, LayerRule
-from .lattice import residues
+from .lattice import members, residues
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +77,24 @@ def select(layout: TokenLayout, rule: LayerRule, device: torch.device) -> KeySel
 
 
 def key_value_length(layout: TokenLayout, rule: LayerRule) -> int:
-    """Return the realised number of keys under a resolved rule."""
-    selection = select(layout, rule, torch.device("cpu"))
-    return layout.tokens if selection is None else selection.length
+    """Return the realised number of keys under a resolved rule, without listing them."""
+    if rule.key_value == 1:
+        return layout.tokens
+    operators = rule.operators
+    assert operators is not None, "resolve the schedule first"
+    frame = torch.arange(layout.frames)
+    specials = torch.full_like(frame, layout.special)
+    if operators.key_value == "token_stride":
+        patches = members(frame, layout.height, layout.width, rule.key_value)
+    else:
+        stays = frame % rule.key_value == 0
+        patches = layout.patches * stays
+        if not operators.keep_special:
+            specials = layout.special * stays
+    if operators.keep_anchor and layout.anchor_frame is not None:
+        patches[layout.anchor_frame] = layout.patches
+        specials[layout.anchor_frame] = layout.special
+    return int(patches.sum() + specials.sum()) + layout.tail
 
 
 _Parts = tuple[int, int, int | None, Tensor | None, Tensor | None, float]
@@ -93,6 +108,7 @@ def _select(
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # or a later backward pass could not use what is cached
 def _build(
     fields: tuple[Any, ...], factor: int, operators: tuple[Any, ...], device: torch.device
 ) -> _Parts:

@@ -36,6 +36,21 @@ def random_qkv(
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).unbind(0)
 
 
+def side_by_side(query):
+    return query.transpose(1, 2).flatten(2)
+
+
+def match(query, plan):
+    return merge.match(*merge.split(side_by_side(query), plan), plan)
+
+
+def merge_and_unmerge(query, plan):
+    kept, sources = merge.split(side_by_side(query), plan)
+    places = merge.match(kept, sources, plan)
+    restored = merge.unmerge(merge.merge(kept, sources, places), plan, places)
+    return restored.unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+
+
 def reduced(query, key, value, layout, rule):
     selection = select(layout, rule, query.device)
     if selection is not None:
@@ -98,9 +113,7 @@ def test_merge_sets_are_those_of_the_oracle_and_unmerge_copies(layout, rule):
     query, _, _ = random_qkv(layout)
     sets = oracle.merge_sets(query[0], layout, rule)
     assert query_length(layout, rule) == len(sets)
-    places = merge.match(query, plan)
-    merged = merge.merge(query, plan, places)
-    restored = merge.unmerge(merged, plan, places)
+    restored = merge_and_unmerge(query, plan)
     assert restored.shape == query.shape
     for members in sets:
         mean = query[0][:, members].mean(dim=1)
@@ -116,8 +129,7 @@ def test_specials_tail_and_a_spared_anchor_stay_untouched(layout, ops, factor):
     if plan is None:
         return
     query, _, _ = random_qkv(layout)
-    places = merge.match(query, plan)
-    restored = merge.unmerge(merge.merge(query, plan, places), plan, places)
+    restored = merge_and_unmerge(query, plan)
     untouched = torch.ones(layout.tokens, dtype=torch.bool)
     for frame in range(layout.frames):
         if frame == layout.anchor_frame and not ops.merge_anchor:
@@ -209,7 +221,7 @@ def test_ties_go_to_the_first_destination():
     rule = LayerRule(4, 1, Operators())
     plan = merge.plan(layout, rule, CPU)
     query = torch.ones(1, 2, layout.tokens, 4)
-    assert (merge.match(query, plan) == 0).all()
+    assert (match(query, plan) == 0).all()
 
 
 def test_each_batch_element_is_matched_by_itself():
@@ -238,10 +250,10 @@ def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, mon
     rule = LayerRule(4, 1, Operators(group=4, merge_anchor=False))
     plan = merge.plan(layout, rule, CPU)
     query, _, _ = random_qkv(layout, batch=2)
-    whole = merge.match(query, plan)
+    whole = match(query, plan)
     monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)
     with LargestMatmul() as mode:
-        assert torch.equal(merge.match(query, plan), whole)
+        assert torch.equal(match(query, plan), whole)
     row = 2 * max(block.destinations for block in plan.blocks)  # of both batch elements
     assert 0 < mode.largest <= max(bound, row)
 
@@ -284,9 +296,9 @@ def test_autocast_leaves_matching_in_full_precision():
     layout = TokenLayout(10, 4, 4)
     plan = merge.plan(layout, LayerRule(4, 1, Operators()), CPU)
     query, _, _ = random_qkv(layout, dtype=torch.float32)
-    expected = merge.match(query, plan)
+    expected = match(query, plan)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(merge.match(query, plan), expected)
+        assert torch.equal(match(query, plan), expected)
 
 
 def test_attention_share_counts_realised_lengths():

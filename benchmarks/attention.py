@@ -1,0 +1,220 @@
+"""Our attention against dense attention over the number of tokens.
+
+    python benchmarks/attention.py [--output benchmarks/results/attention.json]
+
+For each number of tokens and pair of factors, in one interleaved run: dense attention, ours
+(matching, merging, attention over kept keys, unmerging), bare attention at the realised lengths,
+and matching with merging and unmerging alone. Selected keys and values are inputs: selecting is
+part of the projection. Then the ways to apply mass correction, against each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from datetime import date
+from pathlib import Path
+
+# One busy-waiting thread beside another process distorts everything it touches.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+import torch.nn.functional as F
+from memory import peak_extra_mb
+
+from spark3r.env import environment
+from spark3r.layout import TokenLayout
+from spark3r.reduction import attend, key_value_length, merge, query_length, select
+from spark3r.schedule import LayerRule, Operators
+from spark3r.timing import Latency, interleaved
+
+HEADS, DIM = 4, 32  # the reference model's
+GRID, SPECIAL = (8, 8), 5
+TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
+FACTORS = ((1, 4), (1, 16), (2, 8), (4, 25))
+
+
+def measure(tokens: int, factors: tuple[int, int], limit_s: float) -> dict[str, object]:
+    layout = TokenLayout(
+        round(tokens / (SPECIAL + math.prod(GRID))), *GRID, SPECIAL, anchor_frame=0
+    )
+    rule = LayerRule(*factors, Operators())
+    query, key, value = torch.randn(3, 1, HEADS, layout.tokens, DIM).unbind(0)
+    selection = select(layout, rule, query.device)
+    assert selection is not None
+    kept_key, kept_value = selection.take(key, 2), selection.take(value, 2)
+    plan = merge.plan(layout, rule, query.device)
+    short = torch.randn(1, HEADS, query_length(layout, rule), DIM)
+
+    def dense() -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def ours() -> torch.Tensor:
+        return attend(query, kept_key, kept_value, layout, rule, selection)
+
+    def bare() -> torch.Tensor:
+        return F.scaled_dot_product_attention(short, kept_key, kept_value)
+
+    def matching() -> torch.Tensor:
+        assert plan is not None
+        kept, sources = merge.split(query.transpose(1, 2).flatten(2), plan)
+        places = merge.match(kept, sources, plan)
+        return merge.unmerge(merge.merge(kept, sources, places), plan, places)
+
+    calls = {"dense": dense, "ours": ours, "bare": bare}
+    if plan is not None:
+        calls["matching"] = matching
+    taken = interleaved(calls, rounds=20, limit_s=limit_s)
+    ms = {name: latency.median_ms for name, latency in taken.items()}
+    activations_mb = 4 * query.nbytes / 1e6  # the dense path's query, key, value and output
+    return {
+        "tokens": layout.tokens,
+        "query_factor": factors[0],
+        "key_value_factor": factors[1],
+        "queries": query_length(layout, rule),
+        "keys": key_value_length(layout, rule),
+        "ms": ms,
+        "spread_ms": {name: latency.spread_ms for name, latency in taken.items()},
+        "n": taken["ours"].n,
+        "ours_over_bare": paired_ratio(taken["ours"], taken["bare"]),
+        "speed_up": paired_ratio(taken["dense"], taken["ours"]),
+        "matching_share_of_dense": ms.get("matching", 0.0) / ms["dense"],
+        "peak_extra_mb": {"dense": peak_extra_mb(dense), "ours": peak_extra_mb(ours)},
+        "dense_activations_mb": activations_mb,
+    }
+
+
+def paired_ratio(above: Latency, below: Latency) -> float:
+    """Median over rounds of the ratio inside a round, which a busy machine disturbs least."""
+    ratios = sorted(a / b for a, b in zip(above.samples_ms, below.samples_ms, strict=True))
+    return ratios[len(ratios) // 2]
+
+
+def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, object]]:
+    """Ways to add log-mass to thinned patch keys: their time, and their error against float64."""
+    layout = TokenLayout(frames, *GRID, SPECIAL, anchor_frame=0)
+    operators = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+    selection = select(layout, LayerRule(1, 8, operators), torch.device("cpu"))
+    assert selection is not None
+    assert selection.thinned is not None
+    query = torch.randn(1, HEADS, layout.tokens, DIM)
+    key, value = torch.randn(2, 1, HEADS, selection.length, DIM).unbind(0)
+    bias = selection.bias(torch.float32)
+    assert bias is not None
+    mask = bias.view(1, 1, 1, -1)
+    heavy = selection.thinned.nonzero().squeeze(1)
+    light = (~selection.thinned).nonzero().squeeze(1)
+
+    def plain() -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def broadcast_bias() -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    def extra_head_dimensions() -> torch.Tensor:
+        scale = DIM**-0.5
+        ones = F.pad(query.new_ones(1, 1, 1, 1), (0, 7)).expand(1, HEADS, layout.tokens, 8)
+        more = F.pad((bias / scale).view(1, 1, -1, 1), (0, 7)).expand(1, HEADS, -1, 8)
+        wide = F.scaled_dot_product_attention(
+            torch.cat((query, ones), -1),
+            torch.cat((key, more), -1),
+            F.pad(value, (0, 8)),
+            scale=scale,
+        )
+        return wide[..., :DIM]
+
+    def joined_by_log_sum_exp() -> torch.Tensor:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        first, first_lse = flash(query, key[:, :, light], value[:, :, light])
+        second, second_lse = flash(query, key[:, :, heavy], value[:, :, heavy])
+        share = torch.sigmoid(second_lse + selection.mass - first_lse)
+        return torch.lerp(first, second, share.unsqueeze(-1))
+
+    calls = {
+        "no correction": plain,
+        "broadcast bias": broadcast_bias,
+        "extra head dimensions": extra_head_dimensions,
+        "two attentions joined by log-sum-exp": joined_by_log_sum_exp,
+    }
+    exact = F.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), attn_mask=mask.double()
+    )
+    taken = interleaved(calls, rounds=20, limit_s=limit_s)
+    return [
+        {
+            "candidate": name,
+            "tokens": layout.tokens,
+            "keys": selection.length,
+            "ms": taken[name].median_ms,
+            "over_no_correction": paired_ratio(taken[name], taken["no correction"]),
+            "largest_error": float((call() - exact).abs().max()),
+        }
+        for name, call in calls.items()
+    ]
+
+
+def growth_exponent(rows: list[dict[str, object]], factors: tuple[int, int]) -> float:
+    """Slope of log time over log tokens, least squares, from 8k tokens on."""
+    chosen = [
+        r
+        for r in rows
+        if (r["query_factor"], r["key_value_factor"]) == factors and r["tokens"] >= 8000
+    ]
+    x = torch.tensor([math.log(r["tokens"]) for r in chosen])
+    y = torch.tensor([math.log(r["ms"]["ours"]) for r in chosen])
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--limit", type=float, default=6.0, help="seconds per row (default: 6)")
+    parser.add_argument("--output", type=Path, help="write all rows as JSON")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        rows = []
+        print(
+            "   tokens  factors  dense ms   ours ms   bare ms  ours/bare  matching/dense  peak/act."
+        )
+        for tokens in arguments.tokens:
+            for factors in FACTORS:
+                row = measure(tokens, factors, arguments.limit)
+                rows.append(row)
+                ms, peak = row["ms"], row["peak_extra_mb"]["ours"] / row["dense_activations_mb"]
+                print(
+                    f"{row['tokens']:>9}  {factors[0]:>2},{factors[1]:<4} {ms['dense']:>9.1f} "
+                    f"{ms['ours']:>9.1f} {ms['bare']:>9.1f} {row['ours_over_bare']:>10.2f} "
+                    f"{row['matching_share_of_dense']:>15.3f} {peak:>10.2f}",
+                    flush=True,
+                )
+        growth = {f"{q},{kv}": growth_exponent(rows, (q, kv)) for q, kv in FACTORS}
+        print("growth exponent of ours:", {k: round(v, 2) for k, v in growth.items()})
+        correction = [
+            row
+            for frames in (48, 128)
+            for row in mass_correction_candidates(frames, arguments.limit)
+        ]
+        for row in correction:
+            print(
+                f"{row['tokens']:>9}  {row['candidate']:<38} {row['ms']:>8.1f} ms  "
+                f"{row['over_no_correction']:.2f}x  largest error {row['largest_error']:.1e}"
+            )
+    if arguments.output:
+        record = {
+            "command": "python " + " ".join(sys.argv),
+            "date": date.today().isoformat(),
+            "environment": environment(),
+            "threads": torch.get_num_threads(),
+            "rows": rows,
+            "growth_exponent": growth,
+            "mass_correction": correction,
+        }
+        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

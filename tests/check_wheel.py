@@ -1,0 +1,29 @@
+"""Check that a built wheel carries what an installed package needs: profiles, schema, typing."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(wheel: str) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    profiles = [path.relative_to(ROOT / "profiles") for path in (ROOT / "profiles").rglob("*.json")]
+    expected = {f"spark3r/_profiles/{path.as_posix()}" for path in profiles}
+    expected |= {
+        path.relative_to(ROOT).as_posix()
+        for package in ("spark3r", "calibrate")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".typed", ".safetensors", ".jinja")
+    }
+    missing = sorted(expected - names)
+    if missing:
+        raise SystemExit(f"{wheel} lacks {', '.join(missing)}")
+    print(f"{Path(wheel).name}: {len(expected)} files checked")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
