@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -37,54 +38,80 @@ TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
 FACTORS = ((1, 4), (1, 16), (2, 8), (4, 25))
 
 
-def measure(tokens: int, factors: tuple[int, int], limit_s: float) -> dict[str, object]:
+def measure(tokens: int, limit_s: float) -> list[dict[str, object]]:
+    """Time every pair of factors at one length, all calls in turns."""
     layout = TokenLayout(
         round(tokens / (SPECIAL + math.prod(GRID))), *GRID, SPECIAL, anchor_frame=0
     )
-    rule = LayerRule(*factors, Operators())
     query, key, value = torch.randn(3, 1, HEADS, layout.tokens, DIM).unbind(0)
+    calls: dict[str, Callable[[], torch.Tensor]] = {
+        "dense": lambda: F.scaled_dot_product_attention(query, key, value)
+    }
+    for factors in FACTORS:
+        calls |= reduced_calls(query, key, value, layout, LayerRule(*factors, Operators()), factors)
+    taken = interleaved(calls, rounds=20, limit_s=limit_s)
+    dense_peak_mb = peak_extra_mb(calls["dense"])
+    rows = []
+    for factors in FACTORS:
+        rule = LayerRule(*factors, Operators())
+        timed = {
+            part: taken[f"{part} {factors}"]
+            for part in ("ours", "bare", "matching")
+            if f"{part} {factors}" in taken
+        }
+        timed["dense"] = taken["dense"]
+        ms = {name: latency.median_ms for name, latency in timed.items()}
+        rows.append(
+            {
+                "tokens": layout.tokens,
+                "query_factor": factors[0],
+                "key_value_factor": factors[1],
+                "queries": query_length(layout, rule),
+                "keys": key_value_length(layout, rule),
+                "ms": ms,
+                "spread_ms": {name: latency.spread_ms for name, latency in timed.items()},
+                "n": taken["dense"].n,
+                "ours_over_bare": paired_ratio(timed["ours"], timed["bare"]),
+                "speed_up": paired_ratio(timed["dense"], timed["ours"]),
+                "matching_share_of_dense": ms.get("matching", 0.0) / ms["dense"],
+                "peak_extra_mb": {
+                    "dense": dense_peak_mb,
+                    "ours": peak_extra_mb(calls[f"ours {factors}"]),
+                },
+                # the dense path's query, key, value and output
+                "dense_activations_mb": 4 * query.nbytes / 1e6,
+            }
+        )
+    return rows
+
+
+def reduced_calls(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: TokenLayout,
+    rule: LayerRule,
+    factors: tuple[int, int],
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return ours, bare attention at the realised lengths, and matching with merging alone."""
     selection = select(layout, rule, query.device)
     assert selection is not None
     kept_key, kept_value = selection.take(key, 2), selection.take(value, 2)
-    plan = merge.plan(layout, rule, query.device)
     short = torch.randn(1, HEADS, query_length(layout, rule), DIM)
-
-    def dense() -> torch.Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
-
-    def ours() -> torch.Tensor:
-        return attend(query, kept_key, kept_value, layout, rule, selection)
-
-    def bare() -> torch.Tensor:
-        return F.scaled_dot_product_attention(short, kept_key, kept_value)
-
-    def matching() -> torch.Tensor:
-        assert plan is not None
-        kept, sources = merge.split(query.transpose(1, 2).flatten(2), plan)
-        places = merge.match(kept, sources, plan)
-        return merge.unmerge(merge.merge(kept, sources, places), plan, places)
-
-    calls = {"dense": dense, "ours": ours, "bare": bare}
-    if plan is not None:
-        calls["matching"] = matching
-    taken = interleaved(calls, rounds=20, limit_s=limit_s)
-    ms = {name: latency.median_ms for name, latency in taken.items()}
-    activations_mb = 4 * query.nbytes / 1e6  # the dense path's query, key, value and output
-    return {
-        "tokens": layout.tokens,
-        "query_factor": factors[0],
-        "key_value_factor": factors[1],
-        "queries": query_length(layout, rule),
-        "keys": key_value_length(layout, rule),
-        "ms": ms,
-        "spread_ms": {name: latency.spread_ms for name, latency in taken.items()},
-        "n": taken["ours"].n,
-        "ours_over_bare": paired_ratio(taken["ours"], taken["bare"]),
-        "speed_up": paired_ratio(taken["dense"], taken["ours"]),
-        "matching_share_of_dense": ms.get("matching", 0.0) / ms["dense"],
-        "peak_extra_mb": {"dense": peak_extra_mb(dense), "ours": peak_extra_mb(ours)},
-        "dense_activations_mb": activations_mb,
+    plan = merge.plan(layout, rule, query.device)
+    calls: dict[str, Callable[[], torch.Tensor]] = {
+        f"ours {factors}": lambda: attend(query, kept_key, kept_value, layout, rule, selection),
+        f"bare {factors}": lambda: F.scaled_dot_product_attention(short, kept_key, kept_value),
     }
+    if plan is not None:
+
+        def matching() -> torch.Tensor:
+            kept, sources = merge.split(query.transpose(1, 2).flatten(2), plan)
+            places = merge.match(kept, sources, plan)
+            return merge.unmerge(merge.merge(kept, sources, places), plan, places)
+
+        calls[f"matching {factors}"] = matching
+    return calls
 
 
 def paired_ratio(above: Latency, below: Latency) -> float:
@@ -171,7 +198,9 @@ def growth_exponent(rows: list[dict[str, object]], factors: tuple[int, int]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--limit", type=float, default=6.0, help="seconds per row (default: 6)")
+    parser.add_argument(
+        "--limit", type=float, default=20.0, help="seconds per length (default: 20)"
+    )
     parser.add_argument("--output", type=Path, help="write all rows as JSON")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -181,22 +210,20 @@ def main() -> None:
             "   tokens  factors  dense ms   ours ms   bare ms  ours/bare  matching/dense  peak/act."
         )
         for tokens in arguments.tokens:
-            for factors in FACTORS:
-                row = measure(tokens, factors, arguments.limit)
+            for row in measure(tokens, arguments.limit):
                 rows.append(row)
                 ms, peak = row["ms"], row["peak_extra_mb"]["ours"] / row["dense_activations_mb"]
                 print(
-                    f"{row['tokens']:>9}  {factors[0]:>2},{factors[1]:<4} {ms['dense']:>9.1f} "
-                    f"{ms['ours']:>9.1f} {ms['bare']:>9.1f} {row['ours_over_bare']:>10.2f} "
-                    f"{row['matching_share_of_dense']:>15.3f} {peak:>10.2f}",
+                    f"{row['tokens']:>9}  {row['query_factor']:>2},{row['key_value_factor']:<4} "
+                    f"{ms['dense']:>9.1f} {ms['ours']:>9.1f} {ms['bare']:>9.1f} "
+                    f"{row['ours_over_bare']:>10.2f} {row['matching_share_of_dense']:>15.3f} "
+                    f"{peak:>10.2f}",
                     flush=True,
                 )
         growth = {f"{q},{kv}": growth_exponent(rows, (q, kv)) for q, kv in FACTORS}
         print("growth exponent of ours:", {k: round(v, 2) for k, v in growth.items()})
         correction = [
-            row
-            for frames in (48, 128)
-            for row in mass_correction_candidates(frames, arguments.limit)
+            row for frames in (48, 128) for row in mass_correction_candidates(frames, 5.0)
         ]
         for row in correction:
             print(

@@ -11,7 +11,7 @@ from spark3r.reference import load
 from spark3r.reference.render import rendered_clip
 
 model = load()
-clip = rendered_clip(seed=20_000, frames=128)
+clip = rendered_clip(seed=1_000_000, frames=128)
 schedule = Schedule.uniform(
     layers=8,
     key_value=8,
