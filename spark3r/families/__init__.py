@@ -8,11 +8,13 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import FamilyError
-from . import reference
+from . import da3, omega, pi3, reference, vggt
 from .family import Family, unwrap
 from .generic import generic
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (reference.FAMILY,)}
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY for module in (reference, vggt, pi3, da3, omega)
+}
 
 __all__ = ["FAMILIES", "Family", "detect", "generic", "unwrap"]
 
@@ -21,12 +23,16 @@ def detect(model: nn.Module) -> Family:
     """Return the family of a model, seen through compile and data-parallel wrappers.
 
     Raises:
-        FamilyError: If no family knows the architecture.
+        FamilyError: If no family knows the architecture, with the reason where one resembles it.
     """
     root = unwrap(model)
     for family in FAMILIES.values():
         if family.matches(root):
             return family
+    for family in FAMILIES.values():
+        reason = family.refuse(root)
+        if reason is not None:
+            raise FamilyError(f"{type(root).__name__} cannot be reduced: {reason}")
     raise FamilyError(
         f"{type(root).__name__} is of no family that spark3r knows ({', '.join(FAMILIES)}). "
         "For another architecture say where its global attention is: "

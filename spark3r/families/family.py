@@ -32,6 +32,8 @@ class Family:
             returns what the module would, reduced by a resolved rule.
         predict: From the model's output for a clip of ``images`` ``[S, 3, H, W]`` to a Prediction.
         facts: Integers worth recording: ``patch_size``, ``special_tokens``.
+        refuse: Why a model that resembles this family but does not match it cannot be reduced
+            ("its attention takes ..."), or None when it does not even resemble it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Family:
     attend: Callable[..., Tensor]
     predict: Callable[[Any, Tensor], Prediction] | None = None
     facts: Callable[[nn.Module], dict[str, int]] = lambda root: {}
+    refuse: Callable[[nn.Module], str | None] = lambda root: None
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -1,0 +1,166 @@
+"""Depth-Anything-3: small, base, large, giant, and the nested model's any-view branch.
+
+One DINOv2 backbone whose blocks from ``alt_start`` on alternate: odd ones attend globally, even
+ones inside frames. Before the first global block the backbone chooses a reference view and moves
+it to slot 0, where it gets the camera token of its own; slot 0 is therefore the anchor frame, and
+frames in a layout are slots, not the caller's frames. Global blocks see every patch at one and the
+same position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import LayoutError
+from ..layout import TokenLayout
+from ..prediction import Prediction
+from ..reduction import attend, select
+from ..schedule import LayerRule
+from .family import Family
+from .outputs import first_clip
+from .projection import join, project
+from .rotary import rotate
+from .structure import (
+    attentions,
+    has,
+    is_fused_attention,
+    locate,
+    refuse_argument,
+    refuse_dropout,
+    refuse_stale_positions,
+    unlike,
+)
+
+# The network, the same inside the API object, the nested network, and that inside the API object.
+_BACKBONES = ("backbone", "model.backbone", "da3.backbone", "model.da3.backbone", "")
+_ARGUMENTS = ("x", "pos", "attn_mask")
+
+
+def _is_transformer(backbone: Any) -> bool:
+    inner = getattr(backbone, "pretrained", None)
+    parts = ("blocks", "patch_embed", "patch_size")
+    return has(inner, *parts) and bool(attentions(getattr(inner, "blocks", None)))
+
+
+def _global(backbone: Any) -> dict[str, nn.Module]:
+    """Return the global attention modules by their name inside the backbone."""
+    inner = backbone.pretrained
+    start = getattr(inner, "alt_start", -1)
+    if start < 0:
+        return {}
+    return {
+        f"pretrained.blocks.{i}.attn": attn
+        for i, attn in enumerate(attentions(inner.blocks))
+        if i >= start and i % 2 == 1
+    }
+
+
+def _is_backbone(backbone: Any) -> bool:
+    if not _is_transformer(backbone):
+        return False
+    found = _global(backbone).values()
+    return bool(found) and all(is_fused_attention(attn, _ARGUMENTS) for attn in found)
+
+
+def _refuse(root: nn.Module) -> str | None:
+    found = locate(root, _BACKBONES, _is_transformer)
+    if found is None:
+        return None
+    _, backbone = found
+    if not hasattr(backbone.pretrained, "alt_start"):
+        return (
+            "its backbone looks at every frame by itself, like Depth-Anything 1 and 2: there is no "
+            "global attention to reduce"
+        )
+    modules = list(_global(backbone).values())
+    if not modules:
+        return (
+            "it is a metric or monocular Depth-Anything-3, which looks at every frame by itself: "
+            "there is no global attention to reduce"
+        )
+    return unlike(modules[0], _ARGUMENTS, "Depth-Anything-3")
+
+
+def _backbone(root: nn.Module) -> tuple[str, Any]:
+    found = locate(root, _BACKBONES, _is_backbone)
+    assert found is not None, "asked of a model that matches() has not seen"
+    return found
+
+
+def _attention(root: nn.Module) -> dict[str, nn.Module]:
+    path, backbone = _backbone(root)
+    prefix = f"{path}." if path else ""
+    return {prefix + name: attn for name, attn in _global(backbone).items()}
+
+
+def _layout(
+    backbone: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, TokenLayout]:
+    images = args[0] if args else kwargs["x"]
+    if images.ndim != 5:
+        raise LayoutError(
+            f"the backbone was given images of shape {list(images.shape)}, expected [B, S, 3, H, W]"
+        )
+    inner = backbone.pretrained
+    height, width = images.shape[3] // inner.patch_size, images.shape[4] // inner.patch_size
+    getter = getattr(inner, "position_getter", None)
+    if getter is not None:
+        where = "backbone.pretrained.position_getter.position_cache"
+        refuse_stale_positions(getter.position_cache, (height, width), images.device, where)
+    # Given cameras make a token for every frame alike; otherwise slot 0 has its own.
+    cameras_given = kwargs.get("cam_token") is not None
+    return images.shape[0], TokenLayout(
+        frames=images.shape[1],
+        height=height,
+        width=width,
+        special=1 + inner.num_register_tokens,
+        anchor_frame=None if cameras_given else 0,
+    )
+
+
+def _attend(
+    attn: Any,
+    layout: TokenLayout,
+    rule: LayerRule,
+    x: Tensor,
+    pos: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+) -> Tensor:
+    refuse_argument(attn, "attn_mask", attn_mask)
+    refuse_dropout(attn)
+    selection = select(layout, rule, x.device)
+    query, key, value = project(attn, x, selection)
+    query, key = attn.q_norm(query), attn.k_norm(key)
+    if attn.rope is not None and pos is not None:
+        query, key = rotate(query, key, attn.rope, layout, selection, uniform=True)
+    output = attend(query, key, value, layout, rule, selection)
+    return attn.proj_drop(attn.proj(join(output)))
+
+
+def _predict(output: Any, images: Tensor) -> Prediction:
+    names = ("depth", "depth_conf", "extrinsics", "intrinsics")
+    depth, confidence, extrinsics, intrinsics = first_clip(output, *names)
+    # Depth-Anything-3's own exports unproject whole pixels.
+    return Prediction.from_depth(depth, confidence, extrinsics, intrinsics, pixel_centre=0.0)
+
+
+def _facts(root: nn.Module) -> dict[str, int]:
+    inner = _backbone(root)[1].pretrained
+    return {"patch_size": inner.patch_size, "special_tokens": 1 + inner.num_register_tokens}
+
+
+FAMILY = Family(
+    name="da3",
+    usage="model.inference(images), or the network itself with images [B, S, 3, H, W]",
+    matches=lambda root: locate(root, _BACKBONES, _is_backbone) is not None,
+    refuse=_refuse,
+    attention=_attention,
+    entry=lambda root: _backbone(root)[1],
+    layout=_layout,
+    attend=_attend,
+    predict=_predict,
+    facts=_facts,
+)

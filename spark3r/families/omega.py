@@ -1,0 +1,142 @@
+"""VGGT-Omega: VGGT's successor, 24 pairs of blocks of which 19 attend globally.
+
+Five inter-frame blocks attend over camera and register tokens only; they are left alone. Each
+frame is one camera token, sixteen registers and the patches; frame 0 has camera and register
+tokens of its own. Global attention has no rotary embedding, and the bias of its projection is
+masked, so that the projection is always called and its weight never sliced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import LayoutError
+from ..layout import TokenLayout
+from ..prediction import Prediction
+from ..reduction import attend, select
+from ..schedule import LayerRule
+from .family import Family
+from .outputs import first_clip
+from .projection import join, project
+from .structure import (
+    attentions,
+    has,
+    is_fused_attention,
+    locate,
+    refuse_argument,
+    refuse_dropout,
+    unlike,
+)
+
+_AGGREGATORS = ("aggregator", "")
+_ARGUMENTS = ("x", "attn_bias", "rope")
+
+
+def _alternates(module: Any) -> bool:
+    """Whether a module has inter-frame blocks of two types like VGGT-Omega's aggregator."""
+    parts = ("frame_blocks", "inter_frame_blocks", "inter_frame_attention_types")
+    return has(module, *parts, "patch_token_start", "patch_size") and bool(_global(module))
+
+
+def _global(aggregator: Any) -> dict[str, nn.Module]:
+    """Return the global attention modules by their name inside the aggregator."""
+    modules = attentions(aggregator.inter_frame_blocks)
+    return {
+        f"inter_frame_blocks.{i}.attn": attn
+        for i, (attn, kind) in enumerate(
+            zip(modules, aggregator.inter_frame_attention_types, strict=False)
+        )
+        if kind == "global"
+    }
+
+
+def _is_aggregator(module: Any) -> bool:
+    return _alternates(module) and all(
+        is_fused_attention(attn, _ARGUMENTS) for attn in _global(module).values()
+    )
+
+
+def _refuse(root: nn.Module) -> str | None:
+    found = locate(root, _AGGREGATORS, _alternates)
+    if found is None:
+        return None
+    return unlike(next(iter(_global(found[1]).values())), _ARGUMENTS, "VGGT-Omega")
+
+
+def _aggregator(root: nn.Module) -> tuple[str, Any]:
+    found = locate(root, _AGGREGATORS, _is_aggregator)
+    assert found is not None, "asked of a model that matches() has not seen"
+    return found
+
+
+def _attention(root: nn.Module) -> dict[str, nn.Module]:
+    path, aggregator = _aggregator(root)
+    prefix = f"{path}." if path else ""
+    return {prefix + name: attn for name, attn in _global(aggregator).items()}
+
+
+def _layout(
+    aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, TokenLayout]:
+    images = args[0] if args else kwargs["images"]
+    if images.ndim != 5:
+        raise LayoutError(
+            f"the aggregator was given images of shape {list(images.shape)}, "
+            "expected [B, S, 3, H, W]"
+        )
+    return images.shape[0], TokenLayout(
+        frames=images.shape[1],
+        height=images.shape[3] // aggregator.patch_size,
+        width=images.shape[4] // aggregator.patch_size,
+        special=aggregator.patch_token_start,
+        anchor_frame=0,
+    )
+
+
+def _attend(
+    attn: Any,
+    layout: TokenLayout,
+    rule: LayerRule,
+    x: Tensor,
+    attn_bias: Tensor | None = None,
+    rope: object = None,
+) -> Tensor:
+    refuse_argument(attn, "attn_bias", attn_bias)
+    refuse_argument(attn, "rope", rope)
+    refuse_dropout(attn)
+    selection = select(layout, rule, x.device)
+    query, key, value = project(attn, x, selection)
+    if attn.q_norm is not None:
+        query, key = attn.q_norm(query), attn.k_norm(key)
+    output = attend(query, key, value, layout, rule, selection)
+    return attn.proj_drop(attn.proj(join(output)))
+
+
+def _predict(output: Any, images: Tensor) -> Prediction:
+    depth, confidence, pose = first_clip(output, "depth", "depth_conf", "pose_enc")
+    return Prediction.from_pose_encoding(depth, confidence, pose, pixel_centre=0.0)
+
+
+def _facts(root: nn.Module) -> dict[str, int]:
+    aggregator = _aggregator(root)[1]
+    return {
+        "patch_size": aggregator.patch_size,
+        "special_tokens": aggregator.patch_token_start,
+    }
+
+
+FAMILY = Family(
+    name="omega",
+    usage="model(images) or model.aggregator(images)",
+    matches=lambda root: locate(root, _AGGREGATORS, _is_aggregator) is not None,
+    refuse=_refuse,
+    attention=_attention,
+    entry=lambda root: _aggregator(root)[1],
+    layout=_layout,
+    attend=_attend,
+    predict=_predict,
+    facts=_facts,
+)

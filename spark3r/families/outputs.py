@@ -1,0 +1,28 @@
+"""Reading what a model returned for one clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FamilyError
+
+
+def first_clip(output: Any, *names: str) -> tuple[Tensor, ...]:
+    """Return the named outputs of the first batch element.
+
+    Args:
+        output: The mapping that the model returned, tensors with a batch dimension.
+        names: What is needed of it.
+
+    Raises:
+        FamilyError: If an output is missing, for example because its head is switched off.
+    """
+    missing = [name for name in names if name not in output]
+    if missing:
+        raise FamilyError(
+            f"the model returned {', '.join(sorted(map(str, output)))}, but a prediction needs "
+            f"{' and '.join(missing)} too: is a head switched off?"
+        )
+    return tuple(output[name][0] for name in names)

@@ -1,0 +1,130 @@
+"""π³ and Pi3X: one list of decoder blocks, even ones inside frames, odd ones global.
+
+Each frame is five registers, the same for all frames, and the patches: no frame is special, so
+there is no anchor frame. Blocks of the same class sit in the heads, where they attend inside
+frames; they are left alone, as are Pi3X's pose injection and metric decoder. The entry is the model
+itself, because what follows the encoder is a method and not a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import LayoutError
+from ..layout import TokenLayout
+from ..prediction import Prediction
+from ..reduction import KeySelection, attend, select
+from ..schedule import LayerRule
+from .family import Family
+from .outputs import first_clip
+from .projection import join, project
+from .rotary import rotate
+from .structure import (
+    attentions,
+    has,
+    is_fused_attention,
+    refuse_argument,
+    refuse_dropout,
+    refuse_stale_positions,
+    unlike,
+)
+
+_ARGUMENTS = ("x", "attn_bias", "xpos")
+
+
+def _alternates(root: Any) -> bool:
+    """Whether a model has a decoder and registers like π³'s."""
+    parts = ("encoder", "decoder", "decode", "register_token", "patch_start_idx", "patch_size")
+    return has(root, *parts) and len(attentions(root.decoder)) > 1
+
+
+def _matches(root: Any) -> bool:
+    return _alternates(root) and all(
+        is_fused_attention(attn, _ARGUMENTS) for attn in _attention(root).values()
+    )
+
+
+def _refuse(root: Any) -> str | None:
+    if not _alternates(root):
+        return None
+    return unlike(next(iter(_attention(root).values())), _ARGUMENTS, "π³")
+
+
+def _attention(root: Any) -> dict[str, nn.Module]:
+    modules = attentions(root.decoder)
+    return {f"decoder.{i}.attn": modules[i] for i in range(1, len(modules), 2)}
+
+
+def _layout(root: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, TokenLayout]:
+    images = args[0] if args else kwargs["imgs"]
+    if images.ndim != 5:
+        raise LayoutError(
+            f"the model was given images of shape {list(images.shape)}, expected [B, N, 3, H, W]"
+        )
+    height, width = images.shape[3] // root.patch_size, images.shape[4] // root.patch_size
+    getter = getattr(root, "position_getter", None)
+    if getter is not None:
+        where = "position_getter.cache_positions"
+        refuse_stale_positions(getter.cache_positions, (height, width), images.device, where)
+    return images.shape[0], TokenLayout(
+        frames=images.shape[1], height=height, width=width, special=root.patch_start_idx
+    )
+
+
+def _attend(
+    attn: Any,
+    layout: TokenLayout,
+    rule: LayerRule,
+    x: Tensor,
+    attn_bias: Tensor | None = None,
+    xpos: Tensor | None = None,
+) -> Tensor:
+    refuse_argument(attn, "attn_bias", attn_bias)
+    refuse_dropout(attn)
+    selection = select(layout, rule, x.device)
+    query, key, value = project(attn, x, selection)
+    query, key = attn.q_norm(query).to(value.dtype), attn.k_norm(key).to(value.dtype)
+    if attn.rope is not None:
+        query, key = rotate(query, key, attn.rope, layout, selection)
+    with sdpa_kernel(_backends(query.dtype, rule, selection)):
+        output = attend(query, key, value, layout, rule, selection)
+    return attn.proj_drop(attn.proj(join(output)))
+
+
+def _backends(
+    dtype: torch.dtype, rule: LayerRule, selection: KeySelection | None
+) -> list[SDPBackend]:
+    """Return the kernels that upstream allows itself; flash attention takes no bias."""
+    assert rule.operators is not None, "resolve the schedule first"
+    biased = selection is not None and rule.operators.mass_correction > 0
+    if dtype == torch.bfloat16 and not biased:
+        return [SDPBackend.FLASH_ATTENTION]
+    return [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
+
+
+def _predict(output: Any, images: Tensor) -> Prediction:
+    points, logits, poses = first_clip(output, "local_points", "conf", "camera_poses")
+    return Prediction.from_local_points(points, logits.sigmoid(), poses)
+
+
+def _facts(root: Any) -> dict[str, int]:
+    return {"patch_size": root.patch_size, "special_tokens": root.patch_start_idx}
+
+
+FAMILY = Family(
+    name="pi3",
+    usage="model(images) with images [B, N, 3, H, W], not model.forward or model.decode",
+    matches=_matches,
+    refuse=_refuse,
+    attention=_attention,
+    entry=lambda root: root,
+    layout=_layout,
+    attend=_attend,
+    predict=_predict,
+    facts=_facts,
+)

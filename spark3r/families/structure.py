@@ -1,0 +1,122 @@
+"""Recognising an architecture by the names of its parts, without importing its package."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import FamilyError, LayoutError
+from .family import unwrap
+
+
+def locate(
+    root: nn.Module, paths: Iterable[str], test: Callable[[Any], bool]
+) -> tuple[str, Any] | None:
+    """Return the first module at one of the paths that passes a test, with its path.
+
+    Args:
+        root: Where the paths start.
+        paths: Qualified names, "" for the root itself.
+        test: Whether a module is the one that is looked for.
+    """
+    for path in paths:
+        module: Any = root
+        for name in path.split(".") if path else ():
+            module = getattr(module, name, None)
+            if not isinstance(module, nn.Module):
+                break
+        else:
+            module = unwrap(module)
+            if test(module):
+                return path, module
+    return None
+
+
+def has(module: object, *names: str) -> bool:
+    """Whether an object has all of these attributes."""
+    return all(hasattr(module, name) for name in names)
+
+
+def attentions(blocks: object) -> list[nn.Module]:
+    """Return ``attn`` of every block in a module list, or nothing if one has none."""
+    if not isinstance(blocks, nn.ModuleList):
+        return []
+    found = [getattr(block, "attn", None) for block in blocks]
+    modules = [attn for attn in found if isinstance(attn, nn.Module)]
+    return modules if len(modules) == len(found) else []
+
+
+def arguments(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the arguments of a module's own forward, without ``self``."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def is_fused_attention(module: nn.Module, expected: tuple[str, ...]) -> bool:
+    """Whether a module projects with one ``qkv`` and its forward takes just these arguments."""
+    parts = ("qkv", "proj", "q_norm", "k_norm", "num_heads")
+    return has(module, *parts) and arguments(module) == expected
+
+
+def unlike(module: nn.Module, expected: tuple[str, ...], model: str) -> str:
+    """Return why an attention module is not the one of a model that it resembles."""
+    shown = ", ".join(arguments(module))
+    return (
+        f"it looks like {model}, but the forward of its global attention "
+        f"({type(module).__name__}) takes ({shown}), expected ({', '.join(expected)})"
+    )
+
+
+def refuse_argument(attn: nn.Module, name: str, value: object) -> None:
+    """Raise if global attention was given something that reduction cannot honour.
+
+    Raises:
+        FamilyError: If the value is not None.
+    """
+    if value is not None:
+        raise FamilyError(
+            f"the global attention of this model ({type(attn).__name__}) was given {name}, which "
+            "spark3r cannot reduce: call the model without it, or remove the schedule"
+        )
+
+
+def refuse_dropout(attn: nn.Module) -> None:
+    """Raise if attention weights would be dropped, which merged queries cannot follow.
+
+    Raises:
+        FamilyError: If the module trains with attention dropout.
+    """
+    share = getattr(getattr(attn, "attn_drop", None), "p", 0.0)
+    if attn.training and share:
+        raise FamilyError(
+            f"{type(attn).__name__} trains with attention dropout {share}, which spark3r cannot "
+            "reduce: set it to 0, or remove the schedule"
+        )
+
+
+def refuse_stale_positions(
+    cache: Mapping[tuple[int, int], object], grid: tuple[int, int], device: torch.device, where: str
+) -> None:
+    """Raise if the model cached token positions of this grid on another device.
+
+    Upstream keys its cache by the grid alone, so that a model moved to another device fails deep
+    inside a block.
+
+    Args:
+        cache: Positions by patch grid.
+        grid: Rows and columns of this pass.
+        device: Where the images are.
+        where: The cache's qualified name, for the message.
+
+    Raises:
+        LayoutError: If the cached positions lie elsewhere.
+    """
+    cached = cache.get(grid)
+    if isinstance(cached, torch.Tensor) and cached.device != device:
+        raise LayoutError(
+            f"the model was moved to {device}, but it still holds token positions on "
+            f"{cached.device} from an earlier run: clear them with {where}.clear()"
+        )

@@ -1,0 +1,150 @@
+"""The models that the conformance suite runs on: stand-ins, and upstream code where it is found.
+
+Upstream code that is not installed makes no case. `missing` says what it is that went unverified.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import stand_ins
+import torch
+import upstream_models as upstream
+from torch import Tensor, nn
+
+from spark3r import LayerRule, Schedule
+from spark3r.families import detect
+from spark3r.schedule import Operators
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model under test.
+
+    Attributes:
+        name: Shown in test names.
+        family: Family that must recognise it.
+        make: Builds it with random weights.
+        layers: Number of its global attention layers.
+        needs: Upstream packages it needs, none for a stand-in.
+        patch_size: Side of a patch in pixels.
+    """
+
+    name: str
+    family: str
+    make: Callable[[], nn.Module]
+    layers: int
+    needs: tuple[str, ...] = ()
+    patch_size: int = 14
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_DA3 = ("depth_anything_3", "addict", "omegaconf", "einops")
+ALL_CASES = (
+    Case("vggt-stand-in", "vggt", stand_ins.Vggt, 3),
+    Case("pi3-stand-in", "pi3", stand_ins.Pi3, 3),
+    Case("da3-stand-in", "da3", stand_ins.Da3, 3),
+    Case("omega-stand-in", "omega", stand_ins.Omega, 3, patch_size=16),
+    Case("vggt-upstream", "vggt", upstream.vggt, 4, ("vggt", "huggingface_hub", "einops")),
+    Case("pi3-upstream", "pi3", upstream.pi3, 3, ("pi3", "huggingface_hub")),
+    Case("pi3x-upstream", "pi3", upstream.pi3x, 3, ("pi3", "huggingface_hub")),
+    Case("da3-tiny-upstream", "da3", upstream.da3_tiny, 3, _DA3),
+    Case("da3-small-upstream", "da3", upstream.da3_small, 4, _DA3),
+    Case("omega-upstream", "omega", upstream.omega, 5, ("vggt_omega",), 16),
+)
+
+
+def missing(case: Case) -> list[str]:
+    """Return the upstream packages that a case needs and that are not installed."""
+    return [package for package in case.needs if find_spec(package) is None]
+
+
+CASES = tuple(case for case in ALL_CASES if not missing(case))
+
+
+@contextmanager
+def quiet() -> Any:
+    """Let upstream warn about itself without failing the suite."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@cache
+def _built(case: Case) -> nn.Module:
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    with quiet():
+        model = case.make()
+    randomise(model)
+    torch.set_rng_state(state)
+    return model
+
+
+def build(case: Case) -> nn.Module:
+    """Return the case's model in evaluation mode, made once."""
+    return _built(case).eval()
+
+
+def randomise(model: nn.Module) -> None:
+    """Give LayerScale, tokens, norms and biases values that hide nothing, in place."""
+    with torch.no_grad():
+        for name, value in model.named_buffers():
+            if name.endswith("bias_mask"):  # upstream leaves it NaN until weights are loaded
+                value.fill_(1.0).view(3, -1)[1] = 0.0
+        for name, value in model.named_parameters():
+            if name.endswith("gamma"):
+                value.uniform_(0.5, 1.5)
+            elif "head" in name or "cam_" in name or "_decoder" in name:
+                continue
+            elif "token" in name:
+                value.normal_()
+            elif "norm" in name and name.endswith("weight"):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                value.normal_(std=0.1)
+
+
+def images(
+    case: Case, frames: int, batch: int = 1, rows: int = 2, columns: int = 3, seed: int = 0
+) -> Tensor:
+    """Return a random clip ``[B, S, 3, rows * patch, columns * patch]``."""
+    generator = torch.Generator().manual_seed(seed)
+    side = case.patch_size
+    return torch.rand(batch, frames, 3, rows * side, columns * side, generator=generator)
+
+
+def run(model: nn.Module, clip: Tensor) -> dict[str, Tensor]:
+    """Return the tensors that a model predicts for a clip, without gradients."""
+    with torch.no_grad(), quiet():
+        return upstream.flat(model(clip))
+
+
+def reducing(layers: int, query: int = 2, key_value: int = 3, **operators: Any) -> Schedule:
+    """Return a schedule that reduces every layer, its first one by keys and values alone."""
+    rules = (LayerRule(1, key_value), *(LayerRule(query, key_value),) * (layers - 1))
+    return Schedule(rules, Operators(**{"group": 4, **operators}))
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the model's global attention modules."""
+    return detect(model).attention(model)
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Return the largest difference of any output, relative to that output's largest value."""
+    assert found.keys() == expected.keys()
+    worst = 0.0
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        scale = float(value.abs().max()) or 1.0
+        worst = max(worst, float((found[name] - value).abs().max()) / scale)
+    return worst

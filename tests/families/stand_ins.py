@@ -1,0 +1,385 @@
+"""Small models with the attribute names and call conventions of the upstream ones.
+
+Written for these tests: they have the structure that the families rely on, and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+WIDTH, HEADS = 32, 2
+
+
+class Rotary(nn.Module):
+    """Rotates by integer positions [B, N, 2], rows in the first half of a head."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        setattr(self, name, 100.0)
+        self.table: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        half = tokens.shape[-1] // 2
+        count = int(positions.max()) + 1
+        inverse = 1.0 / 100.0 ** (torch.arange(0, half, 2).float() / half)
+        angle = torch.outer(torch.arange(count).float(), inverse).to(tokens.dtype)
+        angle = torch.cat((angle, angle), dim=-1)
+        turned = []
+        for part, axis in zip(tokens.chunk(2, dim=-1), (0, 1), strict=True):
+            cos = F.embedding(positions[..., axis], angle.cos())[:, None]
+            sin = F.embedding(positions[..., axis], angle.sin())[:, None]
+            first, second = part.chunk(2, dim=-1)
+            turned.append(part * cos + torch.cat((-second, first), dim=-1) * sin)
+        return torch.cat(turned, dim=-1)
+
+
+class MaskedBiasLinear(nn.Linear):
+    """A linear layer whose bias counts only where a mask says so."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        mask = torch.ones(3, outputs // 3)
+        mask[1] = 0
+        self.register_buffer("bias_mask", mask.flatten())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, self.weight, self.bias * self.bias_mask)
+
+
+class Attention(nn.Module):
+    """What the four families' attentions have in common."""
+
+    def __init__(self, rope: nn.Module | None = None, linear: type[nn.Linear] = nn.Linear) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv = linear(WIDTH, 3 * WIDTH)
+        self.q_norm, self.k_norm = nn.LayerNorm(WIDTH // HEADS), nn.LayerNorm(WIDTH // HEADS)
+        self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.rope = rope
+
+    def run(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        parts = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
+        if self.rope is not None and positions is not None:
+            query, key = self.rope(query, positions), self.rope(key, positions)
+        output = F.scaled_dot_product_attention(query, key, value)
+        return self.proj_drop(self.proj(output.transpose(1, 2).reshape(x.shape)))
+
+
+class VggtAttention(Attention):
+    def forward(self, x: Tensor, pos: Tensor | None = None) -> Tensor:
+        return self.run(x, pos)
+
+
+class MergingAttention(Attention):
+    def forward(self, x: Tensor, pos: Tensor | None = None, global_merging: Any = None) -> Tensor:
+        return self.run(x, pos)
+
+
+class Da3Attention(Attention):
+    def forward(self, x: Tensor, pos: Tensor | None = None, attn_mask: Any = None) -> Tensor:
+        return self.run(x, pos)
+
+
+class Pi3Attention(Attention):
+    def forward(self, x: Tensor, attn_bias: Any = None, xpos: Tensor | None = None) -> Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        exact = [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION] if half else exact):
+            return self.run(x, xpos)
+
+
+class OmegaAttention(Attention):
+    def forward(self, x: Tensor, attn_bias: Any = None, rope: Any = None) -> Tensor:
+        return self.run(x, None)
+
+
+class LayerScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((WIDTH,), 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attn, self.ls1, self.ls2 = attn, LayerScale(), LayerScale()
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor, **positions: Any) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), **positions))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class PositionGetter:
+    """Caches positions by grid alone, under the attribute name that the family expects."""
+
+    def __init__(self, cache: str) -> None:
+        self.cache = cache
+        setattr(self, cache, {})
+
+    def __call__(self, count: int, height: int, width: int, special: int) -> Tensor:
+        known = getattr(self, self.cache)
+        if (height, width) not in known:
+            known[height, width] = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+        patches = known[height, width] + 1
+        return torch.cat((patches.new_zeros(special, 2), patches)).expand(count, -1, -1).clone()
+
+
+class PatchEmbed(nn.Conv2d):
+    def __init__(self, patch_size: int) -> None:
+        super().__init__(3, WIDTH, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).flatten(2).transpose(1, 2)
+
+
+class PixelHead(nn.Module):
+    """From patch tokens [B, S, h * w, C] to maps [B, S, H, W, channels]."""
+
+    def __init__(self, patch_size: int, channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.project = nn.Linear(WIDTH, channels)
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        batch, frames = tokens.shape[:2]
+        grid = (height // self.patch_size, width // self.patch_size)
+        maps = self.project(tokens).unflatten(2, grid).permute(0, 1, 4, 2, 3).flatten(0, 1)
+        maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+        return maps.unflatten(0, (batch, frames)).permute(0, 1, 3, 4, 2)
+
+
+def pose_encoding(tokens: Tensor) -> Tensor:
+    """Nine numbers per frame from a token [B, S, C], all of them usable."""
+    turn = F.normalize(tokens[..., 3:7] + torch.tensor([0.0, 0.0, 0.0, 3.0]), dim=-1)
+    return torch.cat((tokens[..., :3], turn, 1.0 + 0.1 * tokens[..., 7:9].tanh()), dim=-1)
+
+
+def first_and_others(token: Tensor, batch: int, frames: int) -> Tensor:
+    """Special tokens [1, 2, X, C] as [B * S, X, C]: index 0 for frame 0 only."""
+    others = token[:, 1:].expand(batch, frames - 1, -1, -1)
+    first = token[:, :1].expand(batch, 1, -1, -1)
+    return torch.cat((first, others), dim=1).flatten(0, 1)
+
+
+class VggtAggregator(nn.Module):
+    def __init__(self, attention: type[Attention] = VggtAttention, pairs: int = 3) -> None:
+        super().__init__()
+        self.patch_size, self.patch_start_idx = 14, 3
+        self.rope, self.position_getter = Rotary("base_frequency"), PositionGetter("position_cache")
+        self.patch_embed = PatchEmbed(14)
+        self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, 1, WIDTH))
+        self.register_token = nn.Parameter(1e-6 * torch.randn(1, 2, 2, WIDTH))
+        self.frame_blocks = nn.ModuleList(Block(attention(self.rope)) for _ in range(pairs))
+        self.global_blocks = nn.ModuleList(Block(attention(self.rope)) for _ in range(pairs))
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], int]:
+        batch, frames, _, height, width = images.shape
+        x = self.patch_embed(images.flatten(0, 1))
+        special = (self.camera_token, self.register_token)
+        x = torch.cat([*(first_and_others(t, batch, frames) for t in special), x], dim=1)
+        pos = self.position_getter(batch * frames, height // 14, width // 14, 3)
+        outputs = []
+        for local, whole in zip(self.frame_blocks, self.global_blocks, strict=True):
+            x = local(x.reshape(batch * frames, -1, WIDTH), pos=pos)
+            x = whole(x.reshape(batch, -1, WIDTH), pos=pos.reshape(batch, -1, 2))
+            outputs.append(x.reshape(batch, frames, -1, WIDTH))
+        return outputs, self.patch_start_idx
+
+
+class Vggt(nn.Module):
+    def __init__(self, attention: type[Attention] = VggtAttention) -> None:
+        super().__init__()
+        self.aggregator = VggtAggregator(attention)
+        self.depth_head = PixelHead(14, 2)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        images = images if images.ndim == 5 else images[None]
+        tokens, start = self.aggregator(images)
+        maps = self.depth_head(tokens[-1][:, :, start:], *images.shape[-2:])
+        return {
+            "pose_enc": pose_encoding(tokens[-1][:, :, 0]),
+            "depth": maps[..., :1].exp(),
+            "depth_conf": 1 + maps[..., 1].exp(),
+        }
+
+
+class Pi3(nn.Module):
+    def __init__(self, attention: type[Attention] = Pi3Attention, blocks: int = 6) -> None:
+        super().__init__()
+        self.patch_size, self.patch_start_idx = 14, 2
+        self.rope, self.position_getter = Rotary("base"), PositionGetter("cache_positions")
+        self.encoder = PatchEmbed(14)
+        self.register_token = nn.Parameter(1e-6 * torch.randn(1, 1, 2, WIDTH))
+        self.decoder = nn.ModuleList(Block(attention(self.rope)) for _ in range(blocks))
+        self.point_head, self.camera_head = PixelHead(14, 4), nn.Linear(WIDTH, WIDTH)
+
+    def decode(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
+        batch = hidden.shape[0] // frames
+        register = self.register_token[0].expand(batch * frames, -1, -1)
+        hidden = torch.cat((register, hidden), dim=1)
+        pos = self.position_getter(batch * frames, height // 14, width // 14, 2)
+        for i, block in enumerate(self.decoder):
+            count = batch if i % 2 else batch * frames
+            hidden = block(hidden.reshape(count, -1, WIDTH), xpos=pos.reshape(count, -1, 2))
+        return hidden.reshape(batch, frames, -1, WIDTH)
+
+    def forward(self, imgs: Tensor) -> dict[str, Tensor]:
+        batch, frames, _, height, width = imgs.shape
+        hidden = self.decode(self.encoder(imgs.flatten(0, 1)), frames, height, width)
+        maps = self.point_head(hidden[:, :, 2:], height, width)
+        depth = maps[..., 2:3].exp()
+        turned = torch.linalg.qr(self.camera_head(hidden.mean(2))[..., :9].unflatten(-1, (3, 3)))[0]
+        turned = turned * torch.linalg.det(turned)[..., None, None]
+        poses = torch.eye(4).repeat(batch, frames, 1, 1)
+        poses[..., :3, :3] = turned
+        return {
+            "local_points": torch.cat((maps[..., :2] * depth, depth), dim=-1),
+            "conf": maps[..., 3:],
+            "camera_poses": poses,
+        }
+
+
+class DinoVisionTransformer(nn.Module):
+    def __init__(self, alt_start: int = 2, blocks: int = 8) -> None:
+        super().__init__()
+        self.alt_start, self.patch_size, self.num_register_tokens = alt_start, 14, 0
+        self.rope, self.position_getter = Rotary("base_frequency"), PositionGetter("position_cache")
+        self.patch_embed = PatchEmbed(14)
+        self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, WIDTH))
+        self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, WIDTH))
+        self.blocks = nn.ModuleList(
+            Block(Da3Attention(self.rope if i >= alt_start else None)) for i in range(blocks)
+        )
+
+    def get_intermediate_layers(
+        self, x: Tensor, cam_token: Tensor | None = None, ref_view_strategy: str = "middle"
+    ) -> Tensor:
+        batch, frames, _, height, width = x.shape
+        pos = self.position_getter(batch * frames, height // 14, width // 14, 1)
+        x = self.patch_embed(x.flatten(0, 1))
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        order = torch.arange(frames)
+        for i, block in enumerate(self.blocks):
+            if i == self.alt_start:
+                x = x.reshape(batch, frames, -1, WIDTH)
+                if cam_token is None and frames >= 3 and ref_view_strategy == "middle":
+                    rest = [f for f in range(frames) if f != frames // 2]
+                    order = torch.tensor([frames // 2, *rest])
+                    x = x[:, order]
+                if cam_token is None:
+                    cam_token = first_and_others(self.camera_token[:, :, None], batch, frames)
+                    cam_token = cam_token.reshape(batch, frames, WIDTH)
+                x = torch.cat((cam_token[:, :, None], x[:, :, 1:]), dim=2)
+            if i >= self.alt_start > -1 and i % 2:
+                same = pos.clamp(max=1).reshape(batch, -1, 2)
+                x = block(x.reshape(batch, -1, WIDTH), pos=same, attn_mask=None)
+            else:
+                x = block(x.reshape(batch * frames, -1, WIDTH), pos=pos, attn_mask=None)
+        return x.reshape(batch, frames, -1, WIDTH)[:, order.argsort()]
+
+
+class DinoV2(nn.Module):
+    def __init__(self, alt_start: int = 2) -> None:
+        super().__init__()
+        self.pretrained = DinoVisionTransformer(alt_start)
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return self.pretrained.get_intermediate_layers(x, **kwargs)
+
+
+class Da3(nn.Module):
+    def __init__(self, alt_start: int = 2) -> None:
+        super().__init__()
+        self.backbone, self.head = DinoV2(alt_start), PixelHead(14, 2)
+        self.cam_enc = nn.Linear(16, WIDTH)
+
+    def forward(
+        self, x: Tensor, extrinsics: Tensor | None = None, ref_view_strategy: str = "middle"
+    ) -> dict[str, Tensor]:
+        height, width = x.shape[-2:]
+        cam_token = None if extrinsics is None else self.cam_enc(extrinsics.flatten(2))
+        tokens = self.backbone(x, cam_token=cam_token, ref_view_strategy=ref_view_strategy)
+        maps = self.head(tokens[:, :, 1:], height, width)
+        focal = 40.0 + 0 * tokens[:, :, 0, 0]
+        zero, one = torch.zeros_like(focal), torch.ones_like(focal)
+        rows = (focal, zero, one * width / 2, zero, focal, one * height / 2, zero, zero, one)
+        where = torch.cat((torch.eye(3).expand(*focal.shape, 3, 3), tokens[:, :, 0, :3, None]), -1)
+        return {
+            "depth": maps[..., 0].exp(),
+            "depth_conf": 1 + maps[..., 1].exp(),
+            "extrinsics": where,
+            "intrinsics": torch.stack(rows, dim=-1).unflatten(-1, (3, 3)),
+        }
+
+
+class Da3Api(nn.Module):
+    """The object users hold: its inference() calls forward as a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Da3()
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.model(image)
+
+    def inference(self, image: Tensor) -> dict[str, Tensor]:
+        return self.forward(image)
+
+
+class OmegaAggregator(nn.Module):
+    def __init__(self, attention: type[Attention] = OmegaAttention) -> None:
+        super().__init__()
+        self.patch_size, self.patch_token_start = 16, 3
+        self.patch_embed = PatchEmbed(16)
+        self.camera_token = nn.Parameter(1e-3 * torch.randn(1, 2, 1, WIDTH))
+        self.register_token = nn.Parameter(1e-3 * torch.randn(1, 2, 2, WIDTH))
+        kinds = ["global", "register", "global", "global"]
+        make = [Block(attention(linear=MaskedBiasLinear)) for _ in range(2 * len(kinds))]
+        self.inter_frame_attention_types = kinds
+        self.frame_blocks = nn.ModuleList(make[: len(kinds)])
+        self.inter_frame_blocks = nn.ModuleList(make[len(kinds) :])
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], int]:
+        batch, frames = images.shape[:2]
+        x = self.patch_embed(images.flatten(0, 1))
+        special = (self.camera_token, self.register_token)
+        x = torch.cat([*(first_and_others(t, batch, frames) for t in special), x], dim=1)
+        blocks = zip(self.frame_blocks, self.inter_frame_blocks, strict=True)
+        for (local, whole), kind in zip(blocks, self.inter_frame_attention_types, strict=True):
+            x = local(x.reshape(batch * frames, -1, WIDTH), rope=None)
+            x = x.reshape(batch, frames, -1, WIDTH)
+            part = x if kind == "global" else x[:, :, : self.patch_token_start]
+            shape = part.shape
+            part = whole(part.reshape(batch, -1, WIDTH), rope=None).reshape(shape)
+            x = part if kind == "global" else torch.cat((part, x[:, :, shape[2] :]), dim=2)
+        return [x], self.patch_token_start
+
+
+class Omega(nn.Module):
+    def __init__(self, attention: type[Attention] = OmegaAttention) -> None:
+        super().__init__()
+        self.aggregator = OmegaAggregator(attention)
+        self.dense_head = PixelHead(16, 2)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        images = images if images.ndim == 5 else images[None]
+        tokens, start = self.aggregator(images)
+        maps = self.dense_head(tokens[-1][:, :, start:], *images.shape[-2:])
+        return {
+            "pose_enc": pose_encoding(tokens[-1][:, :, 0]),
+            "depth": maps[..., :1].exp(),
+            "depth_conf": 1 + maps[..., 1].exp(),
+        }

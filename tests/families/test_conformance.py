@@ -1,0 +1,327 @@
+"""What every family must do, on stand-ins and on the real upstream code.
+
+SPARK3R_REQUIRE names families ("da3" or "da3,vggt") whose upstream code must be there: the suite
+then fails where it would otherwise report NOT VERIFIED.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from attention_oracle import reduced_attention
+from family_cases import (
+    ALL_CASES,
+    CASES,
+    Case,
+    attentions,
+    build,
+    difference,
+    images,
+    missing,
+    quiet,
+    reducing,
+    run,
+)
+from torch import Tensor, nn
+
+import spark3r
+from spark3r import LayerRule, Schedule, paper_schedule
+from spark3r.families import detect
+from spark3r.schedule import Operators
+
+ORACLE_TOLERANCE = 1e-5
+# Below this margin float32 may prefer another destination than float64 does.
+DECIDED = 1e-6
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def model(case: Case) -> Any:
+    found = build(case)
+    yield found
+    assert not spark3r.is_applied(found), "a test left its schedule on the shared model"
+
+
+@pytest.mark.parametrize("family", ["vggt", "pi3", "da3", "omega"])
+def test_upstream_code_was_there(family: str) -> None:
+    absent = {name for case in ALL_CASES if case.family == family for name in missing(case)}
+    if not absent:
+        return
+    what = f"NOT VERIFIED: family {family} on upstream code ({', '.join(sorted(absent))} missing)"
+    if family in os.environ.get("SPARK3R_REQUIRE", "").split(","):
+        pytest.fail(f"{what}, but SPARK3R_REQUIRE asks for it")
+    pytest.skip(what)
+
+
+def test_recognised_by_structure(case: Case, model: nn.Module) -> None:
+    family = detect(model)
+    assert family.name == case.family
+    found = family.attention(model)
+    assert len(found) == case.layers
+    assert all(model.get_submodule(name) is attn for name, attn in found.items())
+    assert family.facts(model)["patch_size"] == case.patch_size
+    assert detect(torch.compile(model, backend="eager")) is family
+
+
+def test_token_layout_of_a_clip(case: Case, model: nn.Module) -> None:
+    family = detect(model)
+    seen: list[int] = []
+    first = next(iter(family.attention(model).values()))
+    hook = first.register_forward_pre_hook(lambda attn, args: seen.append(args[0].shape[1]))
+    clip = images(case, 5, batch=2)
+    run(model, clip)
+    hook.remove()
+    batch, layout = family.layout(family.entry(model), (clip,), {})
+    assert (batch, layout.frames, layout.height, layout.width) == (2, 5, 2, 3)
+    assert layout.special == family.facts(model)["special_tokens"]
+    assert layout.anchor_frame == (None if case.family == "pi3" else 0)
+    assert seen == [layout.tokens]
+
+
+def test_factors_of_one_are_bit_identical_and_removal_restores(
+    case: Case, model: nn.Module
+) -> None:
+    clip = images(case, 5)
+    dense = run(model, clip)
+    before = _state(model)
+    handle = spark3r.apply(model, Schedule.dense(case.layers))
+    assert difference(run(model, clip), dense) == 0.0
+    handle.remove()
+    with spark3r.apply(model, reducing(case.layers)) as reduced:
+        assert difference(run(model, clip), dense) > 1e-6
+        with reduced.disabled():
+            assert difference(run(model, clip), dense) == 0.0
+    assert _state(model) == before
+    assert difference(run(model, clip), dense) == 0.0
+
+
+def test_forced_through_our_path_factors_of_one_change_nothing(
+    case: Case, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = images(case, 5, batch=2)
+    dense = run(model, clip)
+    monkeypatch.setattr(LayerRule, "is_dense", property(lambda rule: False))
+    calls = _count_calls(monkeypatch, case)
+    with spark3r.apply(model, Schedule.dense(case.layers)):
+        assert difference(run(model, clip), dense) == 0.0
+    assert len(calls) == case.layers
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 21, 60])
+def test_reduced_run_has_the_shapes_of_a_dense_one(
+    case: Case, model: nn.Module, frames: int
+) -> None:
+    clip = images(case, frames, rows=1, columns=2)
+    dense = run(model, clip)
+    with spark3r.apply(model, reducing(case.layers, key_value=min(frames, 2), group=20)):
+        reduced = run(model, clip)
+    for name, value in dense.items():
+        assert reduced[name].shape == value.shape, name
+        assert bool(torch.isfinite(reduced[name]).all()), name
+
+
+@pytest.mark.parametrize(
+    ("frames", "rows", "columns"), [(7, 2, 3), (104, 1, 2)], ids=["uniform", "paper"]
+)
+def test_agrees_with_a_slow_oracle(
+    case: Case, model: nn.Module, frames: int, rows: int, columns: int
+) -> None:
+    if frames == 104:
+        schedule = paper_schedule(case.family, case.layers, sensitive=[1])
+    else:
+        schedule = reducing(case.layers)
+    clip = images(case, frames, rows=rows, columns=columns)
+    modules = attentions(model)
+    seen: dict[nn.Module, tuple[Tensor, Tensor | None, Tensor]] = {}
+
+    def record(attn: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        seen[attn] = (args[0], kwargs.get("pos", kwargs.get("xpos")), output)
+
+    hooks = [attn.register_forward_hook(record, with_kwargs=True) for attn in modules.values()]
+    try:
+        with spark3r.apply(model, schedule):
+            run(model, clip)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    compared = 0
+    for rule, attn in zip(schedule.resolve(frames), modules.values(), strict=True):
+        x, positions, output = seen[attn]
+        assert rule.operators is not None
+        with torch.no_grad():
+            expected, margin = reduced_attention(
+                attn,
+                x,
+                positions,
+                frames=frames,
+                grid=(rows, columns),
+                special=detect(model).facts(model)["special_tokens"],
+                query=rule.query,
+                key_value=rule.key_value,
+                group=rule.operators.group,
+            )
+        if margin < DECIDED:
+            continue
+        compared += 1
+        assert difference({"output": output.double()}, {"output": expected}) < ORACLE_TOLERANCE
+    assert compared > case.layers // 2
+
+
+def test_batch_elements_do_not_see_each_other(case: Case, model: nn.Module) -> None:
+    clip = images(case, 5, batch=2)
+    with spark3r.apply(model, reducing(case.layers)):
+        both = run(model, clip)
+        for element in range(2):
+            alone = run(model, clip[element : element + 1])
+            found = {name: value[element : element + 1] for name, value in both.items()}
+            assert difference(found, alone) < 1e-4
+
+
+def test_copy_of_a_patched_model_stands_alone(case: Case, model: nn.Module) -> None:
+    clip = images(case, 5)
+    dense = run(model, clip)
+    with spark3r.apply(model, reducing(case.layers)):
+        reduced = run(model, clip)
+        copy = deepcopy(model)
+        with torch.no_grad():
+            for attn in attentions(copy).values():
+                attn.qkv.weight.mul_(0.5)
+        assert difference(run(copy, clip), reduced) > 1e-6
+        assert difference(run(model, clip), reduced) == 0.0
+        spark3r.remove(copy)
+        assert spark3r.is_applied(model)
+        assert not spark3r.is_applied(copy)
+    assert difference(run(model, clip), dense) == 0.0
+
+
+def test_trains_after_inference(case: Case, model: nn.Module) -> None:
+    clip = images(case, 5, rows=3, columns=2)  # nothing is cached of this grid yet
+    patched = deepcopy(model)
+    rules = reducing(case.layers).layers
+    thinned = Operators(group=4, key_value="token_stride", mass_correction=1.0)
+    with spark3r.apply(patched, Schedule(rules, thinned)):
+        with torch.inference_mode():
+            run(patched, clip)
+        patched.train()
+        with quiet():
+            output = patched(clip)
+            value = output["depth"] if "depth" in output else output["local_points"]
+            value.square().mean().backward()
+        for name, attn in attentions(patched).items():
+            assert attn.qkv.weight.grad is not None, name
+            assert bool(torch.isfinite(attn.qkv.weight.grad).all()), name
+            parts = attn.qkv.weight.grad.chunk(3)
+            assert all(float(part.abs().max()) > 0 for part in parts), name
+
+
+def test_dropout_of_the_output_still_happens(case: Case, model: nn.Module) -> None:
+    patched = deepcopy(model)
+    first = next(iter(attentions(patched).values()))
+    first.proj_drop = nn.Dropout(1.0)
+    outputs: list[Tensor] = []
+    first.register_forward_hook(lambda attn, args, output: outputs.append(output))
+    with spark3r.apply(patched.train(), reducing(case.layers)):
+        run(patched, images(case, 5))
+    assert float(outputs[0].abs().max()) == 0.0
+
+
+def test_half_precision_forced_through_our_path(
+    case: Case, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = list(attentions(model).values())[-1]
+    clip = images(case, 5)
+
+    def tokens() -> Tensor:
+        # What comes after the last global attention is not ours, and π³'s refuses CPU autocast.
+        hook = last.register_forward_hook(_stop)
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                run(model, clip)
+        except _StoppedError as stopped:
+            return stopped.output
+        finally:
+            hook.remove()
+        raise AssertionError("the last global attention did not run")
+
+    dense = tokens()
+    monkeypatch.setattr(LayerRule, "is_dense", property(lambda rule: False))
+    with spark3r.apply(model, Schedule.dense(case.layers)):
+        assert torch.equal(tokens(), dense)
+    monkeypatch.undo()
+    with spark3r.apply(model, reducing(case.layers)):
+        assert bool(torch.isfinite(tokens()).all())
+
+
+def test_outputs_become_one_prediction(case: Case, model: nn.Module) -> None:
+    clip = images(case, 4)
+    predict = detect(model).predict
+    assert predict is not None
+    prediction = predict(run(model, clip), clip[0])
+    assert prediction.depth.shape == (4, *clip.shape[-2:])
+    assert bool((prediction.depth > 0).all())
+    with pytest.raises(spark3r.FamilyError, match="is a head switched off"):
+        predict({}, clip[0])
+
+
+def test_images_smaller_than_a_patch_are_refused(case: Case, model: nn.Module) -> None:
+    with (
+        spark3r.apply(model, reducing(case.layers)),
+        pytest.raises(spark3r.LayoutError, match="at least one frame and one patch"),
+    ):
+        run(model, torch.rand(1, 2, 3, case.patch_size - 1, case.patch_size - 1))
+
+
+def test_a_clip_without_batch_dimension_is_refused_or_works(case: Case, model: nn.Module) -> None:
+    entry = detect(model).entry(model)
+    with (
+        spark3r.apply(model, reducing(case.layers)),
+        pytest.raises(spark3r.LayoutError, match=r"expected \[B, [SN], 3, H, W\]"),
+    ):
+        run(entry, images(case, 3)[0])
+
+
+def _state(model: nn.Module) -> list[Any]:
+    """Return what a patch could leave behind: attributes, hooks and parameter names."""
+    return [
+        (name, sorted(map(str, vars(module))), *(len(h) for h in _hooks(module)))
+        for name, module in model.named_modules()
+    ] + list(model.state_dict())
+
+
+def _hooks(module: nn.Module) -> tuple[Any, Any]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+def _count_calls(monkeypatch: pytest.MonkeyPatch, case: Case) -> list[None]:
+    from spark3r.families import FAMILIES
+
+    calls: list[None] = []
+    attend = FAMILIES[case.family].attend
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(None)
+        return attend(*args, **kwargs)
+
+    # The record is frozen for users; a test may look over its shoulder.
+    monkeypatch.setitem(FAMILIES[case.family].__dict__, "attend", counted)
+    return calls
+
+
+class _StoppedError(Exception):
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+def _stop(attn: nn.Module, args: Any, output: Tensor) -> None:
+    raise _StoppedError(output)

@@ -1,0 +1,65 @@
+"""Rotary tables of our own against a rotation that looks positions up, as upstream does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stand_ins import Rotary
+from torch import Tensor, nn
+
+from spark3r import FamilyError, LayerRule, TokenLayout
+from spark3r.families.rotary import base_frequency, rotate
+from spark3r.reduction import select
+from spark3r.schedule import Operators
+
+LAYOUT = TokenLayout(frames=5, height=2, width=3, special=2)
+SPECIAL_LAST = TokenLayout(frames=5, height=2, width=3, special=2, special_last=True)
+
+
+def _positions(layout: TokenLayout, uniform: bool) -> Tensor:
+    rows, columns = torch.arange(layout.height) + 1, torch.arange(layout.width) + 1
+    patches = torch.cartesian_prod(rows, columns)
+    if uniform:
+        patches = torch.ones_like(patches)
+    none = patches.new_zeros(layout.special, 2)
+    frame = torch.cat((patches, none) if layout.special_last else (none, patches))
+    return frame.repeat(layout.frames, 1)[None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("layout", [LAYOUT, SPECIAL_LAST], ids=["special-first", "special-last"])
+@pytest.mark.parametrize(
+    "operators",
+    [
+        None,
+        Operators(),
+        Operators(keep_special=True),
+        Operators(key_value="token_stride", mass_correction=1.0),
+    ],
+    ids=["all", "frames", "frames-and-specials", "tokens"],
+)
+def test_equals_rotation_by_positions(
+    dtype: torch.dtype, uniform: bool, layout: TokenLayout, operators: Operators | None
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key = torch.randn(2, 1, 2, layout.tokens, 16, generator=generator).to(dtype)
+    embedding = Rotary("base_frequency")
+    positions = _positions(layout, uniform)
+    selection = None
+    kept = key
+    if operators is not None:
+        selection = select(layout, LayerRule(1, 2, operators), key.device)
+        assert selection is not None
+        kept = selection.take(key, 2)
+    found = rotate(query, kept, embedding, layout, selection, uniform=uniform)
+    turned = embedding(key, positions)
+    expected = turned if selection is None else selection.take(turned, 2)
+    assert torch.equal(found[0], embedding(query, positions))
+    assert torch.equal(found[1], expected)
+
+
+def test_another_embedding_is_refused() -> None:
+    assert base_frequency(Rotary("base")) == 100.0
+    with pytest.raises(FamilyError, match="Identity has no base frequency"):
+        base_frequency(nn.Identity())

@@ -1,0 +1,221 @@
+"""Small instances of the real upstream models, from whatever is importable.
+
+Folders named in the environment variable SPARK3R_UPSTREAM (separated like PATH) are searched after
+the normal import path. Nothing of these packages is part of this repository.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("XFORMERS_DISABLED", "1")  # π³'s encoder would need a GPU with it
+os.environ.setdefault("DA3_LOG_LEVEL", "WARN")
+for _folder in os.environ.get("SPARK3R_UPSTREAM", "").split(os.pathsep):
+    if _folder and _folder not in sys.path:
+        sys.path.append(_folder)
+
+
+def vggt() -> nn.Module:
+    from vggt.heads.camera_head import CameraHead
+    from vggt.heads.dpt_head import DPTHead
+    from vggt.models.aggregator import Aggregator
+    from vggt.models.vggt import VGGT
+
+    model = _bare(VGGT)  # its own constructor has the full size built in
+    model.aggregator = Aggregator(
+        img_size=56, patch_size=14, embed_dim=64, depth=4, num_heads=4, patch_embed="conv"
+    )
+    model.camera_head = CameraHead(dim_in=128, trunk_depth=1, num_heads=4)
+    dense = partial(
+        DPTHead,
+        dim_in=128,
+        features=16,
+        out_channels=[16] * 4,
+        intermediate_layer_idx=[0, 1, 2, 3],
+        conf_activation="expp1",
+    )
+    model.point_head = dense(output_dim=4, activation="inv_log")
+    model.depth_head = dense(output_dim=2, activation="exp")
+    model.track_head = None
+    return model
+
+
+def _pi3_trunk(model: Any) -> None:
+    from pi3.models.dinov2.layers import MemEffAttention, Mlp, NestedTensorBlock
+    from pi3.models.dinov2.models.vision_transformer import DinoVisionTransformer
+    from pi3.models.layers.attention import FlashAttentionRope
+    from pi3.models.layers.block import BlockRope
+    from pi3.models.layers.camera_head import CameraHead
+    from pi3.models.layers.pos_embed import PositionGetter, RoPE2D
+    from pi3.models.layers.transformer_head import TransformerDecoder
+
+    model.encoder = DinoVisionTransformer(
+        img_size=56,
+        patch_size=14,
+        embed_dim=64,
+        depth=1,
+        num_heads=4,
+        mlp_ratio=2,
+        block_fn=partial(NestedTensorBlock, attn_class=MemEffAttention),
+        num_register_tokens=4,
+        init_values=1.0,
+        block_chunks=0,
+        interpolate_antialias=False,
+        interpolate_offset=0.1,
+    )
+    del model.encoder.mask_token
+    model.patch_size, model.patch_start_idx, model.dec_embed_dim = 14, 5, 64
+    model.rope, model.position_getter = RoPE2D(freq=100), PositionGetter()
+    model.decoder = nn.ModuleList(
+        BlockRope(
+            dim=64,
+            num_heads=4,
+            mlp_ratio=2,
+            qkv_bias=True,
+            proj_bias=True,
+            ffn_bias=True,
+            ffn_layer=Mlp,
+            init_values=0.01,
+            qk_norm=True,
+            attn_class=FlashAttentionRope,
+            rope=model.rope,
+        )
+        for _ in range(6)
+    )
+    model.register_token = nn.Parameter(1e-6 * torch.randn(1, 1, 5, 64))
+    decoder = partial(
+        TransformerDecoder, in_dim=128, dec_embed_dim=64, dec_num_heads=4, depth=1, rope=model.rope
+    )
+    model.point_decoder, model.conf_decoder = decoder(out_dim=64), decoder(out_dim=64)
+    model.camera_decoder, model.camera_head = decoder(out_dim=64), CameraHead(dim=64)
+    for name in ("image_mean", "image_std"):
+        model.register_buffer(name, torch.full((1, 3, 1, 1), 0.5))
+
+
+def pi3() -> nn.Module:
+    from pi3.models.layers.transformer_head import LinearPts3d
+    from pi3.models.pi3 import Pi3
+
+    model = _bare(Pi3)
+    _pi3_trunk(model)
+    model.pos_type = "rope100"
+    model.point_head = LinearPts3d(patch_size=14, dec_embed_dim=64, output_dim=3)
+    model.conf_head = LinearPts3d(patch_size=14, dec_embed_dim=64, output_dim=1)
+    return model
+
+
+def pi3x() -> nn.Module:
+    from pi3.models.layers.conv_head import ConvHead
+    from pi3.models.layers.transformer_head import ContextOnlyTransformerDecoder
+    from pi3.models.pi3x import Pi3X
+
+    model = _bare(Pi3X)
+    _pi3_trunk(model)
+    model.use_multimodal = False
+    dense = partial(
+        ConvHead,
+        num_features=4,
+        dim_in=64,
+        projects=nn.Identity(),
+        dim_proj=64,
+        dim_upsample=[32, 32, 32],
+        dim_times_res_block_hidden=1,
+        num_res_blocks=1,
+        res_block_norm="group_norm",
+        last_res_blocks=0,
+        last_conv_channels=16,
+        last_conv_size=1,
+        using_uv=True,
+    )
+    model.point_head, model.conf_head = dense(dim_out=[2, 1]), dense(dim_out=[1])
+    model.metric_token = nn.Parameter(1e-6 * torch.randn(1, 1, 128))
+    model.metric_decoder = ContextOnlyTransformerDecoder(
+        in_dim=128, dec_embed_dim=32, dec_num_heads=2, out_dim=32, rope=model.rope
+    )
+    model.metric_head = nn.Linear(32, 1)
+    return model
+
+
+def da3_tiny() -> nn.Module:
+    from depth_anything_3.model.cam_dec import CameraDec
+    from depth_anything_3.model.cam_enc import CameraEnc
+    from depth_anything_3.model.da3 import DepthAnything3Net
+    from depth_anything_3.model.dinov2.dinov2 import DinoV2
+    from depth_anything_3.model.dinov2.vision_transformer import DinoVisionTransformer
+    from depth_anything_3.model.dualdpt import DualDPT
+
+    class TinyBackbone(DinoV2):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.out_layers = [1, 3, 5, 7]
+            start = dict.fromkeys(("alt_start", "qknorm_start", "rope_start"), 2)
+            self.pretrained = DinoVisionTransformer(
+                img_size=56,
+                patch_size=14,
+                embed_dim=64,
+                depth=8,
+                num_heads=4,
+                mlp_ratio=2,
+                ffn_layer="mlp",
+                cat_token=True,
+                **start,
+            )
+
+    return DepthAnything3Net(
+        net=TinyBackbone(),
+        head=DualDPT(dim_in=128, output_dim=2, features=16, out_channels=[16] * 4),
+        cam_dec=CameraDec(dim_in=128),
+        cam_enc=CameraEnc(dim_out=64, trunk_depth=1, num_heads=4),
+    )
+
+
+def da3_small() -> nn.Module:
+    """Return the real da3-small architecture: 34 million random weights."""
+    from depth_anything_3.cfg import create_object, load_config
+    from depth_anything_3.registry import MODEL_REGISTRY
+
+    return create_object(load_config(MODEL_REGISTRY["da3-small"]))
+
+
+def omega() -> nn.Module:
+    from vggt_omega.models.aggregator import Aggregator
+    from vggt_omega.models.heads import CameraHead, DenseHead
+    from vggt_omega.models.vggt_omega import VGGTOmega
+
+    model = _bare(VGGTOmega)
+    model.aggregator = Aggregator(
+        patch_size=16,
+        embed_dim=64,
+        depth=6,
+        num_heads=4,
+        num_register_tokens=16,
+        register_attention_block_indices=[1],
+        cached_layer_indices=(2, 3, 4, 5),
+    )
+    model.camera_head = CameraHead(dim_in=128)
+    model.dense_head = DenseHead(
+        dim_in=128,
+        patch_size=16,
+        features=16,
+        out_channels=[16] * 4,
+        intermediate_layer_idx=[2, 3, 4, 5],
+    )
+    model.text_alignment_head = None
+    return model
+
+
+def flat(output: Any) -> dict[str, Tensor]:
+    """Return the tensors among a model's outputs."""
+    return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
+
+def _bare(kind: type[Any]) -> Any:
+    model = kind.__new__(kind)
+    nn.Module.__init__(model)
+    return model
