@@ -68,6 +68,7 @@ class Latency:
 def interleaved(
     calls: Mapping[str, Call],
     *,
+    before: Callable[[str], object] | None = None,
     device: torch.device | str = "cpu",
     rounds: int = ROUNDS,
     warm_up_s: float = WARM_UP_S,
@@ -81,6 +82,7 @@ def interleaved(
 
     Args:
         calls: What to time, by name.
+        before: Called with a call's name before it runs, and not timed; None for nothing to do.
         device: Where the calls do their work.
         rounds: Samples per call.
         warm_up_s: How long each call is repeated first, at least once.
@@ -97,13 +99,16 @@ def interleaved(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     stopwatch = make_stopwatch(device, clock)
-    for call in calls.values():
+    prepare = before or (lambda name: None)
+    for name, call in calls.items():
+        prepare(name)
         _warm_up(call, stopwatch, warm_up_s, clock)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     begin = clock()
     for done in range(1, rounds + 1):
         for name in order:
+            prepare(name)
             samples[name].append(stopwatch(calls[name]))
         order.reverse()
         if limit_s is not None and done >= MIN_ROUNDS and clock() - begin >= limit_s:

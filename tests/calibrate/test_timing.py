@@ -86,6 +86,19 @@ def test_a_time_limit_ends_the_rounds(limit_s: float | None, rounds: int) -> Non
     assert latency.n == rounds
 
 
+def test_preparation_comes_before_each_call_and_is_not_timed() -> None:
+    clock = FakeClock()
+    calls = {"a": clock.taking("a", 3), "b": clock.taking("b", 5)}
+
+    def before(name: str) -> None:
+        clock.log.append(name.upper())
+        clock.now += 1
+
+    timed = interleaved(calls, before=before, rounds=2, warm_up_s=0, clock=clock)
+    assert "".join(clock.log) == "AaBb" + "AaBb" + "BbAa"
+    assert timed["a"].samples_ms == pytest.approx([3, 3])
+
+
 def test_an_error_of_a_call_is_not_swallowed() -> None:
     def fails() -> None:
         raise MemoryError("too long a clip")

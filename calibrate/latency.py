@@ -1,0 +1,127 @@
+"""The latency model: milliseconds of any schedule from realised lengths.
+
+A pass takes ``rest + Σ over global layers of Σ terms``. The terms of a layer are what the
+arithmetic of reduced attention says, with N the tokens of the clip, n the queries and m the keys
+that remain:
+
+=============  ==========  =================================================================
+term           unit        where the time goes
+=============  ==========  =================================================================
+``attention``  10⁶ n·m     the two attention products
+``queries``    10³ n       their rows of the softmax, reading and writing
+``keys``       10³ m       projection, norm and rotary embedding of keys and values
+``masked``     10⁶ n·m     what mass correction adds: its bias, and the kernel that takes one
+``gathered``   10³ m       keys and values taken by index and not by stride
+``merged``     10³ N       gathering, averaging and copying back, where queries are merged
+``matched``    10⁶ pairs   comparing sources with destinations inside the groups
+=============  ==========  =================================================================
+
+``rest`` holds everything else: frame attention, heads, and of the global layers what always runs.
+It is the wall. All constants are non-negative, so that more work never is predicted to take less
+time (`calibrate.latency_fit`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from spark3r.layout import TokenLayout
+from spark3r.reduction import clamp, key_value_length, query_length, select
+from spark3r.reduction.merge import plan
+from spark3r.schedule import LayerRule, Schedule
+
+TERMS = ("attention", "queries", "keys", "masked", "gathered", "merged", "matched")
+
+FORM = "separable-1"
+"""Name of this formula in profiles."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Latency of any schedule on one model, device, dtype and patch grid.
+
+    Attributes:
+        frames: Length of the clips it was fitted on. At another length ``rest`` is taken to be
+            proportional to it.
+        rest_ms: Everything outside the terms, per clip.
+        term_ms: Milliseconds per unit of each term.
+    """
+
+    frames: int
+    rest_ms: float
+    term_ms: Mapping[str, float]
+
+    def layer_ms(self, rule: LayerRule, layout: TokenLayout) -> float:
+        """Return what a layer takes beyond the wall.
+
+        Args:
+            rule: A resolved rule, with its operators.
+            layout: Token layout of the clip.
+        """
+        amounts = terms(clamp(rule, layout), layout)
+        return sum(self.term_ms[name] * amount for name, amount in zip(TERMS, amounts, strict=True))
+
+    def wall_ms(self, layout: TokenLayout) -> float:
+        """Return what a clip takes when global attention returns zeros."""
+        return self.rest_ms * layout.frames / self.frames
+
+    def predict_ms(self, schedule: Schedule, layout: TokenLayout) -> float:
+        """Return what a clip takes under a schedule."""
+        rules = schedule.resolve(layout.frames)
+        return self.wall_ms(layout) + math.fsum(self.layer_ms(rule, layout) for rule in rules)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the constants by name, as a profile stores them."""
+        constants = {f"{name}_ms": self.term_ms[name] for name in TERMS}
+        return {"frames": float(self.frames), "rest_ms": self.rest_ms, **constants}
+
+    @classmethod
+    def from_dict(cls, constants: Mapping[str, float]) -> LatencyModel:
+        """Return the model that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a constant is missing or unknown.
+        """
+        expected = {"frames", "rest_ms", *(f"{name}_ms" for name in TERMS)}
+        if constants.keys() != expected:
+            raise ValueError(
+                f"latency model of the form '{FORM}' with {sorted(constants)}, expected the "
+                f"constants {sorted(expected)}"
+            )
+        term_ms = {name: constants[f"{name}_ms"] for name in TERMS}
+        return cls(int(constants["frames"]), constants["rest_ms"], term_ms)
+
+
+@lru_cache(maxsize=4096)
+def terms(rule: LayerRule, layout: TokenLayout) -> tuple[float, ...]:
+    """Return the amounts of `TERMS` of a layer, each in its unit.
+
+    Args:
+        rule: A resolved rule, within what the layout allows.
+        layout: Token layout of the clip.
+    """
+    cpu = torch.device("cpu")
+    queries, keys = query_length(layout, rule), key_value_length(layout, rule)
+    selection, merge_plan = select(layout, rule, cpu), plan(layout, rule, cpu)
+    products = queries * keys / 1e6
+    has_bias = selection is not None and selection.thinned is not None
+    by_index = selection is not None and selection.index is not None
+    pairs = 0
+    if merge_plan is not None:
+        pairs = sum(
+            block.groups * block.destinations * block.sources for block in merge_plan.blocks
+        )
+    return (
+        products,
+        queries / 1e3,
+        keys / 1e3,
+        products * has_bias,
+        keys / 1e3 * by_index,
+        0.0 if merge_plan is None else layout.tokens / 1e3,
+        pairs / 1e6,
+    )

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+import spark3r
+from calibrate.latency import TERMS, LatencyModel, terms
+from calibrate.latency_fit import LayerSample, PassSample, check_fit, fit
+from calibrate.latency_timing import (
+    layer_grid,
+    measure_latency,
+    resolved_rules,
+    time_layers,
+    time_passes,
+)
+from calibrate.memory import is_out_of_memory
+from calibrate.stratified import stratified_schedules
+from spark3r import FamilyError, LayerRule, Operators, Schedule
+from spark3r.layout import TokenLayout
+from spark3r.reduction import clamp
+
+LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
+PAPER = Operators()
+FAITHFUL = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+QUERY_FACTORS, KEY_VALUE_FACTORS = (1, 2, 3, 4, 8), (1, 2, 4, 8, 16, 32)
+DEPTH = 8
+TRUTH = LatencyModel(
+    40,
+    300.0,
+    {
+        "attention": 12.0,
+        "queries": 0.9,
+        "keys": 6.0,
+        "masked": 3.0,
+        "gathered": 2.0,
+        "merged": 1.5,
+        "matched": 8.0,
+    },
+)
+ZEROS_MS = 8.0  # a layer alone that returns zeros
+ALONE = 0.8  # a layer's own work takes so much less alone than inside the model
+
+
+def layer_samples(noise: float, seed: int, outliers: int = 0) -> list[LayerSample]:
+    rng = random.Random(seed)
+    rules = [None, *layer_grid([PAPER, FAITHFUL], QUERY_FACTORS, KEY_VALUE_FACTORS)]
+    samples = []
+    for rule in rules:
+        ms = ZEROS_MS
+        if rule is not None:
+            ms += ALONE * TRUTH.layer_ms(clamp(rule, LAYOUT), LAYOUT)
+        samples.append(LayerSample(rule, ms * rng.lognormvariate(0, noise)))
+    for index in rng.sample(range(1, len(samples)), outliers):
+        samples[index] = LayerSample(samples[index].rule, samples[index].ms * 4)
+    return samples
+
+
+def pass_sample(name: str, schedule: Schedule, noise: float, rng: random.Random) -> PassSample:
+    ms = TRUTH.predict_ms(schedule, LAYOUT) * rng.lognormvariate(0, noise)
+    return PassSample(name, resolved_rules(schedule, DEPTH, LAYOUT), ms)
+
+
+def anchors(noise: float, seed: int, dense: bool = True) -> list[PassSample]:
+    rng = random.Random(seed)
+    passes = [PassSample("wall", (), TRUTH.wall_ms(LAYOUT) * rng.lognormvariate(0, noise))]
+    if dense:
+        passes.append(pass_sample("dense", Schedule.dense(DEPTH), noise, rng))
+    for each in (PAPER, FAITHFUL):
+        middle = Schedule.uniform(DEPTH, 3, 8, operators=each)
+        passes.append(pass_sample("middle", middle, noise, rng))
+    return passes
+
+
+def unseen(noise: float, seed: int, count: int = 20) -> list[PassSample]:
+    rng = random.Random(seed)
+    schedules = stratified_schedules(
+        count, DEPTH, [PAPER, FAITHFUL], QUERY_FACTORS, KEY_VALUE_FACTORS, TRUTH, LAYOUT, seed
+    )
+    return [pass_sample(str(i), each, noise, rng) for i, each in enumerate(schedules)]
+
+
+def test_without_noise_the_constants_are_found() -> None:
+    model = fit(layer_samples(0, 0), anchors(0, 0), LAYOUT)
+    assert model.rest_ms == pytest.approx(TRUTH.rest_ms)
+    assert model.term_ms == pytest.approx(dict(TRUTH.term_ms), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_noise_the_bars_hold(seed: int) -> None:
+    model = fit(layer_samples(0.05, seed), anchors(0.02, seed), LAYOUT)
+    report = check_fit(model, unseen(0, seed), LAYOUT)
+    assert report.median_error <= 0.05
+    assert report.largest_error <= 0.12
+    assert report.constant_median_error > 3 * report.median_error
+    assert len(report.names) == 20
+    assert "a constant:" in str(report)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_single_disturbed_timings_do_not_bend_the_fit(seed: int) -> None:
+    model = fit(layer_samples(0.02, seed, outliers=3), anchors(0.01, seed), LAYOUT)
+    assert check_fit(model, unseen(0, seed), LAYOUT).largest_error <= 0.12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dense_is_extrapolated_when_it_does_not_fit(seed: int) -> None:
+    layers = [s for s in layer_samples(0.02, seed) if s.rule is None or not s.rule.is_dense]
+    model = fit(layers, anchors(0.01, seed, dense=False), LAYOUT)
+    dense = Schedule.dense(DEPTH)
+    assert model.predict_ms(dense, LAYOUT) == pytest.approx(
+        TRUTH.predict_ms(dense, LAYOUT), rel=0.1
+    )
+
+
+def test_more_work_is_never_predicted_to_take_less_time() -> None:
+    model = fit(layer_samples(0.3, 7), anchors(0.3, 7), LAYOUT)
+    assert min(model.term_ms.values()) >= 0
+    for each in (PAPER, FAITHFUL):
+        costs = [model.layer_ms(LayerRule(1, factor, each), LAYOUT) for factor in KEY_VALUE_FACTORS]
+        assert costs[1:] == sorted(costs[1:], reverse=True)
+
+
+def test_with_the_wall_alone_a_layer_is_as_fast_as_alone() -> None:
+    model = fit(layer_samples(0, 0), anchors(0, 0)[:1], LAYOUT)
+    assert model.rest_ms == pytest.approx(TRUTH.rest_ms)
+    assert model.term_ms["attention"] == pytest.approx(ALONE * TRUTH.term_ms["attention"], rel=1e-3)
+
+
+def test_the_constants_survive_as_a_plain_table() -> None:
+    stored = json.loads(json.dumps(TRUTH.to_dict()))
+    assert all(isinstance(value, float) for value in stored.values())
+    assert LatencyModel.from_dict(stored) == TRUTH
+    with pytest.raises(ValueError, match="expected the constants"):
+        LatencyModel.from_dict({"rest_ms": 1.0})
+
+
+def test_another_length_scales_the_rest_and_counts_the_terms_anew() -> None:
+    longer = TokenLayout(80, 8, 8, special=5, anchor_frame=0)
+    assert TRUTH.wall_ms(longer) == 2 * TRUTH.wall_ms(LAYOUT)
+    dense = Schedule.dense(DEPTH)
+    per_layer = (TRUTH.predict_ms(dense, longer) - TRUTH.wall_ms(longer)) / DEPTH
+    tokens = longer.tokens
+    assert per_layer == pytest.approx(12 * tokens**2 / 1e6 + 0.9 * tokens / 1e3 + 6 * tokens / 1e3)
+
+
+def amounts(rule: LayerRule, layout: TokenLayout = LAYOUT) -> dict[str, float]:
+    return dict(zip(TERMS, terms(rule, layout), strict=True))
+
+
+def test_terms_count_realised_lengths() -> None:
+    dense = amounts(LayerRule(operators=PAPER))
+    n = LAYOUT.tokens
+    assert dense == {
+        "attention": n * n / 1e6,
+        "queries": n / 1e3,
+        "keys": n / 1e3,
+        "masked": 0,
+        "gathered": 0,
+        "merged": 0,
+        "matched": 0,
+    }
+    stride = amounts(LayerRule(1, 8, PAPER))
+    assert stride["keys"] == 5 * LAYOUT.tokens_per_frame / 1e3  # frames 0, 8, 16, 24, 32
+    assert (stride["masked"], stride["gathered"]) == (0, 0)
+    faithful = amounts(LayerRule(1, 8, FAITHFUL))
+    assert faithful["keys"] == (40 * 5 + 64 + 39 * 8) / 1e3
+    assert faithful["masked"] == faithful["attention"]
+    assert faithful["gathered"] == faithful["keys"]
+    merged = amounts(LayerRule(4, 1, PAPER))
+    assert merged["queries"] == (40 * 5 + 40 * 16) / 1e3
+    assert merged["merged"] == n / 1e3
+    assert merged["matched"] == 2 * (20 * 16) * (20 * 48) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("layers", "passes", "message"),
+    [
+        ([LayerSample(None, 1.0)], [], "needs the wall"),
+        ([], [PassSample("wall", (), 1.0)], "needs the wall"),
+        ([LayerSample(None, 0.0)], [PassSample("wall", (), 1.0)], "not a positive number"),
+        ([LayerSample(None, 1.0)], [PassSample("wall", (), float("nan"))], "not a positive"),
+    ],
+)
+def test_timings_that_cannot_be_fitted_are_refused(
+    layers: Sequence[LayerSample], passes: Sequence[PassSample], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(layers, passes, LAYOUT)
+
+
+def test_a_report_needs_passes() -> None:
+    with pytest.raises(ValueError, match="no pass to check"):
+        check_fit(TRUTH, [], LAYOUT)
+
+
+def test_stratified_schedules_spread_from_wall_to_dense() -> None:
+    schedules = stratified_schedules(
+        21, DEPTH, [PAPER, FAITHFUL], QUERY_FACTORS, KEY_VALUE_FACTORS, TRUTH, LAYOUT
+    )
+    assert len(set(schedules)) == 21
+    again = stratified_schedules(
+        21, DEPTH, [PAPER, FAITHFUL], QUERY_FACTORS, KEY_VALUE_FACTORS, TRUTH, LAYOUT
+    )
+    assert schedules == again
+    wall_ms = TRUTH.wall_ms(LAYOUT)
+    span_ms = TRUTH.predict_ms(Schedule.dense(DEPTH), LAYOUT) - wall_ms
+    places = [(TRUTH.predict_ms(each, LAYOUT) - wall_ms) / span_ms for each in schedules]
+    assert min(places) < 0.15
+    assert max(places) > 0.8
+    assert any(all(rule.query == 1 for rule in each.layers) for each in schedules)
+    assert any(all(rule.key_value == 1 for rule in each.layers) for each in schedules)
+    with pytest.raises(ValueError, match="only 0 different schedules"):
+        stratified_schedules(3, 1, [PAPER], [1], [1], TRUTH, LAYOUT)
+
+
+def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
+    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = model(images)["depth"]
+    table = measure_latency(
+        model,
+        images,
+        [PAPER, FAITHFUL],
+        query_factors=(1, 2, 4),
+        key_value_factors=(1, 2, 8),
+        limit_s=0.5,
+    )
+    assert not spark3r.is_applied(model)
+    with torch.inference_mode():
+        assert torch.equal(model(images)["depth"], before)
+    assert table.layout == TokenLayout(12, 4, 4, special=5, anchor_frame=0)
+    assert table.wall_ms > 0
+    assert table.dense_ms == table.passes["dense"].median_ms
+    assert not table.dense_extrapolated
+    assert {rule for rule, _ in table.layers} >= {None, LayerRule(1, 1, PAPER)}
+    assert {"mixed 0", "key-value 1"} <= set(table.report.names)
+    assert table.model.predict_ms(Schedule.uniform(2, 2, 4), table.layout) > 0
+
+
+def test_a_dense_pass_that_does_not_fit_is_left_out_and_extrapolated(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = type(model.aggregator.global_blocks[0].attn)  # type: ignore[union-attr,index]
+    whole = attention.forward
+
+    def small_only(self: nn.Module, x: torch.Tensor, rope: object) -> torch.Tensor:
+        if x.shape[0] == 1:  # global attention, dense
+            raise RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory")
+        result: torch.Tensor = whole(self, x, rope)  # type: ignore[arg-type]
+        return result
+
+    monkeypatch.setattr(attention, "forward", small_only)
+    table = measure_latency(
+        model,
+        torch.rand(8, 3, 16, 16),
+        [PAPER],
+        query_factors=(1, 2),
+        key_value_factors=(1, 2, 4),
+        limit_s=0.2,
+    )
+    assert "dense" not in table.passes
+    assert table.dense_extrapolated
+    assert table.dense_ms == table.model.predict_ms(Schedule.dense(2), table.layout)
+    assert all(rule is None or not rule.is_dense for rule, _ in table.layers)
+
+
+def test_an_error_that_is_not_about_memory_is_raised(model: nn.Module) -> None:
+    def fails(module: nn.Module, args: object) -> None:
+        raise RuntimeError("something else")
+
+    model.aggregator.frame_blocks[1].register_forward_pre_hook(fails)  # type: ignore[union-attr,index]
+    with pytest.raises(RuntimeError, match="something else"):
+        time_passes(model, torch.rand(2, 3, 16, 16), {"dense": "dense"})
+
+
+def test_layers_that_differ_cannot_stand_for_one_another(model: nn.Module) -> None:
+    attn = model.aggregator.global_blocks[1].attn  # type: ignore[union-attr,index]
+    attn.proj = nn.Linear(128, 128, bias=False)
+    with pytest.raises(FamilyError, match="differ in class or size"):
+        time_layers(model, torch.rand(2, 3, 16, 16), [LayerRule(1, 2, PAPER)])
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
