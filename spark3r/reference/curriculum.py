@@ -6,8 +6,8 @@ import random
 
 FRAMES_PER_PROCESS = 16
 WARM_UP_STEPS = 150
-MUON_RATE = 0.015
-ADAM_RATE = 0.002
+MUON_RATE = 0.012
+ADAM_RATE = 0.0015
 
 # From which step on, which clip lengths, how often. Pairs first: they teach matching fastest, and
 # a model that has not learned to match stays at the pose of the average clip.
@@ -15,7 +15,7 @@ STAGES: tuple[tuple[int, dict[int, float]], ...] = (
     (0, {2: 0.7, 4: 0.3}),
     (800, {2: 0.3, 4: 0.4, 8: 0.3}),
     (2000, {2: 0.15, 4: 0.25, 8: 0.6}),
-    (3500, {2: 0.1, 4: 0.2, 8: 0.4, 16: 0.2, 24: 0.1}),
+    (3000, {2: 0.1, 4: 0.2, 8: 0.5, 16: 0.15, 24: 0.05}),
 )
 
 

@@ -125,8 +125,8 @@ def render_frame(
     pixels = (torch.stack([x, y]) - centre[:, None])[:, border, None] + offsets[:, None]
     fine = _directions(pose, pixels.flatten(1), focal)
     smooth = _shade(scene, trace(scene, pose[:, 3], fine), fine, focal)
-    colours[border] = smooth.view(-1, len(SUBPIXELS), 3).mean(dim=1)
-    return colours.T.reshape(3, height, width), hits.distance.view(height, width)
+    colours[:, border] = smooth.view(3, -1, len(SUBPIXELS)).mean(dim=2)
+    return colours.view(3, height, width), hits.distance.view(height, width)
 
 
 def _directions(pose: Tensor, pixels: Tensor, focal: float) -> Tensor:
@@ -148,12 +148,11 @@ def _borders(face: Tensor) -> Tensor:
 
 
 def _shade(scene: Scene, hits: Hits, directions: Tensor, focal: float) -> Tensor:
-    """Texture and light, `[R, 3]` in [0, 1]; light depends on the normal, never on the view."""
-    cosine = (hits.normal * directions.T).sum(dim=1).abs() / (directions * directions).sum(
-        dim=0
-    ).sqrt()
+    """Texture and light, `[3, R]` in [0, 1]; light depends on the normal, never on the view."""
+    length = (directions * directions).sum(dim=0).sqrt()
+    cosine = (hits.normal * directions).sum(dim=0).abs() / length
     footprint = hits.distance / focal / cosine.clamp(min=0.1).sqrt()
     colour = shade_texture(scene.textures, hits.surface, hits.points, footprint)
-    lambert = 0.5 + 0.5 * (hits.normal @ scene.light)
+    lambert = 0.5 + 0.5 * (scene.light @ hits.normal)
     light = scene.ambient + (1.05 - scene.ambient) * lambert
-    return (colour * light[:, None]).clamp(0.0, 1.0)
+    return (colour * light).clamp(0.0, 1.0)

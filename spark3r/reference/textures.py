@@ -73,30 +73,30 @@ def shade_texture(textures: Textures, surface: Tensor, points: Tensor, footprint
     Args:
         textures: Parameters.
         surface: Surface of each point, int64 `[R]`.
-        points: World coordinates in metres, `[R, 3]`.
+        points: World coordinates in metres, `[3, R]`.
         footprint: Extent in metres of a pixel on the surface, `[R]`.
 
     Returns:
-        Colours, about [0, 1], `[R, 3]`.
+        Colours, about [0, 1], `[3, R]`.
     """
     scale = textures.scale[surface]
-    offset = textures.offset[surface]
+    offset = textures.offset.T[:, surface]
     field = torch.zeros_like(points)
     spacing, weight, norm = COARSEST_M, 1.0, 0.0
     for octave in range(OCTAVES):
-        cells = points @ textures.rotations[octave] * (scale / spacing)[:, None] + offset
+        cells = textures.rotations[octave].T @ points * (scale / spacing) + offset
         cells = cells.remainder(LATTICE) * (2.0 / LATTICE) - 1.0
-        sample = F.grid_sample(textures.noise, cells.view(1, 1, 1, -1, 3), align_corners=True)
+        sample = F.grid_sample(textures.noise, cells.T.view(1, 1, 1, -1, 3), align_corners=True)
         # Lattice cells per pixel: full strength up to 0.5, gone at 1.
         fade = (2.0 - 2.0 * footprint * scale / spacing).clamp(0.0, 1.0)
-        field = field + (weight * fade)[:, None] * sample.view(3, -1).T
+        field += (weight * fade) * sample.view(3, -1)
         norm += weight**2
         spacing, weight = spacing / 2, weight * PERSISTENCE
-    field = field / (NOISE_STD * norm**0.5)
-    wave = textures.stripes[surface]
-    radians_per_pixel = (wave * wave).sum(dim=1).sqrt() * footprint
-    stripe = torch.sin((wave * points).sum(dim=1)) * textures.stripe_strength[surface]
+    field /= NOISE_STD * norm**0.5
+    wave = textures.stripes.T[:, surface]
+    radians_per_pixel = (wave * wave).sum(dim=0).sqrt() * footprint
+    stripe = torch.sin((wave * points).sum(dim=0)) * textures.stripe_strength[surface]
     stripe = stripe * (1.5 - radians_per_pixel).clamp(0.0, 1.0)
-    blend = torch.sigmoid(textures.gain[surface] * field[:, 0])[:, None]
-    colour = torch.lerp(textures.first[surface], textures.second[surface], blend)
-    return colour + textures.tint[surface][:, None] * field + stripe[:, None]
+    blend = torch.sigmoid(textures.gain[surface] * field[0])
+    colour = torch.lerp(textures.first.T[:, surface], textures.second.T[:, surface], blend)
+    return colour + textures.tint[surface] * field + stripe

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spark3r.reference.scenes import BOX, CYLINDER, DOME, PLANE, SPHERE, Scene
+from spark3r.reference.scenes import BOX, CYLINDER, DOME, PLANE, Scene
 
 NEAR = 1e-4
 MISS = 1e6
@@ -20,8 +20,8 @@ class Hits:
     distance: Tensor  # [R] in units of the ray's direction
     surface: Tensor  # [R] int64
     face: Tensor  # [R] int64, differs between the flat sides of one surface
-    normal: Tensor  # [R, 3] unit, world
-    points: Tensor  # [R, 3] world
+    normal: Tensor  # [3, R] unit, world
+    points: Tensor  # [3, R] world
 
 
 def trace(scene: Scene, origin: Tensor, directions: Tensor) -> Hits:
@@ -57,7 +57,7 @@ def trace(scene: Scene, origin: Tensor, directions: Tensor) -> Hits:
         ]
     )
     distance, surface = distances.min(dim=0)
-    points = origin + (distance * directions).T
+    points = origin[:, None] + distance * directions
     return _describe(scene, distance, surface, points)
 
 
@@ -105,28 +105,26 @@ def _cylinders(start: Tensor, direction: Tensor) -> Tensor:
 
 
 def _describe(scene: Scene, distance: Tensor, surface: Tensor, points: Tensor) -> Hits:
-    """Find normals and faces of known hits."""
+    """Find normals and faces of known hits; coordinates come first, which keeps rows long."""
     planes = len(scene.plane_normal)
     kind = scene.kind[surface]
+    box, cylinder = kind == BOX, kind == CYLINDER
     item = (surface - planes - 1).clamp(min=0)
-    to_local = scene.to_local[item]  # [R, 3, 3]
-    local = (to_local @ (points - scene.centre[item])[:, :, None])[:, :, 0]
+    to_local = scene.to_local.permute(1, 2, 0)[:, :, item]  # [3, 3, R]
+    local = (to_local * (points - scene.centre.T[:, item])).sum(dim=1)  # [3, R]
     magnitude = local.abs()
-    axis = magnitude.argmax(dim=1)
-    on_axis = torch.nn.functional.one_hot(axis, 3) * local.sign()
-    rho = (local[:, 0] * local[:, 0] + local[:, 1] * local[:, 1]).sqrt()
-    on_cap = magnitude[:, 2] >= rho
-    flat = (kind == BOX) | ((kind == CYLINDER) & on_cap)
-    cap = torch.stack([torch.zeros_like(rho), torch.zeros_like(rho), local[:, 2].sign()], dim=1)
-    side = torch.cat([local[:, :2], torch.zeros_like(local[:, 2:])], dim=1)
-    normal = torch.where((kind == SPHERE)[:, None], local, on_axis)
-    cylinder = torch.where(on_cap[:, None], cap, side)
-    normal = torch.where((kind == CYLINDER)[:, None], cylinder, normal)
-    normal = (normal[:, None] @ to_local)[:, 0]
-    wall = -scene.plane_normal[surface.clamp(max=planes - 1)]
-    normal = torch.where((kind == PLANE)[:, None], wall, normal)
-    normal = torch.where((kind == DOME)[:, None], -points, normal)
-    normal = normal / (normal * normal).sum(dim=1, keepdim=True).sqrt()
-    sign = (local.gather(1, axis[:, None])[:, 0] > 0).long()
-    code = torch.where(kind == BOX, 2 * axis + sign, 4 + sign)
-    return Hits(distance, surface, torch.where(flat, code + 1, 0) + 8 * surface, normal, points)
+    rho = (local[0] * local[0] + local[1] * local[1]).sqrt()
+    cap = cylinder & (magnitude[2] >= rho)
+    axis = torch.where(cap, 2, magnitude.argmax(dim=0))
+    flat = box | cap
+    on_axis = torch.arange(3)[:, None] == axis
+    normal = torch.where(flat, on_axis * local.sign(), local)
+    normal[2].masked_fill_(cylinder & ~cap, 0.0)
+    normal = (to_local * normal[:, None]).sum(dim=0)
+    wall = -scene.plane_normal.T[:, surface.clamp(max=planes - 1)]
+    normal = torch.where(kind == PLANE, wall, normal)
+    normal = torch.where(kind == DOME, -points, normal)
+    normal = normal / (normal * normal).sum(dim=0).sqrt()
+    sign = (local.gather(0, axis[None])[0] > 0).long()
+    face = torch.where(flat, 2 * axis + sign + 1, 0) + 8 * surface
+    return Hits(distance, surface, face, normal, points)

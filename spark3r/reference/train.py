@@ -1,8 +1,8 @@
 """Train the reference model: `python -m spark3r.reference.train --minutes 60`.
 
 A sitting goes on from the checkpoint in the run folder, trains at a constant rate and, with
-`--decay`, ends in a linear decay to zero. The checkpoint is not written during the decay, so that
-the next sitting goes on from before it; the weights are.
+`--decay`, ends in a linear decay to zero. During the decay `decayed.safetensors` is written instead
+of `latest.safetensors`, so that the next sitting goes on from before it unless told otherwise.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def _train(rank: int, options: Options, team: Team) -> None:
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     modules = _modules(options.seed).to(device)
     optimiser = FlatOptimiser(modules, team.state, rank, team.world, initialise=rank == 0)
-    checkpoint = options.run / "latest.safetensors"
-    source = options.resume or (checkpoint if checkpoint.exists() else None)
+    stable, decayed = (options.run / f"{name}.safetensors" for name in ("latest", "decayed"))
+    source = options.resume or (stable if stable.exists() else None)
     progress: dict[str, int | float] = {"step": 0, "clips": 0, "frames": 0, "seconds": 0.0}
     if source:  # both read the progress; the tensors are shared, so reading them twice is harmless
         progress = load_checkpoint(source, modules, optimiser)
@@ -199,8 +199,8 @@ def _train(rank: int, options: Options, team: Team) -> None:
             team.barrier.wait()
             elapsed = float(team.clock[0])
             decaying = options.decay > 0 and elapsed > (1 - options.decay) * length
-            if rank == 0 and elapsed - saved > 60.0 * options.checkpoint_minutes and not decaying:
-                save_checkpoint(checkpoint, modules, optimiser, progress)
+            if rank == 0 and elapsed - saved > 60.0 * options.checkpoint_minutes:
+                save_checkpoint(decayed if decaying else stable, modules, optimiser, progress)
                 export_weights(options.run / "weights.safetensors", modules["model"])
                 saved = elapsed
             if elapsed >= length:
@@ -218,8 +218,7 @@ def _train(rank: int, options: Options, team: Team) -> None:
                 journal.note(progress, frames, losses, norm, factor)
                 bar.update(task, completed=elapsed)
     if rank == 0:
-        if options.decay <= 0:
-            save_checkpoint(checkpoint, modules, optimiser, progress)
+        save_checkpoint(decayed if options.decay > 0 else stable, modules, optimiser, progress)
         export_weights(options.run / "weights.safetensors", modules["model"])
 
 

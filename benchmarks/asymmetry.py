@@ -1,0 +1,269 @@
+"""Queries against keys and values: what Figures 1 and 5 of the Spark3R paper show, on our model.
+
+    python benchmarks/asymmetry.py --clips 24 --frames 48
+
+runs the reference model on held-out clips under uniform schedules (queries merged, keys and values
+pruned, both; the paper's operators and ours) and under schedules that reduce a single layer. Prints
+tables and writes `asymmetry.json` and `asymmetry.png`. Error is against ground truth on 8 key
+frames, deviation against the dense run; ± is the standard error of the paired difference to dense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import spark3r
+from spark3r.metrics import log_depth_deviation, relative_pose_errors
+from spark3r.pose_encoding import decode_pose
+from spark3r.reference import ReferenceModel, load
+from spark3r.reference.evaluate import evaluation_clip, path_times, score, select
+from spark3r.reference.seeds import EVALUATION
+from spark3r.schedule import LayerRule, Operators, Schedule
+
+FACTORS = (2, 3, 4, 8, 16, 32)
+FIRST_CLIP = 1000  # among the evaluation seeds: none of the evaluation table's scenes
+PAPER = Operators()
+GRID = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+IN_FRAME = Operators(group=1)
+SERIES = {
+    "queries, groups of 20 frames": ("query", PAPER),
+    "keys and values, whole frames": ("key_value", PAPER),
+    "both": ("both", PAPER),
+    "keys and values, token stride with mass correction": ("key_value", GRID),
+    "queries, inside a frame": ("query", IN_FRAME),
+}
+LAYER_SERIES = {"key_value 16": (1, 16), "key_value frame 0 only": (1, 10_000), "query 4": (4, 1)}
+ERRORS = ("rotation_deg", "translation_deg", "auc_30", "abs_rel_aligned")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One schedule on one clip."""
+
+    seconds: float
+    rotation_deg: float
+    translation_deg: float
+    auc_30: float
+    abs_rel_aligned: float
+    deviation_log_depth: float
+    deviation_rotation_deg: float
+
+
+Context = AbstractContextManager[Any]
+
+
+@contextmanager
+def isolated(model: ReferenceModel) -> Iterator[None]:
+    """Let every global layer see nothing but a token's own frame."""
+    tokens = 5 + 64
+
+    def forward(attention: Any, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        alone = x.reshape(-1, tokens, x.shape[2])
+        own = (rope[0][:tokens], rope[1][:tokens])
+        return type(attention).forward(attention, alone, own).reshape(x.shape)
+
+    layers: list[Any] = [block.attn for block in model.aggregator.global_blocks]
+    for layer in layers:
+        layer.forward = MethodType(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def schedules(layers: int, frames: int) -> dict[str, Schedule]:
+    """Every schedule by name, dense aside."""
+    found = {}
+    for series, (axis, operators) in SERIES.items():
+        for factor in FACTORS:
+            query = factor if axis in ("query", "both") else 1
+            key_value = factor if axis in ("key_value", "both") else 1
+            found[f"{series} | {factor}"] = Schedule.uniform(
+                layers, query, key_value, operators=operators
+            )
+    found["frame 0 only"] = Schedule.uniform(layers, 1, frames)
+    for series, (query, key_value) in LAYER_SERIES.items():
+        for layer in range(layers):
+            rules = [LayerRule()] * layers
+            rules[layer] = LayerRule(query, min(key_value, frames))
+            found[f"layer {series} | {layer}"] = Schedule(tuple(rules))
+    return found
+
+
+@torch.inference_mode()
+def run(
+    model: ReferenceModel, clip: spark3r.Clip, keys: list[int], dense: dict[str, Tensor] | None
+) -> tuple[Run, dict[str, Tensor]]:
+    """Run the model as it is now; the deviation is 0 where `dense` is None."""
+    start = time.perf_counter()
+    output = model(clip.images)
+    seconds = time.perf_counter() - start
+    extrinsics, _ = decode_pose(output["pose_enc"][0], (64, 64))
+    depth = output["depth"][0, ..., 0]
+    kept = {"depth": depth, "extrinsics": extrinsics}
+    scores = asdict(score(depth[keys], extrinsics[keys], select(clip, keys)))
+    log_depth = rotation = 0.0
+    if dense:
+        log_depth = log_depth_deviation(depth, dense["depth"])
+        pairs = relative_pose_errors(extrinsics[keys], dense["extrinsics"][keys])
+        rotation = float(pairs.rotation_deg.median())
+    errors = {name: scores[name] for name in ERRORS}
+    return Run(seconds, **errors, deviation_log_depth=log_depth, deviation_rotation_deg=rotation), (
+        kept
+    )
+
+
+def measure(
+    model: ReferenceModel, clips: int, frames: int, cache: Path | None
+) -> dict[str, list[Run]]:
+    """Run every schedule on every clip, interleaved so that timings compare."""
+    layers = len(model.aggregator.global_blocks)
+    todo = schedules(layers, frames)
+    runs: dict[str, list[Run]] = {name: [] for name in ("dense", *todo, "own frame only")}
+    _, keys = path_times(frames)
+    seeds = EVALUATION[FIRST_CLIP : FIRST_CLIP + clips]
+    for seed in track(seeds, description="clips", console=Console(stderr=True)):
+        clip = evaluation_clip(seed, frames, cache)
+        with torch.inference_mode():
+            model(clip.images)  # warm-up
+        reference, dense = run(model, clip, keys, None)
+        runs["dense"].append(reference)
+        for name in runs:
+            if name == "dense":
+                continue
+            context: Context = spark3r.apply(model, todo[name]) if name in todo else nullcontext()
+            with context if name in todo else isolated(model):
+                runs[name].append(run(model, clip, keys, dense)[0])
+    return runs
+
+
+def summarise(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
+    """Means over clips, and for errors the paired difference to dense with its standard error."""
+    summary: dict[str, dict[str, float]] = {}
+    for name, rows in runs.items():
+        entry: dict[str, float] = {"seconds": statistics.median(row.seconds for row in rows)}
+        for field in (*ERRORS, "deviation_log_depth", "deviation_rotation_deg"):
+            values = [getattr(row, field) for row in rows]
+            entry[field] = statistics.fmean(values)
+            if field in ERRORS:
+                pairs = zip(values, runs["dense"], strict=True)
+                gaps = [value - getattr(base, field) for value, base in pairs]
+                entry[f"{field}_change"] = statistics.fmean(gaps)
+                spread = statistics.stdev(gaps) if len(gaps) > 1 else math.nan
+                entry[f"{field}_change_se"] = spread / math.sqrt(len(gaps))
+        summary[name] = entry
+    return summary
+
+
+def show(summary: dict[str, dict[str, float]], clips: int, frames: int) -> None:
+    """Print the tables."""
+    table = Table(title=f"{clips} held-out clips of {frames} frames")
+    columns = ("rotation °", "transl. °", "AUC@30", "AbsRel al.", "dev. log d", "dev. rot °", "ms")
+    table.add_column("schedule | factor or layer", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in summary.items():
+        table.add_row(
+            name,
+            f"{row['rotation_deg']:.2f} ({row['rotation_deg_change']:+.2f})",
+            f"{row['translation_deg']:.1f}",
+            f"{row['auc_30']:.3f} ({row['auc_30_change']:+.3f}±{row['auc_30_change_se']:.3f})",
+            f"{row['abs_rel_aligned']:.4f}",
+            f"{row['deviation_log_depth']:.4f}",
+            f"{row['deviation_rotation_deg']:.2f}",
+            f"{1000 * row['seconds']:.0f}",
+        )
+    Console(width=150).print(table)
+
+
+def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
+    """Draw error and deviation against factor and latency, and the layers' sensitivities."""
+    figure, axes = plt.subplots(2, 3, figsize=(16, 8.5))
+    rows = (("auc_30", "AUC@30 (higher is better)"), ("rotation_deg", "rotation error, degrees"))
+    dense = summary["dense"]
+    for axis, (field, label) in zip(axes[:, 0], rows, strict=True):
+        for series in SERIES:
+            values = [summary[f"{series} | {factor}"][field] for factor in FACTORS]
+            axis.plot((1, *FACTORS), (dense[field], *values), marker="o", label=series)
+        axis.set(xscale="log", xlabel="factor", ylabel=label)
+        axis.set_xticks((1, *FACTORS), [str(factor) for factor in (1, *FACTORS)])
+    for series in SERIES:
+        entries = [summary[f"{series} | {factor}"] for factor in FACTORS]
+        axes[0, 1].plot(FACTORS, [e["deviation_log_depth"] for e in entries], marker="o")
+        times = [1000 * e["seconds"] for e in (dense, *entries)]
+        axes[1, 1].plot(times, [e["auc_30"] for e in (dense, *entries)], marker="o")
+    axes[0, 1].set(xscale="log", yscale="log", xlabel="factor", ylabel="deviation of log depth")
+    axes[0, 1].set_xticks(FACTORS, [str(factor) for factor in FACTORS])
+    axes[1, 1].set(xlabel="latency, ms", ylabel="AUC@30")
+    axes[0, 0].legend(fontsize=7)
+    names = [name for name in summary if name.startswith("layer ")]
+    layers = len(names) // len(LAYER_SERIES)
+    deviations = (
+        ("deviation_log_depth", "deviation of log depth"),
+        ("deviation_rotation_deg", "deviation of rotation, degrees"),
+    )
+    for axis, (field, label) in zip(axes[:, 2], deviations, strict=True):
+        for offset, series in enumerate(LAYER_SERIES):
+            values = [summary[f"layer {series} | {layer}"][field] for layer in range(layers)]
+            places = [layer + 0.27 * (offset - 1) for layer in range(layers)]
+            axis.bar(places, values, width=0.27, label=series)
+        axis.set(xlabel="the one global layer that is reduced", ylabel=label)
+        axis.legend(fontsize=7)
+    figure.suptitle(f"Reference model, {frames} frames: queries against keys and values")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=48)
+    parser.add_argument("--weights", default="shipped")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "spark3r" / "scenes")
+    default = Path(__file__).with_name("results")
+    parser.add_argument("--output", type=Path, default=default)
+    options = parser.parse_args()
+    model = load(weights=options.weights)
+    runs = measure(model, options.clips, options.frames, options.cache)
+    summary = summarise(runs)
+    show(summary, options.clips, options.frames)
+    options.output.mkdir(parents=True, exist_ok=True)
+    document = {
+        "clips": options.clips,
+        "frames": options.frames,
+        "seeds": [EVALUATION[FIRST_CLIP], EVALUATION[FIRST_CLIP + options.clips - 1]],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "schedules": summary,
+    }
+    path = options.output / "asymmetry.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    plot(summary, options.output / "asymmetry.png", options.frames)
+
+
+if __name__ == "__main__":
+    main()
