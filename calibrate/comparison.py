@@ -1,0 +1,83 @@
+"""Paired comparison of two schedules over the same clips."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scipy.stats import t as student_t
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """How much larger a figure is under one schedule than under another, over the same clips.
+
+    Attributes:
+        ratio: Geometric mean over clips of candidate ÷ baseline.
+        low: Lower end of its interval.
+        high: Upper end.
+        clips: Number of clips.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    clips: int
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the candidate's figure is lower beyond doubt."""
+        return self.high < 1
+
+    @property
+    def is_higher(self) -> bool:
+        """Whether the candidate's figure is higher beyond doubt."""
+        return self.low > 1
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f}, {self.clips} clips)"
+
+
+def paired_ratio(
+    candidate: Mapping[str, float],
+    baseline: Mapping[str, float],
+    *,
+    tolerance: float = 0.0,
+    confidence: float = CONFIDENCE,
+) -> PairedRatio:
+    """Compare a figure by clip: geometric mean of the ratios, with a paired t interval of the logs.
+
+    Args:
+        candidate: The figure of each clip, by name, not negative.
+        baseline: The same of the other schedule.
+        tolerance: Added to both, so that figures near 0 do not decide; see `calibrate.objective`.
+        confidence: Of the interval.
+
+    Returns:
+        The comparison. Of a single clip the interval is from 0 to infinity.
+
+    Raises:
+        ValueError: If the clips differ, there is none, or a figure plus tolerance is not positive.
+    """
+    if not candidate or candidate.keys() != baseline.keys():
+        unpaired = sorted(candidate.keys() ^ baseline.keys())
+        raise ValueError(f"expected figures of the same clips, unpaired: {unpaired or 'all'}")
+    logs = []
+    for clip, value in candidate.items():
+        above, below = value + tolerance, baseline[clip] + tolerance
+        if not (0 < above < math.inf and 0 < below < math.inf):
+            raise ValueError(
+                f"clip '{clip}': figures {value} and {baseline[clip]} have no ratio, expected "
+                "positive numbers (or a tolerance)"
+            )
+        logs.append(math.log(above / below))
+    mean = math.fsum(logs) / len(logs)
+    if len(logs) == 1:
+        return PairedRatio(math.exp(mean), 0.0, math.inf, 1)
+    quantile = float(student_t.ppf((1 + confidence) / 2, len(logs) - 1))
+    half = quantile * statistics.stdev(logs) / math.sqrt(len(logs))
+    return PairedRatio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))

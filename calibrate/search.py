@@ -1,0 +1,308 @@
+"""The search: weights on the sensitivities, which the knapsack turns into feasible schedules.
+
+Sensitivities say what each layer bears alone. What they miss are interactions between layers, and
+Optuna corrects them: its parameters are the logarithms of weights on the damages of each layer, of
+the query axis and of all operators but the first. For any weights the knapsack answers with the
+schedule of least weighted damage within the budget, so that every trial is feasible by the latency
+model and uses the budget up; all weights 1 is the knapsack's own answer, the first trial.
+
+The schedules to start from (the knapsack at several budgets, the scaled paper schedule, the best
+uniform ones) run before. Whatever ran is kept with its latency and figures, so that the trade-off
+between latency and quality comes out of the same search.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from spark3r.errors import Spark3rError
+from spark3r.schedule import LengthRule, Operators, Schedule
+
+from .knapsack import Choice, solve
+from .memory import is_out_of_memory
+from .study import Studies, decode, encode, finished, open_studies
+
+LOG_WEIGHT = 1.5
+"""Bound of a parameter: weights lie between e^-1.5 and e^1.5, a factor of twenty apart."""
+
+ROUNDING = 1e-9
+"""Share of the budget by which a sum of layers may exceed it through rounding."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a schedule is.
+
+    Attributes:
+        value: What the search minimises.
+        figures: Everything else worth keeping, by name.
+    """
+
+    value: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One schedule that was tried.
+
+    Attributes:
+        name: Where it came from, such as ``knapsack`` or ``search 7``.
+        schedule: What was run.
+        latency_ms: What the latency model says of it.
+        score: How good it is, None where it failed.
+        failure: Why it failed, or None.
+    """
+
+    name: str
+    schedule: Schedule
+    latency_ms: float
+    score: Score | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search chooses from.
+
+    Attributes:
+        layers: Per layer its choices, damage being what the sensitivities say.
+        operators: Operators in order; a parameter weighs each but the first.
+        length: Length rule of every schedule proposed.
+        rest_ms: Latency of everything outside the choices.
+    """
+
+    layers: Sequence[Sequence[Choice]]
+    operators: Sequence[Operators]
+    length: LengthRule
+    rest_ms: float
+
+    def parameters(self) -> tuple[str, ...]:
+        """Return the names of the search's parameters."""
+        layers = [f"layer {index}" for index in range(len(self.layers))]
+        others = [f"operators {index}" for index in range(1, len(self.operators))]
+        return (*layers, "query", *others)
+
+    def schedule(self, budget_ms: float, log_weights: Mapping[str, float]) -> Schedule | None:
+        """Return the schedule of least weighted damage within a budget, None if none is.
+
+        Args:
+            budget_ms: Latency of a whole clip.
+            log_weights: Logarithms of the weights by parameter; a missing one is 0.
+        """
+        weigh = log_weights.get
+        by_operators = {
+            each: math.exp(weigh(f"operators {index}", 0.0))
+            for index, each in enumerate(self.operators)
+        }
+        by_query = math.exp(weigh("query", 0.0))
+        weighted = [
+            [
+                replace(
+                    choice,
+                    damage=choice.damage
+                    * math.exp(weigh(f"layer {index}", 0.0))
+                    * (1.0 if choice.rule.operators is None else by_operators[choice.rule.operators])
+                    * (by_query if choice.rule.query > 1 else 1.0),
+                )
+                for choice in layer
+            ]
+            for index, layer in enumerate(self.layers)
+        ]
+        found = solve(weighted, budget_ms * (1 + ROUNDING) - self.rest_ms)
+        if found is None:
+            return None
+        return replace(found.schedule(weighted, self.operators[0]), length=self.length)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        trials: All finished trials, those to start from first.
+        budget_ms: The budget it was to meet.
+        interrupted: Whether it was stopped by Ctrl-C before its last trial.
+    """
+
+    trials: tuple[Trial, ...]
+    budget_ms: float
+    interrupted: bool = False
+
+    def ranked(self) -> tuple[Trial, ...]:
+        """Return the trials within the budget that did not fail, the best first.
+
+        Each schedule stands once, under the name of its first trial.
+        """
+        fitting: dict[Schedule, Trial] = {}
+        for trial in self.trials:
+            if trial.score is not None and trial.latency_ms <= self.budget_ms * (1 + 2 * ROUNDING):
+                fitting.setdefault(trial.schedule, trial)
+        return tuple(sorted(fitting.values(), key=_value))
+
+    def front(self) -> tuple[Trial, ...]:
+        """Return the trials that no other undercuts in latency and score, the fastest first."""
+        front: list[Trial] = []
+        succeeded = [trial for trial in self.trials if trial.score is not None]
+        for trial in sorted(succeeded, key=lambda trial: (trial.latency_ms, _value(trial))):
+            if not front or _value(trial) < _value(front[-1]):
+                front.append(trial)
+        return tuple(front)
+
+
+def search(
+    space: Space,
+    starts: Mapping[str, Schedule],
+    objective: Callable[[Schedule], Score],
+    predict_ms: Callable[[Schedule], float],
+    budget_ms: float,
+    *,
+    trials: int,
+    seed: int = 0,
+    storage: str | Path | None = None,
+    name: str = "search",
+    resume: bool = False,
+    timeout_s: float | None = None,
+    on_trial: Callable[[Trial], object] = lambda trial: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Found:
+    """Search the schedule of least score within a budget.
+
+    Args:
+        space: What to choose from.
+        starts: Schedules to run first, by name; they may exceed the budget.
+        objective: Runs a schedule. A trial for which it raises a `Spark3rError`, runs out of memory
+            or returns NaN counts as failed, and the search goes on.
+        predict_ms: The latency model.
+        budget_ms: Latency that a clip may take.
+        trials: Trials beyond those of ``starts``.
+        seed: Of the sampler.
+        storage: Where trials are kept; see `study.open_studies`.
+        name: Name of the studies there.
+        resume: Whether to go on with studies of this name.
+        timeout_s: Propose no further trial after so many seconds; None for no limit.
+        on_trial: Called with every trial that finished here.
+        clock: Seconds; replaced in tests.
+
+    Raises:
+        StudyError: If the storage cannot be used.
+    """
+    begin = clock()
+    run = _Run(objective, predict_ms, budget_ms, on_trial)
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
+    studies = open_studies(storage, name, sampler, resume)
+    for study in (studies.starts, studies.proposed):
+        run.done += [_restored(trial) for trial in finished(study)]
+    # Continued searches draw on from where they were, whatever was lost in between.
+    studies.proposed.sampler = optuna.samplers.GPSampler(
+        seed=seed + len(finished(studies.proposed)), n_startup_trials=0
+    )
+    try:
+        _run_starts(studies.starts, starts, run)
+        _run_proposed(studies, space, run, trials, lambda: _is_over(clock() - begin, timeout_s))
+    except KeyboardInterrupt:
+        return Found(tuple(run.done), budget_ms, interrupted=True)
+    return Found(tuple(run.done), budget_ms)
+
+
+@dataclass
+class _Run:
+    """What the trials of one search share."""
+
+    objective: Callable[[Schedule], Score]
+    predict_ms: Callable[[Schedule], float]
+    budget_ms: float
+    on_trial: Callable[[Trial], object]
+    done: list[Trial] = field(default_factory=list)
+
+    def tell(self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule) -> None:
+        """Run a schedule, once, and store what came of it."""
+        latency_ms = self.predict_ms(schedule)
+        # First of all, in every trial: without a constraint Optuna takes a trial for feasible.
+        trial.set_constraint("over_budget_ms", latency_ms - self.budget_ms * (1 + ROUNDING))
+        trial.set_user_attr("name", name)
+        trial.set_user_attr("schedule", encode(schedule))
+        trial.set_user_attr("latency_ms", latency_ms)
+        try:
+            score, failure = self._score(schedule)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        if score is None:
+            trial.set_user_attr("failure", failure)
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            trial.set_user_attr("figures", dict(score.figures))
+            study.tell(trial, score.value)
+        self.done.append(Trial(name, schedule, latency_ms, score, failure))
+        self.on_trial(self.done[-1])
+
+    def _score(self, schedule: Schedule) -> tuple[Score | None, str | None]:
+        for earlier in self.done:
+            if earlier.schedule == schedule:
+                return earlier.score, earlier.failure
+        try:
+            score = self.objective(schedule)
+        except Exception as error:
+            if not (isinstance(error, Spark3rError) or is_out_of_memory(error)):
+                raise
+            return None, f"{type(error).__name__}: {error}"
+        if not math.isfinite(score.value):
+            return None, f"its score is {score.value}"
+        return score, None
+
+
+def _run_starts(study: optuna.Study, starts: Mapping[str, Schedule], run: _Run) -> None:
+    known = {trial.schedule for trial in run.done}
+    for name, schedule in starts.items():
+        if schedule not in known:
+            known.add(schedule)
+            run.tell(study, study.ask(), name, schedule)
+
+
+def _run_proposed(
+    studies: Studies, space: Space, run: _Run, trials: int, is_over: Callable[[], bool]
+) -> None:
+    study = studies.proposed
+    names = space.parameters()
+    number = len(finished(study))
+    if number == 0:
+        study.enqueue_trial(dict.fromkeys(names, 0.0), skip_if_exists=True)
+    while number < trials and not is_over():
+        with warnings.catch_warnings():
+            # Fitting a surrogate to few or equal scores may warn; the proposal is valid all the same.
+            warnings.simplefilter("ignore")
+            trial = study.ask()
+            weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
+        schedule = space.schedule(run.budget_ms, weights)
+        if schedule is None:
+            study.tell(trial, state=TrialState.FAIL)
+            return
+        run.tell(study, trial, f"search {number}" if number else "knapsack", schedule)
+        number += 1
+
+
+def _restored(trial: FrozenTrial) -> Trial:
+    kept = trial.user_attrs
+    score = None
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        score = Score(trial.value, kept.get("figures", {}))
+    return Trial(
+        kept["name"], decode(kept["schedule"]), kept["latency_ms"], score, kept.get("failure")
+    )
+
+
+def _value(trial: Trial) -> float:
+    return math.inf if trial.score is None else trial.score.value
+
+
+def _is_over(taken_s: float, timeout_s: float | None) -> bool:
+    return timeout_s is not None and taken_s >= timeout_s

@@ -1,0 +1,147 @@
+"""Studies: every finished trial of a search kept in an Optuna storage, to go on from after a stop.
+
+A search keeps two studies. One holds the schedules it starts from, which have no parameters, the
+other the trials that the sampler proposes: a sampler can only learn from trials that all have the
+same parameters. A trial's schedule, latency and figures stand in its user attributes, so that
+another budget, or a dashboard, finds them there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from spark3r.errors import Spark3rError
+from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
+
+_STARTS = " starts"  # ends the name of the study of starting schedules
+
+
+class StudyError(Spark3rError):
+    """A study that cannot be opened, continued or written."""
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The two studies of one search.
+
+    Attributes:
+        starts: Trials of the schedules the search starts from.
+        proposed: Trials of the schedules the sampler proposed.
+    """
+
+    starts: optuna.Study
+    proposed: optuna.Study
+
+
+def open_studies(
+    storage: str | Path | None, name: str, sampler: optuna.samplers.BaseSampler, resume: bool
+) -> Studies:
+    """Open a search's studies, and count trials that a killed process left running as failed.
+
+    Args:
+        storage: Path of a journal file, an Optuna storage URL (a string with ``://``), or None
+            to keep nothing after the process.
+        name: Name of the studies.
+        sampler: Proposes parameters.
+        resume: Whether to go on where studies of this name stopped.
+
+    Raises:
+        StudyError: If the storage cannot be opened or written, if studies of this name exist and
+            ``resume`` is not set, or if none exist and it is.
+    """
+    with _quiet():
+        try:
+            kept = _storage(storage)
+            exists = kept is not None and name in optuna.get_all_study_names(storage=kept)
+        except Exception as error:  # whatever the driver of a data base raises
+            raise StudyError(f"study storage {storage}: cannot be opened ({error})") from error
+        if exists and not resume:
+            raise StudyError(
+                f"study storage {storage} holds a study of this search already: --resume goes on "
+                "with it, another --output begins anew"
+            )
+        if resume and not exists:
+            raise StudyError(
+                f"study storage {storage} holds no study of this model, clips, budget and settings "
+                "to go on with; leave out --resume to begin one"
+            )
+        try:
+            studies = Studies(
+                *(
+                    optuna.create_study(
+                        storage=kept, study_name=each, sampler=sampler, load_if_exists=True
+                    )
+                    for each in (name + _STARTS, name)
+                )
+            )
+            for study in (studies.starts, studies.proposed):
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    study.tell(trial.number, state=TrialState.FAIL)
+        except Exception as error:
+            raise StudyError(f"study storage {storage}: cannot be written ({error})") from error
+    return studies
+
+
+def finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
+    """Return the trials that were finished, failed ones among them where they say why."""
+    states = (TrialState.COMPLETE, TrialState.FAIL)
+    return tuple(
+        trial
+        for trial in study.get_trials(deepcopy=False, states=states)
+        if "schedule" in trial.user_attrs
+        and (trial.state == TrialState.COMPLETE or "failure" in trial.user_attrs)
+    )
+
+
+def encode(schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule as JSON takes it."""
+    return asdict(schedule)
+
+
+def decode(document: Mapping[str, Any]) -> Schedule:
+    """Return the schedule that `encode` wrote."""
+    return Schedule(
+        tuple(
+            LayerRule(
+                rule["query"],
+                rule["key_value"],
+                None if rule["operators"] is None else Operators(**rule["operators"]),
+            )
+            for rule in document["layers"]
+        ),
+        Operators(**document["operators"]),
+        LengthRule(**document["length"]),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's own log lines off the terminal."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _storage(storage: str | Path | None) -> optuna.storages.BaseStorage | None:
+    if storage is None:
+        return None
+    if isinstance(storage, str) and "://" in storage:
+        return optuna.storages.get_storage(storage)
+    path = Path(storage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # The journal is marked experimental; its file format is what we rely on, and test.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        return optuna.storages.JournalStorage(backend)

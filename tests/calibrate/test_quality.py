@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from faulty_runs import altered, frozen_cameras, make_clip, noisy, perfect, turn
+
+from calibrate.objective import (
+    COLLAPSED,
+    DEVIATION_TOLERANCE,
+    ERROR_TOLERANCE,
+    Source,
+    mean_score,
+    score,
+)
+from calibrate.quality import assess, mean_figures
+from spark3r import Clip, ClipError
+from spark3r.metrics import invert_pose
+
+CLIP = make_clip()
+TRUTH = perfect(CLIP)
+DENSE = noisy(TRUTH, 0.02, seed=1)
+OF_DENSE = assess(DENSE, CLIP, DENSE)
+
+
+def test_the_truth_has_no_error_and_dense_no_deviation() -> None:
+    of_truth = assess(TRUTH, CLIP, TRUTH, clouds=True)
+    for name, value in of_truth.figures().items():
+        if name.startswith("consistency") or name.endswith(("auc_3", "auc_30", "delta_125")):
+            continue
+        assert value == pytest.approx(0, abs=1e-4), name
+    assert of_truth.error is not None
+    assert of_truth.error.auc_3 == of_truth.error.auc_30 == of_truth.error.delta_125 == 1
+    assert of_truth.consistency.log_ratio == pytest.approx(0, abs=1e-3)
+    deviation = OF_DENSE.deviation
+    assert deviation.depth == deviation.depth_log == 0
+    assert deviation.rotation_deg == pytest.approx(0, abs=1e-4)  # float32 rotations
+    assert deviation.translation_deg == pytest.approx(0, abs=1e-4)
+
+
+def test_scale_and_placement_of_the_world_do_not_matter() -> None:
+    turned = TRUTH.extrinsics.clone()
+    turned[:, :, :3] = turned[:, :, :3] @ turn(40).T
+    turned[:, :, 3] *= 3
+    moved = altered(TRUTH, depth=3 * TRUTH.depth, extrinsics=turned)
+    error = assess(moved, CLIP, TRUTH).error
+    assert error is not None
+    assert error.depth == pytest.approx(0, abs=1e-5)
+    assert error.depth_raw == pytest.approx(2, abs=1e-4)
+    assert error.rotation_deg == pytest.approx(0, abs=1e-2)
+    assert error.points == pytest.approx(0, abs=1e-4)
+    assert error.trajectory == pytest.approx(0, abs=1e-4)
+
+
+def test_a_clip_without_ground_truth_has_no_error() -> None:
+    bare = Clip(CLIP.name, CLIP.images)
+    quality = assess(DENSE, bare, DENSE)
+    assert quality.error is None
+    assert quality.deviation == OF_DENSE.deviation
+    assert not any(name.startswith("error") for name in quality.figures())
+    with pytest.raises(ClipError, match="'curved wall' has no ground truth"):
+        score(quality, quality, "error")
+
+
+def test_accuracy_and_completeness_are_computed_when_asked_for() -> None:
+    assert OF_DENSE.error is not None
+    assert OF_DENSE.error.accuracy is None
+    assert "error.accuracy" not in OF_DENSE.figures()
+    with_clouds = assess(DENSE, CLIP, DENSE, clouds=True)
+    assert 0 < with_clouds.figures()["error.accuracy"] < 0.3
+
+
+def test_on_a_pan_points_are_aligned_by_points_and_trajectories_are_not_judged() -> None:
+    pan = make_clip(step=1e-4, name="pan")
+    truth = perfect(pan)
+    disturbed = truth.extrinsics.clone()
+    jitter = torch.randn(len(disturbed), 3, generator=torch.Generator().manual_seed(0))
+    disturbed[:, :, 3] += 1e-3 * jitter
+    error = assess(altered(truth, extrinsics=disturbed), pan, truth).error
+    assert error is not None
+    assert error.is_pan
+    assert error.trajectory is None
+    assert error.points < 0.005
+    assert error.rotation_deg == pytest.approx(0, abs=1e-3)
+    assert OF_DENSE.error is not None
+    assert not OF_DENSE.error.is_pan
+
+
+def test_one_frame() -> None:
+    one = CLIP.select(slice(0, 1))
+    run = noisy(perfect(one), 0.02)
+    quality = assess(run, one, run)
+    assert quality.consistency.log_ratio is None
+    for source in ("error", "consistency", "deviation"):
+        assert score(quality, quality, source) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_prediction_of_another_size_is_refused() -> None:
+    with pytest.raises(ClipError, match=r"\[6, 16, 16\] frames and pixels"):
+        assess(DENSE.select(slice(0, 5)), CLIP, DENSE)
+
+
+def test_mean_figures_are_those_that_all_clips_have() -> None:
+    bare = assess(DENSE, Clip("bare", CLIP.images), DENSE)
+    mean = mean_figures([OF_DENSE, bare])
+    assert not any(name.startswith("error") for name in mean)
+    assert mean["deviation.depth_log"] == 0
+    assert mean_figures([OF_DENSE])["error.depth"] == OF_DENSE.figures()["error.depth"]
+    with pytest.raises(ValueError, match="no clip"):
+        mean_figures([])
+
+
+@pytest.mark.parametrize("source", ["error", "consistency", "deviation"])
+def test_dense_scores_nothing_and_more_noise_scores_more(source: Source) -> None:
+    assert score(OF_DENSE, OF_DENSE, source) == pytest.approx(0, abs=1e-6)
+    scores = [
+        score(assess(noisy(DENSE, amount), CLIP, DENSE), OF_DENSE, source)
+        for amount in (0.01, 0.04, 0.16)
+    ]
+    assert scores == sorted(scores)
+    assert scores[-1] > 0.02
+
+
+def test_a_run_better_than_dense_scores_below_zero() -> None:
+    of_truth = assess(TRUTH, CLIP, DENSE)
+    assert score(of_truth, OF_DENSE, "error") < -1
+    assert score(of_truth, OF_DENSE, "consistency") < 0
+    assert score(of_truth, OF_DENSE, "deviation") > 0
+
+
+def test_error_is_a_mean_log_ratio_with_tolerances() -> None:
+    assert OF_DENSE.error is not None
+    worse = replace(
+        OF_DENSE,
+        error=replace(
+            OF_DENSE.error,
+            depth=1.1 * (OF_DENSE.error.depth + ERROR_TOLERANCE["depth"])
+            - ERROR_TOLERANCE["depth"],
+        ),
+    )
+    assert score(worse, OF_DENSE, "error", "depth") == pytest.approx(math.log(1.1))
+    assert score(worse, OF_DENSE, "error") == pytest.approx(math.log(1.1) / 3)
+    assert score(worse, OF_DENSE, "error", "pose") == 0
+    assert score(worse, OF_DENSE, "error", "points") == 0
+
+
+def test_deviation_is_one_percent_where_each_metric_is_at_its_tolerance() -> None:
+    quality = replace(OF_DENSE, deviation=replace(OF_DENSE.deviation, **DEVIATION_TOLERANCE))
+    for objective in ("balanced", "depth", "pose", "points"):
+        assert score(quality, OF_DENSE, "deviation", objective) == pytest.approx(0.01)  # type: ignore[arg-type]
+
+
+def test_collapsed_cameras_are_consistent_and_the_guard_sees_it() -> None:
+    run = frozen_cameras(DENSE, keep=0.0)
+    quality = assess(run, CLIP, DENSE)
+    assert quality.consistency.log_ratio is not None
+    assert OF_DENSE.consistency.log_ratio is not None
+    assert quality.consistency.log_ratio < 0.2 * OF_DENSE.consistency.log_ratio  # the temptation
+    assert score(quality, OF_DENSE, "consistency") == COLLAPSED
+    assert score(quality, OF_DENSE, "error") > 0.2
+
+
+def test_flat_depth_is_a_collapse_too() -> None:
+    flat = altered(DENSE, depth=torch.full_like(DENSE.depth, 4.0))
+    assert score(assess(flat, CLIP, DENSE), OF_DENSE, "consistency") == COLLAPSED
+
+
+def test_a_collapse_scores_worse_than_any_sound_run() -> None:
+    ruined = assess(noisy(DENSE, 0.3), CLIP, DENSE)
+    assert score(ruined, OF_DENSE, "consistency") <= COLLAPSED < math.inf
+
+
+def test_cameras_that_look_away_from_each_other_count_as_collapsed() -> None:
+    away = TRUTH.extrinsics.clone()
+    for frame in range(len(away)):
+        away[frame] = invert_pose(torch.cat((turn(120.0 * frame), torch.zeros(3, 1)), dim=1)[None])
+    quality = assess(altered(TRUTH, extrinsics=away), CLIP, DENSE)
+    assert score(quality, OF_DENSE, "consistency") == COLLAPSED
+
+
+def test_scores_are_means_over_paired_clips() -> None:
+    worse = assess(noisy(DENSE, 0.1), CLIP, DENSE)
+    single = score(worse, OF_DENSE, "error")
+    assert mean_score([worse, OF_DENSE], [OF_DENSE, OF_DENSE], "error") == pytest.approx(single / 2)
+    with pytest.raises(ValueError, match="no clip"):
+        mean_score([], [], "error")
+    with pytest.raises(ValueError, match="'other' is compared with one on 'curved wall'"):
+        mean_score([replace(worse, clip="other")], [OF_DENSE], "error")
