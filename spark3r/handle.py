@@ -52,11 +52,19 @@ class Handle:
         family: Family of the model.
         schedule: What is applied.
         layers: Qualified names of the global attention modules.
+        grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
     """
 
-    def __init__(self, root: nn.Module, family: Family, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        family: Family,
+        schedule: Schedule,
+        grids: frozenset[tuple[int, int]] = frozenset(),
+    ) -> None:
         self.family = family
         self.schedule = schedule
+        self.grids = grids
         self._root = root
         self._modules = family.attention(root)
         self._entry = family.entry(root)
@@ -214,6 +222,13 @@ class Handle:
                 "length",
                 f"a clip of {layout.frames} frames is longer than the {longest} that the schedule "
                 "was measured up to; its factors are used all the same",
+            )
+
+        if self.grids and (layout.height, layout.width) not in self.grids:
+            self._warn_once(
+                "grid",
+                f"the schedule was not measured on frames of {layout.height}x{layout.width} "
+                "patches; its factors are used all the same",
             )
 
     def _warn_once(self, subject: str, message: str) -> None:

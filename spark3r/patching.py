@@ -56,15 +56,16 @@ def apply(
             raise PatchError(
                 "schedule= names one of a profile's schedules, but a Schedule was given"
             )
-        chosen = profile
+        chosen, grids = profile, frozenset[tuple[int, int]]()
     else:
         from .profile import load_profile  # pydantic is not needed for a Schedule
 
         loaded = load_profile(profile)
-        _check(loaded, root, family, strict)
         chosen = loaded.schedule(schedule)
+        _check(loaded, root, family, strict)
+        grids = frozenset(entry.grid for entry in loaded.measurements)
 
-    handle = Handle(root, family, chosen)
+    handle = Handle(root, family, chosen, grids)
     if len(chosen.layers) != len(handle.layers):
         raise PatchError(
             f"the schedule has {len(chosen.layers)} layer rules, but {type(root).__name__} has "
