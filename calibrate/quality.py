@@ -65,7 +65,9 @@ class Distances:
         trajectory: Root mean square distance of the camera centres after Sim(3) alignment over
             the extent of the target's; None on a pan.
         trajectory_rotation_deg: Mean angle of the orientations after the same; None on a pan.
-        trajectory_step_deg: Root mean square rotation error from frame to frame.
+        trajectory_step: Root mean square translation error from frame to frame after the same over
+            the same extent (RPE); None on a pan.
+        trajectory_step_deg: Root mean square rotation error from frame to frame (RPE).
         scale_drift: |log| of how much the scale changes along the clip, None where undefined.
         is_pan: Whether the target's cameras hardly move.
     """
@@ -84,6 +86,7 @@ class Distances:
     completeness: float | None
     trajectory: float | None
     trajectory_rotation_deg: float | None
+    trajectory_step: float | None
     trajectory_step_deg: float
     scale_drift: float | None
     is_pan: bool
@@ -199,6 +202,7 @@ def distances(
         completeness=None if cloud is None else cloud.completeness_mean,
         trajectory=None if is_pan else trajectory.ate / trajectory.extent,
         trajectory_rotation_deg=None if is_pan else trajectory.rotation_deg,
+        trajectory_step=None if is_pan else trajectory.rpe_translation / trajectory.extent,
         trajectory_step_deg=trajectory.rpe_rotation_deg,
         scale_drift=trajectory.scale_drift,
         is_pan=is_pan,

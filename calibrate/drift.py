@@ -1,0 +1,247 @@
+"""Residual drift: sensitivities of all layers and factors from one dense pass per clip.
+
+While the dense model runs, each global attention layer is also run reduced, on the same hidden
+states, for every candidate. Drift is the change of the layer's contribution to the residual stream
+(after output projection and LayerScale), root mean square over tokens and channels, as a share of
+the stream itself. It does not say how much of it reaches the outputs: `scale_drift` learns that
+from a few end-to-end probes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from spark3r.clips import Clip
+from spark3r.families import Family, detect, unwrap
+from spark3r.layout import TokenLayout
+from spark3r.reduction import clamp
+from spark3r.schedule import LayerRule, Operators
+
+from .passes import layout_of, run
+from .sensitivity import COLUMNS, SensitivityError, operators_text
+
+METRIC = "drift"
+"""Name of the metric in the table."""
+
+TRUSTED = 0.8
+"""Rank correlation with the probe from which on drift may stand in for it."""
+
+_Candidate = tuple[Operators, str, int]
+
+
+def drift(
+    model: nn.Module,
+    clips: Sequence[Clip],
+    operators: Sequence[Operators],
+    *,
+    query_factors: Sequence[int] = (),
+    key_value_factors: Sequence[int] = (),
+    family: Family | None = None,
+) -> pd.DataFrame:
+    """Measure the residual drift of every layer and candidate around the dense model.
+
+    Args:
+        model: An unpatched model.
+        clips: The clips; factors are brought down to what the shortest allows.
+        operators: Operators to try.
+        query_factors: Query factors to try.
+        key_value_factors: Key-value factors to try.
+        family: What is known of the model; None recognises it.
+
+    Returns:
+        A table as of `calibrate.sensitivity`, ``profiler`` being ``drift`` and the only metric
+        ``drift``.
+
+    Raises:
+        SensitivityError: If a drift is not finite; the message names layer and factor.
+        ValueError: If there is no clip.
+    """
+    if not clips:
+        raise ValueError("there is no clip to measure drift on")
+    root = unwrap(model)
+    family = detect(root) if family is None else family
+    attention = family.attention(root)
+    shortest = layout_of(model, min(clips, key=lambda clip: clip.frames).images, family)
+    candidates = _candidates(operators, query_factors, key_value_factors, shortest)
+    samples: dict[tuple[int, _Candidate], list[float]] = {}
+    for clip in clips:
+        layout = layout_of(model, clip.images, family)
+        with ExitStack() as hooks:
+            for layer, (name, module) in enumerate(attention.items()):
+                block = root.get_submodule(name.rpartition(".")[0])
+                keep = partial(_keep, samples, layer, f"{name}, clip '{clip.name}'")
+                _watch(hooks, family, module, block, layout, candidates, keep)
+            run(model, clip.images)
+    rows = []
+    for (layer, (each, axis, factor)), values in samples.items():
+        rows.append(
+            {
+                "profiler": "drift",
+                "operators": operators_text(each),
+                "layer": layer,
+                "axis": axis,
+                "factor": factor,
+                "metric": METRIC,
+                "mean": statistics.fmean(values),
+                "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "clips": len(values),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def scale_drift(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Turn drift into a metric of the outputs by means of a few probes.
+
+    Per layer and axis the metric is taken to grow in proportion to drift; the slope is the least
+    squares fit to the probes of that layer and axis under any operators, or to all probes of the
+    axis where the layer has none.
+
+    Args:
+        drifts: From `drift`.
+        probes: From `calibrate.sensitivity.probe` around the dense model; few factors suffice.
+        metric: A metric of the probes.
+
+    Returns:
+        The table of drifts with ``metric`` in place of ``drift``, means and spreads in its units.
+
+    Raises:
+        SensitivityError: If an axis of the drifts has no probe of the metric.
+    """
+    keys = ["operators", "layer", "axis", "factor"]
+    seen = probes[probes["metric"] == metric]
+    both = drifts.merge(seen, on=keys, suffixes=("", "_probe"))
+    point = seen[seen["factor"] == 1].groupby(["layer", "axis"])["mean"].first()
+    dense = float(point.mean()) if len(point) else 0.0
+    by_axis: dict[str, float] = {}
+    by_layer: dict[tuple[int, str], float] = {}
+    for axis in drifts["axis"].unique():
+        part = both[(both["axis"] == axis) & (both["factor"] > 1)]
+        if part.empty:
+            raise SensitivityError(f"no probe says what drift on axis {axis} does to '{metric}'")
+        by_axis[axis] = _slope(part, dense)
+        for layer, rows in part.groupby("layer"):
+            by_layer[int(layer), axis] = _slope(rows, dense)
+    slopes = [
+        by_layer.get((int(layer), axis), by_axis[axis])
+        for layer, axis in zip(drifts["layer"], drifts["axis"], strict=True)
+    ]
+    scaled = drifts.copy()
+    scaled["metric"] = metric
+    scaled["mean"] = dense + drifts["mean"] * slopes
+    scaled["spread"] = drifts["spread"] * [abs(slope) for slope in slopes]
+    return scaled
+
+
+def rank_agreement(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Return Spearman's rank correlation of drift with a probed metric, per axis.
+
+    Args:
+        drifts: From `drift` or `scale_drift`.
+        probes: From `calibrate.sensitivity.probe`, on other clips to be fair.
+        metric: A metric of the probes.
+
+    Returns:
+        A correlation for each axis on which at least three rows above factor 1 are in both tables.
+    """
+    keys = ["operators", "layer", "axis", "factor"]
+    both = drifts.merge(probes[probes["metric"] == metric], on=keys, suffixes=("", "_probe"))
+    both = both[both["factor"] > 1]
+    found = {}
+    for axis, rows in both.groupby("axis"):
+        if len(rows) >= 3:
+            found[str(axis)] = float(spearmanr(rows["mean"], rows["mean_probe"]).statistic)
+    return found
+
+
+def _keep(
+    samples: dict[tuple[int, _Candidate], list[float]],
+    layer: int,
+    where: str,
+    candidate: _Candidate,
+    value: float,
+) -> None:
+    if not math.isfinite(value):
+        raise SensitivityError(
+            f"layer {layer} ({where}), {candidate[1]} factor {candidate[2]}: drift is {value}; if "
+            "the model ran in half precision, try float32 or bfloat16"
+        )
+    samples.setdefault((layer, candidate), []).append(value)
+
+
+def _candidates(
+    operators: Sequence[Operators],
+    query_factors: Sequence[int],
+    key_value_factors: Sequence[int],
+    layout: TokenLayout,
+) -> Mapping[_Candidate, LayerRule]:
+    """Return all candidates within the layout, factor 1 of each axis among them."""
+    found: dict[_Candidate, LayerRule] = {}
+    for each in operators:
+        for factor in sorted({1, *query_factors} if query_factors else ()):
+            rule = clamp(LayerRule(factor, 1, each), layout)
+            found[each, "query", rule.query] = rule
+        for factor in sorted({1, *key_value_factors} if key_value_factors else ()):
+            rule = clamp(LayerRule(1, factor, each), layout)
+            found[each, "key_value", rule.key_value] = rule
+    return found
+
+
+def _watch(
+    hooks: ExitStack,
+    family: Family,
+    module: nn.Module,
+    block: nn.Module,
+    layout: TokenLayout,
+    candidates: Mapping[_Candidate, LayerRule],
+    keep: Callable[[_Candidate, float], None],
+) -> None:
+    """Hook one layer so that its drifts are kept in the next pass."""
+    stream: list[Tensor] = []
+    layer_scale = getattr(block, "ls1", None)
+
+    def before_block(_: nn.Module, args: tuple[Any, ...]) -> None:
+        stream[:] = [value for value in args if isinstance(value, Tensor)][:1]
+
+    def scaled(output: Tensor) -> Tensor:
+        result = layer_scale(output) if isinstance(layer_scale, nn.Module) else output
+        return result.float()
+
+    def after_attention(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        dense = scaled(output)
+        # Blocks that take their input in another shape still have as many numbers in it.
+        fits = bool(stream) and stream[0].numel() == dense.numel()
+        size = _rms(stream[0].float().reshape(dense.shape) + dense) if fits else _rms(dense)
+        for candidate, rule in candidates.items():
+            if rule.is_dense:
+                keep(candidate, 0.0)
+            else:
+                reduced = scaled(family.attend(module, layout, rule, *args, **kwargs))
+                keep(candidate, float(_rms(reduced - dense) / size))
+
+    if block is not module:
+        hooks.callback(block.register_forward_pre_hook(before_block).remove)
+    hooks.callback(module.register_forward_hook(after_attention, with_kwargs=True).remove)
+
+
+def _rms(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values) / values.numel() ** 0.5
+
+
+def _slope(rows: pd.DataFrame, dense: float) -> float:
+    """Return the least squares slope through the dense point of a metric over drift."""
+    drifts, harms = rows["mean"].to_numpy(), rows["mean_probe"].to_numpy() - dense
+    square = float(drifts @ drifts)
+    return float(drifts @ harms) / square if square > 0 else 0.0

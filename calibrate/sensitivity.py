@@ -1,0 +1,205 @@
+"""Sensitivity: what a layer's reduction does to quality, measured end to end, one layer at a time.
+
+All layers run at an operating point, and one layer's query or key-value factor is changed. The
+result is one table (`COLUMNS`), a row per operators, layer, axis, factor and metric. ``mean`` is
+the metric's mean over clips; ``spread`` the standard deviation over clips of its paired difference
+from the operating point. The operating factor itself is among each layer's rows, so that what a
+factor does is the difference of two means of one layer and axis. Metrics are all figures of
+`calibrate.quality` and, as ``score.error`` and so on, the scores of `calibrate.objective`.
+
+The paper's probe is the setting ``operating_point=(1, 32)``, ``key_value_factors=(256,)`` with the
+paper's operators; `calibrate.damage` reads its rule, and the knapsack's choices, off the table.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from spark3r.errors import Spark3rError
+from spark3r.families import Family, detect, unwrap
+from spark3r.layout import TokenLayout
+from spark3r.prediction import PredictionError
+from spark3r.reduction import clamp
+from spark3r.schedule import LayerRule, Operators, Schedule
+
+from .evaluation import DenseRuns, evaluate
+from .objective import Objective, Source, score
+from .passes import layout_of
+from .quality import Quality
+
+_SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
+
+COLUMNS = ("profiler", "operators", "layer", "axis", "factor", "metric", "mean", "spread", "clips")
+
+
+class SensitivityError(Spark3rError):
+    """A probe that failed, with its layer and factor, or a table that lacks what is asked of it."""
+
+
+def probe(
+    model: nn.Module,
+    dense: DenseRuns,
+    operators: Sequence[Operators],
+    *,
+    query_factors: Sequence[int] = (),
+    key_value_factors: Sequence[int] = (),
+    operating_point: tuple[int, int] = (1, 1),
+    layers: Iterable[int] | None = None,
+    objective: Objective = "balanced",
+    family: Family | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pd.DataFrame:
+    """Measure sensitivities end to end.
+
+    Factors beyond what a clip allows are brought down to that, as the runtime does.
+
+    Args:
+        model: An unpatched model.
+        dense: The clips and their dense runs.
+        operators: Operators to probe with.
+        query_factors: Query factors to try.
+        key_value_factors: Key-value factors to try.
+        operating_point: Query and key-value factor of all other layers.
+        layers: Which layers to probe; None for all.
+        objective: Which metrics the scores count.
+        family: What is known of the model; None recognises it.
+        progress: Called with the schedules run and their total.
+
+    Returns:
+        The table, ``profiler`` being ``probe``.
+
+    Raises:
+        SensitivityError: If a run gives NaN or no prediction; the message names layer and factor.
+    """
+    family = detect(model) if family is None else family
+    names = list(family.attention(unwrap(model)))
+    layout = layout_of(model, min(dense.clips, key=lambda clip: clip.frames).images, family)
+    chosen = range(len(names)) if layers is None else tuple(layers)
+    plan: list[tuple[Operators, int, str, int]] = []
+    for each in operators:
+        point = _point(operating_point, each, layout)
+        for layer in chosen:
+            for axis, factors in (("query", query_factors), ("key_value", key_value_factors)):
+                within = {_within(axis, factor, each, layout) for factor in factors}
+                plan += [(each, layer, axis, f) for f in sorted(within - {point[axis]})]
+    compared: set[tuple[Operators, int, str, int]] = set()
+    done = _Runs(model, dense, family)
+    rows: list[dict[str, Any]] = []
+    for number, (each, layer, axis, factor) in enumerate(plan):
+        point = _point(operating_point, each, layout)
+        base = Schedule.uniform(len(names), point["query"], point["key_value"], operators=each)
+        reference = done.quality(base, f"all layers at factors {tuple(point.values())}")
+        at_point = (each, layer, axis, point[axis])
+        if at_point not in compared:
+            compared.add(at_point)
+            rows += _rows(at_point, reference, reference, dense, objective)
+        rules = list(base.layers)
+        rules[layer] = (
+            LayerRule(factor, point["key_value"])
+            if axis == "query"
+            else LayerRule(point["query"], factor)
+        )
+        changed = replace(base, layers=tuple(rules))
+        found = done.quality(changed, f"layer {layer} ({names[layer]}), {axis} factor {factor}")
+        rows += _rows((each, layer, axis, factor), found, reference, dense, objective)
+        progress(number + 1, len(plan))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def scores_and_figures(
+    qualities: Sequence[Quality], dense: DenseRuns, objective: Objective
+) -> dict[str, list[float]]:
+    """Return every metric that all clips have, clip by clip: figures, and ``score.`` of sources."""
+    tables = [quality.figures() for quality in qualities]
+    for table, quality, reference in zip(tables, qualities, dense.qualities, strict=True):
+        for source in _SOURCES:
+            if source != "error" or quality.error is not None:
+                table[f"score.{source}"] = score(quality, reference, source, objective)
+    names = [name for name in tables[0] if all(name in table for table in tables)]
+    return {name: [table[name] for table in tables] for name in names}
+
+
+def operators_text(operators: Operators) -> str:
+    """Return operators as the table holds them: JSON with sorted keys."""
+    return json.dumps(asdict(operators), sort_keys=True)
+
+
+class _Runs:
+    """Qualities of the schedules that were run; those that do the same are run once."""
+
+    def __init__(self, model: nn.Module, dense: DenseRuns, family: Family) -> None:
+        self._model, self._dense, self._family = model, dense, family
+        self._known: dict[object, tuple[Quality, ...]] = {}
+
+    def quality(self, schedule: Schedule, what: str) -> tuple[Quality, ...]:
+        key = tuple(_effect(rule, schedule.operators) for rule in schedule.layers)
+        if all(rule.is_dense for rule in schedule.layers):
+            return self._dense.qualities
+        if key not in self._known:
+            try:
+                self._known[key] = evaluate(self._model, schedule, self._dense, self._family)
+            except PredictionError as error:
+                raise SensitivityError(f"{what}: {error}") from error
+        return self._known[key]
+
+
+def _effect(rule: LayerRule, operators: Operators) -> tuple[object, ...]:
+    """Return what of a rule makes a difference: operators of an axis that is not reduced do not."""
+    query = (operators.query, operators.group, operators.merge_anchor)
+    key_value = (
+        operators.key_value,
+        operators.keep_special,
+        operators.keep_anchor,
+        operators.mass_correction,
+    )
+    return (
+        (rule.query, query if rule.query > 1 else None),
+        (rule.key_value, key_value if rule.key_value > 1 else None),
+    )
+
+
+def _within(axis: str, factor: int, operators: Operators, layout: TokenLayout) -> int:
+    rule = clamp(LayerRule(operators=operators, **{axis: factor}), layout)
+    return rule.query if axis == "query" else rule.key_value
+
+
+def _point(factors: tuple[int, int], operators: Operators, layout: TokenLayout) -> dict[str, int]:
+    rule = clamp(LayerRule(*factors, operators), layout)
+    return {"query": rule.query, "key_value": rule.key_value}
+
+
+def _rows(
+    place: tuple[Operators, int, str, int],
+    found: Sequence[Quality],
+    reference: Sequence[Quality],
+    dense: DenseRuns,
+    objective: Objective,
+) -> list[dict[str, Any]]:
+    operators, layer, axis, factor = place
+    before = scores_and_figures(reference, dense, objective)
+    rows = []
+    for metric, values in scores_and_figures(found, dense, objective).items():
+        if metric not in before:
+            continue
+        changes = [value - old for value, old in zip(values, before[metric], strict=True)]
+        rows.append(
+            {
+                "profiler": "probe",
+                "operators": operators_text(operators),
+                "layer": layer,
+                "axis": axis,
+                "factor": factor,
+                "metric": metric,
+                "mean": statistics.fmean(values),
+                "spread": statistics.stdev(changes) if len(changes) > 1 else 0.0,
+                "clips": len(values),
+            }
+        )
+    return rows

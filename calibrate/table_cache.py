@@ -1,0 +1,121 @@
+"""Tables of sensitivities on disk, so that another budget does not measure again.
+
+A table is stored under a hash of everything it depends on, and that key is stored with it. A file
+that cannot be read, or holds another key, is measured anew; a folder that cannot be written costs
+the saving only, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+import spark3r
+from spark3r.clips import Clip
+from spark3r.errors import Spark3rWarning
+from spark3r.families import Family, detect, unwrap
+from spark3r.fingerprint import fingerprint
+from spark3r.schedule import OPERATORS_REVISION, Operators
+
+from .sensitivity import COLUMNS
+
+REVISION = 1
+"""Raised whenever a profiler's numbers change their meaning."""
+
+
+def table_key(
+    model: nn.Module,
+    clips: Sequence[Clip],
+    operators: Sequence[Operators],
+    family: Family | None = None,
+    **settings: object,
+) -> dict[str, Any]:
+    """Return what a table of sensitivities depends on, as plain JSON values.
+
+    Args:
+        model: An unpatched model. All its parameters count, since metrics see its heads as well.
+        clips: The clips, in order.
+        operators: The operators probed.
+        family: What is known of the model; None recognises it.
+        **settings: The profiler's other arguments: factors, operating point, objective.
+    """
+    root = unwrap(model)
+    family = detect(root) if family is None else family
+    parameter = next(iter(root.parameters()), None)
+    key = {
+        "revision": REVISION,
+        "operators_revision": OPERATORS_REVISION,
+        "spark3r": spark3r.__version__,
+        "torch": torch.__version__,
+        "family": family.name,
+        "model": fingerprint({"model": root}),
+        "dtype": None if parameter is None else str(parameter.dtype),
+        "device": None if parameter is None else parameter.device.type,
+        "clips": [[clip.name, clip.digest(), clip.has_ground_truth] for clip in clips],
+        "operators": [asdict(each) for each in operators],
+        "settings": settings,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(key, sort_keys=True))
+    return plain
+
+
+def cached_table(
+    folder: Path, key: Mapping[str, Any], measure: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """Return the table stored under a key, or measure and store it.
+
+    Args:
+        folder: Where tables are stored; made when it is missing.
+        key: From `table_key`.
+        measure: Measures the table.
+    """
+    text = json.dumps(key, sort_keys=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    stored = _read(path, key)
+    if stored is not None:
+        return stored
+    table = measure()
+    try:
+        _write(path, key, table)
+    except OSError as error:
+        warnings.warn(
+            f"the sensitivities could not be stored ({error}), another run measures them again",
+            Spark3rWarning,
+            stacklevel=2,
+        )
+    return table
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> pd.DataFrame | None:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] != key:
+            return None
+        return pd.DataFrame(stored["rows"], columns=list(COLUMNS))
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or another kind
+        return None
+
+
+def _write(path: Path, key: Mapping[str, Any], table: pd.DataFrame) -> None:
+    """Write the file as a whole or not at all, also when another process writes it too."""
+    rows = table[list(COLUMNS)].to_numpy().tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"key": key, "rows": rows}, file)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from calibrate.damage import choices, damages, sensitive_layers
+from calibrate.knapsack import solve
+from calibrate.latency import TERMS, LatencyModel
+from calibrate.sensitivity import COLUMNS, SensitivityError, operators_text
+from spark3r import LayerRule, Operators
+from spark3r.layout import TokenLayout
+
+PAPER = Operators()
+FAITHFUL = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+LAYOUT = TokenLayout(64, 4, 4, special=5, anchor_frame=0)
+LATENCY = LatencyModel(64, 10.0, dict.fromkeys(TERMS, 1.0))
+FACTORS = ((1, 0.0), (4, 1.0), (16, 2.0))
+
+
+def row(operators: Operators, layer: int, axis: str, factor: int, mean: float) -> dict[str, Any]:
+    values = ("probe", operators_text(operators), layer, axis, factor, "score.error", mean, 0.0, 8)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def made(base: float = 0.5) -> pd.DataFrame:
+    """Layer 1 is ten times as sensitive, queries three times; FAITHFUL is half as harmful."""
+    return pd.DataFrame(
+        [
+            row(each, layer, axis, factor, base + harm * weight * (10 if layer else 1) * kind)
+            for each, kind in ((PAPER, 1.0), (FAITHFUL, 0.5))
+            for layer in (0, 1)
+            for axis, weight in (("query", 3.0), ("key_value", 1.0))
+            for factor, harm in FACTORS
+        ]
+    )
+
+
+def test_damage_is_the_difference_from_factor_1() -> None:
+    found = damages(made(), "score.error", PAPER)
+    assert found[0, "key_value", 1] == 0
+    assert found[0, "key_value", 16] == pytest.approx(2)
+    assert found[1, "query", 4] == pytest.approx(30)
+    assert damages(made(), "score.error", FAITHFUL)[1, "query", 4] == pytest.approx(15)
+
+
+def test_choices_are_all_pairs_with_dense_once() -> None:
+    layers = choices(made(), "score.error", [PAPER, FAITHFUL], LATENCY, LAYOUT)
+    assert [len(layer) for layer in layers] == [2 * 9 - 1, 2 * 9 - 1]
+    by_rule = {choice.rule: choice for choice in layers[1]}
+    both = by_rule[LayerRule(4, 16, FAITHFUL)]
+    assert both.damage == pytest.approx(15 + 10)
+    assert both.cost_ms == LATENCY.layer_ms(LayerRule(4, 16, FAITHFUL), LAYOUT)
+    assert by_rule[LayerRule(1, 1, PAPER)].damage == 0
+
+
+def test_the_knapsack_spares_the_sensitive_layer() -> None:
+    layers = choices(made(), "score.error", [PAPER], LATENCY, LAYOUT)
+    dense_ms = LATENCY.layer_ms(LayerRule(1, 1, PAPER), LAYOUT)
+    thin_ms = LATENCY.layer_ms(LayerRule(1, 16, PAPER), LAYOUT)
+    answer = solve(layers, dense_ms + thin_ms)
+    assert answer is not None
+    first, second = answer.schedule(layers, PAPER).layers
+    assert second == LayerRule(1, 1)
+    assert first == LayerRule(1, 16)
+
+
+def test_an_axis_that_was_not_measured_stays_dense() -> None:
+    table = made()
+    layers = choices(table[table["axis"] == "query"], "score.error", [PAPER], LATENCY, LAYOUT)
+    assert {choice.rule.key_value for choice in layers[0]} == {1}
+    assert len(layers[0]) == 3
+
+
+def test_tables_without_what_is_asked_for_are_refused() -> None:
+    with pytest.raises(SensitivityError, match=r"no metric 'score.depth'"):
+        damages(made(), "score.depth", PAPER)
+    with pytest.raises(SensitivityError, match=r"no metric 'score.error' for these operators"):
+        damages(made(), "score.error", Operators(group=3))
+    table = made()
+    with pytest.raises(SensitivityError, match="around another point than dense"):
+        damages(table[table["factor"] > 1], "score.error", PAPER)
+    with pytest.raises(SensitivityError, match=r"have none of error.trajectory"):
+        sensitive_layers(table)
+
+
+def test_the_papers_rule() -> None:
+    rows = [
+        row(PAPER, layer, "key_value", factor, value)
+        for layer, raised in ((0, 1.04), (1, 1.06), (2, 0.5), (3, 1.05))
+        for factor, value in ((32, 1.0), (256, raised))
+    ]
+    table = pd.DataFrame(rows).assign(metric="error.trajectory")
+    assert sensitive_layers(table) == (1,)
+    assert sensitive_layers(table, ratio=1.0) == (0, 1, 3)
+    rotation = table.assign(metric="error.trajectory_step_deg")
+    rotation.loc[(rotation["layer"] == 2) & (rotation["factor"] == 256), "mean"] = 2.0
+    assert sensitive_layers(pd.concat([table, rotation])) == (1, 2)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from faulty_runs import make_clip
+from torch import nn
+
+from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
+from calibrate.evaluation import run_dense
+from calibrate.sensitivity import COLUMNS, SensitivityError, operators_text, probe
+from spark3r import LayerRule, Operators, Schedule, apply
+
+PAPER = Operators(group=2)
+FAITHFUL = Operators(group=2, key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+CLIPS = [make_clip(6, name="a"), make_clip(6, step=0.2, name="b")]
+FACTORS = {"query_factors": (2, 4), "key_value_factors": (2, 3)}
+
+
+def test_the_table_is_like_that_of_the_probe(model: nn.Module) -> None:
+    table = drift(model, CLIPS, [PAPER, FAITHFUL], **FACTORS)
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table["metric"]) == {"drift"}
+    assert len(table) == 2 * 2 * (3 + 3)
+    assert (table.loc[table["factor"] == 1, "mean"] == 0).all()
+    reduced = table[table["factor"] > 1]
+    assert (reduced["mean"] > 0).all()
+    assert (reduced["mean"] < 1).all()
+
+
+def test_drift_is_the_change_of_the_residual_stream(model: nn.Module) -> None:
+    """The oracle: the stream after the attention of layer 1, dense and with layer 1 reduced."""
+    streams: list[torch.Tensor] = []
+    block = model.aggregator.global_blocks[1]  # type: ignore[union-attr,index]
+    hook = block.norm2.register_forward_pre_hook(lambda _, args: streams.append(args[0]))
+    with torch.inference_mode():
+        model(CLIPS[0].images)
+        schedule = Schedule((LayerRule(), LayerRule(1, 3)), FAITHFUL)
+        with apply(model, schedule):
+            model(CLIPS[0].images)
+    hook.remove()
+    before, after = streams
+    expected = float((after - before).norm() / before.norm())
+    table = drift(model, CLIPS[:1], [FAITHFUL], key_value_factors=(3,))
+    row = table[(table["layer"] == 1) & (table["factor"] == 3)].iloc[0]
+    assert row["mean"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_model_is_left_as_it_was(model: nn.Module) -> None:
+    with torch.inference_mode():
+        before = model(CLIPS[0].images)["depth"]
+        drift(model, CLIPS, [PAPER], **FACTORS)
+        assert torch.equal(model(CLIPS[0].images)["depth"], before)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_no_clip(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="no clip"):
+        drift(model, [], [PAPER], **FACTORS)
+
+
+def test_a_drift_that_is_not_finite_names_layer_and_factor(model: nn.Module) -> None:
+    with torch.no_grad():
+        attn = model.aggregator.global_blocks[1].attn  # type: ignore[union-attr,index]
+        attn.proj.bias[0] = float("nan")
+    with pytest.raises(
+        SensitivityError,
+        match=r"layer 1 \(aggregator.*1.attn, clip 'a'\), query factor 2: drift is nan",
+    ):
+        drift(model, CLIPS, [PAPER], **FACTORS)
+
+
+def table_of(values: dict[tuple[int, str, int], float], metric: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            dict(
+                zip(
+                    COLUMNS,
+                    ("x", operators_text(PAPER), *place, metric, value, 0.1 * abs(value), 4),
+                    strict=True,
+                )
+            )
+            for place, value in values.items()
+        ]
+    )
+
+
+DRIFTS = {
+    (layer, axis, factor): 0.01 * (layer + 1) * (factor - 1)
+    for layer in range(3)
+    for axis in ("query", "key_value")
+    for factor in (1, 2, 4, 8)
+}
+
+
+def test_a_few_probes_give_drift_its_scale() -> None:
+    slope = {(0, "query"): 5.0, (1, "query"): 2.0}
+    probes = {
+        (layer, "query", factor): 0.3 + slope[layer, "query"] * DRIFTS[layer, "query", factor]
+        for layer in (0, 1)
+        for factor in (1, 4)
+    }
+    probes |= {(2, "key_value", 1): 0.3, (2, "key_value", 8): 0.3 - 0.5 * 0.21}
+    scaled = scale_drift(table_of(DRIFTS, "drift"), table_of(probes, "score.error"), "score.error")
+    means = {
+        (layer, axis, factor): mean
+        for layer, axis, factor, mean in zip(
+            scaled["layer"], scaled["axis"], scaled["factor"], scaled["mean"], strict=True
+        )
+    }
+    assert set(scaled["metric"]) == {"score.error"}
+    assert means[0, "query", 8] == pytest.approx(0.3 + 5 * 0.07)
+    assert means[1, "query", 8] == pytest.approx(0.3 + 2 * 0.14)
+    # A layer without a probe takes the slope of its axis: both layers' probes, least squares.
+    pooled = (5 * 0.03**2 + 2 * 0.06**2) / (0.03**2 + 0.06**2)
+    assert means[2, "query", 2] == pytest.approx(0.3 + pooled * 0.03)
+    assert means[0, "key_value", 4] == pytest.approx(0.3 - 0.5 * 0.03)
+    assert (scaled["spread"] >= 0).all()
+    only_queries = table_of({k: v for k, v in probes.items() if k[1] == "query"}, "score.error")
+    with pytest.raises(SensitivityError, match="no probe says what drift on axis key_value does"):
+        scale_drift(table_of(DRIFTS, "drift"), only_queries, "score.error")
+
+
+def test_agreement_is_a_rank_correlation_per_axis() -> None:
+    probes = {place: value**2 if place[1] == "query" else -value for place, value in DRIFTS.items()}
+    agreement = rank_agreement(
+        table_of(DRIFTS, "drift"), table_of(probes, "score.error"), "score.error"
+    )
+    assert agreement == pytest.approx({"query": 1.0, "key_value": -1.0})
+    assert agreement["query"] >= TRUSTED
+    few = table_of({(0, "query", 2): 1.0}, "score.error")
+    assert rank_agreement(table_of(DRIFTS, "drift"), few, "score.error") == {}
+
+
+def test_drift_and_probe_fit_together_on_a_real_model(model: nn.Module) -> None:
+    dense = run_dense(model, CLIPS)
+    probes = probe(model, dense, [PAPER], query_factors=(4,), key_value_factors=(3,))
+    drifts = drift(model, CLIPS, [PAPER, FAITHFUL], **FACTORS)
+    scaled = scale_drift(drifts, probes, "score.deviation")
+    assert len(scaled) == len(drifts)
+    keys = ["operators", "layer", "axis", "factor"]
+    both = scaled.merge(probes[probes["metric"] == "score.deviation"], on=keys)
+    assert both["mean_x"].to_numpy() == pytest.approx(both["mean_y"].to_numpy(), abs=1e-6)

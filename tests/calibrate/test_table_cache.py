@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from faulty_runs import make_clip
+from torch import nn
+
+from calibrate.drift import drift
+from calibrate.sensitivity import COLUMNS
+from calibrate.table_cache import cached_table, table_key
+from spark3r import Operators, Spark3rWarning
+
+CLIP = make_clip(4)
+OPERATORS = Operators(group=2)
+KEY = {"model": "abc", "settings": {"factors": [1, 2]}}
+
+
+def made() -> pd.DataFrame:
+    values = (
+        "probe",
+        '{"group": 2, "query": "x"}',
+        0,
+        "query",
+        2,
+        "score.error",
+        0.1 + 0.2,
+        0.0,
+        3,
+    )
+    return pd.DataFrame([dict(zip(COLUMNS, values, strict=True))])
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> pd.DataFrame:
+        self.calls += 1
+        return made()
+
+
+def test_a_table_is_measured_once_and_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    measure = Counted()
+    first = cached_table(tmp_path / "new" / "folder", KEY, measure)
+    second = cached_table(tmp_path / "new" / "folder", KEY, measure)
+    assert measure.calls == 1
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == 1
+
+
+def test_a_real_table_survives_storage(tmp_path: Path, model: nn.Module) -> None:
+    table = drift(model, [CLIP], [OPERATORS], query_factors=(2,), key_value_factors=(2, 4))
+    cached_table(tmp_path, KEY, lambda: table)
+
+    def never() -> pd.DataFrame:
+        raise AssertionError
+
+    pd.testing.assert_frame_equal(cached_table(tmp_path, KEY, never), table, check_exact=True)
+
+
+def test_another_key_measures_again(tmp_path: Path) -> None:
+    measure = Counted()
+    cached_table(tmp_path, KEY, measure)
+    cached_table(tmp_path, KEY | {"model": "abd"}, measure)
+    assert measure.calls == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"key": 1}', b"\xff\xfe\x00", None])
+def test_a_damaged_file_is_measured_again(tmp_path: Path, damage: bytes | None) -> None:
+    measure = Counted()
+    cached_table(tmp_path, KEY, measure)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    pd.testing.assert_frame_equal(cached_table(tmp_path, KEY, measure), made())
+    assert measure.calls == 2
+    cached_table(tmp_path, KEY, measure)
+    assert measure.calls == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.warns(Spark3rWarning, match="could not be stored"):
+        table = cached_table(blocked, KEY, made)
+    pd.testing.assert_frame_equal(table, made())
+
+
+def test_a_full_disk_leaves_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("json.dump", full)
+    with pytest.warns(Spark3rWarning, match="No space left"):
+        cached_table(tmp_path, KEY, made)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_key_holds_everything_a_table_depends_on(model: nn.Module) -> None:
+    def key(**changes: Any) -> dict[str, Any]:
+        asked: dict[str, Any] = {"model": model, "clips": [CLIP], "operators": [OPERATORS]}
+        return table_key(**(asked | {"factors": (2, 4)} | changes))
+
+    before = key()
+    assert before == key()
+    darker = replace(CLIP, images=CLIP.images * 0.5)
+    bare = replace(CLIP, depth=None)
+    others = [
+        key(clips=[darker]),
+        key(clips=[bare]),
+        key(clips=[CLIP, darker]),
+        key(operators=[Operators(group=3)]),
+        key(factors=(2, 8)),
+    ]
+    with torch.no_grad():
+        head = next(iter(model.camera_head.parameters()))  # type: ignore[union-attr]
+        head += 1
+    others.append(key())
+    others.append(key(model=model.bfloat16()))
+    assert all(other != before for other in others)
+    assert all(others.count(other) == 1 for other in others)
