@@ -53,6 +53,7 @@ class Handle:
         schedule: What is applied.
         layers: Qualified names of the global attention modules.
         grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
+        saves_memory: Whether the family's lossless memory saver comes with it.
     """
 
     def __init__(
@@ -61,10 +62,12 @@ class Handle:
         family: Family,
         schedule: Schedule,
         grids: frozenset[tuple[int, int]] = frozenset(),
+        saves_memory: bool = True,
     ) -> None:
         self.family = family
         self.schedule = schedule
         self.grids = grids
+        self.saves_memory = saves_memory
         self._root = root
         self._modules = family.attention(root)
         self._entry = family.entry(root)
@@ -147,6 +150,8 @@ class Handle:
             for index, module in enumerate(self._modules.values()):
                 self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
                 self._set(module, "forward", MethodType(_forward, module))
+            for module, name, value in self.family.saver(self._root) if self.saves_memory else ():
+                self._set(module, name, value)
         except BaseException:
             self.remove()
             raise

@@ -26,6 +26,7 @@ def apply(
     schedule: str | None = None,
     family: Family | None = None,
     strict: bool = False,
+    save_memory: bool = True,
 ) -> Handle:
     """Patch ``model`` in place so that its global attention follows a schedule.
 
@@ -39,6 +40,8 @@ def apply(
         family: What is known of the model; None recognises it by structure.
         strict: Refuse what would otherwise be a warning: other weights, device or dtype than the
             profile's evidence.
+        save_memory: Drop, while the schedule is applied, what the family knows that no head of the
+            model reads. Outputs stay the same bit for bit, also in ``disabled()``.
 
     Returns:
         A handle: ``remove()``, ``disabled()``, ``print(handle)``, or ``with apply(...):``.
@@ -65,7 +68,7 @@ def apply(
         _check(loaded, root, family, strict)
         grids = frozenset(entry.grid for entry in loaded.measurements)
 
-    handle = Handle(root, family, chosen, grids)
+    handle = Handle(root, family, chosen, grids, save_memory)
     if len(chosen.layers) != len(handle.layers):
         raise PatchError(
             f"the schedule has {len(chosen.layers)} layer rules, but {type(root).__name__} has "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class Family:
         facts: Integers worth recording: ``patch_size``, ``special_tokens``.
         refuse: Why a model that resembles this family but does not match it cannot be reduced
             ("its attention takes ..."), or None when it does not even resemble it.
+        saver: What lowers peak memory without changing an output: module, attribute and value to
+            set on it while a schedule is applied.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Family:
     predict: Callable[[Any, Tensor], Prediction] | None = None
     facts: Callable[[nn.Module], dict[str, int]] = lambda root: {}
     refuse: Callable[[nn.Module], str | None] = lambda root: None
+    saver: Callable[[nn.Module], Iterable[tuple[nn.Module, str, object]]] = lambda root: ()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ from .structure import (
     refuse_stale_positions,
     unlike,
 )
+from .vggt_memory import saver
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "pos")
@@ -136,4 +137,5 @@ FAMILY = Family(
     attend=_attend,
     predict=_predict,
     facts=_facts,
+    saver=lambda root: saver(root, _aggregator(root)[1]),
 )

@@ -191,12 +191,24 @@ class VggtAggregator(nn.Module):
         special = (self.camera_token, self.register_token)
         x = torch.cat([*(first_and_others(t, batch, frames) for t in special), x], dim=1)
         pos = self.position_getter(batch * frames, height // 14, width // 14, 3)
-        outputs = []
-        for local, whole in zip(self.frame_blocks, self.global_blocks, strict=True):
-            x = local(x.reshape(batch * frames, -1, WIDTH), pos=pos)
-            x = whole(x.reshape(batch, -1, WIDTH), pos=pos.reshape(batch, -1, 2))
-            outputs.append(x.reshape(batch, frames, -1, WIDTH))
+        outputs, shape = [], (batch, frames, x.shape[1], WIDTH)
+        for i in range(len(self.global_blocks)):
+            x, _, local = self._process_frame_attention(x, *shape, i, pos=pos)
+            x, _, whole = self._process_global_attention(x, *shape, i, pos=pos)
+            outputs.append(torch.cat((local[0], whole[0]), dim=-1))
         return outputs, self.patch_start_idx
+
+    def _process_frame_attention(
+        self, x: Tensor, b: int, s: int, p: int, c: int, i: int, pos: Tensor
+    ) -> tuple[Tensor, int, list[Tensor]]:
+        x = self.frame_blocks[i](x.reshape(b * s, p, c), pos=pos)
+        return x, i + 1, [x.reshape(b, s, p, c)]
+
+    def _process_global_attention(
+        self, x: Tensor, b: int, s: int, p: int, c: int, i: int, pos: Tensor
+    ) -> tuple[Tensor, int, list[Tensor]]:
+        x = self.global_blocks[i](x.reshape(b, s * p, c), pos=pos.reshape(b, s * p, 2))
+        return x, i + 1, [x.reshape(b, s, p, c)]
 
 
 class Vggt(nn.Module):
@@ -204,13 +216,15 @@ class Vggt(nn.Module):
         super().__init__()
         self.aggregator = VggtAggregator(attention)
         self.depth_head = PixelHead(14, 2)
+        self.depth_head.intermediate_layer_idx = [0, 2]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         images = images if images.ndim == 5 else images[None]
         tokens, start = self.aggregator(images)
-        maps = self.depth_head(tokens[-1][:, :, start:], *images.shape[-2:])
+        patches = sum(tokens[i] for i in self.depth_head.intermediate_layer_idx)[:, :, start:]
+        maps = self.depth_head(patches[..., WIDTH:], *images.shape[-2:])
         return {
-            "pose_enc": pose_encoding(tokens[-1][:, :, 0]),
+            "pose_enc": pose_encoding(tokens[-1][:, :, 0, WIDTH:]),
             "depth": maps[..., :1].exp(),
             "depth_conf": 1 + maps[..., 1].exp(),
         }

@@ -1,0 +1,68 @@
+"""VGGT's memory saver: layers that no head reads leave no outputs behind.
+
+The aggregator keeps the frame and global tokens of every layer side by side in float32, 24 times
+2·C numbers per token, while its heads read four layers. Where a layer is not read, its two halves
+are cut to no tokens before they are joined: the list keeps its length, an unread entry has shape
+``[B, S, 0, 2C]``, and whoever reads it after all gets an error instead of wrong numbers. What the
+heads return stays the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+_UNREAD = "_spark3r_unread"
+_METHODS = ("_process_frame_attention", "_process_global_attention")
+
+_Result = tuple[Tensor, int, list[Tensor]]
+
+
+def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
+    """Return the layers whose outputs no head reads; none if the model has no such head.
+
+    Args:
+        root: The whole model: every head on it counts, the tracker's too.
+        layers: Number of pairs of frame and global attention.
+    """
+    read = {layers - 1}  # the camera head's
+    dense_heads = 0
+    for module in root.modules():
+        chosen = getattr(module, "intermediate_layer_idx", None)
+        if chosen is not None:
+            dense_heads += 1
+            read.update(index % layers for index in chosen)
+    return frozenset(range(layers)) - read if dense_heads else frozenset()
+
+
+def saver(root: nn.Module, aggregator: Any) -> Iterator[tuple[nn.Module, str, object]]:
+    """Yield what to set on the aggregator: module, attribute and value."""
+    if not all(hasattr(type(aggregator), name) for name in _METHODS):
+        return  # another version, which may keep its outputs otherwise
+    if any(name in aggregator.__dict__ for name in _METHODS):
+        return  # somebody else's
+    unread = unread_layers(root, len(aggregator.global_blocks))
+    if unread:
+        yield aggregator, _UNREAD, unread
+        yield aggregator, _METHODS[0], MethodType(_frame, aggregator)
+        yield aggregator, _METHODS[1], MethodType(_global, aggregator)
+
+
+def _frame(self: Any, *args: Any, **kwargs: Any) -> _Result:
+    return _cut(self, type(self)._process_frame_attention(self, *args, **kwargs))
+
+
+def _global(self: Any, *args: Any, **kwargs: Any) -> _Result:
+    return _cut(self, type(self)._process_global_attention(self, *args, **kwargs))
+
+
+def _cut(aggregator: Any, result: _Result) -> _Result:
+    """Empty the outputs ``[B, S, P, C]`` of unread layers among those of consecutive ones."""
+    tokens, following, outputs = result
+    unread = aggregator.__dict__[_UNREAD]
+    first = following - len(outputs)
+    kept = [out[:, :, :0] if first + i in unread else out for i, out in enumerate(outputs)]
+    return tokens, following, kept
