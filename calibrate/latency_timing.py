@@ -19,7 +19,7 @@ from spark3r.layout import TokenLayout
 from spark3r.patching import apply, remove
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators, Schedule
-from spark3r.timing import WARM_UP_S, Call, Latency, interleaved
+from spark3r.timing import WARM_UP_S, Call, Latency, interleaved, make_stopwatch, warm_up
 
 from .latency import LatencyModel
 from .latency_fit import FitReport, LayerSample, PassSample, check_fit, fit
@@ -237,23 +237,23 @@ def _timed_if_they_fit(
     limit_s: float | None,
     before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Latency]:
+    warm_up_s = WARM_UP_S
+    if limit_s is not None:
+        warm_up_s = min(WARM_UP_S, 0.1 * limit_s / max(1, len(calls)))
+    stopwatch = make_stopwatch(device)
     fitting = {}
     for name, call in calls.items():
         before(name)
         try:
-            call()
+            warm_up(call, stopwatch, warm_up_s)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
         else:
             fitting[name] = call
-            continue
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    warm_up_s = WARM_UP_S
-    if limit_s is not None:
-        warm_up_s = min(WARM_UP_S, 0.1 * limit_s / max(1, len(fitting)))
-    return interleaved(fitting, before=before, device=device, warm_up_s=warm_up_s, limit_s=limit_s)
+    return interleaved(fitting, before=before, device=device, warm_up_s=0, limit_s=limit_s)
 
 
 def _middle(factors: Sequence[int]) -> int:

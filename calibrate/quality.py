@@ -233,4 +233,8 @@ def _alignment(
 
 
 def _known(fields: Mapping[str, object]) -> dict[str, float]:
-    return {name: float(value) for name, value in fields.items() if isinstance(value, int | float)}
+    return {
+        name: float(value)
+        for name, value in fields.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -85,7 +85,7 @@ def interleaved(
         before: Called with a call's name before it runs, and not timed; None for nothing to do.
         device: Where the calls do their work.
         rounds: Samples per call.
-        warm_up_s: How long each call is repeated first, at least once.
+        warm_up_s: How long each call is repeated first, at least once; 0 for not at all.
         limit_s: Stop after the round in which so many seconds have passed since the first, though
             not before `MIN_ROUNDS` rounds; None for no limit.
         clock: Seconds; replaced in tests. Not used for samples on a CUDA device.
@@ -100,9 +100,9 @@ def interleaved(
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     stopwatch = make_stopwatch(device, clock)
     prepare = before or (lambda name: None)
-    for name, call in calls.items():
+    for name, call in calls.items() if warm_up_s > 0 else ():
         prepare(name)
-        _warm_up(call, stopwatch, warm_up_s, clock)
+        warm_up(call, stopwatch, warm_up_s, clock)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     begin = clock()
@@ -135,6 +135,15 @@ def measure(
         clock=clock,
     )
     return timed["call"]
+
+
+def warm_up(
+    call: Call, stopwatch: Stopwatch, seconds: float, clock: Clock = time.perf_counter
+) -> None:
+    """Repeat a call for so many seconds, at least once; 0 is not at all."""
+    begin = clock()
+    while clock() - begin < seconds:
+        stopwatch(call)
 
 
 def make_stopwatch(
@@ -188,11 +197,3 @@ def _event_stopwatch(device: torch.device | str) -> Stopwatch:
             return begin.elapsed_time(end)
 
     return timed
-
-
-def _warm_up(call: Call, stopwatch: Stopwatch, seconds: float, clock: Clock) -> None:
-    begin = clock()
-    while True:
-        stopwatch(call)
-        if clock() - begin >= seconds:
-            return

@@ -68,6 +68,7 @@ def test_accuracy_and_completeness_are_computed_when_asked_for() -> None:
     assert OF_DENSE.error is not None
     assert OF_DENSE.error.accuracy is None
     assert "error.accuracy" not in OF_DENSE.figures()
+    assert "error.is_pan" not in OF_DENSE.figures()
     with_clouds = assess(DENSE, CLIP, DENSE, clouds=True)
     assert 0 < with_clouds.figures()["error.accuracy"] < 0.3
 
