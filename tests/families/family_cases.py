@@ -122,10 +122,10 @@ def images(
     return torch.rand(batch, frames, 3, rows * side, columns * side, generator=generator)
 
 
-def run(model: nn.Module, clip: Tensor) -> dict[str, Tensor]:
+def run(model: nn.Module, clip: Tensor, **arguments: Any) -> dict[str, Tensor]:
     """Return the tensors that a model predicts for a clip, without gradients."""
     with torch.no_grad(), quiet():
-        return upstream.flat(model(clip))
+        return upstream.flat(model(clip, **arguments))
 
 
 def reducing(layers: int, query: int = 2, key_value: int = 3, **operators: Any) -> Schedule:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import stand_ins
 import torch
-from family_cases import CASES, Case, build, difference, images, quiet, reducing, run
+from family_cases import CASES, Case, build, difference, images, reducing, run
 from torch import Tensor, nn
-from upstream_models import flat
 
 import spark3r
 from spark3r import TokenLayout
@@ -25,18 +24,13 @@ def case(request: pytest.FixtureRequest) -> Case:
     return found
 
 
-def _run(model: nn.Module, clip: Tensor, **arguments: Any) -> dict[str, Tensor]:
-    with torch.no_grad(), quiet():
-        return flat(model(clip, **arguments))
-
-
 def test_reference_view_moves_to_the_first_slot(case: Case) -> None:
     """A reduced run that reorders equals one whose frames were reordered by hand."""
     model, clip = build(case), images(case, 7)
     order = [3, 0, 1, 2, 4, 5, 6]
     with spark3r.apply(model, reducing(case.layers)):
-        middle = _run(model, clip, ref_view_strategy="middle")
-        by_hand = _run(model, clip[:, order], ref_view_strategy="first")
+        middle = run(model, clip, ref_view_strategy="middle")
+        by_hand = run(model, clip[:, order], ref_view_strategy="first")
     back = torch.tensor(order).argsort()
     assert difference(middle, {name: value[:, back] for name, value in by_hand.items()}) == 0.0
 
@@ -46,7 +40,7 @@ def test_every_strategy_runs_reduced(case: Case) -> None:
     model, clip = build(case), images(case, 7, batch=2)
     with spark3r.apply(model, reducing(case.layers)):
         for strategy in ("saddle_balanced", "saddle_sim_range"):
-            output = _run(model, clip, ref_view_strategy=strategy)
+            output = run(model, clip, ref_view_strategy=strategy)
             assert all(bool(torch.isfinite(value).all()) for value in output.values())
 
 
@@ -58,7 +52,7 @@ def test_given_cameras_leave_no_anchor_frame(case: Case) -> None:
         cameras: dict[str, Tensor] = {"extrinsics": torch.eye(4).repeat(1, 4, 1, 1)}
         if case.needs:
             cameras["intrinsics"] = torch.eye(3).repeat(1, 4, 1, 1)
-        output = _run(model, clip, **cameras)
+        output = run(model, clip, **cameras)
     assert [layout.anchor_frame for layout in seen] == [0, None]
     assert bool(torch.isfinite(output["depth"]).all())
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import stand_ins
 import torch
+from stand_in_parts import WIDTH, Attention, MergingAttention
 from torch import Tensor, nn
 
 import spark3r
@@ -16,7 +17,7 @@ from spark3r.families import detect
 from spark3r.schedule import Operators
 
 
-class WindowAttention(stand_ins.Attention):
+class WindowAttention(Attention):
     """Takes what no family's attention takes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,7 +40,7 @@ def _changed_da3() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "fastvggt": (lambda: stand_ins.Vggt(stand_ins.MergingAttention), "that is FastVGGT, which"),
+    "fastvggt": (lambda: stand_ins.Vggt(MergingAttention), "that is FastVGGT, which"),
     "vggt": (lambda: stand_ins.Vggt(WindowAttention), r"takes \(x, window\), expected \(x, pos\)"),
     "pi3": (lambda: stand_ins.Pi3(WindowAttention), r"expected \(x, attn_bias, xpos\)"),
     "omega": (lambda: stand_ins.Omega(WindowAttention), r"expected \(x, attn_bias, rope\)"),
@@ -95,7 +96,7 @@ def test_a_mask_or_bias_is_refused() -> None:
     with spark3r.apply(model, Schedule.uniform(3, key_value=2)):
         model(clip)
         with pytest.raises(FamilyError, match="was given attn_bias"):
-            attn(torch.rand(1, 24, stand_ins.WIDTH), attn_bias=torch.zeros(24, 24))
+            attn(torch.rand(1, 24, WIDTH), attn_bias=torch.zeros(24, 24))
 
 
 def test_a_call_past_the_entry_says_how_to_call() -> None:

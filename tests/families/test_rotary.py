@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stand_ins import Rotary
+from stand_in_parts import Rotary
 from torch import Tensor, nn
 
 from spark3r import FamilyError, LayerRule, TokenLayout
