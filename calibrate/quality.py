@@ -19,7 +19,6 @@ from spark3r.clips import Clip
 from spark3r.errors import ClipError
 from spark3r.metrics import (
     ConsistencyMetrics,
-    Similarity,
     align_trajectories,
     consistency_metrics,
     depth_metrics,
@@ -45,7 +44,8 @@ class Distances:
     """How far a run is from a target: ground truth, or the dense run.
 
     Angles are in degrees; the rest are fractions. Poses are compared over all pairs of frames,
-    which no alignment enters, but for the figures whose names begin with ``trajectory``.
+    which no alignment enters, but for the figures whose names begin with ``trajectory``: those
+    follow Sim(3) alignment of the trajectories.
 
     Attributes:
         depth: AbsRel of depth after one median scale per clip.
@@ -58,7 +58,7 @@ class Distances:
         auc_3: AUC of pose up to 3 degrees.
         auc_30: AUC of pose up to 30 degrees.
         points: Mean distance of corresponding points over the scene's size, after Sim(3) alignment
-            of the trajectories (of the points themselves on a pan).
+            of the points: a trajectory that is short or badly off would turn the whole scene.
         accuracy: Mean distance of predicted points to the nearest target point over the scene's
             size, or None when not asked for.
         completeness: The same from target points to predicted ones.
@@ -68,6 +68,7 @@ class Distances:
         trajectory_step: Root mean square translation error from frame to frame after the same over
             the same extent (RPE); None on a pan.
         trajectory_step_deg: Root mean square rotation error from frame to frame (RPE).
+        trajectory_points: As ``points``, after Sim(3) alignment of the trajectories; None on a pan.
         scale_drift: |log| of how much the scale changes along the clip, None where undefined.
         is_pan: Whether the target's cameras hardly move.
     """
@@ -88,6 +89,7 @@ class Distances:
     trajectory_rotation_deg: float | None
     trajectory_step: float | None
     trajectory_step_deg: float
+    trajectory_points: float | None
     scale_drift: float | None
     is_pan: bool
 
@@ -181,7 +183,12 @@ def distances(
     pose = pose_metrics(prediction.extrinsics, extrinsics)
     trajectory = trajectory_metrics(prediction.extrinsics, extrinsics)
     is_pan = trajectory.extent < PAN * float(depth[valid].median())
-    alignment = _alignment(prediction, extrinsics, points, valid, is_pan)
+    # Both clouds have as many points, so the same pixels are taken of both.
+    alignment = umeyama(
+        sample_evenly(prediction.points[valid], _ALIGNING_POINTS),
+        sample_evenly(points[valid], _ALIGNING_POINTS),
+    )
+    by_trajectory = align_trajectories(prediction.extrinsics, extrinsics).similarity
     cloud = None
     if clouds:
         cloud = point_metrics(
@@ -204,6 +211,9 @@ def distances(
         trajectory_rotation_deg=None if is_pan else trajectory.rotation_deg,
         trajectory_step=None if is_pan else trajectory.rpe_translation / trajectory.extent,
         trajectory_step_deg=trajectory.rpe_rotation_deg,
+        trajectory_points=None
+        if is_pan
+        else point_deviation(prediction.points, points, by_trajectory, valid),
         scale_drift=trajectory.scale_drift,
         is_pan=is_pan,
     )
@@ -220,16 +230,6 @@ def mean_figures(qualities: Sequence[Quality]) -> dict[str, float]:
     tables = [quality.figures() for quality in qualities]
     names = [name for name in tables[0] if all(name in table for table in tables)]
     return {name: sum(table[name] for table in tables) / len(tables) for name in names}
-
-
-def _alignment(
-    prediction: Prediction, extrinsics: Tensor, points: Tensor, valid: Tensor, is_pan: bool
-) -> Similarity:
-    if not is_pan:
-        return align_trajectories(prediction.extrinsics, extrinsics).similarity
-    # Both clouds have as many points, so the same pixels are taken of both.
-    source = sample_evenly(prediction.points[valid], _ALIGNING_POINTS)
-    return umeyama(source, sample_evenly(points[valid], _ALIGNING_POINTS))
 
 
 def _known(fields: Mapping[str, object]) -> dict[str, float]:

@@ -51,6 +51,7 @@ def test_scale_and_placement_of_the_world_do_not_matter() -> None:
     assert error.depth_raw == pytest.approx(2, abs=1e-4)
     assert error.rotation_deg == pytest.approx(0, abs=1e-2)
     assert error.points == pytest.approx(0, abs=1e-4)
+    assert error.trajectory_points == pytest.approx(0, abs=1e-4)
     assert error.trajectory == pytest.approx(0, abs=1e-4)
 
 
@@ -73,7 +74,7 @@ def test_accuracy_and_completeness_are_computed_when_asked_for() -> None:
     assert 0 < with_clouds.figures()["error.accuracy"] < 0.3
 
 
-def test_on_a_pan_points_are_aligned_by_points_and_trajectories_are_not_judged() -> None:
+def test_on_a_pan_trajectories_are_not_judged_and_points_do_not_follow_them() -> None:
     pan = make_clip(step=1e-4, name="pan")
     truth = perfect(pan)
     disturbed = truth.extrinsics.clone()
@@ -83,6 +84,7 @@ def test_on_a_pan_points_are_aligned_by_points_and_trajectories_are_not_judged()
     assert error is not None
     assert error.is_pan
     assert error.trajectory is None
+    assert error.trajectory_points is None
     assert error.points < 0.005
     assert error.rotation_deg == pytest.approx(0, abs=1e-3)
     assert OF_DENSE.error is not None
