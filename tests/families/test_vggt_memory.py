@@ -77,6 +77,8 @@ def test_a_copy_has_its_own(case: Case) -> None:
 def test_what_counts_as_read() -> None:
     model = stand_ins.Vggt()
     assert unread_layers(model, 3) == {1}
+    model.depth_head.intermediate_layer_idx = [0]
+    assert unread_layers(model, 3) == {1}, "the camera head reads the last layer"
     model.tracker = nn.Module()
     model.tracker.feature_extractor = nn.Module()
     model.tracker.feature_extractor.intermediate_layer_idx = [1]
