@@ -36,7 +36,7 @@ PAN = 0.05
 """Extent of the cameras, as a share of the median depth, below which footage counts as a pan:
 Sim(3) alignment of the trajectories then follows their noise."""
 
-_ALIGNING_POINTS = 20_000
+_POINTS = 20_000  # pixels that figures of points are taken from, spread evenly over the clip
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,9 @@ def distances(
     trajectory = trajectory_metrics(prediction.extrinsics, extrinsics)
     is_pan = trajectory.extent < PAN * float(depth[valid].median())
     # Both clouds have as many points, so the same pixels are taken of both.
-    alignment = umeyama(
-        sample_evenly(prediction.points[valid], _ALIGNING_POINTS),
-        sample_evenly(points[valid], _ALIGNING_POINTS),
-    )
+    source = sample_evenly(prediction.points[valid], _POINTS)
+    target = sample_evenly(points[valid], _POINTS)
+    alignment = umeyama(source, target)
     by_trajectory = align_trajectories(prediction.extrinsics, extrinsics).similarity
     cloud = None
     if clouds:
@@ -204,16 +203,14 @@ def distances(
         translation_deg=pose.translation_deg,
         auc_3=pose.auc_3,
         auc_30=pose.auc_30,
-        points=point_deviation(prediction.points, points, alignment, valid),
+        points=point_deviation(source, target, alignment),
         accuracy=None if cloud is None else cloud.accuracy_mean,
         completeness=None if cloud is None else cloud.completeness_mean,
         trajectory=None if is_pan else trajectory.ate / trajectory.extent,
         trajectory_rotation_deg=None if is_pan else trajectory.rotation_deg,
         trajectory_step=None if is_pan else trajectory.rpe_translation / trajectory.extent,
         trajectory_step_deg=trajectory.rpe_rotation_deg,
-        trajectory_points=None
-        if is_pan
-        else point_deviation(prediction.points, points, by_trajectory, valid),
+        trajectory_points=None if is_pan else point_deviation(source, target, by_trajectory),
         scale_drift=trajectory.scale_drift,
         is_pan=is_pan,
     )
