@@ -60,7 +60,12 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted((*_HOME_OF, "__version__"))
 
 
+_SUBMODULES = ("families", "metrics", "reduction", "reference")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'spark3r' has no attribute '{name}'")
     value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import ClipError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """S frames and, where they are known, their cameras and depth.
 
@@ -30,6 +30,12 @@ class Clip:
     extrinsics: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for field in ("images", "intrinsics", "depth", "extrinsics"):
+            value = getattr(self, field)
+            if not isinstance(value, Tensor) and (value is not None or field == "images"):
+                raise ClipError(
+                    f"clip '{self.name}': {field} is a {type(value).__name__}, expected a tensor"
+                )
         if self.images.ndim != 4 or self.images.shape[1] != 3 or self.images.shape[0] < 1:
             raise ClipError(
                 f"clip '{self.name}': images have shape {list(self.images.shape)}, "
@@ -37,6 +43,12 @@ class Clip:
             )
         if self.images.dtype != torch.float32:
             raise ClipError(f"clip '{self.name}': images are {self.images.dtype}, expected float32")
+        low, high = float(self.images.min()), float(self.images.max())
+        if not (low >= -0.01 and high <= 1.01):  # NaN fails too
+            raise ClipError(
+                f"clip '{self.name}': images range from {low:g} to {high:g}, expected 0 to 1 "
+                "(8-bit images are divided by 255)"
+            )
         frames, _, height, width = self.images.shape
         expected = {
             "intrinsics": (frames, 3, 3),

@@ -18,29 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import LayoutError, Spark3rWarning
+from .errors import PatchError, Spark3rWarning
 from .families import Family
 from .layout import TokenLayout
-from .reduction import clamp
+from .passes import Pass, Passes
+from .reduction import resolve
 from .schedule import LayerRule, Schedule
 
 HANDLE = "_spark3r_handle"  # on the root module
 PLACE = "_spark3r_place"  # on each global attention module
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What the attention layers must know of a forward pass.
-
-    Attributes:
-        layout: Token layout of the pass.
-        rules: One resolved rule per global layer, within what the layout allows.
-        recorded: Whether a backward pass may ask for it again (gradient checkpointing).
-    """
-
-    layout: TokenLayout
-    rules: tuple[LayerRule, ...]
-    recorded: bool = False
 
 
 class Handle:
@@ -73,25 +59,24 @@ class Handle:
         self._entry = family.entry(root)
         self.layers = tuple(self._modules)
         self._undo: list[_Undo] = []
-        self._enabled = True
-        self._traced: Pass | None = None
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self._passes: dict[tuple[int, int], Pass] = {}
-        self._running: list[tuple[int, tuple[int, int]]] = []  # (thread, key), innermost last
+    def _reset(self) -> None:
+        """Forget what belongs to passes and pauses, of which a copy has none."""
+        self._passes = Passes(self.family.usage)
+        self._pauses = 0
+        self._enabled = True
+        self._lock = threading.Lock()
         self._resolved: dict[TokenLayout, tuple[LayerRule, ...]] = {}
         self._warned: set[str] = set()
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_passes", "_running", "_resolved", "_warned", "_lock", "_traced")
+        passing = ("_passes", "_pauses", "_enabled", "_lock", "_resolved", "_warned")
         return {key: value for key, value in self.__dict__.items() if key not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._traced = None
-        self._forget()
+        self._reset()
 
     @property
     def is_active(self) -> bool:
@@ -105,14 +90,21 @@ class Handle:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Run the model dense inside the block, in every thread."""
-        before, self._enabled = self._enabled, False
+        """Run the model dense inside the block, in every thread; blocks may overlap."""
+        self._pause(1)
         try:
             yield
         finally:
-            self._enabled = before
+            self._pause(-1)
+
+    def _pause(self, change: int) -> None:
+        with self._lock:
+            self._pauses += change
+            self._enabled = self._pauses == 0
 
     def __enter__(self) -> Handle:
+        if not self.is_active:
+            raise PatchError("this schedule was taken off its model: apply it again")
         return self
 
     def __exit__(
@@ -129,14 +121,12 @@ class Handle:
         lines = [
             f"spark3r on {type(self._root).__name__}{state}: family {self.family.name}, "
             f"{len(self.layers)} global layers, length rule {self.schedule.length.mode}",
-            f"{'layer':<{width}}  query  key-value  operators",
+            f"operators: {self.schedule.operators}",
+            f"{'layer':<{width}}  query  key-value",
         ]
         for name, rule in zip(self.layers, self.schedule.layers, strict=True):
-            operators = rule.operators or self.schedule.operators
-            lines.append(
-                f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}  "
-                f"{operators.query}({operators.group}), {operators.key_value}"
-            )
+            own = "" if rule.operators is None else f"  {rule.operators}"
+            lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
         return "\n".join(lines)
 
     def install(self) -> None:
@@ -147,7 +137,8 @@ class Handle:
             self._undo.append(_Undo(hook.remove))
             hook = self._entry.register_forward_hook(self._close, always_call=True)
             self._undo.append(_Undo(hook.remove))
-            for index, module in enumerate(self._modules.values()):
+            for index, (name, module) in enumerate(self._modules.items()):
+                self._refuse_own_forward(name, module, self.schedule.layers[index])
                 self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
                 self._set(module, "forward", MethodType(_forward, module))
             for module, name, value in self.family.saver(self._root) if self.saves_memory else ():
@@ -155,6 +146,14 @@ class Handle:
         except BaseException:
             self.remove()
             raise
+
+    def _refuse_own_forward(self, name: str, module: nn.Module, rule: LayerRule) -> None:
+        dense = rule.is_dense and self.schedule.length.mode != "paper"
+        if "forward" in module.__dict__ and not dense:
+            raise PatchError(
+                f"{name} has a forward of its own (an offloading hook, say), which a reduced layer "
+                "would not run: apply before it is put there, or leave this layer dense"
+            )
 
     def _set(self, module: nn.Module, name: str, value: object) -> None:
         before = module.__dict__.get(name, _ABSENT)
@@ -166,49 +165,20 @@ class Handle:
         if not self._enabled:
             return
         batch, layout = self.family.layout(entry, args, kwargs)
-        key = (batch, layout.tokens)
         if torch.compiler.is_compiling():
-            # Written, never read before: no guard, so that a clip length compiles once.
-            self._traced = Pass(layout, self._resolve(layout))
+            _warn_when_traced(self, *layout.fields)
+            self._passes.trace(Pass(layout, resolve(self.schedule, layout)))
             return
-        recorded = torch.is_grad_enabled() and self._root.training
-        with self._lock:
-            self._traced = None
-            known = self._passes.get(key)
-            if known is not None and known.layout != layout:
-                self._refuse_if_needed(known, key, layout)
-            rules = self._resolved.get(layout)
-            if rules is None:
-                rules = self._resolved[layout] = self._resolve(layout)
-                self._warn(layout, rules)
-            self._passes[key] = Pass(layout, rules, recorded)
-            self._running.append((threading.get_ident(), key))
+        rules = self._resolved.get(layout)
+        if rules is None:
+            rules = self._resolved[layout] = resolve(self.schedule, layout)
+            self._warn(layout, rules)
+        self._passes.begin(batch, Pass(layout, rules))
 
     def _close(self, entry: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that this thread's innermost pass is over (forward hook of the entry module)."""
-        if torch.compiler.is_compiling():
-            return
-        thread = threading.get_ident()
-        with self._lock:
-            for index in range(len(self._running) - 1, -1, -1):
-                if self._running[index][0] == thread:
-                    del self._running[index]
-                    return
-
-    def _resolve(self, layout: TokenLayout) -> tuple[LayerRule, ...]:
-        return tuple(clamp(rule, layout) for rule in self.schedule.resolve(layout.frames))
-
-    def _refuse_if_needed(self, known: Pass, key: tuple[int, int], layout: TokenLayout) -> None:
-        running = any(open_key == key for _, open_key in self._running)
-        if not running and not known.recorded:
-            return
-        why = "is still running" if running else "may still be recomputed for its gradients"
-        raise LayoutError(
-            f"a clip of {known.layout.frames} frames of {known.layout.height}x"
-            f"{known.layout.width} patches {why}, and this one of {layout.frames} frames of "
-            f"{layout.height}x{layout.width} has as many tokens ({key[1]}), so that attention "
-            "cannot tell them apart: run them one after the other, or in two copies of the model"
-        )
+        if not torch.compiler.is_compiling():
+            self._passes.end(output)
 
     def _warn(self, layout: TokenLayout, rules: tuple[LayerRule, ...]) -> None:
         asked = self.schedule.resolve(layout.frames)
@@ -241,20 +211,6 @@ class Handle:
             self._warned.add(subject)
             warnings.warn(message, Spark3rWarning, stacklevel=2)
 
-    def _current(self, tokens: Tensor) -> Pass:
-        """Return the pass that hidden states ``[B, N, C]`` belong to."""
-        batch, length = tokens.shape[0], tokens.shape[1]
-        if torch.compiler.is_compiling() and self._traced is not None:
-            current: Pass | None = self._traced
-        else:
-            current = self._passes.get((batch, length))
-        if current is None or current.layout.tokens != length:
-            raise LayoutError(
-                f"global attention was given {length} tokens (batch {batch}) of no announced pass. "
-                f"Call the model so that its entry module runs: {self.family.usage}"
-            )
-        return current
-
 
 @dataclass(frozen=True)
 class _Undo:
@@ -279,6 +235,14 @@ class _Place:
 _ABSENT = "<absent>"
 
 
+@torch.compiler.assume_constant_result
+def _warn_when_traced(handle: Handle, *fields: Any) -> bool:
+    """Give a traced pass the warnings of an eager one; a constant to the compiler."""
+    layout = TokenLayout(*fields)
+    handle._warn(layout, resolve(handle.schedule, layout))
+    return True
+
+
 def _restore(module: nn.Module, name: str, before: object) -> None:
     if isinstance(before, str) and before == _ABSENT:
         module.__dict__.pop(name, None)
@@ -292,7 +256,7 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     handle = place.handle
     if handle._enabled:
         tokens = args[0] if args else next(iter(kwargs.values()))
-        current = handle._current(tokens)
+        current = handle._passes.current(tokens)
         rule = current.rules[place.index]
         if not rule.is_dense:
             return handle.family.attend(self, current.layout, rule, *args, **kwargs)

@@ -39,8 +39,13 @@ class TokenLayout:
 
     def __post_init__(self) -> None:
         # A symbolic size of a compiled graph becomes a number here: selections depend on it.
-        for name in ("frames", "height", "width"):
-            object.__setattr__(self, name, index(getattr(self, name)))
+        for name in ("frames", "height", "width", "special", "tail"):
+            try:
+                object.__setattr__(self, name, index(getattr(self, name)))
+            except TypeError:
+                raise LayoutError(
+                    f"{name} is {getattr(self, name)!r}, expected an integer"
+                ) from None
         if self.frames < 1 or self.height < 1 or self.width < 1:
             raise LayoutError(
                 f"a layout needs at least one frame and one patch, got {self.frames} frames "

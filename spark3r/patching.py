@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .errors import PatchError, Spark3rWarning
-from .families import Family, detect, unwrap
+from .errors import FamilyError, PatchError, Spark3rWarning
+from .families import FAMILIES, Family, detect, unwrap
 from .handle import HANDLE, Handle
 from .schedule import Schedule
 
@@ -24,7 +24,7 @@ def apply(
     profile: str | os.PathLike[str] | Profile | Schedule,
     *,
     schedule: str | None = None,
-    family: Family | None = None,
+    family: Family | str | None = None,
     strict: bool = False,
     save_memory: bool = True,
 ) -> Handle:
@@ -37,7 +37,7 @@ def apply(
         profile: A shipped profile's name, the path of one (with a path separator or ending in
             ``.json``), a `Profile`, or a `Schedule`.
         schedule: Which of a profile's schedules; None takes its default.
-        family: What is known of the model; None recognises it by structure.
+        family: What is known of the model, or a family's name; None recognises it by structure.
         strict: Refuse what would otherwise be a warning: other weights, device or dtype than the
             profile's evidence.
         save_memory: Drop, while the schedule is applied, what the family knows that no head of the
@@ -51,8 +51,16 @@ def apply(
         FamilyError: If the model is of no known family and none is given.
         PatchError: If the schedule does not fit the model, or a forward pass is under way.
     """
+    if not isinstance(model, nn.Module):
+        raise PatchError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
     root = unwrap(model)
     _refuse_inside_forward(root)
+    if isinstance(family, str):
+        if family not in FAMILIES:
+            raise FamilyError(
+                f"no family is named '{family}', expected one of: {', '.join(FAMILIES)}"
+            )
+        family = FAMILIES[family]
     family = detect(root) if family is None else family
     if isinstance(profile, Schedule):
         if schedule is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import index
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import ScheduleError
 
@@ -38,9 +39,11 @@ PAPER_SENSITIVE_LAYERS: Mapping[tuple[str, int], tuple[int, ...]] = MappingProxy
 """Sensitive layers of Spark3R §IV-D by (family, number of global layers), counted from 0."""
 
 
-def _require_integer(value: object, name: str, minimum: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+def _integer(value: Any, name: str, minimum: int = 1) -> int:
+    """Return ``value`` as an int; NumPy's integers count, booleans and 4.0 do not."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
         raise ScheduleError(f"{name} is {value!r}, expected an integer of at least {minimum}")
+    return index(value)
 
 
 def _require_choice(value: object, name: str, choices: Iterable[str]) -> None:
@@ -81,7 +84,7 @@ class Operators:
     def __post_init__(self) -> None:
         _require_choice(self.query, "query operator", QUERY_OPERATORS)
         _require_choice(self.key_value, "key-value operator", KEY_VALUE_OPERATORS)
-        _require_integer(self.group, "group")
+        _integer(self.group, "group")
         for name in ("merge_anchor", "keep_special", "keep_anchor"):
             if not isinstance(getattr(self, name), bool):
                 raise ScheduleError(f"{name} is {getattr(self, name)!r}, expected true or false")
@@ -108,8 +111,10 @@ class LayerRule:
     operators: Operators | None = None
 
     def __post_init__(self) -> None:
-        _require_integer(self.query, "query factor")
-        _require_integer(self.key_value, "key-value factor")
+        object.__setattr__(self, "query", _integer(self.query, "query factor"))
+        object.__setattr__(self, "key_value", _integer(self.key_value, "key-value factor"))
+        if self.operators is not None and not isinstance(self.operators, Operators):
+            raise ScheduleError(f"operators are {self.operators!r}, expected Operators or None")
 
     @property
     def is_dense(self) -> bool:
@@ -140,13 +145,13 @@ class LengthRule:
 
     def __post_init__(self) -> None:
         _require_choice(self.mode, "length mode", LENGTH_MODES)
-        _require_integer(self.min_frames, "min_frames")
+        _integer(self.min_frames, "min_frames")
         if self.calibrated_frames is not None:
-            _require_integer(self.calibrated_frames, "calibrated_frames")
+            _integer(self.calibrated_frames, "calibrated_frames")
         elif self.mode == "constant_kept_frames":
             raise ScheduleError("length mode 'constant_kept_frames' needs calibrated_frames")
         if self.max_frames is not None:
-            _require_integer(self.max_frames, "max_frames", minimum=self.min_frames)
+            _integer(self.max_frames, "max_frames", minimum=self.min_frames)
 
 
 @dataclass(frozen=True)
@@ -167,12 +172,19 @@ class Schedule:
     length: LengthRule = field(default_factory=LengthRule)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, Iterable):
+            raise ScheduleError(f"layers are {self.layers!r}, expected one LayerRule per layer")
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise ScheduleError("a schedule needs at least one layer rule, got none")
-        for index, rule in enumerate(self.layers):
+        for name, kind in (("operators", Operators), ("length", LengthRule)):
+            if not isinstance(getattr(self, name), kind):
+                raise ScheduleError(
+                    f"{name} is {getattr(self, name)!r}, expected {kind.__name__}(...)"
+                )
+        for place, rule in enumerate(self.layers):
             if not isinstance(rule, LayerRule):
-                raise ScheduleError(f"layers[{index}] is {rule!r}, expected a LayerRule")
+                raise ScheduleError(f"layers[{place}] is {rule!r}, expected a LayerRule")
 
     @classmethod
     def uniform(
@@ -185,7 +197,7 @@ class Schedule:
         length: LengthRule | None = None,
     ) -> Schedule:
         """Return a schedule with the same two factors in each of ``layers`` global layers."""
-        _require_integer(layers, "number of layers")
+        _integer(layers, "number of layers")
         rule = LayerRule(query, key_value)
         return cls((rule,) * layers, operators or Operators(), length or LengthRule())
 
@@ -200,7 +212,7 @@ class Schedule:
         Raises:
             ScheduleError: If ``frames`` is not an integer of at least 1.
         """
-        _require_integer(frames, "number of frames")
+        frames = _integer(frames, "number of frames")
         return tuple(
             replace(
                 self._at_length(rule, frames),
@@ -258,11 +270,13 @@ def paper_schedule(
     if layers is None:
         known = [count for name, count in PAPER_SENSITIVE_LAYERS if name == family]
         if not known:
+            families = ", ".join(name for name, _ in PAPER_SENSITIVE_LAYERS)
             raise ScheduleError(
-                f"the paper has no model of family '{family}': pass layers= and sensitive="
+                f"the paper has no model of family '{family}' (it has {families}): "
+                "pass layers= and sensitive="
             )
         (layers,) = known
-    _require_integer(layers, "number of layers")
+    _integer(layers, "number of layers")
     if sensitive is None:
         if (family, layers) not in PAPER_SENSITIVE_LAYERS:
             covered = ", ".join(f"{name} with {n}" for name, n in PAPER_SENSITIVE_LAYERS)
@@ -271,11 +285,13 @@ def paper_schedule(
                 f"(it covers {covered}): pass sensitive=, as its probe finds them"
             )
         sensitive = PAPER_SENSITIVE_LAYERS[family, layers]
-    chosen = set(sensitive)
-    outside = sorted(index for index in chosen if not 0 <= index < layers)
+    if not isinstance(sensitive, Iterable):
+        raise ScheduleError(f"sensitive is {sensitive!r}, expected layer numbers")
+    chosen = {_integer(layer, "sensitive layer", minimum=0) for layer in sensitive}
+    outside = sorted(layer for layer in chosen if layer >= layers)
     if outside:
         raise ScheduleError(f"sensitive layers {outside} lie outside the {layers} global layers")
     return Schedule(
-        tuple(LayerRule(1, 1 if index in chosen else PAPER_TIER) for index in range(layers)),
+        tuple(LayerRule(1, 1 if layer in chosen else PAPER_TIER) for layer in range(layers)),
         length=LengthRule(mode="paper"),
     )

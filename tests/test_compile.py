@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo
-from conftest import make_images
+from conftest import make_images, make_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import spark3r
-from spark3r import LayerRule, Operators, Schedule
+from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
 from spark3r.reduction import attend, select
@@ -101,3 +101,26 @@ def test_the_generic_family_compiles(model):
     images = make_images(8, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(compiled(images)["depth"], model(images)["depth"])
+
+
+def test_graph_breaks_and_the_recompile_limit_only_cost_speed():
+    # Upstream rotary embeddings break the graph, and all layers share one code object: past the
+    # limit some layers run eagerly inside a pass that a compiled graph began.
+    model = make_model(pairs=4)
+    images = make_images(8, 16, 16)
+    spark3r.apply(model, Schedule.uniform(4, 3, 2))
+    with torch.no_grad():
+        expected = model(images)["depth"]
+        for block in model.aggregator.frame_blocks:
+            block.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+        with torch._dynamo.config.patch(recompile_limit=1):
+            compiled = torch.compile(model, backend="eager")
+            for _ in range(2):
+                torch.testing.assert_close(compiled(images)["depth"], expected)
+
+
+def test_warnings_reach_the_user_of_a_compiled_model(model):
+    spark3r.apply(model, Schedule.uniform(2, 1, 50))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad(), pytest.warns(Spark3rWarning, match="larger than a clip of 3 frames"):
+        compiled(make_images(3, 16, 16))

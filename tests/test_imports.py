@@ -21,7 +21,7 @@ ORDER = (
     {"clips", "env", "layout", "metrics", "pose_encoding", "schedule", "tables", "timing"},
     {"prediction", "profile", "reduction"},
     {"fingerprint", "reference"},
-    {"families"},
+    {"families", "passes"},
     {"handle"},
     {"patching"},
     {"loading"},

@@ -131,6 +131,29 @@ def test_disabled_is_dense_for_a_while(model):
     assert torch.equal(depth(model, images), reduced)
 
 
+def test_overlapping_pauses_end_with_the_last(model):
+    images = make_images(6)
+    dense = depth(model, images)
+    handle = spark3r.apply(model, REDUCED)
+    reduced = depth(model, images)
+    first, second = handle.disabled(), handle.disabled()
+    first.__enter__()
+    second.__enter__()
+    twin = copy.deepcopy(model)
+    first.__exit__(None, None, None)
+    assert torch.equal(depth(model, images), dense)
+    second.__exit__(None, None, None)
+    assert torch.equal(depth(model, images), reduced)
+    assert torch.equal(depth(twin, images), reduced)  # a copy is not paused
+
+
+def test_a_removed_handle_cannot_be_entered(model):
+    handle = spark3r.apply(model, REDUCED)
+    handle.remove()
+    with pytest.raises(PatchError, match="apply it again"), handle:
+        pass
+
+
 def test_applying_again_replaces(model):
     images = make_images(6)
     dense = depth(model, images)
@@ -155,6 +178,9 @@ def test_an_instances_own_forward_is_kept(model):
 
     attn.forward = own
     dense = depth(model, images)
+    with pytest.raises(PatchError, match=r"global_blocks.0.attn has a forward of its own"):
+        spark3r.apply(model, REDUCED)
+    assert not spark3r.is_applied(model)
     schedule = Schedule((LayerRule(), LayerRule(2, 2)))  # dense where the override is
     with spark3r.apply(model, schedule):
         depth(model, images)
@@ -243,7 +269,7 @@ def test_two_threads_of_mixed_lengths_agree_with_one():
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert handle._running == []
+    assert handle._passes._running == []
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -278,10 +304,13 @@ def test_equal_token_counts_of_different_grids_are_told_apart_or_refused(model):
         spark3r.apply(model, FAITHFUL)
         for name, clip in (("tall", tall), ("wide", wide), ("tall", tall)):
             assert torch.equal(depth(model, clip), expected[name])
-    model.train()
-    model(tall)
-    with pytest.raises(LayoutError, match="may still be recomputed"):
-        model(wide)
+    for training in (True, False):  # gradients are recorded either way
+        model.train(training)
+        loss = model(tall)["depth"].sum()
+        with pytest.raises(LayoutError, match=r"backward pass to come, .* run that first"):
+            model(wide)
+        loss.backward()
+        model(wide)["depth"].sum().backward()
 
 
 def test_a_pass_that_fails_leaves_no_trace(model):
@@ -291,7 +320,7 @@ def test_a_pass_that_fails_leaves_no_trace(model):
     with pytest.raises(ZeroDivisionError):
         depth(model, make_images(4))
     hook.remove()
-    assert handle._running == []
+    assert handle._passes._running == []
     assert depth(model, make_images(4)).isfinite().all()
 
 
@@ -324,6 +353,34 @@ def test_autocast_runs_reduced(model):
         low = depth(model, images)
     assert low.isfinite().all()
     torch.testing.assert_close(low.float(), full, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_patched_model_runs_in_other_precisions(model, dtype):
+    images = make_images(8)
+    spark3r.apply(model, FAITHFUL)
+    full = depth(model, images)
+    other = depth(model.to(dtype), images)
+    tolerance = 1e-4 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(other.float(), full, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_of_the_patched_model_are_those_of_finite_differences():
+    model = make_model(seed=3).double()
+    spark3r.apply(model, FAITHFUL)
+    images = make_images(6, 16, 16).double()
+    weight = model.aggregator.global_blocks[0].attn.qkv.weight
+    direction = torch.randn_like(weight)
+    model(images)["depth"].sum().backward()
+    analytic = float((weight.grad * direction).sum())
+    step = 1e-3
+    with torch.no_grad():
+        weight += step * direction
+        above = depth(model, images).double().sum()
+        weight -= 2 * step * direction
+        below = depth(model, images).double().sum()
+    # The outputs are float32, whatever the model: hence the wide step and tolerance.
+    assert float(above - below) / (2 * step) == pytest.approx(analytic, rel=0.02)
 
 
 def test_the_patched_model_runs_on_the_meta_device(model):
@@ -362,6 +419,20 @@ def test_wrong_number_of_layers(model):
     with pytest.raises(PatchError, match="has 5 layer rules, but ReferenceModel has 2 global"):
         spark3r.apply(model, Schedule.dense(5))
     assert not spark3r.is_applied(model)
+
+
+def test_wrong_kinds_of_arguments_are_named(model):
+    with pytest.raises(PatchError, match=r"model is a Schedule, expected a torch.nn.Module"):
+        spark3r.apply(REDUCED, model)
+    with pytest.raises(
+        FamilyError, match=r"no family is named 'vgg', expected one of: .*reference"
+    ):
+        spark3r.apply(model, REDUCED, family="vgg")
+    with pytest.raises(FamilyError, match="DataParallel copies modules"):
+        spark3r.apply(nn.DataParallel(model), REDUCED)
+    with pytest.raises(FamilyError, match="patch_size is 0, expected pixels"):
+        generic("*.attn", patch_size=0)
+    spark3r.apply(model, REDUCED, family="reference").remove()
 
 
 def test_unknown_model_is_told_how_to_use_generic():
@@ -405,7 +476,11 @@ def test_printing_a_handle_shows_its_layers(model):
     handle = spark3r.apply(model, REDUCED)
     text = str(handle)
     assert "family reference, 2 global layers" in text
-    assert "aggregator.global_blocks.1.attn      2          3  intra_group(4)" in text
+    assert "aggregator.global_blocks.1.attn      2          3" in text
+    assert "group=4" in text
+    faithful = str(spark3r.apply(model, FAITHFUL))
+    assert "mass_correction=1.0" in faithful
+    assert "keep_anchor=True" in faithful
     handle.remove()
     assert "(removed)" in str(handle)
 
@@ -453,7 +528,9 @@ def test_generic_mistakes_are_named(model):
     assert not spark3r.is_applied(model)
     with (
         spark3r.apply(model, REDUCED, family=generic_reference(special=4)),
-        pytest.raises(LayoutError, match=r"given 44 tokens \(batch 1\) of no announced pass"),
+        pytest.raises(
+            LayoutError, match=r"given 44 tokens \(batch 1\) in a pass of 40 .* token counts do not"
+        ),
     ):
         depth(model, images)
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +129,12 @@ def test_factors_are_integers_of_at_least_one(bad):
         (lambda: Schedule(()), "at least one layer rule"),
         (lambda: Schedule(((1, 2),)), r"layers\[0\] is \(1, 2\), expected a LayerRule"),
         (lambda: Schedule.uniform(0), "number of layers is 0"),
+        (lambda: Schedule(5), "layers are 5, expected one LayerRule per layer"),
+        (lambda: Schedule.uniform(2, operators="token_stride"), "expected Operators"),
+        (lambda: Schedule.uniform(2, length="paper"), r"length is 'paper', expected LengthRule"),
+        (lambda: LayerRule(1, 2, {"group": 3}), "expected Operators or None"),
+        (lambda: paper_schedule("x", 4, sensitive=2), "sensitive is 2, expected layer numbers"),
+        (lambda: paper_schedule("x", 4, sensitive=[1.5]), "sensitive layer is 1.5, expected an"),
     ],
 )
 def test_nonsense_is_refused_with_what_was_expected(make, message):
@@ -154,3 +161,10 @@ def test_layout_counts():
     assert (layout.patches, layout.tokens_per_frame, layout.tokens) == (20, 22, 67)
     assert layout.patch_start == 0
     assert TokenLayout(3, 4, 5, special=2).patch_start == 2
+
+
+def test_numpy_integers_are_integers():
+    rule = LayerRule(np.int64(4), np.int32(2))
+    assert rule == LayerRule(4, 2)
+    assert type(rule.query) is int
+    assert Schedule.dense(2).resolve(np.int64(7)) == Schedule.dense(2).resolve(7)

@@ -33,6 +33,11 @@ def detect(model: nn.Module) -> Family:
         reason = family.refuse(root)
         if reason is not None:
             raise FamilyError(f"{type(root).__name__} cannot be reduced: {reason}")
+    if type(root).__name__ == "DataParallel":
+        raise FamilyError(
+            "DataParallel copies modules to each device behind a schedule's back: use one process "
+            "per device (DistributedDataParallel), or apply to the model inside"
+        )
     raise FamilyError(
         f"{type(root).__name__} is of no family that spark3r knows ({', '.join(FAMILIES)}). "
         "For another architecture say where its global attention is: "

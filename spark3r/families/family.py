@@ -62,4 +62,4 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-_DATA_PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+_DATA_PARALLEL = ("DistributedDataParallel", "FullyShardedDataParallel")

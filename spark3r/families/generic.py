@@ -2,7 +2,8 @@
 
 Where no family knows how a module projects its tokens, keys and values are thinned after the
 projection: the module runs as it is, and its one call of ``scaled_dot_product_attention`` is
-reduced. A family written for the architecture also saves the projections of pruned tokens.
+reduced. (``nn.MultiheadAttention`` makes that call where it cannot be seen, and is refused.) A
+family written for the architecture also saves the projections of pruned tokens.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ def generic(
         FamilyError: If neither or both of ``patch_size`` and ``layout`` are given. Applying it
             to a model raises it when the pattern or the entry name meets nothing.
     """
-    if (patch_size is None) == (layout is None):
+    numbers = (patch_size, special, special_last, tail, anchor_frame)
+    if (patch_size is None) == (layout is None) or (layout and numbers != _NO_NUMBERS):
         raise FamilyError("generic() needs either patch_size= with token counts, or layout=")
+    if patch_size is not None and (not isinstance(patch_size, int) or patch_size < 1):
+        raise FamilyError(f"patch_size is {patch_size!r}, expected pixels, at least 1")
 
     def by_numbers(
         module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -78,7 +82,10 @@ def generic(
         module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[int, TokenLayout]:
         assert layout is not None
-        return layout(*args, **kwargs)
+        found = layout(*args, **kwargs)
+        if not (isinstance(found, tuple) and isinstance(found[-1], TokenLayout)):
+            raise FamilyError(f"layout= returned {found!r}, expected (batch size, TokenLayout)")
+        return found
 
     chosen: LayoutFunction = by_numbers if layout is None else by_function
     return Family(
@@ -93,6 +100,9 @@ def generic(
             {"special_tokens": special} | ({} if patch_size is None else {"patch_size": patch_size})
         ),
     )
+
+
+_NO_NUMBERS = (None, 0, False, 0, None)
 
 
 def _find(root: nn.Module, pattern: str) -> dict[str, nn.Module]:

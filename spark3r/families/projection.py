@@ -38,7 +38,9 @@ def project(attn: Any, x: Tensor, selection: KeySelection | None) -> tuple[Tenso
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module is exactly a linear layer, without hooks: its weight may be sliced."""
-    return type(module) is nn.Linear and not (
+    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
+        return False  # quantised and sharded weights hide inside a plain layer
+    return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

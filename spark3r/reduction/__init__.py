@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..layout import TokenLayout
-from ..schedule import LayerRule
+from ..schedule import LayerRule, Schedule
 from .attention import attend, attention_share
 from .merge import query_length
 from .prune import KeySelection, key_value_length, select
@@ -17,26 +17,29 @@ __all__ = [
     "clamp",
     "key_value_length",
     "query_length",
+    "resolve",
     "select",
 ]
+
+
+def resolve(schedule: Schedule, layout: TokenLayout) -> tuple[LayerRule, ...]:
+    """Return the rules of a pass: resolved for its length, within what its layout allows."""
+    return tuple(clamp(rule, layout) for rule in schedule.resolve(layout.frames))
 
 
 def clamp(rule: LayerRule, layout: TokenLayout) -> LayerRule:
     """Return the resolved rule with its factors brought down to what the layout allows.
 
-    A query group has at least one destination, ``temporal_stride`` keeps at least frame 0, and
-    ``token_stride`` keeps at least one patch.
+    ``temporal_stride`` keeps at least frame 0; what works inside frames keeps about one patch of
+    each.
     """
     assert rule.operators is not None, "resolve the schedule first"
-    patches = layout.patches
-    most_query = min(rule.operators.group, layout.frames) * patches
-    most_key_value = layout.frames
-    if rule.operators.key_value == "token_stride":
-        most_key_value *= patches
-    if rule.query <= most_query and rule.key_value <= most_key_value:
+    stride = rule.operators.key_value == "temporal_stride"
+    most_key_value = layout.frames if stride else layout.patches
+    if rule.query <= layout.patches and rule.key_value <= most_key_value:
         return rule
     return replace(
         rule,
-        query=min(rule.query, most_query),
+        query=min(rule.query, layout.patches),
         key_value=min(rule.key_value, most_key_value),
     )

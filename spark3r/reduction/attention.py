@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ScheduleError
 from ..layout import TokenLayout
 from ..schedule import LayerRule
 from . import merge
@@ -57,8 +58,14 @@ def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
 
     The mean over layers of realised queries times realised keys over N², the work of the
     attention products themselves; matching and projections are not counted.
+
+    Raises:
+        ScheduleError: If there are no rules.
     """
     dense = layout.tokens**2
+    rules = tuple(rules)
+    if not rules:
+        raise ScheduleError("the share of no layers is not defined: pass at least one rule")
     shares = [
         merge.query_length(layout, rule) * key_value_length(layout, rule) / dense for rule in rules
     ]

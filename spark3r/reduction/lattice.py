@@ -34,9 +34,9 @@ def residues(frames: int, height: int, width: int, factor: int) -> Tensor:
 
     Zero marks the subset; every value marks another one of the same spread.
     """
-    f = torch.arange(frames).view(-1, 1, 1)
-    y = torch.arange(height).view(1, -1, 1)
-    x = torch.arange(width).view(1, 1, -1)
+    f = torch.arange(frames, device="cpu").view(-1, 1, 1)
+    y = torch.arange(height, device="cpu").view(1, -1, 1)
+    x = torch.arange(width, device="cpu").view(1, 1, -1)
     return ((x + row_shift(factor) * y + frame_shift(factor) * f) % factor).flatten(1)
 
 

@@ -23,7 +23,11 @@ from ..schedule import LayerRule
 from .lattice import members, residues
 
 SIMILARITY_ELEMENTS = 2**22
-"""Similarities held at once: 16 MiB in float32, or one source's row where that is longer."""
+"""Similarities held at once on the CPU: 16 MiB in float32, which its caches like best."""
+
+SIMILARITY_ELEMENTS_GPU = 2**26
+"""The same elsewhere: 256 MiB in float32, for few large products. One source's row may be longer
+than either."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def query_length(layout: TokenLayout, rule: LayerRule) -> int:
         return layout.tokens
     operators = rule.operators
     assert operators is not None, "resolve the schedule first"
-    frame = torch.arange(layout.frames)
-    takes_part = torch.ones(layout.frames, dtype=torch.bool)
+    frame = torch.arange(layout.frames, device="cpu")
+    takes_part = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
     if layout.anchor_frame is not None and not operators.merge_anchor:
         takes_part[layout.anchor_frame] = False
     inside = frame % min(operators.group, layout.frames)
@@ -169,7 +173,8 @@ def _rows(places: Tensor, length: int) -> Tensor:
 def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
     """Return arg-max over destinations, ``[B, n, s]``, never holding more than the stated chunk."""
     batch, n, s, d = *source.shape[:3], destination.shape[2]
-    groups = SIMILARITY_ELEMENTS // (batch * s * d) if s else n
+    bound = SIMILARITY_ELEMENTS if source.device.type == "cpu" else SIMILARITY_ELEMENTS_GPU
+    groups = bound // (batch * s * d) if s else n
     if groups:
         return torch.cat(
             [
@@ -180,7 +185,7 @@ def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
             ],
             dim=1,
         )
-    rows = max(1, SIMILARITY_ELEMENTS // (batch * d))
+    rows = max(1, bound // (batch * d))
     return torch.stack(
         [
             torch.cat(
@@ -205,7 +210,7 @@ def _plan(
     return _build(layout, factor, group, merge_anchor, device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # or a later backward pass could not use what is cached
 def _build(
     fields: tuple[Any, ...], factor: int, group: int, merge_anchor: bool, device: torch.device
@@ -213,15 +218,15 @@ def _build(
     layout = TokenLayout(*fields)
     group = min(group, layout.frames)
     # Phases count inside the group, so that all full groups split alike and share one matmul.
-    inside = torch.arange(layout.frames) % group
+    inside = torch.arange(layout.frames, device="cpu") % group
     is_destination = residues(group, layout.height, layout.width, factor)[inside] == 0  # [S, h*w]
-    takes_part = torch.ones(layout.frames, dtype=torch.bool)
+    takes_part = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
     if layout.anchor_frame is not None and not merge_anchor:
         takes_part[layout.anchor_frame] = False
 
-    token = torch.arange(layout.tokens - layout.tail).view(layout.frames, -1)
+    token = torch.arange(layout.tokens - layout.tail, device="cpu").view(layout.frames, -1)
     patch = token[:, layout.patch_start : layout.patch_start + layout.patches]
-    aside = torch.ones(layout.tokens, dtype=torch.bool)
+    aside = torch.ones(layout.tokens, dtype=torch.bool, device="cpu")
     destinations, sources, shapes = [], [], []
     for first in range(0, layout.frames, group):
         frames = slice(first, first + group)
@@ -234,11 +239,11 @@ def _build(
         shapes.append((len(destinations[-1]), len(sources[-1])))
         aside[destinations[-1]] = aside[sources[-1]] = False
 
-    none = torch.empty(0, dtype=torch.int64)
+    none = torch.empty(0, dtype=torch.int64, device="cpu")
     kept = torch.cat((aside.nonzero().squeeze(1), *destinations))
     source = torch.cat((none, *sources))
-    restore = torch.empty(layout.tokens, dtype=torch.int64)
-    restore[torch.cat((kept, source))] = torch.arange(layout.tokens)
+    restore = torch.empty(layout.tokens, dtype=torch.int64, device="cpu")
+    restore[torch.cat((kept, source))] = torch.arange(layout.tokens, device="cpu")
     return MergePlan(
         kept.to(device), source.to(device), restore.to(device), _blocks(shapes, int(aside.sum()))
     )

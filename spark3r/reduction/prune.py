@@ -82,7 +82,7 @@ def key_value_length(layout: TokenLayout, rule: LayerRule) -> int:
         return layout.tokens
     operators = rule.operators
     assert operators is not None, "resolve the schedule first"
-    frame = torch.arange(layout.frames)
+    frame = torch.arange(layout.frames, device="cpu")
     specials = torch.full_like(frame, layout.special)
     if operators.key_value == "token_stride":
         patches = members(frame, layout.height, layout.width, rule.key_value)
@@ -107,7 +107,7 @@ def _select(
     return _build(layout, factor, operators, device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # or a later backward pass could not use what is cached
 def _build(
     fields: tuple[Any, ...], factor: int, operators: tuple[Any, ...], device: torch.device
@@ -115,29 +115,31 @@ def _build(
     layout = TokenLayout(*fields)
     operator, keep_special, keep_anchor, mass_correction = operators
     patches = _kept_patches(layout, factor, operator)  # [S, h*w]
-    thinned = torch.ones(layout.frames, dtype=torch.bool)
+    thinned = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
     if keep_anchor and layout.anchor_frame is not None:
         thinned[layout.anchor_frame] = False
         patches[layout.anchor_frame] = True
 
-    specials = torch.zeros(layout.frames, layout.special, dtype=torch.bool)
+    specials = torch.zeros(layout.frames, layout.special, dtype=torch.bool, device="cpu")
     specials[patches.all(dim=1) if operator == "temporal_stride" else slice(None)] = True
     if keep_special:
         specials[:] = True
     frames = torch.cat((patches, specials) if layout.special_last else (specials, patches), dim=1)
-    kept = torch.cat((frames.flatten(), torch.ones(layout.tail, dtype=torch.bool)))
+    kept = torch.cat((frames.flatten(), torch.ones(layout.tail, dtype=torch.bool, device="cpu")))
 
     stands_for_more, mass = None, 0.0
     remaining = int(patches[thinned].sum())
     if mass_correction > 0 and remaining:
         mass = mass_correction * log(int(thinned.sum()) * layout.patches / remaining)
-        among = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool)
+        among = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool, device="cpu")
         among[:, layout.patch_start : layout.patch_start + layout.patches] = thinned.view(-1, 1)
-        among = torch.cat((among.flatten(), torch.zeros(layout.tail, dtype=torch.bool)))
+        among = torch.cat(
+            (among.flatten(), torch.zeros(layout.tail, dtype=torch.bool, device="cpu"))
+        )
         stands_for_more = among[kept].to(device)
 
     length = int(kept.sum())
-    stride = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool)
+    stride = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool, device="cpu")
     stride[::factor] = True
     if layout.tail == 0 and torch.equal(kept, stride.flatten()):
         return length, layout.frames, factor, None, stands_for_more, mass
@@ -149,6 +151,6 @@ def _kept_patches(layout: TokenLayout, factor: int, operator: KeyValueOperator) 
     """Return which patches the operator keeps, ``[S, h*w]`` bool on the CPU."""
     if operator == "token_stride":
         return residues(layout.frames, layout.height, layout.width, factor) == 0
-    patches = torch.zeros(layout.frames, layout.patches, dtype=torch.bool)
+    patches = torch.zeros(layout.frames, layout.patches, dtype=torch.bool, device="cpu")
     patches[::factor] = True
     return patches

@@ -55,7 +55,8 @@ class PatchEmbed(nn.Module):
         grid = self.conv3(quarter)
         tokens = self.norm(grid.flatten(2).transpose(1, 2))
         features = fourier_grid(grid.shape[-2], grid.shape[-1], images.device)
-        return tokens + self.position(features), (self.skip_quarter(quarter), self.skip_half(half))
+        position = self.position(features.to(tokens.dtype))
+        return tokens + position, (self.skip_quarter(quarter), self.skip_half(half))
 
 
 def fourier_grid(height: int, width: int, device: torch.device) -> Tensor:
@@ -120,6 +121,7 @@ class Aggregator(nn.Module):
                 f"image sides must be multiples of {self.patch_size}, got {height}x{width}"
             )
         flat = (images.flatten(0, 1) - self.image_mean) / self.image_std
+        flat = flat.to(self.camera_token.dtype)  # a model in half precision takes fp32 images
         patches, skips = self.patch_embed(flat)
         special = torch.cat([self.camera_token, self.register_token], dim=2)  # [1, 2, 5, C]
         others = special[:, 1:].expand(batch, frames - 1, -1, -1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import oracle
 import pytest
 import torch
@@ -153,13 +155,16 @@ def test_identical_queries_in_a_merge_set_lose_nothing(factor):
     layout = TokenLayout(12, 4, 5, special=5, anchor_frame=0)
     rule = LayerRule(factor, 1, Operators(group=5))
     _, key, value = random_qkv(layout)
-    query = torch.zeros_like(key)
-    for first in range(0, 12, 5):  # one direction per destination, shared by whoever joins it
-        frames = range(first, min(first + 5, 12))
-        tokens = torch.tensor(
-            [oracle.token_of(layout, f, y, x) for f in frames for y in range(4) for x in range(5)]
-        )
-        query[:, :, tokens] = torch.randn(1, 2, 1, 4, dtype=torch.float64)
+    query = torch.randn_like(key)
+    generator = torch.Generator().manual_seed(1)
+    for first in range(0, 12, 5):  # every source repeats one of its group's destinations
+        tokens = {True: [], False: []}
+        for f, y, x in product(range(first, min(first + 5, 12)), range(4), range(5)):
+            chosen = oracle.in_subset(f - first, y, x, factor)
+            tokens[chosen].append(oracle.token_of(layout, f, y, x))
+        destinations = torch.tensor(tokens[True])
+        drawn = torch.randint(len(destinations), (len(tokens[False]),), generator=generator)
+        query[:, :, torch.tensor(tokens[False])] = query[:, :, destinations[drawn]]
     dense = F.scaled_dot_product_attention(query, key, value)
     difference = reduced(query, key, value, layout, rule) - dense
     assert difference.abs().max() < 1e-12
@@ -251,7 +256,7 @@ def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, mon
     plan = merge.plan(layout, rule, CPU)
     query, _, _ = random_qkv(layout, batch=2)
     whole = match(query, plan)
-    monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)
+    monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)  # the CPU's
     with LargestMatmul() as mode:
         assert torch.equal(match(query, plan), whole)
     row = 2 * max(block.destinations for block in plan.blocks)  # of both batch elements
@@ -312,8 +317,31 @@ def test_attention_share_counts_realised_lengths():
 def test_factors_beyond_the_layout_are_brought_down():
     layout = TokenLayout(3, 2, 2)
     rule = clamp(LayerRule(100, 100, Operators()), layout)
-    assert (rule.query, rule.key_value) == (12, 3)
+    assert (rule.query, rule.key_value) == (4, 3)
     rule = clamp(LayerRule(100, 100, Operators(group=2, key_value="token_stride")), layout)
-    assert (rule.query, rule.key_value) == (8, 12)
+    assert (rule.query, rule.key_value) == (4, 4)
     assert 2 <= query_length(layout, rule) < layout.tokens  # a destination in each of two groups
     assert 1 <= key_value_length(layout, rule) < layout.tokens
+
+
+def test_selections_are_built_on_the_cpu_whatever_the_default_device():
+    layout = TokenLayout(23, 3, 5, special=2)
+    rule = LayerRule(5, 7, Operators(key_value="token_stride", mass_correction=0.3))
+    with torch.device("meta"):
+        selection = select(layout, rule, CPU)
+        assert query_length(layout, rule) == merge.plan(layout, rule, CPU).kept.shape[0]
+        assert key_value_length(layout, rule) == selection.length
+    assert selection.index.device == CPU
+
+
+def test_what_inference_mode_caches_serves_a_backward_pass():
+    layout = TokenLayout(19, 2, 3, special=1)
+    rule = LayerRule(3, 2, Operators(group=7, mass_correction=0.7))
+    query, key, value = random_qkv(layout)
+    with torch.inference_mode():
+        expected = reduced(query, key, value, layout, rule)
+    query.requires_grad_()
+    output = reduced(query, key, value, layout, rule)
+    output.sum().backward()
+    assert torch.equal(output.detach(), expected)
+    assert query.grad.isfinite().all()

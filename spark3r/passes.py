@@ -1,0 +1,152 @@
+"""Forward passes under way: which token layout and rules attention finds for its tokens."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+from torch.utils._pytree import tree_leaves
+
+from .errors import LayoutError
+from .layout import TokenLayout
+from .schedule import LayerRule
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the attention layers must know of a forward pass.
+
+    Attributes:
+        layout: Token layout of the pass.
+        rules: One resolved rule per global layer, within what the layout allows.
+    """
+
+    layout: TokenLayout
+    rules: tuple[LayerRule, ...]
+
+
+class Passes:
+    """The passes of one model, found by the shape of their hidden states.
+
+    Attention knows its input's batch size and length and nothing else of the pass it belongs to,
+    in whatever thread it runs and also when gradient checkpointing runs it again. Two layouts of
+    one shape are refused while the earlier may still be asked for.
+
+    Args:
+        usage: The supported ways to call the model, for error messages.
+    """
+
+    def __init__(self, usage: str) -> None:
+        self._usage = usage
+        self._by_shape: dict[tuple[int, int], Pass] = {}
+        self._running: list[tuple[int, tuple[int, int]]] = []  # (thread, shape), innermost last
+        self._recorded: dict[tuple[int, int], int] = {}  # backward passes still to come
+        self._traced: Pass | None = None
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: object) -> Passes:
+        return Passes(self._usage)
+
+    def trace(self, begun: Pass) -> None:
+        """Note the pass that a compiled graph begins."""
+        # Written and not read: no guard, so that a clip length compiles once.
+        self._traced = begun
+
+    def begin(self, batch: int, begun: Pass) -> None:
+        """Note the pass that begins in this thread.
+
+        Raises:
+            LayoutError: If attention could not tell it from another that may still be needed.
+        """
+        shape = (batch, begun.layout.tokens)
+        with self._lock:
+            self._traced = None
+            known = self._by_shape.get(shape)
+            if known is not None and known.layout != begun.layout:
+                self._refuse_if_needed(known.layout, begun.layout, shape)
+            self._by_shape[shape] = begun
+            self._running.append((threading.get_ident(), shape))
+
+    def end(self, output: object) -> None:
+        """Note that this thread's innermost pass is over, and what it returned."""
+        thread = threading.get_ident()
+        with self._lock:
+            mine = [i for i, (owner, _) in enumerate(self._running) if owner == thread]
+            if not mine:
+                return
+            _, shape = self._running.pop(mine[-1])
+            if torch.is_grad_enabled():
+                self._await_backward(shape, output)
+
+    def current(self, hidden: Tensor) -> Pass:
+        """Return the pass that hidden states ``[B, N, C]`` belong to.
+
+        Raises:
+            LayoutError: If none of this shape was begun.
+        """
+        batch, length = hidden.shape[0], hidden.shape[1]
+        traced = self._traced
+        if traced is not None and traced.layout.tokens == length:
+            return traced
+        found = self._by_shape.get((batch, length))
+        if found is None:
+            raise LayoutError(self._unknown(batch, length))
+        return found
+
+    def _await_backward(self, shape: tuple[int, int], output: object) -> None:
+        """Keep the pass until a backward pass through its output is over."""
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                self._recorded[shape] = self._recorded.get(shape, 0) + 1
+                leaf.register_hook(_AtEndOfBackward(self, shape))
+                return
+
+    def _release(self, shape: tuple[int, int]) -> None:
+        with self._lock:
+            self._recorded[shape] = max(0, self._recorded.get(shape, 0) - 1)
+
+    def _refuse_if_needed(
+        self, known: TokenLayout, begun: TokenLayout, shape: tuple[int, int]
+    ) -> None:
+        if any(running == shape for _, running in self._running):
+            why, remedy = "is still running", "run them one after the other"
+        elif self._recorded.get(shape):
+            why = "has a backward pass to come, which may run attention again"
+            remedy = "run that first, or clips that need no gradients under torch.no_grad()"
+        else:
+            return
+        raise LayoutError(
+            f"a clip of {known.frames} frames of {known.height}x{known.width} patches {why}, and "
+            f"this one of {begun.frames} frames of {begun.height}x{begun.width} has as many tokens "
+            f"({shape[1]}), so that attention cannot tell them apart: {remedy}"
+        )
+
+    def _unknown(self, batch: int, length: int) -> str:
+        thread = threading.get_ident()
+        announced = [shape for owner, shape in self._running if owner == thread]
+        if announced:
+            return (
+                f"global attention was given {length} tokens (batch {batch}) in a pass of "
+                f"{announced[-1][1]} (batch {announced[-1][0]}): the family's token counts do not "
+                "fit this model, or a module among its global attention is none"
+            )
+        return (
+            f"global attention was given {length} tokens (batch {batch}) of no announced pass. "
+            f"Call the model so that its entry module runs: {self._usage}"
+        )
+
+
+@dataclass(frozen=True)
+class _AtEndOfBackward:
+    """A tensor hook that releases a pass when the whole backward pass is over."""
+
+    passes: Passes
+    shape: tuple[int, int]
+
+    def __call__(self, gradient: Tensor) -> None:
+        engine: Any = Variable._execution_engine
+        engine.queue_callback(lambda: self.passes._release(self.shape))
