@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,8 @@ from .study import Studies, decode, encode, finished, open_studies
 
 LOG_WEIGHT = 1.5
 """Bound of a parameter: weights lie between e^-1.5 and e^1.5, a factor of twenty apart."""
+
+_RANDOM_TRIALS = 5  # finished trials before the sampler trusts its model
 
 ROUNDING = 1e-9
 """Share of the budget by which a sum of layers may exceed it through rounding."""
@@ -110,7 +111,11 @@ class Space:
                     choice,
                     damage=choice.damage
                     * math.exp(weigh(f"layer {index}", 0.0))
-                    * (1.0 if choice.rule.operators is None else by_operators[choice.rule.operators])
+                    * (
+                        1.0
+                        if choice.rule.operators is None
+                        else by_operators[choice.rule.operators]
+                    )
                     * (by_query if choice.rule.query > 1 else 1.0),
                 )
                 for choice in layer
@@ -197,14 +202,11 @@ def search(
     """
     begin = clock()
     run = _Run(objective, predict_ms, budget_ms, on_trial)
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
-    studies = open_studies(storage, name, sampler, resume)
+    studies = open_studies(storage, name, _sampler(seed), resume)
     for study in (studies.starts, studies.proposed):
         run.done += [_restored(trial) for trial in finished(study)]
     # Continued searches draw on from where they were, whatever was lost in between.
-    studies.proposed.sampler = optuna.samplers.GPSampler(
-        seed=seed + len(finished(studies.proposed)), n_startup_trials=0
-    )
+    studies.proposed.sampler = _sampler(seed + len(finished(studies.proposed)))
     try:
         _run_starts(studies.starts, starts, run)
         _run_proposed(studies, space, run, trials, lambda: _is_over(clock() - begin, timeout_s))
@@ -277,17 +279,19 @@ def _run_proposed(
     if number == 0:
         study.enqueue_trial(dict.fromkeys(names, 0.0), skip_if_exists=True)
     while number < trials and not is_over():
-        with warnings.catch_warnings():
-            # Fitting a surrogate to few or equal scores may warn; the proposal is valid all the same.
-            warnings.simplefilter("ignore")
-            trial = study.ask()
-            weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
+        trial = study.ask()
+        weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
         schedule = space.schedule(run.budget_ms, weights)
         if schedule is None:
             study.tell(trial, state=TrialState.FAIL)
             return
         run.tell(study, trial, f"search {number}" if number else "knapsack", schedule)
         number += 1
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    # The score is constant over whole regions of weights, which a smooth surrogate takes badly.
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS)
 
 
 def _restored(trial: FrozenTrial) -> Trial:

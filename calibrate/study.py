@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from spark3r.errors import Spark3rError
@@ -143,5 +144,5 @@ def _storage(storage: str | Path | None) -> optuna.storages.BaseStorage | None:
     with warnings.catch_warnings():
         # The journal is marked experimental; its file format is what we rely on, and test.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        backend = JournalFileBackend(str(path))
         return optuna.storages.JournalStorage(backend)

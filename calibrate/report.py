@@ -1,0 +1,116 @@
+"""The report of a calibration: pictures beside the profile, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .budget import number_text
+from .calibration import OPERATORS, Calibration
+from .pictures import TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
+from .sensitivity import operators_text
+from .summary import FIGURES, holds, rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 130
+
+
+def write_report(result: Calibration, output: Path) -> tuple[Path, ...]:
+    """Write the pictures and the page beside a profile, and return their paths.
+
+    Where dense meets the budget there is nothing to draw, and nothing is written.
+
+    Args:
+        result: The calibration.
+        output: The profile's file; names are made from its stem.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    pictures = {name: _png(figure) for name, figure in draw(result).items()}
+    if not pictures:
+        return ()
+    written = []
+    for name, content in pictures.items():
+        path = output.with_name(f"{output.stem}-{name}.png")
+        path.write_bytes(content)
+        written.append(path)
+    page = output.with_suffix(".html")
+    page.write_text(render(result, output.name, pictures), encoding="utf-8")
+    return (*written, page)
+
+
+def draw(result: Calibration) -> dict[str, Figure]:
+    """Return the pictures by name; none where dense meets the budget."""
+    if result.sensitivity is None or result.found is None or result.decision is None:
+        return {}
+    names = {
+        operators_text(each): f"{each.key_value.replace('_', ' ')}, β {each.mass_correction:g}"
+        for each in OPERATORS
+    }
+    schedules = {each.name: each.schedule for each in result.verified if each.schedule is not None}
+    shown = TradeOff(
+        trials=result.found.trials,
+        verified=result.verified,
+        budget_ms=result.budget.clip_ms,
+        dense_ms=result.latency.dense_ms,
+        wall_ms=result.latency.wall_ms,
+        chosen=result.chosen.name,
+        source=result.source,
+    )
+    return {
+        "sensitivity": sensitivity_picture(result.sensitivity, f"score.{result.source}", names),
+        "schedules": schedules_picture(schedules, result.chosen.name),
+        "trade-off": trade_off_picture(shown),
+    }
+
+
+def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> str:
+    """Return the page, pictures and all, as HTML.
+
+    Args:
+        result: The calibration.
+        profile: Name of the profile's file.
+        pictures: PNG files by name.
+    """
+    environment = Environment(
+        loader=PackageLoader("calibrate", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
+    table = rows(result)
+    measurement = result.profile.measurements[0]
+    return environment.get_template("report.html").render(
+        profile=profile,
+        model=result.profile.model,
+        measurement=measurement,
+        environment=measurement.environment.model_dump(),
+        budget=result.budget,
+        holds=holds(result),
+        source=result.source,
+        rows=table,
+        figures={k: v for k, v in FIGURES.items() if any(k in row["figures"] for row in table)},
+        reasons=() if result.decision is None else result.decision.reasons,
+        gaps=result.gaps,
+        latency_report=str(result.latency.report),
+        failures=[trial for trial in result.found.trials if trial.failure] if result.found else [],
+        trials=len(result.found.trials) if result.found else 0,
+        layers=result.chosen.schedule.layers if result.chosen.schedule else (),
+        pictures={name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()},
+    )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()

@@ -1,0 +1,88 @@
+"""Which clips are for what: searching, selecting and, held out from both, reporting."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spark3r.clips import Clip
+from spark3r.errors import ClipError
+
+LEAST_FRAMES = 2
+"""Frames that a part of a clip must have: with one there is no pose to judge."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips by role. No frame has two roles.
+
+    Attributes:
+        search: Sensitivities are measured, and trials judged, on these.
+        selection: What is exported is decided on these.
+        held_out: What is reported is measured on these.
+    """
+
+    search: tuple[Clip, ...]
+    selection: tuple[Clip, ...]
+    held_out: tuple[Clip, ...]
+
+    @property
+    def shortest(self) -> int:
+        """Frames of the shortest clip."""
+        return min(clip.frames for clip in (*self.search, *self.selection, *self.held_out))
+
+
+def split_clips(clips: Sequence[Clip], held_out: Sequence[Clip] = ()) -> Split:
+    """Deal out clips: half to the search, a quarter each to selection and to be held out.
+
+    Fewer clips than four (three with ``held_out``) are cut into consecutive parts first.
+
+    Args:
+        clips: Clips with different names.
+        held_out: Clips that only the report may see; empty holds out some of ``clips``.
+
+    Raises:
+        ClipError: If there is no clip, if names repeat, or if a clip is too short to be cut.
+    """
+    names = [clip.name for clip in (*clips, *held_out)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not clips or repeated:
+        raise ClipError(
+            f"expected clips with different names, got {', '.join(repeated) or 'none'} twice"
+            if repeated
+            else "there is no clip to calibrate on"
+        )
+    roles = 3 if held_out else 4
+    dealt: list[list[Clip]] = [[] for _ in range(roles)]
+    if len(clips) >= roles:
+        for number, clip in enumerate(clips):
+            dealt[number % roles].append(clip)
+    else:
+        for clip in clips:
+            for role, part in enumerate(_parts(clip, roles)):
+                dealt[role].append(part)
+    reported = tuple(held_out) or tuple(dealt[3])
+    return Split((*dealt[0], *dealt[1]), tuple(dealt[2]), reported)
+
+
+def _parts(clip: Clip, count: int) -> list[Clip]:
+    if clip.frames < count * LEAST_FRAMES:
+        raise ClipError(
+            f"clip '{clip.name}' has {clip.frames} frames, expected at least "
+            f"{count * LEAST_FRAMES} to cut it into {count} parts; give more clips"
+        )
+    bounds = [clip.frames * part // count for part in range(count + 1)]
+    parts = []
+    for begin, end in itertools.pairwise(bounds):
+        part = clip.select(slice(begin, end))
+        parts.append(
+            Clip(
+                f"{clip.name}[{begin}:{end}]",
+                part.images,
+                part.intrinsics,
+                part.depth,
+                part.extrinsics,
+            )
+        )
+    return parts
