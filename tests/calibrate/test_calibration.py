@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_job
+import torch
+
+import calibrate
+from calibrate.budget import UnreachableBudgetError, parse_budget
+from calibrate.calibration import Settings, clip_of_length, run
+from calibrate.report import write_report
+from calibrate.sensitivity import SensitivityError
+from calibrate.splits import split_clips
+from calibrate.study import StudyError
+from spark3r import Clip, ClipError, Profile, Schedule, Spark3rError, apply
+
+
+@pytest.fixture(autouse=True)
+def _without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_job.without_clock(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list:
+    return tiny_job.clips()
+
+
+def settings(budget: str = "75%", **changes) -> Settings:
+    return Settings(parse_budget(budget), **{"target_frames": 64, "trials": 2, **changes})
+
+
+def test_whole_job(clips: list, tmp_path: Path) -> None:
+    model = tiny_job.make_tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    steps: list[str] = []
+    result = run(
+        model,
+        split_clips(clips),
+        settings(),
+        progress=lambda step, done, total: steps.append(step),
+    )
+    assert {"sensitivity", "search", "selection", "verification"} <= set(steps)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not hasattr(model, "_spark3r_handle")
+
+    profile = result.profile
+    assert profile.status == "measured"
+    (measurement,) = profile.measurements
+    assert measurement.frames == 64
+    assert {clip.role for clip in measurement.clips} == {"calibration", "held_out"}
+    assert {table.axis for table in profile.sensitivity} == {"query", "key_value"}
+    exported = next(run for run in measurement.schedules if run.schedule == profile.default)
+    assert exported.predicted_ms <= 75 * (1 + 1e-6)
+    assert exported.budget_ms == 75
+    held_out = {clip.name for clip in measurement.clips if clip.role == "held_out"}
+    assert {figures.clip for figures in exported.figures} == held_out
+
+    path = tmp_path / "tiny.json"
+    profile.save(path)
+    assert Profile.load(path) == profile
+    images = clips[0].images
+    dense = model(images)["depth"]
+    with apply(model, path, family=None):
+        assert not torch.equal(model(images)["depth"], dense)
+
+    written = write_report(result, path)
+    assert [each.suffix for each in written] == [".png", ".png", ".png", ".html"]
+    assert all(each.read_bytes()[:4] == b"\x89PNG" for each in written[:3])
+    page = written[3].read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert 'src="http' not in page
+    assert profile.model.global_layers[0] in page
+
+
+def test_same_seed_same_profile(clips: list) -> None:
+    first, second = (
+        run(tiny_job.make_tiny(), split_clips(clips), settings(trials=2)) for _ in range(2)
+    )
+    assert first.profile.schedules == second.profile.schedules
+    assert first.found == second.found
+
+
+def test_one_call_on_a_live_model(clips: list) -> None:
+    profile = calibrate.calibrate(
+        tiny_job.make_tiny(), clips, budget="75%", target_frames=64, trials=1, source="deviation"
+    )
+    assert profile.schedule().length.max_frames == 64
+    assert "judged by deviation" in profile.notes
+
+
+def test_budget_above_dense_exports_dense(clips: list) -> None:
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings("120%"))
+    assert result.profile.default == "dense"
+    assert all(rule.is_dense for rule in result.profile.schedule().layers)
+    assert result.budget.suggestion is not None
+
+
+def test_budget_below_what_can_be_reached(clips: list) -> None:
+    with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
+        run(tiny_job.make_tiny(), split_clips(clips), settings("10x"))
+    assert caught.value.minimum_ms > tiny_job.WALL_MS
+
+
+def test_nan_names_layer_and_factor(clips: list) -> None:
+    with pytest.raises(SensitivityError, match=r"layer 1 .*factor 2"):
+        run(tiny_job.make_nan(), split_clips(clips), settings())
+
+
+def test_resume_needs_a_study_and_a_study_needs_resume(clips: list, tmp_path: Path) -> None:
+    storage = tmp_path / "a.journal"
+    split, cache = split_clips(clips), tmp_path / "cache"
+    with pytest.raises(StudyError, match="holds no study"):
+        run(
+            tiny_job.make_tiny(),
+            split,
+            settings(trials=1, storage=storage, resume=True, cache=cache),
+        )
+    first = run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
+    assert list(cache.rglob("*"))
+    with pytest.raises(StudyError, match="--resume"):
+        run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
+    again = run(
+        tiny_job.make_tiny(), split, settings(trials=1, storage=storage, resume=True, cache=cache)
+    )
+    assert again.found == first.found
+
+
+def test_patched_model_is_refused(clips: list) -> None:
+    model = tiny_job.make_tiny()
+    apply(model, Schedule.uniform(2, 1, 2))
+    with pytest.raises(Spark3rError, match="remove it"):
+        run(model, split_clips(clips), settings())
+
+
+def test_clips_are_dealt_out_without_overlap(clips: list) -> None:
+    split = split_clips(clips)
+    assert [len(split.search), len(split.selection), len(split.held_out)] == [4, 1, 1]
+    split = split_clips(clips[:4], clips[4:])
+    assert [len(split.search), len(split.selection), len(split.held_out)] == [3, 1, 2]
+    long = Clip("long", torch.rand(9, 3, 16, 16))
+    cut = split_clips([long])
+    parts = [*cut.search, *cut.selection, *cut.held_out]
+    assert torch.equal(torch.cat([part.images for part in parts]), long.images)
+    assert len({part.name for part in parts}) == 4
+
+
+def test_clips_that_cannot_be_dealt_out(clips: list) -> None:
+    with pytest.raises(ClipError, match="has 1 frames, expected at least 8"):
+        split_clips([clips[0].select(slice(0, 1))])
+    with pytest.raises(ClipError, match="different names"):
+        split_clips([clips[0], clips[0]])
+    with pytest.raises(ClipError, match="no clip"):
+        split_clips([])
+
+
+def test_footage_is_stretched_to_and_fro() -> None:
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 1, 1)
+    assert clip_of_length(images, 7)[:, 0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2]
+    assert clip_of_length(images[:1], 2).shape[0] == 2
+
+
+def test_profile_is_plain_json(clips: list) -> None:
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings(trials=1))
+    document = json.loads(result.profile.text())
+    assert document["measurements"][0]["latency_model"]["form"] == "separable-1"

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import optuna
+import pytest
+import toys
+
+from calibrate.search import Found, Score, Trial, search
+from calibrate.study import StudyError, decode, encode
+from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
+
+BUDGET_MS = 18.0
+
+
+def run(objective=toys.additive, trials: int = 6, **settings) -> Found:
+    settings = {"starts": toys.starts(), "predict_ms": toys.predict_ms, **settings}
+    return search(
+        settings.pop("space", toys.space()),
+        settings.pop("starts"),
+        objective,
+        settings.pop("predict_ms"),
+        settings.pop("budget_ms", BUDGET_MS),
+        trials=trials,
+        **settings,
+    )
+
+
+def test_additive_toy_is_solved_by_the_knapsack() -> None:
+    found = run(trials=1)
+    best = found.ranked()[0]
+    assert best.name == "knapsack"
+    assert best.score is not None
+    assert best.score.value == pytest.approx(toys.best_value(toys.additive, BUDGET_MS))
+    assert best.score.figures == {"twice": 2 * best.score.value}
+
+
+def test_interactions_are_found() -> None:
+    wanted = toys.best_value(toys.interacting, BUDGET_MS)
+    found = run(toys.interacting, trials=80, seed=1)
+    values = {trial.name: trial.score.value for trial in found.trials if trial.score}
+    assert values["knapsack"] > wanted + 0.5
+    best = found.ranked()[0].score
+    assert best is not None
+    assert best.value == pytest.approx(wanted)
+
+
+def test_every_proposal_is_within_the_budget() -> None:
+    found = run(toys.interacting, trials=12)
+    proposed = [trial for trial in found.trials if trial.name not in toys.starts()]
+    assert len(proposed) == 12
+    assert all(trial.latency_ms <= BUDGET_MS * (1 + 1e-8) for trial in proposed)
+    assert all(trial.latency_ms == toys.predict_ms(trial.schedule) for trial in found.trials)
+    assert "too slow" not in {trial.name for trial in found.ranked()}
+    assert "too slow" in {trial.name for trial in found.front()}
+
+
+def test_front_is_sorted_and_undominated() -> None:
+    front = run(toys.interacting, trials=10).front()
+    pairs = [(trial.latency_ms, trial.score.value) for trial in front if trial.score]
+    assert pairs == sorted(pairs)
+    assert [value for _, value in pairs] == sorted((value for _, value in pairs), reverse=True)
+
+
+def test_same_seed_same_schedule() -> None:
+    first, second = (run(toys.interacting, seed=3) for _ in range(2))
+    assert first == second
+    assert run(toys.interacting, seed=4) != first
+
+
+def test_each_schedule_runs_once() -> None:
+    seen: list[Schedule] = []
+
+    def objective(schedule: Schedule) -> Score:
+        seen.append(schedule)
+        return Score(0.0)
+
+    run(objective, trials=8)
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("failing", "why"),
+    [
+        (lambda schedule: Score(math.nan), "its score is nan"),
+        (lambda schedule: _raise(Spark3rError("depth is NaN")), "Spark3rError: depth is NaN"),
+        (lambda schedule: _raise(MemoryError("no room")), "MemoryError: no room"),
+        (
+            lambda schedule: _raise(RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+            "RuntimeError: DefaultCPUAllocator: can't allocate memory",
+        ),
+    ],
+)
+def test_failed_trials_do_not_end_the_search(failing, why: str) -> None:
+    calls = iter(range(100))
+
+    def objective(schedule: Schedule) -> Score:
+        return failing(schedule) if next(calls) in (0, 2) else toys.additive(schedule)
+
+    found = run(objective, trials=4)
+    failed = [trial for trial in found.trials if trial.score is None]
+    assert failed
+    assert all(trial.failure == why for trial in failed)
+    assert len(found.trials) == 6
+    assert found.ranked()[0].score is not None
+
+
+def _raise(error: Exception) -> Score:
+    raise error
+
+
+def test_defects_are_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda schedule: Score(1 / 0))
+
+
+def test_ctrl_c_keeps_what_is_there() -> None:
+    def objective(schedule: Schedule) -> Score:
+        if schedule not in toys.starts().values():
+            raise KeyboardInterrupt
+        return toys.additive(schedule)
+
+    found = run(objective)
+    assert found.interrupted
+    assert [trial.name for trial in found.trials] == ["uniform", "too slow"]
+    assert found.ranked()[0].name == "uniform"
+
+
+def test_time_limit() -> None:
+    ticks = iter([0.0, 1.0, 2.0, 100.0])
+    found = run(trials=50, timeout_s=50, clock=lambda: next(ticks))
+    assert len(found.trials) == 2 + 2
+
+
+def test_resumed_search_keeps_every_trial_and_runs_none_again(tmp_path: Path) -> None:
+    storage = tmp_path / "study.journal"
+    whole = run(toys.interacting, trials=3, storage=storage, name="a")
+    told: list[Trial] = []
+    seen: list[Schedule] = []
+
+    def objective(schedule: Schedule) -> Score:
+        seen.append(schedule)
+        return toys.interacting(schedule)
+
+    more = run(objective, trials=6, storage=storage, name="a", resume=True, on_trial=told.append)
+    assert all(trial in more.trials for trial in whole.trials)
+    assert len(told) == 3
+    assert not {trial.schedule for trial in whole.trials} & set(seen)
+
+
+def test_studies_are_not_mixed_up(tmp_path: Path) -> None:
+    storage = tmp_path / "study.journal"
+    with pytest.raises(StudyError, match="holds no study of this model"):
+        run(trials=1, storage=storage, name="a", resume=True)
+    run(trials=1, storage=storage, name="a")
+    with pytest.raises(StudyError, match="--resume goes on with it"):
+        run(trials=1, storage=storage, name="a")
+    run(trials=1, storage=storage, name="b")
+
+
+def test_storage_by_url(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    first = run(trials=1, storage=url, name="a")
+    assert run(trials=1, storage=url, name="a", resume=True) == first
+
+
+@pytest.mark.parametrize("storage", ["nonsense://host/base", "/proc/no/such/folder/x.journal"])
+def test_unusable_storage(storage: str) -> None:
+    with pytest.raises(StudyError, match="cannot be"):
+        run(trials=1, storage=storage, name="a")
+
+
+def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
+    storage = tmp_path / "study.journal"
+    program = f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import toys
+        from calibrate.search import search
+        calls = iter(range(100))
+        def objective(schedule):
+            if next(calls) == 4:
+                print("in the middle of a trial", flush=True)
+                time.sleep(60)
+            return toys.interacting(schedule)
+        search(toys.space(), toys.starts(), objective, toys.predict_ms, {BUDGET_MS}, trials=9,
+               storage={str(storage)!r}, name="a")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in the middle of a trial\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+    seen: list[Schedule] = []
+
+    def objective(schedule: Schedule) -> Score:
+        seen.append(schedule)
+        return toys.interacting(schedule)
+
+    found = run(objective, trials=9, storage=storage, name="a", resume=True)
+    assert len(found.trials) == 2 + 9
+    distinct = {trial.schedule for trial in found.trials}
+    assert len(distinct - set(seen)) == 4  # what had run before the kill did not run again
+    kept = optuna.load_study(
+        study_name="a",
+        storage=optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(storage))
+        ),
+    )
+    states = [trial.state for trial in kept.get_trials()]
+    assert states.count(optuna.trial.TrialState.FAIL) == 1
+    assert optuna.trial.TrialState.RUNNING not in states
+    assert all(
+        trial.constraints["over_budget_ms"] <= 0
+        for trial in kept.get_trials()
+        if trial.state == optuna.trial.TrialState.COMPLETE
+    )
+
+
+def test_schedules_survive_storage() -> None:
+    schedule = Schedule(
+        (LayerRule(2, 8), LayerRule(1, 4, toys.THIN)),
+        Operators(group=7),
+        LengthRule("constant_kept_frames", 24, 2, 900),
+    )
+    assert decode(encode(schedule)) == schedule

@@ -1,0 +1,101 @@
+"""A calibration in seconds: a model of two layer pairs, six clips of four frames, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+from torch import nn
+
+from calibrate.latency import TERMS, LatencyModel
+from calibrate.latency_fit import FitReport
+from calibrate.latency_timing import LatencyTable
+from calibrate.passes import layout_of
+from spark3r import Clip, Schedule
+from spark3r.timing import Latency
+
+FRAMES, TARGET, SIDE = 4, 64, 16
+WALL_MS, DENSE_MS = 50.0, 100.0
+
+
+def clips(count: int = 6) -> list[Clip]:
+    from spark3r.reference.render import rendered_clip
+
+    return [rendered_clip(1_000_000 + seed, FRAMES, SIDE, SIDE) for seed in range(count)]
+
+
+def latency_table(
+    model: nn.Module, images: torch.Tensor, *args: Any, **kwargs: Any
+) -> LatencyTable:
+    """A made-up table: attention products and keys cost, dense takes `DENSE_MS`."""
+    layout = layout_of(model, images)
+    shape = LatencyModel(TARGET, WALL_MS, dict.fromkeys(TERMS, 0.0) | {"attention": 1.0})
+    dense = shape.predict_ms(Schedule.dense(2), layout) - WALL_MS
+    scale = (DENSE_MS - WALL_MS) / dense
+    fitted = LatencyModel(TARGET, WALL_MS, dict.fromkeys(TERMS, 0.0) | {"attention": scale})
+    return LatencyTable(
+        layout=layout,
+        layers=(),
+        passes={"dense": Latency((DENSE_MS,) * 3), "wall": Latency((WALL_MS,) * 3)},
+        model=fitted,
+        report=FitReport(("mixed",), (1.0,), (1.0,), 0.0, 0.0, 0.1, 0.1),
+        dense_ms=DENSE_MS,
+        dense_extrapolated=False,
+        wall_ms=WALL_MS,
+    )
+
+
+def timed_passes(
+    model: nn.Module, images: torch.Tensor, treatments: Mapping[str, Any], **kwargs: Any
+) -> dict[str, Latency]:
+    table = latency_table(model, images)
+    fixed = {"dense": DENSE_MS, "wall": WALL_MS}
+    return {
+        name: Latency(
+            (
+                table.model.predict_ms(treatment, table.layout)
+                if isinstance(treatment, Schedule)
+                else fixed[treatment],
+            )
+            * 3
+        )
+        for name, treatment in treatments.items()
+    }
+
+
+def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    import calibrate.baselines
+    import calibrate.calibration
+    import calibrate.verify
+
+    monkeypatch.setattr(calibrate.calibration, "measure_latency", latency_table)
+    monkeypatch.setattr(calibrate.calibration, "time_passes", timed_passes)
+    monkeypatch.setattr(calibrate.verify, "time_passes", timed_passes)
+    monkeypatch.setattr(calibrate.calibration, "KEY_VALUE_FACTORS", (2, 8))
+    monkeypatch.setattr(calibrate.calibration, "QUERY_FACTORS", (2,))
+    monkeypatch.setattr(calibrate.calibration, "PROBED_CLIPS", 1)
+    monkeypatch.setattr(calibrate.baselines, "UNIFORM_QUERY_FACTORS", (1, 2))
+    monkeypatch.setattr(calibrate.baselines, "PAPER_QUERY_FACTORS", (1,))
+
+
+def make_tiny() -> nn.Module:
+    return make_model()
+
+
+def make_nan() -> nn.Module:
+    """A model that returns NaN as soon as its second global layer is reduced."""
+    model = make_model()
+    projection = model.aggregator.global_blocks[1].attn.proj
+
+    def poison(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        from spark3r.patching import is_applied
+
+        schedule = model.__dict__["_spark3r_handle"].schedule if is_applied(model) else None
+        reduced = schedule is not None and not schedule.layers[1].is_dense
+        return output * float("nan") if reduced else output
+
+    projection.register_forward_hook(poison)
+    return model
