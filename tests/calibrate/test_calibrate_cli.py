@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_job
+
+from calibrate.cli import main
+from spark3r import Profile
+
+SHORT = ["--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "2"]
+CLIPS = [part for seed in range(4) for part in ("--clip", f"rendered:{1_000_000 + seed}")]
+JOB = [*SHORT, *CLIPS, "--model", "tiny_job:make_tiny"]
+
+
+@pytest.fixture(autouse=True)
+def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_job.without_clock(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--budget", "75%", *JOB]) == 0
+    out, err = capsys.readouterr()
+    assert "(exported)" in out
+    assert 'use it with spark3r.apply(model, "tiny-job-make-tiny-75pct.json")' in out
+    assert "budget 75%: 1.17 ms/frame × 64 frames = 75.0 ms per clip, 1.33x dense speed" in err
+    profile = Profile.load(tmp_path / "tiny-job-make-tiny-75pct.json")
+    assert profile.model.name == "tiny_job:make_tiny"
+    assert (tmp_path / "tiny-job-make-tiny-75pct.html").is_file()
+
+    assert main(["--budget", "75%", *JOB]) == 1  # nothing is overwritten silently
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_json_is_one_object_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--budget", "75%", *JOB, "--json", "--quiet", "--output", "a.json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert err == ""
+    assert document["budget"]["clip_ms"] == 75
+    assert document["holds"] is True
+    assert {"dense", "wall", "uniform"} <= {row["schedule"] for row in document["schedules"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--budget"),
+        (["--budget", "30"], "has no unit"),
+        (["--budget", "75%", "--trials", "0"], "integer of at least 1"),
+        (["--budget", "75%", "--clip", "holiday.mp4"], "expected rendered:SEED"),
+        (["--budget", "75%", "--timeout", "-1"], "above 0"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unreachable_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--budget", "10x", *JOB, "--quiet"]) == 3
+    err = capsys.readouterr().err
+    assert "the least is" in err
+    assert "Traceback" not in err
+    assert not list(Path().glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "no/such/folder.json"], "there is no folder"),
+        (["--output", "profile.txt"], "does not end in .json"),
+        (["--model", "tiny_job:make_nothing"], "has no 'make_nothing'"),
+        (["--model", "tiny_job:make_nan"], "layer 1 (aggregator.global_blocks.1.attn)"),
+        (["--resume"], "holds no study"),
+    ],
+)
+def test_failed(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--budget", "75%", *JOB, "--quiet", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
+def test_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert main(["--budget", "75%", *JOB, "--output", "locked/a.json"]) == 1
+    assert "read-only" in capsys.readouterr().err
+
+
+def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*names: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spark3r.profile.files.os.replace", full)
+    assert main(["--budget", "75%", *JOB, "--quiet"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(Path().glob("*.json"))
+
+
+def test_interrupted_search_exports_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import calibrate.search
+
+    calls = iter(range(1000))
+    score = calibrate.search._Run._score
+
+    def stopped(self, schedule):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return score(self, schedule)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate.search._Run, "_score", stopped)
+        assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json"]) == 130
+    first = json.loads(capsys.readouterr().out)
+    assert first["interrupted"] is True
+    assert first["trials"] == 5
+    assert Profile.load(tmp_path / "a.json").status == "measured"
+
+    again = ["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet", "--resume"]
+    assert main(again) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["trials"] > 5
+    assert second["interrupted"] is False
+
+
+def test_interrupted_before_the_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calibrate.calibration.probe", interrupt)
+    assert main(["--budget", "75%", *JOB, "--quiet"]) == 130
+    assert "before there was anything to export" in capsys.readouterr().err
+    assert not list(Path().glob("*.json"))
+
+
+def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--budget", "75%", *JOB, "--quiet", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "sensitivity:" in out
+    assert "in all about" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys\n"
+        "from calibrate.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as left:\n    assert left.code == 0\n"
+        "heavy = {'torch', 'optuna', 'pandas', 'scipy', 'matplotlib', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.count("  calibrate --budget") == 3
+    for default in ("(default: 24)", "(default: 40)", "(default: cpu)", "(default: 0)"):
+        assert default in answer.stdout
