@@ -90,7 +90,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
     environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
     table = rows(result)
     measurement = result.profile.measurements[0]
-    return environment.get_template("report.html").render(
+    return environment.get_template("report.html.jinja").render(
         profile=profile,
         model=result.profile.model,
         measurement=measurement,
