@@ -17,7 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -68,9 +68,6 @@ class Run:
     abs_rel_aligned: float
     deviation_log_depth: float
     deviation_rotation_deg: float
-
-
-Context = AbstractContextManager[Any]
 
 
 @contextmanager
@@ -135,27 +132,43 @@ def run(
     )
 
 
-def measure(
-    model: ReferenceModel, clips: int, frames: int, cache: Path | None
-) -> dict[str, list[Run]]:
-    """Run every schedule on every clip, interleaved so that timings compare."""
-    layers = len(model.aggregator.global_blocks)
-    todo = schedules(layers, frames)
-    runs: dict[str, list[Run]] = {name: [] for name in ("dense", *todo, "own frame only")}
+def measure_clip(
+    model: ReferenceModel, seed: int, frames: int, cache: Path | None
+) -> dict[str, Run]:
+    """Run every schedule on one clip."""
+    todo = schedules(len(model.aggregator.global_blocks), frames)
     _, keys = path_times(frames)
-    seeds = EVALUATION[FIRST_CLIP : FIRST_CLIP + clips]
+    clip = evaluation_clip(seed, frames, cache)
+    with torch.inference_mode():
+        model(clip.images)  # warm-up
+    reference, dense = run(model, clip, keys, None)
+    runs = {"dense": reference}
+    for name, schedule in todo.items():
+        with spark3r.apply(model, schedule):
+            runs[name] = run(model, clip, keys, dense)[0]
+    with isolated(model):
+        runs["own frame only"] = run(model, clip, keys, dense)[0]
+    return runs
+
+
+def measure(model: ReferenceModel, options: argparse.Namespace) -> dict[str, list[Run]]:
+    """Run every schedule on every clip; finished clips are kept and not run again."""
+    runs: dict[str, list[Run]] = {}
+    begin = time.monotonic()
+    first = FIRST_CLIP + options.skip
+    seeds = EVALUATION[first : first + options.clips]
     for seed in track(seeds, description="clips", console=Console(stderr=True)):
-        clip = evaluation_clip(seed, frames, cache)
-        with torch.inference_mode():
-            model(clip.images)  # warm-up
-        reference, dense = run(model, clip, keys, None)
-        runs["dense"].append(reference)
-        for name in runs:
-            if name == "dense":
+        kept = options.runs / f"{options.frames}-{seed}.json"
+        if not kept.exists():
+            if time.monotonic() - begin > 60.0 * options.minutes:
                 continue
-            context: Context = spark3r.apply(model, todo[name]) if name in todo else nullcontext()
-            with context if name in todo else isolated(model):
-                runs[name].append(run(model, clip, keys, dense)[0])
+            result = measure_clip(model, seed, options.frames, options.cache)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps({name: asdict(row) for name, row in result.items()}))
+        for name, row in json.loads(kept.read_text()).items():
+            runs.setdefault(name, []).append(Run(**row))
+    if not runs:
+        raise SystemExit("no clip was finished in the time given")
     return runs
 
 
@@ -240,21 +253,25 @@ def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--skip", type=int, default=0, help="clips left out at the beginning")
     parser.add_argument("--frames", type=int, default=48)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no clip after that long")
+    kept = Path("runs") / "asymmetry"
+    parser.add_argument("--runs", type=Path, default=kept, help="folder of finished clips")
     parser.add_argument("--weights", default="shipped")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "spark3r" / "scenes")
     default = Path(__file__).with_name("results")
     parser.add_argument("--output", type=Path, default=default)
     options = parser.parse_args()
     model = load(weights=options.weights)
-    runs = measure(model, options.clips, options.frames, options.cache)
-    summary = summarise(runs)
-    show(summary, options.clips, options.frames)
+    runs = measure(model, options)
+    summary, clips = summarise(runs), len(runs["dense"])
+    show(summary, clips, options.frames)
     options.output.mkdir(parents=True, exist_ok=True)
     document = {
-        "clips": options.clips,
+        "clips": clips,
         "frames": options.frames,
-        "seeds": [EVALUATION[FIRST_CLIP], EVALUATION[FIRST_CLIP + options.clips - 1]],
+        "first_seed": EVALUATION[FIRST_CLIP + options.skip],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
