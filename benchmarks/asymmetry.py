@@ -28,6 +28,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import NullLocator
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -229,6 +230,8 @@ def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
         axes[1, 1].plot(times, [e["auc_30"] for e in (dense, *entries)], marker="o")
     axes[0, 1].set(xscale="log", yscale="log", xlabel="factor", ylabel="deviation of log depth")
     axes[0, 1].set_xticks(FACTORS, [str(factor) for factor in FACTORS])
+    for axis in (axes[0, 0], axes[1, 0], axes[0, 1]):
+        axis.xaxis.set_minor_locator(NullLocator())
     axes[1, 1].set(xlabel="latency, ms", ylabel="AUC@30")
     axes[0, 0].legend(fontsize=7)
     names = [name for name in summary if name.startswith("layer ")]
