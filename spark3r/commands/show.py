@@ -80,10 +80,10 @@ def _show(options: argparse.Namespace) -> int:
 
 def _cost(profile: Profile, name: str, layout: TokenLayout) -> dict[str, Any]:
     """Return a schedule's realised lengths and cost on a layout, layer by layer."""
-    from ..reduction import attention_share, clamp, key_value_length, query_length
+    from ..reduction import attention_share, key_value_length, query_length, resolve
 
     record = _record(profile, name)
-    rules = [clamp(rule, layout) for rule in record.schedule().resolve(layout.frames)]
+    rules = resolve(record.schedule(), layout)
     return {
         "schedule": name,
         "frames": layout.frames,

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import LayoutError
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import attend, select
@@ -25,6 +24,7 @@ from .projection import join, project
 from .rotary import rotate
 from .structure import (
     attentions,
+    clip_images,
     has,
     is_fused_attention,
     locate,
@@ -99,11 +99,7 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
 def _layout(
     backbone: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[int, TokenLayout]:
-    images = args[0] if args else kwargs["x"]
-    if images.ndim != 5:
-        raise LayoutError(
-            f"the backbone was given images of shape {list(images.shape)}, expected [B, S, 3, H, W]"
-        )
+    images = clip_images(args, kwargs, "x", "backbone")
     inner = backbone.pretrained
     height, width = images.shape[3] // inner.patch_size, images.shape[4] // inner.patch_size
     getter = getattr(inner, "position_getter", None)

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import LayoutError
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import attend, select
@@ -23,6 +22,7 @@ from .outputs import first_clip
 from .projection import join, project
 from .structure import (
     attentions,
+    clip_images,
     has,
     is_fused_attention,
     locate,
@@ -81,12 +81,7 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
 def _layout(
     aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[int, TokenLayout]:
-    images = args[0] if args else kwargs["images"]
-    if images.ndim != 5:
-        raise LayoutError(
-            f"the aggregator was given images of shape {list(images.shape)}, "
-            "expected [B, S, 3, H, W]"
-        )
+    images = clip_images(args, kwargs, "images", "aggregator")
     return images.shape[0], TokenLayout(
         frames=images.shape[1],
         height=images.shape[3] // aggregator.patch_size,

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import LayoutError
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import attend, select
@@ -15,6 +14,7 @@ from ..reference.rope import apply_rope
 from ..schedule import LayerRule
 from .family import Family
 from .projection import join, project
+from .structure import clip_images
 
 
 def _matches(root: nn.Module) -> bool:
@@ -34,12 +34,7 @@ def _entry(root: Any) -> nn.Module:
 def _layout(
     aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[int, TokenLayout]:
-    images = args[0] if args else kwargs["images"]
-    if images.ndim != 5:
-        raise LayoutError(
-            f"the aggregator was given images of shape {list(images.shape)}, "
-            "expected [B, S, 3, H, W]"
-        )
+    images = clip_images(args, kwargs, "images", "aggregator")
     patch = aggregator.patch_size
     return images.shape[0], TokenLayout(
         frames=images.shape[1],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import FamilyError, LayoutError
 from .family import unwrap
@@ -120,3 +120,25 @@ def refuse_stale_positions(
             f"the model was moved to {device}, but it still holds token positions on "
             f"{cached.device} from an earlier run: clear them with {where}.clear()"
         )
+
+
+def clip_images(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], keyword: str, entry: str
+) -> Tensor:
+    """Return the images ``[B, S, 3, H, W]`` that an entry module was called with.
+
+    Args:
+        args: Its positional arguments, images first.
+        kwargs: Its keyword arguments.
+        keyword: What it calls its images.
+        entry: What to call it in an error.
+
+    Raises:
+        LayoutError: If they have another number of dimensions.
+    """
+    images: Tensor = args[0] if args else kwargs[keyword]
+    if images.ndim != 5:
+        raise LayoutError(
+            f"the {entry} was given images of shape {list(images.shape)}, expected [B, S, 3, H, W]"
+        )
+    return images

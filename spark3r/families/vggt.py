@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import LayoutError
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import attend, select
@@ -22,6 +21,7 @@ from .projection import join, project
 from .rotary import rotate
 from .structure import (
     attentions,
+    clip_images,
     has,
     is_fused_attention,
     locate,
@@ -77,12 +77,7 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
 def _layout(
     aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[int, TokenLayout]:
-    images = args[0] if args else kwargs["images"]
-    if images.ndim != 5:
-        raise LayoutError(
-            f"the aggregator was given images of shape {list(images.shape)}, "
-            "expected [B, S, 3, H, W]"
-        )
+    images = clip_images(args, kwargs, "images", "aggregator")
     patch = aggregator.patch_size
     height, width = images.shape[3] // patch, images.shape[4] // patch
     getter = getattr(aggregator, "position_getter", None)
