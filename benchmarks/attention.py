@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn.functional as F
-from memory import peak_extra_mb
 
 from spark3r.env import environment
 from spark3r.layout import TokenLayout
+from spark3r.memory import peak_extra_mb
 from spark3r.reduction import attend, key_value_length, merge, query_length, select
 from spark3r.schedule import LayerRule, Operators
 from spark3r.timing import Latency, interleaved

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rError, Spark3rWarning
 from spark3r.families import Family, detect, unwrap
+from spark3r.inference import layout_of
 from spark3r.layout import TokenLayout
 from spark3r.patching import is_applied
 from spark3r.profile import Profile
@@ -33,7 +34,6 @@ from .export import Evidence, make_profile
 from .latency import LatencyModel
 from .latency_timing import LatencyTable, measure_latency, time_passes
 from .objective import Objective, Source
-from .passes import layout_of
 from .quality import mean_figures
 from .search import Found, Score, Space, Trial, search
 from .sensitivity import SensitivityError, probe

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> str:
-    from .memory import is_out_of_memory
+    from spark3r.memory import is_out_of_memory
 
     if isinstance(error, Spark3rError):
         return str(error)

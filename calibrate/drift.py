@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from spark3r.clips import Clip
 from spark3r.families import Family, detect, unwrap
+from spark3r.inference import layout_of, run
 from spark3r.layout import TokenLayout
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators
 
-from .passes import layout_of, run
 from .sensitivity import COLUMNS, SensitivityError, operators_text
 
 METRIC = "drift"

@@ -9,11 +9,11 @@ from torch import nn
 
 from spark3r.clips import Clip
 from spark3r.families import Family, detect
+from spark3r.inference import predict
 from spark3r.patching import apply
 from spark3r.prediction import Prediction
 from spark3r.schedule import Schedule
 
-from .passes import predict
 from .quality import Quality, assess
 
 

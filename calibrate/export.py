@@ -13,6 +13,7 @@ from torch import nn
 from spark3r.env import device_name, environment
 from spark3r.families import Family
 from spark3r.fingerprint import describe
+from spark3r.inference import device_of
 from spark3r.profile import Profile
 from spark3r.profile.evidence import (
     BaselineRun,
@@ -34,7 +35,6 @@ from .budget import ResolvedBudget
 from .latency import FORM
 from .latency_timing import LatencyTable
 from .objective import Source
-from .passes import device_of
 from .quality import Quality
 from .splits import Split
 from .verify import Decision, Verified

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from spark3r.errors import FamilyError
 from spark3r.families import Family, detect, unwrap
+from spark3r.inference import device_of, first_attention_call, layout_of, run
 from spark3r.layout import TokenLayout
+from spark3r.memory import is_out_of_memory
 from spark3r.patching import apply, remove
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators, Schedule
 from spark3r.timing import WARM_UP_S, Call, Latency, interleaved, make_stopwatch, warm_up
+from spark3r.wall import apply_wall, wall_family
 
 from .latency import LatencyModel
 from .latency_fit import FitReport, LayerSample, PassSample, check_fit, fit
-from .memory import is_out_of_memory
-from .passes import device_of, first_attention_call, layout_of, run
-from .wall import apply_wall, wall_family
 
 Treatment = Schedule | Literal["dense", "wall"]
 

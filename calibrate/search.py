@@ -23,10 +23,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from spark3r.errors import Spark3rError
+from spark3r.memory import is_out_of_memory
 from spark3r.schedule import LengthRule, Operators, Schedule
 
 from .knapsack import Choice, solve
-from .memory import is_out_of_memory
 from .study import Studies, decode, encode, finished, open_studies
 
 LOG_WEIGHT = 1.5

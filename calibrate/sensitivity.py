@@ -24,6 +24,7 @@ from torch import nn
 
 from spark3r.errors import Spark3rError
 from spark3r.families import Family, detect, unwrap
+from spark3r.inference import layout_of
 from spark3r.layout import TokenLayout
 from spark3r.prediction import PredictionError
 from spark3r.reduction import clamp
@@ -31,7 +32,6 @@ from spark3r.schedule import LayerRule, Operators, Schedule
 
 from .evaluation import DenseRuns, evaluate
 from .objective import Objective, Source, score
-from .passes import layout_of
 from .quality import Quality
 
 _SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")

@@ -18,10 +18,10 @@ from calibrate.latency_timing import (
     time_layers,
     time_passes,
 )
-from calibrate.memory import is_out_of_memory
 from calibrate.stratified import stratified_schedules
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
+from spark3r.memory import is_out_of_memory
 from spark3r.reduction import clamp
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)

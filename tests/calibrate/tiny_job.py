@@ -13,8 +13,8 @@ from torch import nn
 from calibrate.latency import TERMS, LatencyModel
 from calibrate.latency_fit import FitReport
 from calibrate.latency_timing import LatencyTable
-from calibrate.passes import layout_of
 from spark3r import Clip, Schedule
+from spark3r.inference import layout_of
 from spark3r.timing import Latency
 
 FRAMES, TARGET, SIDE = 4, 64, 16

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spark3r.clips import Clip
-from spark3r.errors import FamilyError
-from spark3r.families import Family, detect, unwrap
-from spark3r.layout import TokenLayout
-from spark3r.prediction import Prediction
+from .clips import Clip
+from .errors import FamilyError
+from .families import Family, detect, unwrap
+from .layout import TokenLayout
+from .prediction import Prediction
 
 
 def run(model: nn.Module, images: Tensor) -> Any:

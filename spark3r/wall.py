@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from spark3r.families import Family, detect, unwrap
-from spark3r.handle import Handle
-from spark3r.layout import TokenLayout
-from spark3r.patching import apply
-from spark3r.schedule import LayerRule, Operators, Schedule
+from .families import Family, detect, unwrap
+from .handle import Handle
+from .layout import TokenLayout
+from .patching import apply
+from .schedule import LayerRule, Operators, Schedule
 
 # The rules of this schedule are never followed: it only has to be reduced, at any clip length.
 _ANY_REDUCTION = 2

@@ -1,0 +1,61 @@
+"""Peak memory of a call, and telling a pass that does not fit from one that fails."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
+    """Return how far memory rose above its level before the call, in MB (10⁶ bytes).
+
+    On CUDA what the allocator handed out counts, on the CPU the process's resident memory, by the
+    kernel's high-water mark. The call's result counts, and is dropped afterwards.
+
+    Args:
+        call: What to run, once.
+        device: Where it does its work.
+
+    Returns:
+        None where it cannot be measured: a CPU without Linux's ``/proc``, or another device.
+    """
+    device = torch.device(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    if device.type != "cpu":
+        return None
+    try:
+        _CLEAR.write_text("5")  # resets the high-water mark
+        before = _status_kb("VmRSS")
+    except OSError:
+        return None
+    call()
+    return max(0, _status_kb("VmHWM") - before) * 1024 / 1e6
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the host or a device, did not suffice."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    # The CPU allocator and some backends raise a plain RuntimeError.
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def _status_kb(field: str) -> int:
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise OSError(f"{_STATUS} has no field {field}")

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spark3r import memory
+from spark3r.memory import is_out_of_memory, peak_extra_mb
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
+def test_what_a_call_takes_at_its_peak_counts_also_when_it_is_freed() -> None:
+    def call() -> torch.Tensor:
+        torch.ones(16 * 2**20)  # 64 MiB that are dropped before the result is made
+        return torch.ones(1)
+
+    peak_mb = peak_extra_mb(call)
+    assert peak_mb is not None
+    assert 60 < peak_mb < 130
+
+
+def test_no_figure_where_it_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CLEAR", Path("/nonexistent/clear_refs"))
+    assert peak_extra_mb(lambda: None) is None
+    assert peak_extra_mb(lambda: None, "meta") is None
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(ValueError("out of memory"))
