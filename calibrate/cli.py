@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from spark3r.clips import Clip
 
-    from .calibration import Progress, Settings
+    from .settings import Progress, Settings
     from .splits import Split
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -85,8 +85,9 @@ def _calibrate(options: argparse.Namespace, budget: Budget) -> int:
     from spark3r.families import detect
     from spark3r.loading import load_model
 
-    from .calibration import Settings, run
+    from .calibration import run
     from .progress import Reporter
+    from .settings import Settings
 
     model = load_model(options.model, options.device)
     family = detect(model)

@@ -31,6 +31,10 @@ class DenseRuns:
     predictions: tuple[Prediction, ...]
     qualities: tuple[Quality, ...]
 
+    def first(self, count: int) -> DenseRuns:
+        """Return those of the first ``count`` clips."""
+        return DenseRuns(self.clips[:count], self.predictions[:count], self.qualities[:count])
+
 
 def run_dense(model: nn.Module, clips: Sequence[Clip], family: Family | None = None) -> DenseRuns:
     """Return the dense runs of an unpatched model.

@@ -11,7 +11,8 @@ from spark3r.schedule import Operators, Schedule
 
 from .baselines import PAPER_QUERY_FACTORS, UNIFORM_QUERY_FACTORS
 from .budget import time_text
-from .calibration import (
+from .evaluation import DenseRuns, evaluate, run_dense
+from .settings import (
     KEY_VALUE_FACTORS,
     KNAPSACK_SHARES,
     OPERATORS,
@@ -19,7 +20,6 @@ from .calibration import (
     QUERY_FACTORS,
     Settings,
 )
-from .evaluation import DenseRuns, evaluate, run_dense
 from .splits import Split
 from .verify import KINDS
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .budget import number_text
-from .calibration import OPERATORS, Calibration
 from .pictures import TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
+from .result import Calibration
 from .sensitivity import operators_text
+from .settings import OPERATORS
 from .summary import FIGURES, holds, rows
 
 if TYPE_CHECKING:

@@ -28,9 +28,14 @@ class Split:
     held_out: tuple[Clip, ...]
 
     @property
+    def clips(self) -> tuple[Clip, ...]:
+        """All clips."""
+        return (*self.search, *self.selection, *self.held_out)
+
+    @property
     def shortest(self) -> int:
         """Frames of the shortest clip."""
-        return min(clip.frames for clip in (*self.search, *self.selection, *self.held_out))
+        return min(clip.frames for clip in self.clips)
 
 
 def split_clips(clips: Sequence[Clip], held_out: Sequence[Clip] = ()) -> Split:

@@ -10,8 +10,8 @@ from typing import Any
 from spark3r.tables import print_table
 
 from .budget import number_text
-from .calibration import Calibration
 from .quality import mean_figures
+from .result import Calibration
 from .verify import Verified
 
 FIGURES: Mapping[str, str] = {

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from spark3r.errors import Spark3rError
+
 from .budget import Budget, time_text
+from .latency_timing import time_passes
+from .settings import Job
 
 TARGET_LENGTHS = (128, 256, 512, 1024)
 """Lengths the default target is chosen from, in frames."""
@@ -79,3 +85,41 @@ def choose_target_length(
     if best is None:
         raise ValueError("there is no length to choose from")
     return best
+
+
+def measured_target_length(job: Job, images: Tensor) -> TargetLength:
+    """Return the target length of a job, timing dense and the wall at each length in question.
+
+    Args:
+        job: The job.
+        images: Footage, ``[S, 3, H, W]``, of any length.
+
+    Raises:
+        Spark3rError: If a clip does not fit into memory even without global attention.
+    """
+
+    def latencies(frames: int) -> tuple[float, float]:
+        timed = time_passes(
+            job.model,
+            clip_of_length(images, frames),
+            {"dense": "dense", "wall": "wall"},
+            family=job.family,
+            limit_s=job.settings.timing_s / 4,
+        )
+        if "wall" not in timed:
+            raise Spark3rError(
+                f"a clip of {frames} frames does not fit even without global attention: give a "
+                "shorter --target-frames"
+            )
+        wall_ms = timed["wall"].median_ms
+        return (timed["dense"].median_ms if "dense" in timed else 1e3 * wall_ms), wall_ms
+
+    return choose_target_length(job.settings.budget, latencies)
+
+
+def clip_of_length(images: Tensor, frames: int) -> Tensor:
+    """Return ``frames`` frames ``[S, 3, H, W]`` to time, going to and fro over the footage."""
+    count = images.shape[0]
+    period = max(1, 2 * count - 2)
+    order = [i % period if i % period < count else period - i % period for i in range(frames)]
+    return images[order]

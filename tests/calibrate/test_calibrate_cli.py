@@ -143,7 +143,7 @@ def test_interrupted_before_the_search(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibrate.calibration.probe", interrupt)
+    monkeypatch.setattr("calibrate.profiling.probe", interrupt)
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 130
     assert "before there was anything to export" in capsys.readouterr().err
     assert not list(Path().glob("*.json"))

@@ -9,11 +9,13 @@ import torch
 
 import calibrate
 from calibrate.budget import UnreachableBudgetError, parse_budget
-from calibrate.calibration import Settings, clip_of_length, run
+from calibrate.calibration import run
 from calibrate.report import write_report
 from calibrate.sensitivity import SensitivityError
+from calibrate.settings import Settings
 from calibrate.splits import split_clips
 from calibrate.study import StudyError
+from calibrate.target_length import clip_of_length
 from spark3r import Clip, ClipError, Profile, Schedule, Spark3rError, apply
 
 

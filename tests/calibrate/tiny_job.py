@@ -67,18 +67,13 @@ def timed_passes(
 
 
 def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    import calibrate.baselines
     import calibrate.calibration
+    import calibrate.target_length
     import calibrate.verify
 
     monkeypatch.setattr(calibrate.calibration, "measure_latency", latency_table)
-    monkeypatch.setattr(calibrate.calibration, "time_passes", timed_passes)
+    monkeypatch.setattr(calibrate.target_length, "time_passes", timed_passes)
     monkeypatch.setattr(calibrate.verify, "time_passes", timed_passes)
-    monkeypatch.setattr(calibrate.calibration, "KEY_VALUE_FACTORS", (2, 8))
-    monkeypatch.setattr(calibrate.calibration, "QUERY_FACTORS", (2,))
-    monkeypatch.setattr(calibrate.calibration, "PROBED_CLIPS", 1)
-    monkeypatch.setattr(calibrate.baselines, "UNIFORM_QUERY_FACTORS", (1, 2))
-    monkeypatch.setattr(calibrate.baselines, "PAPER_QUERY_FACTORS", (1,))
 
 
 def make_tiny() -> nn.Module:

@@ -1,0 +1,114 @@
+"""Profiling: dense runs, and the tables of sensitivities that a search needs, cached on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from spark3r.clips import Clip
+from spark3r.layout import TokenLayout
+from spark3r.reduction import clamp
+from spark3r.schedule import LayerRule, Operators
+
+from .damage import sensitive_layers
+from .evaluation import DenseRuns, run_dense
+from .sensitivity import SensitivityError, probe
+from .settings import (
+    KEY_VALUE_FACTORS,
+    OPERATORS,
+    PAPER_POINT,
+    PAPER_RAISE,
+    PROBED_CLIPS,
+    QUERY_FACTORS,
+    Job,
+)
+from .table_cache import cached_table, table_key
+
+
+def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
+    """Return the dense runs of clips, with progress."""
+    step = f"dense, {role}"
+    runs = []
+    for number, clip in enumerate(clips):
+        job.progress(step, number, len(clips))
+        runs.append(run_dense(job.model, [clip], job.family))
+    job.progress(step, len(clips), len(clips))
+    return DenseRuns(
+        tuple(clips),
+        tuple(each.predictions[0] for each in runs),
+        tuple(each.qualities[0] for each in runs),
+    )
+
+
+def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
+    """Return the sensitivities around dense, on the first of the clips."""
+    few = dense.first(PROBED_CLIPS)
+
+    def measure() -> pd.DataFrame:
+        return probe(
+            job.model,
+            few,
+            OPERATORS,
+            query_factors=QUERY_FACTORS,
+            key_value_factors=KEY_VALUE_FACTORS,
+            objective=job.settings.objective,
+            family=job.family,
+            progress=lambda done, total: job.progress("sensitivity", done, total),
+        )
+
+    return _cached(job, few, OPERATORS, measure, point=(1, 1))
+
+
+def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, ...]:
+    """Return the sensitive layers by the paper's probe, its factors brought down to the clips.
+
+    Args:
+        job: The job.
+        dense: Dense runs of the search's clips.
+        short: Token layout of the shortest clip.
+    """
+    few = dense.first(PROBED_CLIPS)
+    point = max(1, min(PAPER_POINT, short.frames // PAPER_RAISE))
+    if clamp(LayerRule(1, PAPER_RAISE * point, Operators()), short).key_value <= point:
+        return ()  # of one or two frames none can be dropped further
+
+    def measure() -> pd.DataFrame:
+        return probe(
+            job.model,
+            few,
+            OPERATORS[:1],
+            key_value_factors=(PAPER_RAISE * point,),
+            operating_point=(1, point),
+            objective=job.settings.objective,
+            family=job.family,
+            progress=lambda done, total: job.progress("paper's probe", done, total),
+        )
+
+    table = _cached(job, few, OPERATORS[:1], measure, point=(1, point))
+    try:
+        return sensitive_layers(table)
+    except SensitivityError:  # no ground truth: judged by what there is
+        return sensitive_layers(table, (f"{job.source}.log_ratio", "deviation.trajectory_step_deg"))
+
+
+def _cached(
+    job: Job,
+    dense: DenseRuns,
+    operators: Sequence[Operators],
+    measure: Callable[[], pd.DataFrame],
+    point: tuple[int, int],
+) -> pd.DataFrame:
+    if job.settings.cache is None:
+        return measure()
+    key = table_key(
+        job.model,
+        dense.clips,
+        operators,
+        job.family,
+        query=QUERY_FACTORS,
+        key_value=KEY_VALUE_FACTORS,
+        point=point,
+        objective=job.settings.objective,
+    )
+    return cached_table(job.settings.cache, key, measure)

@@ -1,0 +1,102 @@
+"""What a calibration is asked for, and what it decides by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from spark3r.families import Family
+from spark3r.schedule import Operators
+
+from .budget import Budget
+from .objective import Objective, Source
+
+OPERATORS = (
+    Operators(),
+    Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0),
+)
+"""What layers choose from: the paper's operators, and the ones most faithful to dense."""
+
+QUERY_FACTORS = (2, 4)
+KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
+"""Factors that sensitivities are measured at; 1 comes with them."""
+
+KNAPSACK_SHARES = (0.8, 1.25)
+"""Other budgets, as shares of the one asked for, that the knapsack is also solved at."""
+
+PROBED_CLIPS = 4
+"""Clips of the search that sensitivities are measured on."""
+
+PAPER_POINT, PAPER_RAISE = 32, 8
+"""The paper's probe: all layers at 32, one raised to 8 times that. Brought down to short clips."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, how much of it is done, and its total."""
+
+Say = Callable[[str], None]
+"""Told what the user should know, a line at a time."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a calibration is asked for.
+
+    Attributes:
+        budget: How long a clip may take.
+        target_frames: Length that the budget must hold for; None chooses one.
+        trials: Trials of the search beyond those it starts from.
+        timeout_s: Propose no further trial after so many seconds of search.
+        objective: Which metrics count.
+        source: What schedules are judged by; None takes error where all clips have ground truth,
+            and consistency otherwise.
+        seed: Of everything random.
+        storage: Where trials are kept; see `calibrate.study.open_studies`.
+        resume: Whether to go on with an earlier search of the same model, clips and settings.
+        cache: Folder of measured sensitivities; None keeps none.
+        timing_s: About how many seconds each timing may take.
+        name: What people call the model.
+        weights: Where its weights are found.
+    """
+
+    budget: Budget
+    target_frames: int | None = None
+    trials: int = 40
+    timeout_s: float | None = None
+    objective: Objective = "balanced"
+    source: Source | None = None
+    seed: int = 0
+    storage: str | Path | None = None
+    resume: bool = False
+    cache: Path | None = None
+    timing_s: float = 15.0
+    name: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and what is asked for it, as every step of a calibration takes them.
+
+    Attributes:
+        model: The model itself, unwrapped, without a schedule between the steps.
+        family: What is known of it.
+        settings: What is asked for.
+        source: What schedules are judged by.
+        progress: Told of every step.
+        say: Told what the user should know.
+    """
+
+    model: nn.Module
+    family: Family
+    settings: Settings
+    source: Source
+    progress: Progress
+    say: Say
+
+    @property
+    def depth(self) -> int:
+        """Number of global attention layers."""
+        return len(self.family.attention(self.model))
