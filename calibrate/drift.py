@@ -81,7 +81,7 @@ def drift(
                 block = root.get_submodule(name.rpartition(".")[0])
                 keep = partial(_keep, samples, layer, f"{name}, clip '{clip.name}'")
                 _watch(hooks, family, module, block, layout, candidates, keep)
-            run(model, clip.images)
+            run(model, clip.images, family)
     rows = []
     for (layer, (each, axis, factor)), values in samples.items():
         rows.append(

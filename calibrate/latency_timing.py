@@ -214,9 +214,10 @@ def time_passes(
         else:
             remove(model)
 
+    known = detect(model) if family is None else family
     device = device_of(model)
     images = images.to(device)
-    calls: dict[str, Call] = {name: lambda: run(model, images) for name in treatments}
+    calls: dict[str, Call] = {name: lambda: run(model, images, known) for name in treatments}
     try:
         return _timed_if_they_fit(calls, device, limit_s, before)
     finally:

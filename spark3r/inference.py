@@ -14,15 +14,17 @@ from .layout import TokenLayout
 from .prediction import Prediction
 
 
-def run(model: nn.Module, images: Tensor) -> Any:
+def run(model: nn.Module, images: Tensor, family: Family | None = None) -> Any:
     """Return what the model says of one clip, without recording gradients.
 
     Args:
-        model: A model of any family; all take ``[B, S, 3, H, W]``.
-        images: ``[S, 3, H, W]``, on any device.
+        model: A model of any family.
+        images: ``[S, 3, H, W]`` in [0, 1], on any device.
+        family: What is known of the model; None recognises it.
     """
+    family = detect(model) if family is None else family
     with torch.inference_mode():
-        return model(images.to(device_of(model))[None])
+        return family.call(model, images.to(device_of(model)))
 
 
 def predict(model: nn.Module, clip: Clip, family: Family | None = None) -> Prediction:
@@ -37,7 +39,7 @@ def predict(model: nn.Module, clip: Clip, family: Family | None = None) -> Predi
             f"family '{family.name}' cannot read the model's output: give its Family a predict= "
             "that makes a spark3r.Prediction of it"
         )
-    return family.predict(run(model, clip.images), clip.images).to("cpu")
+    return family.predict(run(model, clip.images, family), clip.images).to("cpu")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -61,7 +63,7 @@ def layout_of(model: nn.Module, images: Tensor, family: Family | None = None) ->
 
     hook = family.entry(root).register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
     try:
-        run(model, images)
+        run(model, images, family)
     except _EnoughSeenError:
         pass
     finally:
@@ -92,7 +94,7 @@ def first_attention_call(
 
     hook = first.register_forward_pre_hook(leave, with_kwargs=True)
     try:
-        run(model, images)
+        run(model, images, family)
     except _EnoughSeenError:
         pass
     finally:

@@ -35,7 +35,7 @@ ORDER = (
     {"handle"},
     {"patching"},
     {"inference", "wall"},
-    {"loading"},
+    {"footage", "loading"},
     {"commands"},
     {"cli"},
     {"__main__"},

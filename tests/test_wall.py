@@ -98,7 +98,7 @@ def test_the_generic_family_has_a_wall_too() -> None:
     toy = Toy().eval()
     images = torch.rand(3, 3, 16, 16)
     with apply_wall(toy, family):
-        at_wall = run(toy, images)
+        at_wall = run(toy, images, family)
     patches = nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
     with torch.inference_mode():
         assert torch.equal(at_wall, toy.embed(patches).reshape(1, -1, 8))

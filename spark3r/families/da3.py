@@ -18,11 +18,13 @@ from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import attend, select
 from ..schedule import LayerRule
-from .family import Family
+from .family import Family, unwrap
 from .outputs import first_clip
+from .preprocessing import imagenet_normalised, longest_side
 from .projection import join, project
 from .rotary import rotate
 from .structure import (
+    arguments,
     attentions,
     clip_images,
     has,
@@ -136,6 +138,14 @@ def _attend(
     return attn.proj_drop(attn.proj(join(output)))
 
 
+def _call(model: nn.Module, images: Tensor) -> Any:
+    # The network leaves normalising to its caller, and the API object has no default for exports.
+    exported: dict[str, Any] = (
+        {"export_feat_layers": []} if "infer_gs" in arguments(unwrap(model)) else {}
+    )
+    return model(imagenet_normalised(images)[None], **exported)
+
+
 def _predict(output: Any, images: Tensor) -> Prediction:
     names = ("depth", "depth_conf", "extrinsics", "intrinsics")
     depth, confidence, extrinsics, intrinsics = first_clip(output, *names)
@@ -157,6 +167,8 @@ FAMILY = Family(
     entry=lambda root: _backbone(root)[1],
     layout=_layout,
     attend=_attend,
+    call=_call,
     predict=_predict,
+    preprocess=longest_side,
     facts=_facts,
 )

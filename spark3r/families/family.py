@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..prediction import Prediction
+from .preprocessing import Preprocess
 
 LayoutFunction = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], tuple[int, TokenLayout]]
 
@@ -30,7 +31,10 @@ class Family:
         attend: Replacement of a global attention module's forward:
             ``attend(module, layout, rule, *args, **kwargs)`` with the module's own arguments
             returns what the module would, reduced by a resolved rule.
+        call: Runs the model on one clip of images ``[S, 3, H, W]`` in [0, 1], normalised first
+            where the model leaves that to its caller, and returns what it returns.
         predict: From the model's output for a clip of ``images`` ``[S, 3, H, W]`` to a Prediction.
+        preprocess: From images of any size to what the model takes, ``[S, 3, H, W]`` in [0, 1].
         facts: Integers worth recording: ``patch_size``, ``special_tokens``.
         refuse: Why a model that resembles this family but does not match it cannot be reduced
             ("its attention takes ..."), or None when it does not even resemble it.
@@ -45,7 +49,9 @@ class Family:
     entry: Callable[[nn.Module], nn.Module]
     layout: LayoutFunction
     attend: Callable[..., Tensor]
+    call: Callable[[nn.Module, Tensor], Any] = lambda model, images: model(images[None])
     predict: Callable[[Any, Tensor], Prediction] | None = None
+    preprocess: Preprocess | None = None
     facts: Callable[[nn.Module], dict[str, int]] = lambda root: {}
     refuse: Callable[[nn.Module], str | None] = lambda root: None
     saver: Callable[[nn.Module], Iterable[tuple[nn.Module, str, object]]] = lambda root: ()

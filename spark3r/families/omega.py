@@ -19,6 +19,7 @@ from ..reduction import attend, select
 from ..schedule import LayerRule
 from .family import Family
 from .outputs import first_clip
+from .preprocessing import balanced
 from .projection import join, project
 from .structure import (
     attentions,
@@ -133,5 +134,6 @@ FAMILY = Family(
     layout=_layout,
     attend=_attend,
     predict=_predict,
+    preprocess=balanced,
     facts=_facts,
 )

@@ -22,6 +22,7 @@ from ..reduction import KeySelection, attend, select
 from ..schedule import LayerRule
 from .family import Family
 from .outputs import first_clip
+from .preprocessing import first_image_area
 from .projection import join, project
 from .rotary import rotate
 from .structure import (
@@ -126,5 +127,6 @@ FAMILY = Family(
     layout=_layout,
     attend=_attend,
     predict=_predict,
+    preprocess=first_image_area,
     facts=_facts,
 )

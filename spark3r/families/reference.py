@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..reduction import attend, select
 from ..reference.rope import apply_rope
 from ..schedule import LayerRule
 from .family import Family
+from .preprocessing import balanced
 from .projection import join, project
 from .structure import clip_images
 
@@ -83,5 +85,6 @@ FAMILY = Family(
     layout=_layout,
     attend=_attend,
     predict=_predict,
+    preprocess=partial(balanced, resolution=64, patch=8),  # trained at 64x64
     facts=_facts,
 )

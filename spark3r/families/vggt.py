@@ -17,6 +17,7 @@ from ..reduction import attend, select
 from ..schedule import LayerRule
 from .family import Family
 from .outputs import first_clip
+from .preprocessing import crop_width
 from .projection import join, project
 from .rotary import rotate
 from .structure import (
@@ -131,6 +132,7 @@ FAMILY = Family(
     layout=_layout,
     attend=_attend,
     predict=_predict,
+    preprocess=crop_width,
     facts=_facts,
     saver=lambda root: saver(root, _aggregator(root)[1]),
 )

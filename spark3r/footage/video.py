@@ -1,0 +1,91 @@
+"""Videos, decoded with PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ClipError
+from .frames import INSTALL, Frame, Selection
+from .images import SUFFIXES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def read_video(path: Path, selection: Selection) -> Iterator[Frame]:
+    """Yield the wanted frames of a video, turned as its metadata says.
+
+    When only some are wanted the video is decoded twice: how many frames a container announces is
+    often not how many there are.
+
+    Raises:
+        ClipError: It is no video, has too few frames, or cannot be decoded whole.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        raise ClipError(
+            f"clip '{selection.source}' is one image, and a single frame has nothing to attend to: "
+            "give the folder of images, or a video"
+        )
+    if selection.frames is None:
+        wanted = None
+    else:
+        wanted = frozenset(selection.pick(sum(1 for _ in _decode(path, selection))))
+        selection.skipped.clear()  # the second pass meets the same
+    for number, frame in enumerate(_decode(path, selection)):
+        if wanted is None or number in wanted:
+            time = float(number) if frame.time is None else float(frame.time)
+            yield Frame(f"frame {number}", time, _upright(frame))
+
+
+def _decode(path: Path, selection: Selection) -> Iterator[Any]:
+    """Yield every frame that can be decoded, and note what cannot."""
+    try:
+        import av
+    except ImportError as error:
+        raise ClipError(
+            f"clip '{selection.source}': videos are read with PyAV, which is missing: {INSTALL}; "
+            "or give a folder of images"
+        ) from error
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ClipError(
+            f"clip '{selection.source}' is no video that FFmpeg can read ({_reason(error)}): "
+            "expected a video, a folder of images or rendered:SEED; a recording or download that "
+            "broke off looks like this too"
+        ) from error
+    with container:
+        if not container.streams.video:
+            kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
+            raise ClipError(f"clip '{selection.source}' has no picture in it, only {kinds}")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        packets = 0
+        try:
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                try:
+                    yield from packet.decode()
+                except av.FFmpegError as error:
+                    selection.unreadable(f"what follows frame {packets - 1}", _reason(error))
+        except av.FFmpegError as error:  # from reading, not from decoding
+            selection.unreadable(f"what follows frame {packets - 1}", _reason(error))
+        if packets < stream.frames:
+            selection.unreadable(
+                f"the end from frame {packets} of {stream.frames}", "the file breaks off"
+            )
+
+
+def _upright(frame: Any) -> Image:
+    try:
+        image: Image = frame.to_image()
+    except ImportError as error:
+        raise ClipError(f"frames are made with Pillow, which is missing: {INSTALL}") from error
+    turn = frame.rotation  # degrees, counter-clockwise
+    return image.rotate(turn, expand=True) if turn else image
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

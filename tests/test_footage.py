@@ -1,0 +1,289 @@
+"""Folders, videos and rendered scenes as clips, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from footage_files import frames_of, turn_clockwise, write_images, write_video
+from PIL import Image
+from torch import Tensor
+
+from spark3r import ClipError
+from spark3r.families import FAMILIES
+from spark3r.families.preprocessing import crop_width, to_tensor
+from spark3r.footage import load_clip
+from spark3r.footage.frames import Selection
+from spark3r.reference.render import rendered_clip
+
+
+def as_they_are(images: Iterable[Image.Image]) -> Tensor:
+    return torch.stack([to_tensor(image.convert("RGB")) for image in images])
+
+
+def pixels(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return frames_of(3, 12)
+
+
+@pytest.fixture(scope="module")
+def video(frames: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "tour.mp4", frames)
+
+
+def test_a_folder_is_read_in_natural_order(frames: np.ndarray, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "tour", frames)
+    (folder / "notes.txt").write_text("not a frame")
+    (folder / "._frame_0.png").write_text("what one system leaves beside every file")
+    footage = load_clip(str(folder), as_they_are)
+    assert footage.frames == tuple(f"frame_{i}.png" for i in range(12))
+    assert footage.times == tuple(map(float, range(12)))
+    assert footage.skipped == ()
+    assert footage.clip.name == f"{tmp_path.name}/tour"
+    assert torch.equal(footage.clip.images, pixels(frames))
+
+
+def test_a_video_is_read_to_its_end(frames: np.ndarray, video: Path) -> None:
+    footage = load_clip(str(video), as_they_are)
+    assert footage.clip.name == "tour.mp4"
+    assert footage.frames[-1] == "frame 11"
+    assert footage.times == pytest.approx([i / 10 for i in range(12)])
+    assert torch.equal(footage.clip.images, pixels(frames))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 11, 12])
+def test_frames_are_spread_evenly(
+    frames: np.ndarray, video: Path, tmp_path: Path, count: int
+) -> None:
+    folder = write_images(tmp_path, frames)
+    expected = [int(i * 11 / (count - 1) + 0.5) for i in range(count)]
+    for source in (video, folder):
+        footage = load_clip(str(source), as_they_are, frames=count)
+        assert torch.equal(footage.clip.images, pixels(frames[expected]))
+
+
+def test_picked_frames_are_distinct_and_keep_both_ends() -> None:
+    for available in range(2, 40):
+        for count in range(2, available + 1):
+            picked = Selection("", count, False).pick(available)
+            assert len(set(picked)) == count
+            assert picked == sorted(picked)
+            assert (picked[0], picked[-1]) == (0, available - 1)
+            steps = np.diff(picked)
+            assert steps.max() - steps.min() <= 1
+
+
+def test_a_turned_video_is_upright(frames: np.ndarray, video: Path, tmp_path: Path) -> None:
+    turned = tmp_path / "phone.mp4"
+    turned.write_bytes(video.read_bytes())
+    turn_clockwise(turned)
+    images = load_clip(str(turned), as_they_are).clip.images
+    assert torch.equal(images, pixels(np.rot90(frames, k=-1, axes=(1, 2)).copy()))
+
+
+def test_a_turned_photograph_is_upright(frames: np.ndarray, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    for number in range(2):
+        Image.fromarray(frames[number]).save(tmp_path / f"{number}.png", exif=exif)
+    images = load_clip(str(tmp_path), as_they_are).clip.images
+    assert torch.equal(images, pixels(np.rot90(frames[:2], k=-1, axes=(1, 2)).copy()))
+
+
+def test_a_rendered_scene_keeps_its_ground_truth() -> None:
+    footage = load_clip("rendered:7", as_they_are, frames=3, rendered_size=16)
+    assert footage.clip.has_ground_truth
+    assert torch.equal(footage.clip.images, rendered_clip(7, 3, 16, 16).images)
+    assert len(footage.frames) == len(footage.times) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_takes_mixed_sizes(family: object, frames: np.ndarray, tmp_path: Path) -> None:
+    write_images(tmp_path, frames[:2])
+    Image.fromarray(frames[2].transpose(1, 0, 2)).save(tmp_path / "frame_2.png")
+    preprocess = family.preprocess  # type: ignore[attr-defined]
+    images = load_clip(str(tmp_path), preprocess).clip.images
+    patch = {"reference": 8, "omega": 16}.get(family.name, 14)  # type: ignore[attr-defined]
+    assert images.shape[0] == 3
+    assert images.shape[2] % patch == images.shape[3] % patch == 0
+
+
+def broken_folder(folder: Path, frames: np.ndarray) -> None:
+    write_images(folder, frames)
+    whole = (folder / "frame_1.png").read_bytes()
+    (folder / "frame_1.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "frame_4.png").write_text("no picture")
+    depth = Image.fromarray(np.full((48, 64), 3000, dtype=np.uint16))
+    depth.save(folder / "frame_6.png")
+
+
+def test_unreadable_images_are_named_and_skipped_on_request(
+    frames: np.ndarray, tmp_path: Path
+) -> None:
+    broken_folder(tmp_path, frames)
+    with pytest.raises(ClipError, match=r"frame_1.png cannot be read \(.*\); repair it, remove"):
+        load_clip(str(tmp_path), as_they_are)
+    footage = load_clip(str(tmp_path), as_they_are, skip_bad=True)
+    kept = [i for i in range(12) if i not in (1, 4, 6)]
+    assert torch.equal(footage.clip.images, pixels(frames[kept]))
+    assert footage.frames == tuple(f"frame_{i}.png" for i in kept)
+    assert [text.partition(":")[0] for text in footage.skipped] == [
+        "frame_1.png",
+        "frame_4.png",
+        "frame_6.png",
+    ]
+    assert footage.skipped[1:] == (
+        "frame_4.png: it is no image",
+        "frame_6.png: one channel of more than 8 bits, as depth maps have",
+    )
+
+
+def test_a_video_that_breaks_off_is_said_so(
+    frames: np.ndarray, video: Path, tmp_path: Path
+) -> None:
+    data = video.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: len(data) * 7 // 10])
+    with pytest.raises(ClipError, match=r"the end from frame \d of 12 cannot be read \(the file b"):
+        load_clip(str(cut), as_they_are)
+    footage = load_clip(str(cut), as_they_are, skip_bad=True)
+    read = footage.clip.frames
+    assert 4 < read < 10
+    assert torch.equal(footage.clip.images, pixels(frames[:read]))
+    assert len(footage.skipped) == 1
+    thinned = load_clip(str(cut), as_they_are, frames=3, skip_bad=True)
+    assert thinned.frames[-1] == f"frame {read - 1}"
+    assert thinned.skipped == footage.skipped
+
+
+def test_a_damaged_video_is_said_so(video: Path, tmp_path: Path) -> None:
+    data = bytearray(video.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 8000] = bytes(8000)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    with pytest.raises(ClipError, match=r"what follows frame \d+ cannot be read"):
+        load_clip(str(damaged), as_they_are)
+    footage = load_clip(str(damaged), as_they_are, skip_bad=True)
+    assert 2 <= footage.clip.frames < 12
+    assert footage.skipped
+
+
+def no_video_stream(folder: Path) -> Path:
+    path = folder / "speech.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    return path
+
+
+def text_file(folder: Path) -> Path:
+    (folder / "text.mp4").write_text("hello" * 100)
+    return folder / "text.mp4"
+
+
+def only_subfolders(folder: Path) -> Path:
+    write_images(folder / "images", frames_of(1, 2, 8, 8))
+    (folder / "sparse").mkdir()
+    return folder
+
+
+def only_heic(folder: Path) -> Path:
+    for number in range(3):
+        (folder / f"{number}.HEIC").write_text("")
+    return folder
+
+
+def one_image(folder: Path) -> Path:
+    return write_images(folder, frames_of(1, 1, 48, 64))
+
+
+def tiny_images(folder: Path) -> Path:
+    return write_images(folder, frames_of(1, 2, 8, 8))
+
+
+def narrow_images(folder: Path) -> Path:
+    return write_images(folder, np.zeros((2, 14, 2000, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "there is no such file or folder; expected a folder"),
+        (lambda folder: folder, "no image is in the folder (it is empty), expected bmp, jpeg"),
+        (only_heic, "no image is in the folder (3 .heic), expected"),
+        (only_subfolders, "no image is in the folder itself, but there are in images: name that"),
+        (one_image, "1 frame is there, expected at least 2"),
+        (lambda folder: one_image(folder) / "frame_0.png", "is one image, and a single frame"),
+        (text_file, "is no video that FFmpeg can read (Invalid data found when processing input)"),
+        (no_video_stream, "has no picture in it, only audio"),
+        (tiny_images, "frame_0.png: it has 8x8 pixels, expected sides of at least one patch of"),
+        (narrow_images, "frame_0.png: it has 2000x14 pixels, which the model would see as 518x0"),
+    ],
+)
+def test_what_is_no_footage(make: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+    source = str(make(tmp_path))
+    with pytest.raises(ClipError) as caught:
+        load_clip(source, crop_width)
+    assert message in str(caught.value)
+    assert source in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "frames", "message"),
+    [
+        ("rendered:", None, "clip 'rendered:', expected rendered:SEED such as rendered:7"),
+        ("rendered:-1", None, "clip 'rendered:-1', expected rendered:SEED"),
+        ("rendered:1", 1, "clip 'rendered:1': asked for 1 frame, expected at least 2"),
+        ("/dev/null", None, "clip '/dev/null' is neither a file nor a folder"),
+    ],
+)
+def test_wrong_requests(source: str, frames: int | None, message: str) -> None:
+    with pytest.raises(ClipError) as caught:
+        load_clip(source, as_they_are, frames=frames)
+    assert str(caught.value).startswith(message)
+
+
+def test_more_frames_than_there_are(frames: np.ndarray, video: Path, tmp_path: Path) -> None:
+    for source in (video, write_images(tmp_path, frames)):
+        with pytest.raises(ClipError, match="has 12 frames, fewer than the 13 asked for"):
+            load_clip(str(source), as_they_are, frames=13)
+
+
+def test_nothing_is_left_after_skipping(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_text("no picture")
+    with pytest.raises(ClipError, match="no frame is left after 3 that cannot be read, expected"):
+        load_clip(str(tmp_path), as_they_are, skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [("av", "videos are read with PyAV, which is missing"), ("PIL", "Pillow, which is missing")],
+)
+def test_a_missing_package_is_named_with_its_remedy(
+    package: str, message: str, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ClipError, match=message) as caught:
+        load_clip(str(video), lambda images: torch.stack([to_tensor(image) for image in images]))
+    assert "pip install 'spark3r[video]'" in str(caught.value)
+
+
+def test_importing_footage_needs_neither_pillow_nor_pyav() -> None:
+    program = "import spark3r.footage, sys; print({'av', 'PIL'} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.stdout == "set()\n", answer.stderr
