@@ -1,0 +1,168 @@
+"""The bars of calibration, as `benchmarks/calibration.py` judges them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from calibrate.comparison import PairedRatio, paired_ratio
+from calibrate.latency_fit import FitReport
+from calibrate.objective import Source, score
+from calibrate.quality import Quality
+
+Runs = Mapping[int, Mapping[str, Quality]]
+Found = Mapping[tuple[Source, float], Mapping[str, Any]]
+
+RIVALS = ("paper", "uniform", "knapsack", "search")
+
+FIGURES: Mapping[str, Callable[[Quality, Quality], float]] = {
+    # Scores of errors are means of logarithms of ratios to dense: their geometric mean.
+    "error": lambda run, dense: math.exp(score(run, dense, "error")),
+    "deviation": lambda run, dense: score(run, dense, "deviation"),
+    "log depth and rotation": lambda run, dense: math.sqrt(
+        run.deviation.depth_log * run.deviation.rotation_deg
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: what is asked, what was measured, and whether that meets it (None: not measured)."""
+
+    asked: str
+    measured: str
+    met: bool | None
+
+
+def name_of(mode: Source, share: float, kind: str) -> str:
+    """Return what a schedule is called in tables."""
+    return f"{mode}, wall + {share:.0%}: {kind}"
+
+
+def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: int) -> list[Bar]:
+    """Judge latencies; each round is one run, and its budget follows its own wall and dense."""
+    bars = []
+    for (mode, share), document in found.items():
+        name = name_of(mode, share, document["exported"])
+        asked = f"{name}: latency 0.90 to 1.05 × budget in 9 of 10 runs"
+        budgets = [each["wall"] + share * (each["dense"] - each["wall"]) for each in rounds]
+        parts = [each[name] / ms for each, ms in zip(rounds, budgets, strict=True)]
+        if len(parts) < wanted:
+            bars.append(Bar(asked, f"{len(parts)} of {wanted} runs", None))
+            continue
+        within = sum(0.90 <= part <= 1.05 for part in parts)
+        told = f"{within} of {len(parts)}, {min(parts):.3f} to {max(parts):.3f}"
+        bars.append(Bar(asked, told, within >= 0.9 * len(parts)))
+    return bars
+
+
+def accuracy_bar(report: FitReport | None) -> Bar:
+    """Judge the latency model."""
+    asked = "latency model over 20 schedules: median error at most 5 %, largest 12 %"
+    if report is None:
+        return Bar(asked, "", None)
+    return Bar(asked, str(report), report.median_error <= 0.05 and report.largest_error <= 0.12)
+
+
+def error_bars(found: Found, runs: Runs) -> list[Bar]:
+    """Judge schedules searched for error by the error on held-out clips."""
+    shares = sorted((share for mode, share in found if mode == "error"), reverse=True)
+    bars = []
+    for share in shares:
+        ours = name_of("error", share, found["error", share]["exported"])
+        for rival in ("paper", "uniform"):
+            ratio = compare(runs, ours, name_of("error", share, rival), "error")
+            asked = f"{ours} ÷ {rival}: error, upper bound at most 1.02"
+            bars.append(_judged(asked, ratio, lambda found: found.high <= 1.02))
+            if share == shares[-1]:
+                asked = f"{ours} ÷ {rival}: error, interval below 1"
+                bars.append(_judged(asked, ratio, lambda found: found.high < 1))
+        ratio = compare(runs, ours, "dense", "error")
+        asked = f"{ours} ÷ dense: error at most 1.05"
+        bars.append(_judged(asked, ratio, lambda found: found.ratio <= 1.05))
+    return bars
+
+
+def deviation_bars(found: Found, runs: Runs) -> list[Bar]:
+    """Judge schedules searched for deviation by the deviation on held-out clips."""
+    bars = []
+    for mode, share in found:
+        if mode != "deviation":
+            continue
+        ours = name_of(mode, share, found[mode, share]["exported"])
+        ratio = compare(runs, ours, name_of(mode, share, "paper"), "deviation")
+        asked = f"{ours} ÷ paper: deviation at most 0.6 (aim 0.4)"
+        bars.append(_judged(asked, ratio, lambda found: found.ratio <= 0.6))
+        ratio = compare(runs, ours, name_of(mode, share, "uniform"), "log depth and rotation")
+        asked = f"{ours} ÷ uniform: log depth and rotation, interval below 1 (aim 0.75)"
+        bars.append(_judged(asked, ratio, lambda found: found.high < 1))
+    return bars
+
+
+def default_bars(default: Mapping[str, Any] | None) -> list[Bar]:
+    """Judge the time of the plain command."""
+    asked = ("default run at most 5 minutes", "its profiler at most a third of it")
+    if default is None:
+        return [Bar(each, "", None) for each in asked]
+    total, dense, steps = default["total_s"], default["dense_forward_s"], default["steps_s"]
+    profiler = sum(steps.get(step, 0.0) for step in ("sensitivity", "paper's probe"))
+    search = steps.get("search", 0.0)
+    told = (
+        f"{profiler / total:.0%}; in dense forwards, profiling {profiler / dense:.0f}, search "
+        f"{search / dense:.0f}"
+    )
+    return [
+        Bar(asked[0], f"{total:.0f} s", total <= 300),
+        Bar(asked[1], told, profiler <= total / 3),
+    ]
+
+
+def compare(runs: Runs, ours: str, rival: str, figure: str) -> PairedRatio | None:
+    """Return how much larger a figure of ours is than a rival's; None where one did not run."""
+    if not runs or any(not {ours, rival} <= clip.keys() for clip in runs.values()):
+        return None
+    of = FIGURES[figure]
+    return paired_ratio(
+        *(
+            {clip["dense"].clip: of(clip[name], clip["dense"]) for clip in runs.values()}
+            for name in (ours, rival)
+        )
+    )
+
+
+def mean_figures(runs: Runs) -> dict[str, dict[str, float]]:
+    """Return every figure and score of every schedule, mean over clips."""
+    means: dict[str, dict[str, float]] = {}
+    for name in next(iter(runs.values()), {}):
+        tables = []
+        for clip in runs.values():
+            scores = {
+                f"score.{source}": score(clip[name], clip["dense"], source)
+                for source in get_args(Source)
+            }
+            tables.append(scores | clip[name].figures())
+        common = [key for key in tables[0] if all(key in table for table in tables)]
+        means[name] = {
+            key: math.fsum(table[key] for table in tables) / len(tables) for key in common
+        }
+    return means
+
+
+def comparisons(found: Found, runs: Runs) -> list[dict[str, Any]]:
+    """Return what is exported against every rival, by every figure."""
+    rows = []
+    for (mode, share), document in found.items():
+        ours = name_of(mode, share, document["exported"])
+        rivals = [name_of(mode, share, rival) for rival in RIVALS if rival != document["exported"]]
+        for rival in [*rivals, "dense"]:
+            for figure in FIGURES if rival != "dense" else ("error",):
+                ratio = compare(runs, ours, rival, figure)
+                if ratio is not None:
+                    rows.append({"ours": ours, "rival": rival, "figure": figure, **asdict(ratio)})
+    return rows
+
+
+def _judged(asked: str, ratio: PairedRatio | None, meets: Callable[[PairedRatio], bool]) -> Bar:
+    return Bar(asked, "", None) if ratio is None else Bar(asked, str(ratio), meets(ratio))

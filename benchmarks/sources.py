@@ -1,0 +1,300 @@
+"""How error, consistency and deviation rank schedules.
+
+    python benchmarks/sources.py --clips 24 [--minutes 5]
+
+runs some fifty schedules (the paper's operators and ours; queries only, keys and values only, both;
+uniform and drawn per layer; mild to harsh) on held-out rendered clips, and prints Spearman's rank
+correlation over the schedules of each figure with the error. A figure is taken on one half of the
+clips and the error on the other, over many random halves, since a search never sees the clips that
+its result is used on; how the error itself does on other clips is the most that can be had.
+Intervals are bootstrapped over clips, and over clips and schedules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from measured import add_arguments, bench
+from scipy.stats import rankdata
+
+from calibrate.objective import Objective, Source, score
+from calibrate.quality import Quality
+from spark3r import LayerRule, Operators, Schedule
+from spark3r.metrics import collapsed
+from spark3r.reference.seeds import EVALUATION
+
+FIRST_CLIP = 2000  # among the evaluation seeds: none of the evaluation table's or other scripts'
+PAPER = Operators()
+GRID = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+HALF = Operators(key_value="token_stride", keep_anchor=True, mass_correction=0.5)
+LEVELS = {"mild": (1, 2, 4), "middle": (2, 4, 8, 16), "harsh": (8, 16, 32, 64)}
+QUERY_LEVELS = {"mild": (1, 2), "middle": (2, 3, 4), "harsh": (4, 8, 16)}
+OBJECTIVES: tuple[Objective, ...] = ("balanced", "depth", "pose", "points")
+SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
+SINGLE = ("depth_log", "rotation_deg", "translation_deg", "points")
+COLUMNS = ("balanced", "depth", "pose", "points", "auc_30")
+SPLITS = 1000
+TAKEN = (1, 2, 4, 8, 12, 16)
+
+Floats = npt.NDArray[np.float64]
+
+
+def schedules(layers: int, seed: int = 0) -> dict[str, Schedule]:
+    """Every schedule by name; the name begins with the axes that it reduces."""
+    rng = random.Random(seed)
+    found: dict[str, Schedule] = {}
+
+    def uniform(axis: str, query: int, key_value: int, operators: Operators, name: str) -> None:
+        found[f"{axis}, {name}, {query}/{key_value} everywhere"] = Schedule.uniform(
+            layers, query, key_value, operators=operators
+        )
+
+    def drawn(axis: str, level: str, operators: Sequence[Operators], name: str) -> None:
+        rules = tuple(
+            LayerRule(
+                1 if axis == "keys" else rng.choice(QUERY_LEVELS[level]),
+                1 if axis == "queries" else rng.choice(LEVELS[level]),
+                rng.choice(operators) if len(operators) > 1 else None,
+            )
+            for _ in range(layers)
+        )
+        number = sum(key.startswith(f"{axis}, {name}, {level}") for key in found)
+        found[f"{axis}, {name}, {level} per layer {number}"] = Schedule(rules, operators[0])
+
+    for factor in (2, 4, 8, 16, 32):
+        uniform("keys", 1, factor, PAPER, "frames")
+        uniform("keys", 1, factor, GRID, "patches")
+    uniform("keys", 1, 8, HALF, "patches, half mass")
+    for factor in (2, 4, 8, 16):
+        uniform("queries", factor, 1, PAPER, "groups")
+    for query, key_value in ((2, 4), (2, 16), (4, 8), (8, 32)):
+        uniform("both", query, key_value, PAPER, "frames")
+        uniform("both", query, key_value, GRID, "patches")
+    for level in LEVELS:
+        for _ in range(2):
+            drawn("keys", level, [PAPER], "frames")
+            drawn("keys", level, [GRID], "patches")
+            drawn("queries", level, [PAPER], "groups")
+            drawn("both", level, [PAPER], "frames")
+            drawn("both", level, [GRID], "patches")
+        drawn("keys", level, [PAPER, GRID, HALF], "mixed")
+        drawn("both", level, [PAPER, GRID, HALF], "mixed")
+    # What might collapse: frame 0 and nothing else to look at, and one query per frame.
+    uniform("keys", 1, 10_000, PAPER, "frames")
+    uniform("queries", 64, 1, Operators(group=1), "inside a frame")
+    return found
+
+
+def predictors() -> dict[str, Callable[[Quality, Quality], float]]:
+    """Figures that schedules may be ranked by, smaller being better: of a run and the dense run."""
+    found: dict[str, Callable[[Quality, Quality], float]] = {}
+    for source in SOURCES:
+        for objective in OBJECTIVES if source != "consistency" else OBJECTIVES[:1]:
+            name = source if source == "consistency" else f"{source}, {objective}"
+            found[name] = lambda run, dense, s=source, o=objective: score(run, dense, s, o)
+    for weight in (1, 4):
+        found[f"error + {weight} × deviation"] = lambda run, dense, w=weight: (
+            score(run, dense, "error") + w * score(run, dense, "deviation")
+        )
+    for metric in SINGLE:
+        found[f"deviation, {metric} alone"] = lambda run, dense, m=metric: getattr(run.deviation, m)
+    return found
+
+
+def targets() -> dict[str, Callable[[Quality, Quality], float]]:
+    """Errors to be ranked like."""
+    found: dict[str, Callable[[Quality, Quality], float]] = {
+        objective: lambda run, dense, o=objective: score(run, dense, "error", o)
+        for objective in OBJECTIVES
+    }
+    found["auc_30"] = lambda run, dense: (
+        0.0 if run.error is None or dense.error is None else dense.error.auc_30 - run.error.auc_30
+    )
+    return found
+
+
+def table(
+    runs: Mapping[int, Mapping[str, Quality]],
+    names: Sequence[str],
+    figure: Callable[[Quality, Quality], float],
+) -> Floats:
+    """Return a figure of every schedule on every clip, ``[schedules, clips]``."""
+    return np.array(
+        [[figure(clip[name], clip["dense"]) for clip in runs.values()] for name in names]
+    )
+
+
+def spearman(left: Floats, right: Floats) -> Floats:
+    """Return Spearman's rank correlation row by row, 0 where a row is constant."""
+    ranks = [rankdata(values, axis=-1) for values in (left, right)]
+    a, b = (each - each.mean(-1, keepdims=True) for each in ranks)
+    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.asarray((a * b).sum(-1) / np.where(size > 0, size, 1.0))
+
+
+def agreement(
+    figures: Floats, errors: Floats, rows: Sequence[int], taken: int | None = None
+) -> dict[str, Any]:
+    """Return how figures rank schedules against errors on other clips, with intervals.
+
+    Args:
+        figures: ``[schedules, clips]``.
+        errors: ``[schedules, clips]``.
+        rows: The schedules that count.
+        taken: Clips that the figure is taken on; None for half of them. The error is always taken
+            on the other half.
+    """
+    rng = np.random.default_rng(0)
+    figures, errors = figures[list(rows)], errors[list(rows)]
+    schedules, clips = figures.shape
+    half = clips // 2
+    order = np.array([rng.permutation(clips) for _ in range(SPLITS)])
+    one, other = order[:, : half if taken is None else taken], order[:, half:]
+    again = [rng.integers(0, each.shape[1], each.shape) for each in (one, other)]
+    left, right = _means(figures, one), _means(errors, other)
+    by_clips = [
+        _means(values, np.take_along_axis(part, drawn, axis=1))
+        for values, part, drawn in zip((figures, errors), (one, other), again, strict=True)
+    ]
+    some = rng.integers(0, schedules, (SPLITS, schedules))
+    by_both = [np.take_along_axis(values, some, axis=1) for values in by_clips]
+    return {
+        "other_clips": float(spearman(left, right).mean()),
+        "same_clips": float(spearman(figures.mean(1), errors.mean(1))),
+        "interval_clips": _interval(spearman(*by_clips)),
+        "interval_clips_and_schedules": _interval(spearman(*by_both)),
+    }
+
+
+def _means(values: Floats, clips: npt.NDArray[np.int64]) -> Floats:
+    """Return the mean of each schedule over some clips ``[draws, n]``: ``[draws, schedules]``."""
+    return np.asarray(values[:, clips].mean(-1).T)
+
+
+def _interval(found: Floats) -> list[float]:
+    return [float(bound) for bound in np.percentile(found, (2.5, 97.5))]
+
+
+def subsets(names: Sequence[str], errors: Floats) -> dict[str, list[int]]:
+    """Return which schedules to compare: all, the milder half by error, and by axes."""
+    order = np.argsort(errors.mean(1))
+    found = {
+        "all": list(range(len(names))),
+        "milder half": [int(i) for i in order[: len(names) // 2]],
+    }
+    for axis in ("keys", "queries", "both"):
+        found[axis] = [i for i, name in enumerate(names) if name.startswith(f"{axis},")]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--skip", type=int, default=0, help="clips left out at the beginning")
+    add_arguments(parser, frames=48)
+    default = Path(__file__).with_name("results") / "sources.json"
+    parser.add_argument("--output", type=Path, default=default)
+    options = parser.parse_args()
+    measured = bench(options)
+    first = FIRST_CLIP + options.skip
+    todo = schedules(measured.depth)
+    runs = measured.complete(EVALUATION[first : first + options.clips], todo)
+    print(f"{len(runs)} of {options.clips} clips of {options.frames} frames, {len(todo)} schedules")
+    if len(runs) < max(4, options.clips):
+        raise SystemExit("not all clips are measured yet: run again to go on")
+
+    names = list(todo)
+    errors = {name: table(runs, names, figure) for name, figure in targets().items()}
+    groups = subsets(names, errors["balanced"])
+    rows: dict[str, dict[str, Any]] = {}
+    for name, figure in predictors().items():
+        figures = table(runs, names, figure)
+        rows[name] = {
+            "like": {
+                column: agreement(figures, errors[column], groups["all"]) for column in COLUMNS
+            },
+            "among": {
+                group: agreement(figures, errors["balanced"], members)
+                for group, members in groups.items()
+            },
+            "from": {
+                str(taken): agreement(figures, errors["balanced"], groups["all"], taken)
+                for taken in TAKEN
+                if taken <= len(runs) // 2
+            },
+        }
+    show(rows, {group: len(members) for group, members in groups.items()})
+    guarded = Counter(
+        (name, guard)
+        for clip in runs.values()
+        for name in names
+        for guard in collapsed(clip[name].consistency, clip["dense"].consistency)
+    )
+    print("\nruns that the guard calls collapsed, by schedule and what vanished:")
+    for (name, guard), count in sorted(guarded.items()):
+        print(f"  {name}: {guard} on {count} of {len(runs)} clips")
+    document = {
+        "command": f"python benchmarks/sources.py --clips {options.clips}"
+        f" --frames {options.frames}",
+        **measured.record(),
+        "clips": [clip["dense"].clip for clip in runs.values()],
+        "splits": SPLITS,
+        "rows": rows,
+        "groups": groups,
+        "collapsed": [[name, guard, count] for (name, guard), count in sorted(guarded.items())],
+        "schedules": {
+            name: {
+                "schedule": asdict(todo[name]),
+                **{
+                    figure: float(table(runs, [name], call).mean())
+                    for figure, call in predictors().items()
+                },
+            }
+            for name in names
+        },
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def show(rows: Mapping[str, Mapping[str, Any]], groups: Mapping[str, int]) -> None:
+    """Print the tables as Markdown."""
+
+    def line(cells: Sequence[str]) -> None:
+        print("| " + " | ".join(cells) + " |")
+
+    print("\nSpearman with the error on other clips, and 95 % interval over clips:\n")
+    line(["ranked by", *COLUMNS])
+    line(["---"] * (1 + len(COLUMNS)))
+    for name, row in rows.items():
+        line([name, *(_cell(row["like"][column]) for column in COLUMNS)])
+    print("\nAmong some of the schedules, balanced error, interval over clips and schedules:\n")
+    line(["ranked by", *(f"{group} ({count})" for group, count in groups.items())])
+    line(["---"] * (1 + len(groups)))
+    for name, row in rows.items():
+        cells = (_cell(row["among"][g], "interval_clips_and_schedules") for g in groups)
+        line([name, *cells])
+    sizes = list(next(iter(rows.values()))["from"])
+    print("\nFrom so few clips, balanced error on half of the clips:\n")
+    line(["ranked by", *sizes])
+    line(["---"] * (1 + len(sizes)))
+    for name, row in rows.items():
+        line([name, *(_cell(row["from"][size]) for size in sizes)])
+
+
+def _cell(found: Mapping[str, Any], interval: str = "interval_clips") -> str:
+    low, high = found[interval]
+    return f"{found['other_clips']:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    main()

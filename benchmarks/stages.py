@@ -1,0 +1,311 @@
+"""What `benchmarks/calibration.py` measures, stage by stage, each kept on disk and gone on with.
+
+Stages that time something want the machine to themselves. ``schedules``, ``quality`` and ``twice``
+do not, since they take latencies from the table that was measured before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from measured import Bench, OutOfTimeError, replace_file
+
+import calibrate.calibration
+from calibrate import cli
+from calibrate.budget import parse_budget
+from calibrate.latency_fit import FitReport, PassSample, check_fit
+from calibrate.latency_timing import LatencyTable, Treatment, measure_latency, resolved_rules
+from calibrate.objective import Source
+from calibrate.progress import Reporter
+from calibrate.result import Calibration
+from calibrate.settings import OPERATORS, Settings
+from calibrate.splits import split_clips
+from calibrate.stratified import stratified_schedules
+from calibrate.study import decode, encode
+from calibrate.target_length import clip_of_length
+from spark3r import Schedule
+from spark3r.inference import predict, run
+from spark3r.patching import apply, remove
+from spark3r.reference.render import rendered_clip
+from spark3r.reference.seeds import CALIBRATION
+from spark3r.timing import Call, Latency, interleaved, measure
+from spark3r.wall import apply_wall
+
+CHECKED = 20
+"""Schedules that the latency model is checked on."""
+
+QUERY_RANGE, KEY_VALUE_RANGE = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Factors that those schedules are drawn from."""
+
+FIRST_CLIP = 100
+"""Among the calibration seeds: none of those that `calibrate` takes by itself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        bench: The model, and quality at the calibration length.
+        folder: Where all but qualities is kept.
+        target_frames: Length that budgets hold for.
+        shares: Budgets, as shares of the way from the wall to dense.
+        modes: What schedules are searched by.
+        search_clips: Clips of each search, a third of them for selection.
+        trials: Trials of each search beyond those it starts from.
+        seed: Of the searches.
+        table_s: Seconds that the latency table's layers, and again its passes, may take.
+    """
+
+    bench: Bench
+    folder: Path
+    target_frames: int
+    shares: tuple[float, ...]
+    modes: tuple[Source, ...]
+    search_clips: int
+    trials: int
+    seed: int
+    table_s: float
+
+    @property
+    def images(self) -> Any:
+        """The clip that latencies are measured on."""
+        return clip_of_length(rendered_clip(CALIBRATION[FIRST_CLIP], 48).images, self.target_frames)
+
+
+def latency_table(plan: Plan) -> LatencyTable:
+    """Return the latency table at the target length, measured once.
+
+    Raises:
+        SystemExit: If it is not there and the time is over.
+    """
+    path = plan.folder / f"table-{plan.target_frames}.pickle"
+    if not path.exists():
+        if time.monotonic() > plan.bench.deadline:
+            raise SystemExit("latencies at the target length are not known: --only table")
+        family = plan.bench.family
+        table = measure_latency(
+            plan.bench.model, plan.images, OPERATORS, family=family, limit_s=plan.table_s
+        )
+        replace_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(table)))
+    found: LatencyTable = pickle.loads(path.read_bytes())  # written above, by this program
+    return found
+
+
+def budget_ms(table: LatencyTable, share: float) -> float:
+    """Return the budget that lies so far from the wall to dense, per clip."""
+    return table.wall_ms + share * (table.dense_ms - table.wall_ms)
+
+
+def timing_rounds(
+    plan: Plan, path: Path, treatments: Mapping[str, Treatment], rounds: int
+) -> list[dict[str, float]]:
+    """Time treatments in turns until each has so many samples; return them round by round.
+
+    Every other round goes backwards. A round holds each treatment once, so that all figures of a
+    round are from the same minutes. Rounds of other treatments are not counted.
+    """
+    kept: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
+    done = [each for each in kept if treatments.keys() <= each.keys()]
+    if len(done) < rounds:
+        images, model, family = plan.images, plan.bench.model, plan.bench.family
+        schedules = {name: each for name, each in treatments.items() if isinstance(each, Schedule)}
+
+        def before(name: str) -> None:
+            if name in schedules:
+                apply(model, schedules[name], family=family)
+            elif treatments[name] == "wall":
+                apply_wall(model, family)
+            else:
+                remove(model)
+
+        calls: dict[str, Call] = {name: lambda: run(model, images) for name in treatments}
+        try:
+            before("wall")
+            calls["wall"]()  # warm-up
+            while len(done) < rounds and time.monotonic() < plan.bench.deadline:
+                order = list(calls) if len(done) % 2 == 0 else list(reversed(calls))
+                timed = interleaved(
+                    {name: calls[name] for name in order}, before=before, rounds=1, warm_up_s=0
+                )
+                done.append({name: latency.median_ms for name, latency in timed.items()})
+                kept.append(done[-1])
+                text = json.dumps(kept)
+                replace_file(path, lambda temporary, text=text: temporary.write_text(text))
+        finally:
+            remove(model)
+    return done[:rounds]
+
+
+def accuracy(plan: Plan, rounds: int) -> FitReport | None:
+    """Return how well the latency model predicts stratified schedules; None if not yet timed."""
+    table = latency_table(plan)
+    depth = plan.bench.depth
+    schedules = stratified_schedules(
+        CHECKED, depth, OPERATORS, QUERY_RANGE, KEY_VALUE_RANGE, table.model, table.layout
+    )
+    treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
+    treatments |= {f"{number}": schedule for number, schedule in enumerate(schedules)}
+    path = plan.folder / f"accuracy-{plan.target_frames}.json"
+    done = timing_rounds(plan, path, treatments, rounds)
+    if not done:
+        return None
+    samples = []
+    for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
+        ms = Latency(tuple(each[name] for each in done)).median_ms
+        samples.append(PassSample(name, resolved_rules(schedule, depth, table.layout), ms))
+    return check_fit(table.model, samples, table.layout)
+
+
+@contextlib.contextmanager
+def _given(table: LatencyTable) -> Iterator[None]:
+    """Let calibrations take all latencies from a table."""
+    timed = {name: table.passes[name] for name in ("dense", "wall") if name in table.passes}
+    with (
+        patch.object(calibrate.calibration, "measure_latency", lambda *_, **__: table),
+        patch("calibrate.verify.time_passes", lambda *_, **__: timed),
+    ):
+        yield
+
+
+def calibration(
+    plan: Plan, mode: Source, clip_ms: float, clips: int, trials: int, storage: Path | None
+) -> Calibration:
+    """Return a calibration for a budget per clip at the latencies of the table."""
+    first = FIRST_CLIP + 1
+    seeds = CALIBRATION[first : first + clips + 1]
+    footage = [rendered_clip(seed, plan.bench.frames) for seed in seeds]
+    settings = Settings(
+        budget=parse_budget(f"{clip_ms:.6f}ms/clip"),
+        target_frames=plan.target_frames,
+        trials=trials,
+        source=mode,
+        seed=plan.seed,
+        storage=storage,
+        resume=storage is not None and storage.exists(),
+        cache=plan.folder / "sensitivities",
+    )
+    # What is held out here is not looked at: the quality stage has clips of its own.
+    split = split_clips(footage[:-1], footage[-1:])
+    with _given(latency_table(plan)):
+        return calibrate.calibration.run(
+            plan.bench.model, split, settings, family=plan.bench.family
+        )
+
+
+def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
+    """Return what a search found for a mode and budget: schedules by kind, and which is exported.
+
+    Raises:
+        OutOfTimeError: If it is not done yet and the time is over.
+    """
+    stem = f"{mode}-{share:g}-{plan.bench.frames}-{plan.search_clips}-{plan.trials}-{plan.seed}"
+    path = plan.folder / f"{stem}.json"
+    if not path.exists():
+        if time.monotonic() > plan.bench.deadline:
+            raise OutOfTimeError
+        clip_ms = budget_ms(latency_table(plan), share)
+        journal = plan.folder / f"{stem}.journal"
+        found = calibration(plan, mode, clip_ms, plan.search_clips, plan.trials, journal)
+        assert found.decision is not None
+        document = {
+            "budget_ms": clip_ms,
+            "exported": found.decision.chosen.kind,
+            "reasons": list(found.decision.reasons),
+            "gaps": found.gaps,
+            "finalists": {
+                each.kind: {
+                    "name": each.trial.name,
+                    "schedule": encode(each.trial.schedule),
+                    "predicted_ms": each.trial.latency_ms,
+                    "search_score": each.trial.score.value if each.trial.score else None,
+                    "selection_score": each.selection_score,
+                }
+                for each in found.decision.finalists
+            },
+        }
+        text = json.dumps(document, indent=1)
+        replace_file(path, lambda temporary: temporary.write_text(text))
+    document = json.loads(path.read_text())
+    document["schedules"] = {
+        kind: decode(each["schedule"]) for kind, each in document["finalists"].items()
+    }
+    return document
+
+
+def twice(plan: Plan) -> bool | None:
+    """Return whether two small searches with one seed and table try and choose the same.
+
+    None if that is not known and the time is over.
+    """
+    path = plan.folder / "twice.json"
+    if not path.exists():
+        if time.monotonic() > plan.bench.deadline:
+            return None
+        clip_ms = budget_ms(latency_table(plan), plan.shares[-1])
+        tried = []
+        for _ in range(2):
+            found = calibration(plan, plan.modes[0], clip_ms, 6, 8, None)
+            assert found.found is not None
+            assert found.decision is not None
+            schedules = [encode(trial.schedule) for trial in found.found.trials]
+            tried.append([*schedules, encode(found.decision.chosen.trial.schedule)])
+        text = json.dumps({"trials": len(tried[0]), "same": tried[0] == tried[1]})
+        replace_file(path, lambda temporary: temporary.write_text(text))
+    return bool(json.loads(path.read_text())["same"])
+
+
+def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
+    """Return how long `calibrate --budget` takes with no other argument, step by step.
+
+    None if that is not known and the time is over.
+    """
+    path = plan.folder / f"default-{budget}.json".replace("%", "pct")
+    if not path.exists():
+        if time.monotonic() > plan.bench.deadline:
+            return None
+        begin = time.monotonic()
+        ends: dict[str, float] = {}
+
+        def progress(_: Reporter, step: str, done: int, total: int) -> None:
+            ends[step] = time.monotonic() - begin
+
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "profile.json"
+            told = io.StringIO()
+            with (
+                patch.object(Reporter, "progress", progress),
+                patch.dict("os.environ", {"XDG_CACHE_HOME": folder}),
+                contextlib.redirect_stdout(told),
+            ):
+                status = cli.main(["--budget", budget, "--output", str(output), "--json"])
+            if status != cli.DONE:
+                raise RuntimeError(f"calibrate --budget {budget} left with status {status}")
+        total_s = time.monotonic() - begin
+        clip = rendered_clip(CALIBRATION[0], plan.bench.frames)
+        dense = measure(lambda: predict(plan.bench.model, clip, plan.bench.family), rounds=5)
+        steps, before = {}, 0.0
+        for step, end in sorted(ends.items(), key=lambda item: item[1]):
+            steps[step], before = end - before, end
+        steps["writing"] = total_s - before
+        document = {
+            "budget": budget,
+            "total_s": total_s,
+            "steps_s": steps,
+            "dense_forward_s": dense.median_ms / 1000,
+            "said": json.loads(told.getvalue()),
+        }
+        text = json.dumps(document, indent=1)
+        replace_file(path, lambda temporary: temporary.write_text(text))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
