@@ -27,6 +27,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.ticker import NullLocator
 from rich.console import Console
@@ -35,6 +36,8 @@ from rich.table import Table
 from torch import Tensor
 
 import spark3r
+from spark3r.families import detect
+from spark3r.fingerprint import fingerprint
 from spark3r.metrics import log_depth_deviation, relative_pose_errors
 from spark3r.pose_encoding import decode_pose
 from spark3r.reference import ReferenceModel, load
@@ -152,14 +155,20 @@ def measure_clip(
     return runs
 
 
+def weights_of(model: ReferenceModel) -> str:
+    """The first digits of the fingerprint of the model's global attention."""
+    return str(fingerprint(detect(model).attention(model)))[:12]
+
+
 def measure(model: ReferenceModel, options: argparse.Namespace) -> dict[str, list[Run]]:
-    """Run every schedule on every clip; finished clips are kept and not run again."""
+    """Run every schedule on every clip; clips finished with these weights are not run again."""
     runs: dict[str, list[Run]] = {}
+    folder = options.runs / weights_of(model)
     begin = time.monotonic()
     first = FIRST_CLIP + options.skip
     seeds = EVALUATION[first : first + options.clips]
     for seed in track(seeds, description="clips", console=Console(stderr=True)):
-        kept = options.runs / f"{options.frames}-{seed}.json"
+        kept = folder / f"{options.frames}-{seed}.json"
         if not kept.exists():
             if time.monotonic() - begin > 60.0 * options.minutes:
                 continue
@@ -212,15 +221,50 @@ def show(summary: dict[str, dict[str, float]], clips: int, frames: int) -> None:
     Console(width=150).print(table)
 
 
+def show_equal_latency(summary: dict[str, dict[str, float]]) -> None:
+    """Print each series at the latencies of merged queries, interpolated between its factors."""
+    table = Table(title="at equal latency")
+    table.add_column("ms of a clip, that of merging queries")
+    for series in SERIES:
+        table.add_column(f"{series}: AUC@30, rotation °", justify="right")
+    for factor in FACTORS:
+        wanted = summary[f"{next(iter(SERIES))} | {factor}"]["seconds"]
+        cells = [f"{1000 * wanted:.0f} (r = {factor})"]
+        for series in SERIES:
+            points = [summary["dense"], *(summary[f"{series} | {each}"] for each in FACTORS)]
+            points.sort(key=lambda point: point["seconds"])
+            seconds = [point["seconds"] for point in points]
+            if not seconds[0] <= wanted <= seconds[-1]:
+                cells.append("not reached")
+                continue
+            auc, rotation = (
+                np.interp(wanted, seconds, [point[field] for point in points])
+                for field in ("auc_30", "rotation_deg")
+            )
+            cells.append(f"{auc:.3f}, {rotation:.2f}")
+        table.add_row(*cells)
+    Console(width=150).print(table)
+
+
 def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
-    """Draw error and deviation against factor and latency, and the layers' sensitivities."""
+    """Draw error and deviation against factor and latency, and the layers' sensitivities.
+
+    Bars are the standard error of the paired change against dense.
+    """
     figure, axes = plt.subplots(2, 3, figsize=(16, 8.5))
     rows = (("auc_30", "AUC@30 (higher is better)"), ("rotation_deg", "rotation error, degrees"))
     dense = summary["dense"]
     for axis, (field, label) in zip(axes[:, 0], rows, strict=True):
         for series in SERIES:
-            values = [summary[f"{series} | {factor}"][field] for factor in FACTORS]
-            axis.plot((1, *FACTORS), (dense[field], *values), marker="o", label=series)
+            entries = [dense, *(summary[f"{series} | {factor}"] for factor in FACTORS)]
+            axis.errorbar(
+                (1, *FACTORS),
+                [entry[field] for entry in entries],
+                [entry[f"{field}_change_se"] for entry in entries],
+                marker="o",
+                capsize=2,
+                label=series,
+            )
         axis.set(xscale="log", xlabel="factor", ylabel=label)
         axis.set_xticks((1, *FACTORS), [str(factor) for factor in (1, *FACTORS)])
     for series in SERIES:
@@ -270,8 +314,10 @@ def main() -> None:
     runs = measure(model, options)
     summary, clips = summarise(runs), len(runs["dense"])
     show(summary, clips, options.frames)
+    show_equal_latency(summary)
     options.output.mkdir(parents=True, exist_ok=True)
     document = {
+        "weights": weights_of(model),
         "clips": clips,
         "frames": options.frames,
         "first_seed": EVALUATION[FIRST_CLIP + options.skip],
