@@ -72,8 +72,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     measured = bench(options)
-    folder = options.runs.parent / "calibration" / measured.folder.parent.name
+    folder = stages.folder_of(measured)
     folder.mkdir(parents=True, exist_ok=True)
+    limit_s = options.table_seconds if "table" in options.only else None
     plan = Plan(
         bench=measured,
         folder=folder,
@@ -83,7 +84,7 @@ def main() -> None:
         search_clips=options.search_clips,
         trials=options.trials,
         seed=options.seed,
-        table_s=options.table_seconds,
+        table=stages.latency_table(measured, folder, options.target_frames, limit_s),
     )
     document = run(plan, options)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,6 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         length = plan.bench.frames if frames is None else frames
         return replace(plan, bench=Bench(plan.bench.model, length, plan.bench.root, deadline))
 
-    table = stages.latency_table(at("table"))
     found = search_all(at("schedules"))
     schedules = {
         name_of(mode, share, kind): schedule
@@ -126,7 +126,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         *bars.default_bars(default),
         Bar("same seed and latency table: the same trials and schedule, twice", str(same), same),
     ]
-    print(f"latency model at {plan.target_frames} frames: {table.report}")
+    print(f"latency model at {plan.target_frames} frames: {plan.table.report}")
     for (mode, share), each in found.items():
         print(
             f"\n{mode}, wall + {share:.0%}: exported {each['exported']}; mean scores {each['gaps']}"
@@ -151,7 +151,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         "long_figures": bars.mean_figures(long),
         "long_comparisons": bars.comparisons(found, long),
         "rounds_ms": rounds,
-        "latency_model": {**table.model.to_dict(), "report": str(table.report)},
+        "latency_model": {**plan.table.model.to_dict(), "report": str(plan.table.report)},
         "accuracy": None if report is None else asdict(report),
         "default": default,
     }

@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 from measured import Bench, OutOfTimeError, replace_file
+from torch import Tensor
 
 import calibrate.calibration
 from calibrate import cli
@@ -64,7 +65,7 @@ class Plan:
         search_clips: Clips of each search, a third of them for selection.
         trials: Trials of each search beyond those it starts from.
         seed: Of the searches.
-        table_s: Seconds that the latency table's layers, and again its passes, may take.
+        table: The latency table that searches take all latencies from.
     """
 
     bench: Bench
@@ -75,27 +76,43 @@ class Plan:
     search_clips: int
     trials: int
     seed: int
-    table_s: float
-
-    @property
-    def images(self) -> Any:
-        """The clip that latencies are measured on."""
-        return clip_of_length(rendered_clip(CALIBRATION[FIRST_CLIP], 48).images, self.target_frames)
+    table: LatencyTable
 
 
-def latency_table(plan: Plan) -> LatencyTable:
+def folder_of(bench: Bench) -> Path:
+    """Return where all but qualities is kept of a model."""
+    return bench.root.parent / "calibration" / bench.folder.parent.name
+
+
+def footage(frames: int) -> Tensor:
+    """Return the frames that latencies are measured on, ``[S, 3, H, W]``."""
+    return clip_of_length(rendered_clip(CALIBRATION[FIRST_CLIP], 48).images, frames)
+
+
+def latency_table(
+    bench: Bench, folder: Path, target_frames: int, limit_s: float | None = None
+) -> LatencyTable:
     """Return the latency table at the target length, measured once.
 
+    Args:
+        bench: The model.
+        folder: From `folder_of`.
+        target_frames: The target length.
+        limit_s: Seconds that its layers, and again its passes, may take; None measures nothing.
+
     Raises:
-        SystemExit: If it is not there and the time is over.
+        SystemExit: If it is not there and may not be measured.
     """
-    path = plan.folder / f"table-{plan.target_frames}.pickle"
+    path = folder / f"table-{target_frames}.pickle"
     if not path.exists():
-        if time.monotonic() > plan.bench.deadline:
-            raise SystemExit("latencies at the target length are not known: --only table")
-        family = plan.bench.family
+        if limit_s is None:
+            raise SystemExit(
+                f"latencies at {target_frames} frames are not known: "
+                f"python benchmarks/calibration.py --only table --target-frames {target_frames}"
+            )
+        images = footage(target_frames)
         table = measure_latency(
-            plan.bench.model, plan.images, OPERATORS, family=family, limit_s=plan.table_s
+            bench.model, images, OPERATORS, family=bench.family, limit_s=limit_s
         )
         replace_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(table)))
     found: LatencyTable = pickle.loads(path.read_bytes())  # written above, by this program
@@ -118,7 +135,7 @@ def timing_rounds(
     kept: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
     done = [each for each in kept if treatments.keys() <= each.keys()]
     if len(done) < rounds:
-        images, model, family = plan.images, plan.bench.model, plan.bench.family
+        images, model, family = footage(plan.target_frames), plan.bench.model, plan.bench.family
         schedules = {name: each for name, each in treatments.items() if isinstance(each, Schedule)}
 
         def before(name: str) -> None:
@@ -149,7 +166,7 @@ def timing_rounds(
 
 def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     """Return how well the latency model predicts stratified schedules; None if not yet timed."""
-    table = latency_table(plan)
+    table = plan.table
     depth = plan.bench.depth
     schedules = stratified_schedules(
         CHECKED, depth, OPERATORS, QUERY_RANGE, KEY_VALUE_RANGE, table.model, table.layout
@@ -197,7 +214,7 @@ def calibration(
     )
     # What is held out here is not looked at: the quality stage has clips of its own.
     split = split_clips(footage[:-1], footage[-1:])
-    with _given(latency_table(plan)):
+    with _given(plan.table):
         return calibrate.calibration.run(
             plan.bench.model, split, settings, family=plan.bench.family
         )
@@ -214,7 +231,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             raise OutOfTimeError
-        clip_ms = budget_ms(latency_table(plan), share)
+        clip_ms = budget_ms(plan.table, share)
         journal = plan.folder / f"{stem}.journal"
         found = calibration(plan, mode, clip_ms, plan.search_clips, plan.trials, journal)
         assert found.decision is not None
@@ -252,7 +269,7 @@ def twice(plan: Plan) -> bool | None:
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             return None
-        clip_ms = budget_ms(latency_table(plan), plan.shares[-1])
+        clip_ms = budget_ms(plan.table, plan.shares[-1])
         tried = []
         for _ in range(2):
             found = calibration(plan, plan.modes[0], clip_ms, 6, 8, None)

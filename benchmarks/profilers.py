@@ -1,0 +1,128 @@
+"""Does drift, which takes one dense pass a clip, rank layers and factors like end-to-end probes?
+
+    python benchmarks/profilers.py [--clips 6] [--minutes 5]
+
+Drift is measured on calibration clips and probes on held-out ones; how probes on the calibration
+clips rank against those on the held-out ones is the most that drift could reach. *Scaled* is drift
+with a slope per layer and axis, learnt from probes at one factor on the calibration clips
+(`calibrate.drift.scale_drift`). Spearman per axis, over layers, factors and operators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import stages
+from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
+
+from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
+from calibrate.sensitivity import COLUMNS, probe
+from calibrate.settings import OPERATORS, QUERY_FACTORS
+from spark3r.reference.seeds import CALIBRATION, EVALUATION
+
+FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
+KEY_VALUE_FACTORS = (2, 4, 8, 16)
+SCALED_BY = 4  # the factor that slopes are learnt at
+METRICS = ("score.deviation", "score.error", "score.consistency")
+KEYS = ["operators", "layer", "axis", "factor"]
+
+
+def tables(measured: Bench, folder: Path, seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
+    """Return the tables of both profilers, means over clips; each clip is measured once.
+
+    Raises:
+        OutOfTimeError: If they are not all measured in the time given.
+    """
+    found: dict[str, list[pd.DataFrame]] = {"drift": [], "probe": []}
+    for seed in seeds:
+        path = folder / f"{measured.frames}-{seed}.json"
+        if not path.exists():
+            if time.monotonic() > measured.deadline:
+                raise OutOfTimeError
+            text = json.dumps(
+                {name: each.to_numpy().tolist() for name, each in one(measured, seed).items()}
+            )
+            replace_file(path, lambda temporary, text=text: temporary.write_text(text))
+        for name, rows in json.loads(path.read_text()).items():
+            found[name].append(pd.DataFrame(rows, columns=list(COLUMNS)))
+    return {name: over_clips(each) for name, each in found.items()}
+
+
+def one(measured: Bench, seed: int) -> dict[str, pd.DataFrame]:
+    """Return the tables of both profilers on one clip."""
+    dense = measured.dense(seed)
+    factors: dict[str, Any] = {
+        "query_factors": QUERY_FACTORS,
+        "key_value_factors": KEY_VALUE_FACTORS,
+        "family": measured.family,
+    }
+    probes = probe(measured.model, dense, OPERATORS, **factors)
+    return {
+        "drift": drift(measured.model, dense.clips, OPERATORS, **factors),
+        "probe": probes[probes["metric"].isin(METRICS)],
+    }
+
+
+def over_clips(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return one table of several clips' tables."""
+    whole = pd.concat(each)
+    grouped = whole.groupby(["profiler", *KEYS, "metric"], sort=False)["mean"]
+    found = grouped.mean().reset_index()
+    found["spread"] = grouped.std().fillna(0.0).to_numpy()
+    found["clips"] = grouped.count().to_numpy()
+    return found[list(COLUMNS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clips", type=int, default=6, help="calibration clips, and held-out ones")
+    add_arguments(parser, frames=24)
+    default = Path(__file__).with_name("results") / "profilers.json"
+    parser.add_argument("--output", type=Path, default=default)
+    options = parser.parse_args()
+    measured = bench(options)
+    folder = stages.folder_of(measured) / "profilers"
+    folder.mkdir(parents=True, exist_ok=True)
+    first = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + options.clips]
+    second = EVALUATION[FIRST_HELD_OUT : FIRST_HELD_OUT + options.clips]
+    try:
+        calibration, held_out = (tables(measured, folder, seeds) for seeds in (first, second))
+    except OutOfTimeError:
+        raise SystemExit("not all clips are measured yet: run again to go on") from None
+    rows = []
+    for metric in METRICS:
+        probes = calibration["probe"][calibration["probe"]["metric"] == metric]
+        few = probes[probes["factor"].isin((1, SCALED_BY))]
+        rankings = {
+            "drift": calibration["drift"],
+            "drift, scaled": scale_drift(calibration["drift"], few, metric),
+            "probe": probes,
+        }
+        for name, table in rankings.items():
+            for axis, value in rank_agreement(table, held_out["probe"], metric).items():
+                rows.append({"profiler": name, "metric": metric, "axis": axis, "spearman": value})
+    print(f"{options.clips} and {options.clips} clips of {options.frames} frames\n")
+    columns = dict.fromkeys(f"{row['metric']}, {row['axis']}" for row in rows)
+    print("| | " + " | ".join(columns) + " |" + "\n" + "|---" * (1 + len(columns)) + "|")
+    for name in dict.fromkeys(row["profiler"] for row in rows):
+        cells = [f"{row['spearman']:.2f}" for row in rows if row["profiler"] == name]
+        print(f"| {name} | {' | '.join(cells)} |")
+    document = {
+        "command": f"python benchmarks/profilers.py --clips {options.clips}",
+        **measured.record(),
+        "clips": options.clips,
+        "trusted": TRUSTED,
+        "rows": rows,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""How to search: direct factors or weights on the sensitivities, which sampler, and is it worth it?
+
+    python benchmarks/searches.py [--mode deviation] [--budget 10] [--minutes 5]
+
+Each design searches with several seeds under one budget, on the same clips and latency table
+(`benchmarks/calibration.py --only table`). *Direct*: two factors and the operators of each layer
+are the parameters, latency is a constraint. *Weights*: parameters weigh the sensitivities, and the
+knapsack turns them into a schedule within the budget (`calibrate.search`). All start from the
+knapsack's own schedule. Shown is the best schedule within the budget after so many trials: its
+score on the clips of the search, and on others that no search saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import optuna
+import stages
+from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
+
+from calibrate.budget import parse_budget
+from calibrate.damage import choices
+from calibrate.evaluation import DenseRuns
+from calibrate.objective import Source, score
+from calibrate.profiling import sensitivities
+from calibrate.search import LOG_WEIGHT, Space
+from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS, Job, Settings
+from calibrate.study import decode, encode
+from spark3r import LayerRule, Schedule
+from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.schedule import LengthRule
+
+FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds
+STARTUP = 5  # random trials before a sampler trusts its model
+DESIGNS = ("weights TPE", "weights GP", "direct TPE", "direct GP", "weights random")
+SHOWN = (1, 10, 20, 40, 80)
+
+Propose = Callable[[optuna.Trial], Schedule]
+
+
+def by_weights(space: Space, budget_ms: float) -> Propose:
+    """Propose the knapsack's answer to weighted damages."""
+
+    def propose(trial: optuna.Trial) -> Schedule:
+        names = space.parameters()
+        weights = {name: trial.suggest_float(name, -LOG_WEIGHT, LOG_WEIGHT) for name in names}
+        schedule = space.schedule(budget_ms, weights)
+        assert schedule is not None  # the knapsack's own answer was within the budget
+        return schedule
+
+    return propose
+
+
+def directly(space: Space) -> Propose:
+    """Propose factors and operators of each layer, whatever they cost."""
+    queries, keys = (1, *QUERY_FACTORS), (1, *KEY_VALUE_FACTORS)
+
+    def propose(trial: optuna.Trial) -> Schedule:
+        rules = [
+            LayerRule(
+                queries[trial.suggest_int(f"query {layer}", 0, len(queries) - 1)],
+                keys[trial.suggest_int(f"key value {layer}", 0, len(keys) - 1)],
+                OPERATORS[trial.suggest_categorical(f"operators {layer}", range(len(OPERATORS)))],
+            )
+            for layer in range(len(space.layers))
+        ]
+        return Schedule(tuple(rules), OPERATORS[0], space.length)
+
+    return propose
+
+
+def as_direct(schedule: Schedule) -> dict[str, int]:
+    """Return the parameters of `directly` that propose a schedule."""
+    queries, keys = (1, *QUERY_FACTORS), (1, *KEY_VALUE_FACTORS)
+    found: dict[str, int] = {}
+    for layer, rule in enumerate(schedule.layers):
+        found[f"query {layer}"] = queries.index(rule.query)
+        found[f"key value {layer}"] = keys.index(rule.key_value)
+        found[f"operators {layer}"] = OPERATORS.index(rule.operators or schedule.operators)
+    return found
+
+
+def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    if name == "GP":
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=STARTUP, deterministic_objective=True
+        )
+    if name == "TPE":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+class Task:
+    """One budget and mode: what is searched, and how schedules are scored."""
+
+    def __init__(self, options: argparse.Namespace, measured: Bench) -> None:
+        self.bench, self.mode = measured, options.mode
+        folder = stages.folder_of(measured)
+        self.folder = folder / "searches"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.table = stages.latency_table(measured, folder, options.target_frames)
+        self.budget_ms = stages.budget_ms(self.table, options.budget / 100)
+        self.searched = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + options.search_clips]
+        self.others = EVALUATION[FIRST_OTHER : FIRST_OTHER + options.clips]
+        settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
+        job = Job(
+            measured.model, measured.family, settings, self.mode, lambda *_: None, lambda _: None
+        )
+        runs = [measured.dense(seed) for seed in self.searched]
+        dense = DenseRuns(
+            tuple(each.clips[0] for each in runs),
+            tuple(each.predictions[0] for each in runs),
+            tuple(each.qualities[0] for each in runs),
+        )
+        damage = choices(
+            sensitivities(job, dense),
+            f"score.{self.mode}",
+            OPERATORS,
+            self.table.model,
+            self.table.layout,
+        )
+        length = LengthRule("constant", options.target_frames, measured.frames)
+        self.space = Space(damage, OPERATORS, length, self.table.model.wall_ms(self.table.layout))
+        found = self.space.schedule(self.budget_ms, {})
+        assert found is not None
+        self.knapsack = found
+
+    def scores(self, schedule: Schedule, seeds: Sequence[int]) -> list[float]:
+        """Return the score on each clip."""
+        found = []
+        for seed in seeds:
+            dense, (run,) = self.bench.qualities(seed, [schedule])
+            found.append(score(run, dense, self.mode))
+        return found
+
+    def predict_ms(self, schedule: Schedule) -> float:
+        """Return what the latency model says."""
+        return self.table.model.predict_ms(schedule, self.table.layout)
+
+    def search(self, name: str, seed: int, trials: int) -> dict[str, Any]:
+        """Return a search's trials: latency as a share of the budget, score, and the schedule."""
+        design, by = name.split()
+        key = f"{self.mode}-{self.budget_ms:.3f}-{self.bench.frames}-{len(self.searched)}"
+        path = self.folder / f"{key}-{design}-{by}-{seed}-{trials}.json"
+        if path.exists():
+            stored: dict[str, Any] = json.loads(path.read_text())
+            return stored
+        study = optuna.create_study(sampler=sampler(by, seed))
+        if design == "weights":
+            propose = by_weights(self.space, self.budget_ms)
+            study.enqueue_trial(dict.fromkeys(self.space.parameters(), 0.0))
+        else:
+            propose = directly(self.space)
+            study.enqueue_trial(as_direct(self.knapsack))
+        rows, sampling_s = [], 0.0
+        for _ in range(trials):
+            begin = time.process_time()
+            trial = study.ask()
+            schedule = propose(trial)
+            sampling_s += time.process_time() - begin
+            part = self.predict_ms(schedule) / self.budget_ms
+            trial.set_constraint("over budget", part - 1 - 1e-9)
+            value = statistics.fmean(self.scores(schedule, self.searched))
+            study.tell(trial, value)
+            rows.append({"part": part, "score": value, "schedule": encode(schedule)})
+        document = {"trials": rows, "sampling_s": sampling_s}
+        replace_file(path, lambda temporary: temporary.write_text(json.dumps(document)))
+        return document
+
+
+def summary(
+    task: Task, design: str, seed: int, found: dict[str, Any], known: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return what one search had found after so many trials, on its clips and on others."""
+    rows = []
+    trials = found["trials"]
+    for count in [count for count in SHOWN if count <= len(trials)]:
+        fitting = [row for row in trials[:count] if row["part"] <= 1 + 1e-6]
+        best = min(fitting, key=lambda row: row["score"])
+        other = task.scores(decode(best["schedule"]), task.others)
+        gaps = [mine - theirs for mine, theirs in zip(other, known, strict=True)]
+        rows.append(
+            {
+                "design": design,
+                "seed": seed,
+                "trials": count,
+                "feasible": len(fitting),
+                "searched": best["score"],
+                "others": statistics.fmean(other),
+                "change": statistics.fmean(gaps),
+                "change_se": statistics.stdev(gaps) / math.sqrt(len(gaps)),
+                "sampling_s": found["sampling_s"] / len(trials),
+            }
+        )
+    return rows
+
+
+def show(rows: Sequence[dict[str, Any]], task: Task, known: Sequence[float]) -> None:
+    """Print the table as Markdown: means over seeds, and their range."""
+    print(
+        f"knapsack: {statistics.fmean(task.scores(task.knapsack, task.searched)):.4f} on "
+        f"{len(task.searched)} clips of the search, {statistics.fmean(known):.4f} on "
+        f"{len(known)} others\n"
+    )
+    print("| design | trials | within the budget | on its clips | on others | sampler s/trial |")
+    print("|---|---|---|---|---|---|")
+    for design in dict.fromkeys(row["design"] for row in rows):
+        for count in sorted({row["trials"] for row in rows}):
+            some = [r for r in rows if r["design"] == design and r["trials"] == count]
+            cells = [f"{design} | {count} | {statistics.fmean(r['feasible'] for r in some):.1f}"]
+            for name in ("searched", "others"):
+                values = [row[name] for row in some]
+                cells.append(
+                    f"{statistics.fmean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+                )
+            cells.append(f"{statistics.fmean(r['sampling_s'] for r in some):.2f}")
+            print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mode", choices=get_args(Source), default="deviation")
+    parser.add_argument("--budget", type=float, default=10, help="percent from wall to dense")
+    parser.add_argument("--target-frames", type=int, default=128)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--search-clips", type=int, default=4)
+    parser.add_argument("--clips", type=int, default=12, help="clips that no search saw")
+    parser.add_argument("--designs", nargs="+", default=DESIGNS)
+    add_arguments(parser, frames=24)
+    default = Path(__file__).with_name("results") / "searches.json"
+    parser.add_argument("--output", type=Path, default=default)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    task = Task(options, bench(options))
+    rows = []
+    try:
+        known = task.scores(task.knapsack, task.others)
+        for design in options.designs:
+            for seed in range(options.seeds):
+                found = task.search(design, seed, options.trials)
+                rows += summary(task, design, seed, found, known)
+    except OutOfTimeError:
+        raise SystemExit("not all searches are done yet: run again to go on") from None
+    show(rows, task, known)
+    document = {
+        "command": f"python benchmarks/searches.py --mode {options.mode}"
+        f" --budget {options.budget:g}",
+        **task.bench.record(),
+        "target_frames": options.target_frames,
+        "search_clips": len(task.searched),
+        "other_clips": len(task.others),
+        "rows": rows,
+    }
+    kept = json.loads(options.output.read_text()) if options.output.exists() else {}
+    kept[f"{options.mode}, wall + {options.budget:g} %"] = document
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
