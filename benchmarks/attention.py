@@ -106,9 +106,8 @@ def reduced_calls(
     if plan is not None:
 
         def matching() -> torch.Tensor:
-            kept, sources = merge.split(query.transpose(1, 2).flatten(2), plan)
-            places = merge.match(kept, sources, plan)
-            return merge.unmerge(merge.merge(kept, sources, places), plan, places)
+            places = merge.match(query, plan)
+            return merge.unmerge(merge.merge(query, plan, places), places)
 
         calls[f"matching {factors}"] = matching
     return calls

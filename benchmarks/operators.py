@@ -69,23 +69,23 @@ def pattern(residues: Callable[..., Tensor]) -> Iterator[None]:
 
 @contextmanager
 def features(compare: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace what of a query is compared when matching."""
-    whole = merge.match
-
-    def match(kept: Tensor, sources: Tensor, plan: merge.MergePlan) -> Tensor:
-        return whole(compare(kept), compare(sources), plan)
-
-    with patch.object(merge, "match", match):
+    """Replace what of the queries ``[B, H, N, D]`` is compared when matching."""
+    with patch.object(merge, "features", compare):
         yield
 
 
-def by_head(tokens: Tensor, heads: int = 4) -> Tensor:
-    return tokens.unflatten(2, (heads, -1))
+def all_heads(query: Tensor) -> Tensor:
+    return query.transpose(1, 2).flatten(2)
 
 
-def random_projection(tokens: Tensor) -> Tensor:
+def first_head(query: Tensor) -> Tensor:
+    return query[:, 0]
+
+
+def random_projection(query: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return tokens @ torch.randn(tokens.shape[2], 32, generator=generator)
+    heads, dim = query.shape[1], query.shape[3]
+    return all_heads(query) @ torch.randn(heads * dim, dim, generator=generator)
 
 
 def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], object] | None]]:
@@ -99,11 +99,11 @@ def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], o
 
     grid = {"key_value": "token_stride"}
     return {
-        "lattice, all heads, G = 20": ("query merging", queries(), None),
+        "lattice, head mean, G = 20": ("query merging", queries(), None),
         "cells instead of the lattice": ("offsets", queries(), lambda: pattern(cells)),
         "no shift between frames": ("offsets", queries(), lambda: pattern(still)),
-        "head mean": ("features", queries(), lambda: features(lambda t: by_head(t).mean(2))),
-        "first head": ("features", queries(), lambda: features(lambda t: by_head(t)[:, :, 0])),
+        "all heads": ("features", queries(), lambda: features(all_heads)),
+        "first head": ("features", queries(), lambda: features(first_head)),
         "random projection to 32": ("features", queries(), lambda: features(random_projection)),
         "anchor frame stands aside": ("anchor", queries(merge_anchor=False), None),
         "G = 1": ("group", queries(group=1), None),

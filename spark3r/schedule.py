@@ -19,7 +19,7 @@ QUERY_OPERATORS: tuple[QueryOperator, ...] = ("intra_group",)
 KEY_VALUE_OPERATORS: tuple[KeyValueOperator, ...] = ("temporal_stride", "token_stride")
 LENGTH_MODES: tuple[LengthMode, ...] = ("constant", "constant_kept_frames", "paper")
 
-OPERATORS_REVISION = 1
+OPERATORS_REVISION = 2
 """Raised whenever an operator's result changes, so that a profile's evidence can be told apart."""
 
 PAPER_GROUP = 20

@@ -97,7 +97,7 @@ def merge_sets(query: Tensor, layout: TokenLayout, rule: LayerRule) -> list[list
     ops = rule.operators
     assert ops is not None
     n = query.shape[1]
-    features = query.transpose(0, 1).reshape(n, -1).double()
+    features = query.double().sum(dim=0)
     sets: dict[int, list[int]] = {token: [token] for token in range(n)}
     for first in range(0, layout.frames, ops.group):
         destinations, sources = [], []

@@ -7,6 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from spark3r.schedule import OPERATORS_REVISION
+
 Document = dict[str, Any]
 
 
@@ -23,7 +25,7 @@ OPERATORS: Document = {
     "keep_special": False,
     "keep_anchor": False,
     "mass_correction": 0.5,
-    "revision": 1,
+    "revision": OPERATORS_REVISION,
 }
 TIMING: Document = {"median_ms": 12.5, "spread_ms": 0.25, "n": 20}
 ENVIRONMENT: Document = {

@@ -45,12 +45,10 @@ def attend(
     merge_plan = merge.plan(layout, rule, query.device)
     if merge_plan is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    heads = query.shape[1]
-    kept, sources = merge.split(_side_by_side(query), merge_plan)
-    places = merge.match(kept, sources, merge_plan)
-    merged = _by_head(merge.merge(kept, sources, places), heads)
+    places = merge.match(query, merge_plan)
+    merged = merge.merge(query, merge_plan, places)
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
-    return _by_head(merge.unmerge(_side_by_side(output), merge_plan, places), heads)
+    return merge.unmerge(output, places)
 
 
 def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
@@ -70,13 +68,3 @@ def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
         merge.query_length(layout, rule) * key_value_length(layout, rule) / dense for rule in rules
     ]
     return sum(shares) / len(shares)
-
-
-def _side_by_side(tokens: Tensor) -> Tensor:
-    """Return ``[B, H, N, D]`` as ``[B, N, H * D]``."""
-    return tokens.transpose(1, 2).flatten(2)
-
-
-def _by_head(tokens: Tensor, heads: int) -> Tensor:
-    """Return ``[B, N, H * D]`` as ``[B, H, N, D]``."""
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)

@@ -1,7 +1,7 @@
 """Query merging inside groups of consecutive frames (Spark3R §IV-B), and its undoing.
 
 One query patch in r is a destination (see `lattice`); every other patch, a source, joins the most
-similar destination of its group by cosine over all heads together, ties to the first. A
+similar destination of its group by cosine of the mean over heads, ties to the first. A
 destination becomes the mean of itself and its sources; after attention each source copies its
 destination's output. Special tokens, tail tokens and, on request, the anchor frame stand aside.
 """
@@ -96,76 +96,71 @@ def query_length(layout: TokenLayout, rule: LayerRule) -> int:
     return layout.tokens - int(sources.sum())
 
 
-def split(tokens: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
-    """Split queries into those that stay or are merged into, and those that join another.
+def features(query: Tensor) -> Tensor:
+    """Return what of the queries ``[B, H, N, D]`` is compared: the mean over heads, ``[B, N, D]``.
+
+    In float32 or, for float64 queries, in float64.
+    """
+    return query.detach().mean(dim=1, dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+def match(query: Tensor, plan: MergePlan) -> Tensor:
+    """Return where every token goes in the merged sequence.
 
     Args:
-        tokens: All heads of a token side by side, ``[B, N, C]``, so that one row is one copy.
+        query: ``[B, H, N, D]`` after query norm and rotary embedding.
         plan: From `plan`, on the same device.
 
     Returns:
-        ``[B, K, C]`` in the order of ``plan.kept``, ``[B, M, C]`` in that of ``plan.sources``.
+        Places, ``[B, N]`` int64: a source's is that of its most similar destination, every other
+        token's is its own. No gradient flows through it.
     """
-    return tokens.index_select(1, plan.kept), tokens.index_select(1, plan.sources)
-
-
-def match(kept: Tensor, sources: Tensor, plan: MergePlan) -> Tensor:
-    """Return the most similar destination of every source.
-
-    Args:
-        kept: ``[B, K, C]`` after query norm and rotary embedding, from `split`.
-        sources: ``[B, M, C]``, likewise.
-        plan: The plan they were split by.
-
-    Returns:
-        Places in the merged sequence, ``[B, M]`` int64. No gradient flows through it.
-    """
-    exact = torch.promote_types(kept.dtype, torch.float32)
-    kept, sources = kept.detach().to(exact), sources.detach().to(exact)
     autocast_off = (
         nullcontext()
-        if kept.device.type == "meta"
-        else torch.autocast(kept.device.type, enabled=False)
+        if query.device.type == "meta"
+        else torch.autocast(query.device.type, enabled=False)
     )
-    places = []
     with autocast_off:
+        compared = features(query)
+        kept, sources = compared.index_select(1, plan.kept), compared.index_select(1, plan.sources)
+        own = torch.arange(kept.shape[1], device=query.device).expand(kept.shape[0], -1)
+        places = [own]
         for block in plan.blocks:
             n, d, s = block.groups, block.destinations, block.sources
             destination = kept.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
             source = sources.narrow(1, block.first_source, n * s).unflatten(1, (n, s))
             # The length of a source does not change which destination is nearest to it.
             best = _most_similar(source, F.normalize(destination, dim=-1))  # [B, n, s]
-            first = block.first_destination + d * torch.arange(n, device=kept.device)
+            first = block.first_destination + d * torch.arange(n, device=query.device)
             places.append((best + first.view(1, n, 1)).flatten(1))
-    return torch.cat(places, dim=1)
+    return torch.cat(places, dim=1).index_select(1, plan.restore)
 
 
-def merge(kept: Tensor, sources: Tensor, places: Tensor) -> Tensor:
-    """Return the merged queries ``[B, K, C]``: means over each destination and its sources.
+def merge(query: Tensor, plan: MergePlan, places: Tensor) -> Tensor:
+    """Return the merged queries ``[B, H, K, D]``: means over the tokens of one place.
 
-    Sums accumulate in float32 or, for float64 queries, in float64. On CUDA they are
-    deterministic to the last bit under ``torch.use_deterministic_algorithms(True)``.
+    Sums accumulate in float32 or, for float64 queries, in float64, and are deterministic: each
+    mean reads its tokens in their order.
     """
-    batch, length, width = kept.shape
-    exact = torch.promote_types(kept.dtype, torch.float32)
-    rows = _rows(places, length).unsqueeze(1).expand(-1, width)
-    total = kept.to(exact).flatten(0, 1).scatter_add(0, rows, sources.to(exact).flatten(0, 1))
-    ones = torch.ones(1, dtype=exact, device=kept.device)
-    count = ones.expand(batch, length).scatter_add(1, places, ones.expand_as(places))
-    return (total.view_as(kept) / count.unsqueeze(2)).to(kept.dtype)
+    batch, heads, tokens, dim = query.shape
+    length = plan.kept.shape[0]
+    rows, order = _rows(places, length).sort(stable=True)
+    starts = torch.searchsorted(rows, torch.arange(batch * length, device=rows.device))
+    side_by_side = query.transpose(1, 2).reshape(batch * tokens, heads * dim)
+    means = F.embedding_bag(order, side_by_side, starts, mode="mean")
+    return means.view(batch, length, heads, dim).transpose(1, 2)
 
 
-def unmerge(output: Tensor, plan: MergePlan, places: Tensor) -> Tensor:
-    """Return the full sequence ``[B, N, C]`` from ``[B, K, C]``: sources copy."""
-    batch, length, width = output.shape
-    own = torch.arange(length, device=places.device).expand(batch, -1)
-    origin = torch.cat((own, places), dim=1).index_select(1, plan.restore)  # [B, N]
-    rows = output.reshape(-1, width).index_select(0, _rows(origin, length))
-    return rows.view(batch, -1, width)
+def unmerge(output: Tensor, places: Tensor) -> Tensor:
+    """Return the full sequence ``[B, H, N, D]`` of ``[B, H, K, D]``: tokens of a place copy it."""
+    batch, heads, length, dim = output.shape
+    side_by_side = output.transpose(1, 2).reshape(batch * length, heads * dim)
+    copied = side_by_side.index_select(0, _rows(places, length))
+    return copied.view(batch, -1, heads, dim).transpose(1, 2)
 
 
 def _rows(places: Tensor, length: int) -> Tensor:
-    """Return ``[B, L]`` places as row numbers of a ``[B * length, C]`` matrix."""
+    """Return ``[B, N]`` places as row numbers of a ``[B * length, C]`` matrix."""
     offset = length * torch.arange(places.shape[0], device=places.device)
     return (places + offset.unsqueeze(1)).flatten()
 
