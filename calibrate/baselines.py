@@ -1,87 +1,112 @@
 """What a search is compared with: the scaled paper schedule and the best uniform one.
 
 *Scaled paper schedule*: the paper's operators and sensitive layers, tiers (r, 3r), query factors 1
-to 4 everywhere; for each query factor the smallest r that meets the budget. *Uniform*: one pair of
-factors in all layers; for each choice of operators and each query factor the smallest key-value
-factor that meets the budget. A smaller factor is never worse for attention than a larger one, so
-that the others need not run.
+to 4 everywhere. *Uniform*: any of our operators, one pair of integer factors in all layers. The
+best of all that meet the budget is the one to beat.
+
+Not all of them have to run. Of two such schedules with the same operators and layers, the one whose
+factors are both smaller keeps more of what dense attention sees, and deviates less. So only pairs
+need to run of which neither factor can be made smaller within the budget: the *frontier*. Error is
+not as well behaved: on long clips reduction can improve it, and a pair behind the frontier may win.
+Such a pair lies on the frontier of a tighter budget, so that where schedules are not judged by
+deviation, the frontier half-way down to the wall runs too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from spark3r.layout import TokenLayout
+from spark3r.reduction import clamp
 from spark3r.schedule import PAPER_TIER, LayerRule, LengthRule, Operators, Schedule
 
-PAPER_QUERY_FACTORS = (1, 2, 3, 4)
-UNIFORM_QUERY_FACTORS = (1, 2, 3, 4, 6, 8)
+from .naming import operators_name
 
-Predict = Callable[[Schedule], float]
+PAPER_QUERY_FACTORS = (1, 2, 3, 4)
+
+_BEYOND = 10**6  # a factor that no clip allows
+
+Pair = tuple[int, int]
+"""Query and key-value factor."""
+
+
+def frontier(
+    queries: Iterable[int], largest: int, fits: Callable[[int, int], bool]
+) -> tuple[Pair, ...]:
+    """Return the pairs that fit, and of which neither factor can be smaller.
+
+    Args:
+        queries: Query factors, the smallest first.
+        largest: Largest key-value factor.
+        fits: Whether a query and a key-value factor meet the budget; if so, any larger key-value
+            factor does.
+    """
+    found: list[Pair] = []
+    for query in queries:
+        last = found[-1][1] - 1 if found else largest
+        pair = next(((query, r) for r in range(1, last + 1) if fits(query, r)), None)
+        if pair is not None:
+            found.append(pair)
+    return tuple(found)
 
 
 def paper_schedules(
     depth: int,
     sensitive: Iterable[int],
     length: LengthRule,
-    largest: int,
-    predict_ms: Predict,
-    budget_ms: float,
+    short: TokenLayout,
+    fits: Callable[[Schedule], bool],
 ) -> dict[str, Schedule]:
-    """Return the scaled paper schedules that just meet a budget, by name.
+    """Return the frontier of the scaled paper schedules, by name.
 
     Args:
         depth: Global layers of the model.
         sensitive: Sensitive layers of the paper's probe.
         length: Length rule.
-        largest: Largest key-value factor.
-        predict_ms: The latency model.
-        budget_ms: Latency that a clip may take.
+        short: Token layout of the shortest clip, which bounds the factors.
+        fits: Whether a schedule meets the budget.
     """
     chosen = set(sensitive)
+    largest = largest_factors(Operators(), short)[1]
 
     def scaled(query: int, key_value: int) -> Schedule:
         tiers = (key_value, min(PAPER_TIER * key_value, largest))
         rules = tuple(LayerRule(query, tiers[layer not in chosen]) for layer in range(depth))
         return Schedule(rules, Operators(), length)
 
-    found = {}
-    for query in PAPER_QUERY_FACTORS:
-        for key_value in range(1, largest + 1):
-            schedule = scaled(query, key_value)
-            if predict_ms(schedule) <= budget_ms:
-                found[f"paper {query}/{key_value}"] = schedule
-                break
-    return found
+    pairs = frontier(PAPER_QUERY_FACTORS, largest, lambda *pair: fits(scaled(*pair)))
+    return {f"paper {query}/{key_value}": scaled(query, key_value) for query, key_value in pairs}
 
 
 def uniform_schedules(
     depth: int,
     operators: Sequence[Operators],
     length: LengthRule,
-    largest: int,
-    predict_ms: Predict,
-    budget_ms: float,
+    short: TokenLayout,
+    fits: Callable[[Schedule], bool],
 ) -> dict[str, Schedule]:
-    """Return the uniform schedules that just meet a budget, by name.
+    """Return the frontier of the uniform schedules of each choice of operators, by name.
 
     Args:
         depth: Global layers of the model.
         operators: Operators to choose from.
         length: Length rule.
-        largest: Largest key-value factor.
-        predict_ms: The latency model.
-        budget_ms: Latency that a clip may take.
+        short: Token layout of the shortest clip, which bounds the factors.
+        fits: Whether a schedule meets the budget.
     """
-    found = {}
-    for number, each in enumerate(operators):
-        for query in UNIFORM_QUERY_FACTORS:
-            for key_value in range(1, largest + 1):
-                schedule = Schedule.uniform(depth, query, key_value, operators=each, length=length)
-                if predict_ms(schedule) <= budget_ms:
-                    found[f"uniform {query}/{key_value} {_short(each, number)}"] = schedule
-                    break
+    found: dict[str, Schedule] = {}
+    for each in operators:
+
+        def uniform(query: int, key_value: int, each: Operators = each) -> Schedule:
+            return Schedule.uniform(depth, query, key_value, operators=each, length=length)
+
+        query, key_value = largest_factors(each, short)
+        pairs = frontier(range(1, query + 1), key_value, lambda q, r: fits(uniform(q, r)))
+        found |= {f"uniform {q}/{r} {operators_name(each)}": uniform(q, r) for q, r in pairs}
     return found
 
 
-def _short(operators: Operators, number: int) -> str:
-    return f"{operators.key_value} {number}" if number else operators.key_value
+def largest_factors(operators: Operators, layout: TokenLayout) -> Pair:
+    """Return the largest query and key-value factor that a layout allows under operators."""
+    rule = clamp(LayerRule(_BEYOND, _BEYOND, operators), layout)
+    return rule.query, rule.key_value

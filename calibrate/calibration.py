@@ -1,7 +1,7 @@
 """Calibration of a live model: from clips and a budget to a profile.
 
-Dense runs, latency at the target length, sensitivities, knapsack and search, verification, export:
-each step takes what the one before it gave.
+Dense runs, latency at the target length, sensitivities, knapsack and search, selection,
+verification, export: each step takes what the one before it gave.
 """
 
 from __future__ import annotations
@@ -9,46 +9,42 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
-from torch import nn
+import optuna
+from torch import Tensor, nn
 
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rError, Spark3rWarning
 from spark3r.families import Family, detect, unwrap
 from spark3r.inference import layout_of
-from spark3r.layout import TokenLayout
 from spark3r.patching import is_applied
 from spark3r.profile import Profile
-from spark3r.reduction import clamp
-from spark3r.schedule import LayerRule, LengthRule, Schedule
+from spark3r.schedule import LengthRule, Schedule
 
-from .baselines import paper_schedules, uniform_schedules
 from .budget import ResolvedBudget, parse_budget, resolve
-from .damage import choices
 from .evaluation import DenseRuns
 from .export import Evidence, make_profile
-from .latency import LatencyModel
+from .goal import Goal, WithinBudget, WithinDeviation
+from .judge import Judge
 from .latency_timing import LatencyTable, measure_latency
 from .objective import Objective, Source
+from .problem import Problem, least_ms
 from .profiling import dense_runs, paper_layers, sensitivities
 from .quality import mean_figures
+from .records import sensitivity_records
 from .result import Calibration
-from .search import Found, Score, Space, Trial, search
-from .settings import (
-    KEY_VALUE_FACTORS,
-    KNAPSACK_SHARES,
-    OPERATORS,
-    QUERY_FACTORS,
-    Job,
-    Progress,
-    Say,
-    Settings,
-)
+from .search import Found, Score, Trial, search
+from .selection import trade_off
+from .settings import OPERATORS, Job, Settings
+from .settling import Settled, settle
 from .splits import Split, split_clips
+from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .table_cache import table_key
-from .target_length import clip_of_length, measured_target_length
-from .verify import Judge, Verified, choose, finalists, verify
+from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
+from .verify import Verified, time_beside_the_wall
 
 
 def calibrate(
@@ -102,8 +98,8 @@ def run(
     settings: Settings,
     *,
     family: Family | None = None,
-    progress: Progress = lambda step, done, total: None,
-    say: Say = lambda line: None,
+    progress: Progress = unseen,
+    say: Say = unsaid,
 ) -> Calibration:
     """Calibrate a model and return all that was measured.
 
@@ -123,53 +119,45 @@ def run(
     if is_applied(root):
         raise Spark3rError("the model carries a schedule already: remove it before calibrating")
     source = settings.source or _default_source(split)
-    job = Job(root, family, settings, source, progress, say)
+    if settings.max_deviation is not None:
+        source = "deviation"
+    times = StepTimes(progress)
+    job = Job(root, family, settings, source, times.progress, say)
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
-        return _run(job, split)
+        return replace(_run(job, split), seconds=times.seconds)
 
 
 def _run(job: Job, split: Split) -> Calibration:
-    settings, family = job.settings, job.family
-    frames = settings.target_frames
-    if frames is None:
-        job.progress("target length", 0, 1)
-        target = measured_target_length(job, split.search[0].images)
-        job.progress("target length", 1, 1)
-        job.say(target.text)
-        frames = target.frames
+    settings = job.settings
+    frames = _target_frames(job, split)
     images = clip_of_length(split.search[0].images, frames)
-    job.progress("latency", 0, 1)
-    table = measure_latency(job.model, images, OPERATORS, family=family, limit_s=settings.timing_s)
-    job.progress("latency", 1, 1)
+    table = measure_latency(
+        job.model,
+        images,
+        OPERATORS,
+        family=job.family,
+        limit_s=settings.timing_s,
+        progress=job.progress,
+    )
     job.say(str(table.report))
     if table.dense_extrapolated:
         job.say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
-
     shortest = min(split.clips, key=lambda clip: clip.frames)
-    short = layout_of(job.model, shortest.images, family)
+    short = layout_of(job.model, shortest.images, job.family)
     cheapest_ms = least_ms(table.model, table.layout, short, job.depth)
-    budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
-    job.say(f"budget {settings.budget.text}: {budget.text}")
-    evidence = Evidence(
-        model=job.model,
-        family=family,
-        table=table,
-        budget=budget,
-        split=split,
-        seed=settings.seed,
-        source=job.source,
-        name=settings.name,
-        weights=settings.weights,
-    )
-    if not budget.binds:
-        verified: tuple[Verified, ...] = (
-            Verified("dense", None, None, table.passes.get("dense"), (), {}),
-            Verified("wall", None, None, table.passes["wall"], (), {}),
-        )
-        profile = make_profile(evidence, verified, None, None)
-        return Calibration(profile, budget, job.source, table, verified)
+    goal: Goal
+    budget: ResolvedBudget | None = None
+    if settings.budget is None:
+        assert settings.max_deviation is not None
+        goal = WithinDeviation(settings.max_deviation)
+    else:
+        budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
+        job.say(f"budget {settings.budget.text}: {budget.text}")
+        if not budget.binds:
+            return _dense_result(job, split, table, budget)
+        goal = WithinBudget(budget.clip_ms)
 
     dense = {
         role: dense_runs(job, clips, role)
@@ -180,82 +168,93 @@ def _run(job: Job, split: Split) -> Calibration:
         )
     }
     sensitivity = sensitivities(job, dense["search"])
-    judge = Judge(job.model, family, job.source, settings.objective)
-    length = LengthRule(
-        "constant", frames, min(split.shortest, frames), max(split.shortest, frames)
-    )
-    space = Space(
-        choices(sensitivity, f"score.{job.source}", OPERATORS, table.model, table.layout),
-        OPERATORS,
-        length,
-        table.model.wall_ms(table.layout),
-    )
     sensitive = paper_layers(job, dense["search"], short)
     job.say(f"sensitive layers by the paper's probe: {', '.join(map(str, sensitive)) or 'none'}")
-    starts = _starts(space, table, budget, sensitive, min(short.frames, frames))
-    found = _search(job, judge, space, starts, table, budget, dense["search"], split)
+    problem = Problem(
+        sensitivity=sensitivity,
+        source=job.source,
+        latency=table.model,
+        layout=table.layout,
+        short=short,
+        length=LengthRule(
+            "constant", frames, min(split.shortest, frames), max(split.shortest, frames)
+        ),
+        sensitive=sensitive,
+        goal=goal,
+    )
+    judge = Judge(job.model, job.family, job.source, settings.objective)
+    problem = _right_at_the_goal(job, judge, problem, images)
+    name = study_name(job, split, frames)
+    searched = partial(_searched, job, judge, dense["search"], _storage(settings), name)
+    found = searched(problem, trials=settings.trials)
     if not found.ranked():
-        raise Spark3rError(_nothing_ran(found))
+        if found.interrupted:
+            raise KeyboardInterrupt
+        raise Spark3rError(_nothing_ran(found, problem))
     if found.interrupted:
         job.say("interrupted: the best so far is verified and exported, the study is kept")
-    decision = choose(
-        finalists(found, judge, dense["selection"], lambda d, t: job.progress("selection", d, t))
-    )
-    verified = verify(
+    settled = settle(job, judge, problem, found, dense, images, searched)
+    if budget is None:
+        budget = settled.as_budget(settings.max_deviation or 0.0, frames, table, cheapest_ms)
+    return _result(job, split, table, budget, settled, judge, dense)
+
+
+def _target_frames(job: Job, split: Split) -> int:
+    if job.settings.target_frames is not None:
+        return job.settings.target_frames
+    if job.settings.budget is None:
+        return TARGET_LENGTHS[0]
+    target = measured_target_length(job, split.search[0].images)
+    job.say(target.text)
+    return target.frames
+
+
+def _storage(settings: Settings) -> optuna.storages.BaseStorage | str:
+    """Return where trials are kept, in memory if nowhere else, so that a search can go on."""
+    if settings.storage is None:
+        return optuna.storages.InMemoryStorage()
+    return settings.storage if isinstance(settings.storage, str) else str(settings.storage)
+
+
+def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor) -> Problem:
+    """Return the problem, its latency model corrected by the knapsack's answer as it is timed.
+
+    A model fitted from the wall to dense may be some percent off in between, and every schedule of
+    the search lies where the knapsack's answer does.
+    """
+    seed = problem.knapsack()
+    if seed is None:
+        return problem
+    latencies = time_beside_the_wall(
         judge,
-        decision,
-        dense["held out"],
+        {"knapsack": seed},
         images,
-        limit_s=2 * settings.timing_s,
-        progress=lambda d, t: job.progress("verification", d, t),
+        dense=False,
+        limit_s=job.settings.timing_s / 2,
+        progress=partial(job.progress, "latency at the goal"),
     )
-    profile = make_profile(evidence, verified, decision, sensitivity)
-    chosen = decision.chosen
-    measured = next(each for each in verified if each.name == chosen.kind)
-    gaps = {
-        "search": chosen.trial.score.value if chosen.trial.score else float("nan"),
-        "selection": chosen.selection_score,
-        "held out": measured.score or 0.0,
-    }
-    return Calibration(
-        profile, budget, job.source, table, verified, sensitivity, found, decision, gaps
-    )
+    if not latencies.keys() >= {"wall", "knapsack"}:
+        return problem
+    measured_ms, predicted_ms = latencies["knapsack"].median_ms, problem.predict_ms(seed)
+    job.say(f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted")
+    return problem.corrected(latencies["wall"].median_ms, seed, measured_ms)
 
 
-def _starts(
-    space: Space,
-    table: LatencyTable,
-    budget: ResolvedBudget,
-    sensitive: Sequence[int],
-    largest: int,
-) -> dict[str, Schedule]:
-    """Return the schedules that a search starts from, by name."""
-
-    def predict_ms(schedule: Schedule) -> float:
-        return table.model.predict_ms(schedule, table.layout)
-
-    starts = {
-        f"knapsack {share:g}": schedule
-        for share in KNAPSACK_SHARES
-        if (schedule := space.schedule(share * budget.clip_ms, {})) is not None
-    }
-    depth, limits = len(space.layers), (space.length, largest, predict_ms, budget.clip_ms)
-    starts |= paper_schedules(depth, sensitive, *limits)
-    return starts | uniform_schedules(depth, OPERATORS, *limits)
-
-
-def _search(
+def _searched(
     job: Job,
     judge: Judge,
-    space: Space,
-    starts: Mapping[str, Schedule],
-    table: LatencyTable,
-    budget: ResolvedBudget,
     dense: DenseRuns,
-    split: Split,
+    storage: optuna.storages.BaseStorage | str,
+    name: str,
+    problem: Problem,
+    *,
+    trials: int,
+    others: dict[str, Schedule] | None = None,
 ) -> Found:
+    """Search, or go on with a search under a corrected latency model, which ``others`` come of."""
     settings = job.settings
-    total = len(starts) + settings.trials
+    starts = problem.starts() | (others or {})
+    total = len(starts) + trials
     ran = 0
 
     def objective(schedule: Schedule) -> Score:
@@ -266,53 +265,92 @@ def _search(
     def tell(trial: Trial) -> None:
         nonlocal ran
         ran += 1
-        job.progress("search", min(ran, total), total)
+        job.progress(step, min(ran, total), total)
 
-    job.progress("search", 0, total)
+    step = "search" if others is None else "search, corrected"
+    job.progress(step, 0, total)
     found = search(
-        space,
+        problem.space,
         starts,
         objective,
-        lambda schedule: table.model.predict_ms(schedule, table.layout),
-        budget.clip_ms,
-        trials=settings.trials,
+        problem.predict_ms,
+        problem.goal,
+        trials=trials,
         seed=settings.seed,
-        storage=settings.storage,
-        name=study_name(job, split, budget.frames),
-        resume=settings.resume,
+        storage=storage,
+        name=name,
+        resume=settings.resume or others is not None,
         timeout_s=settings.timeout_s,
         on_trial=tell,
     )
-    job.progress("search", total, total)
+    job.progress(step, total, total)
     return found
 
 
-def least_ms(model: LatencyModel, layout: TokenLayout, short: TokenLayout, depth: int) -> float:
-    """Return the least latency of any schedule that sensitivities are measured for.
+def _result(
+    job: Job,
+    split: Split,
+    table: LatencyTable,
+    budget: ResolvedBudget,
+    settled: Settled,
+    judge: Judge,
+    dense: dict[str, DenseRuns],
+) -> Calibration:
+    chosen = settled.decision.chosen
+    points = trade_off(
+        settled.found,
+        chosen.trial,
+        judge,
+        dense["selection"],
+        partial(job.progress, "trade-off"),
+    )
+    measured = next(each for each in settled.verified if each.name == chosen.kind)
+    gaps = {
+        "search": chosen.trial.score.value if chosen.trial.score else None,
+        "selection": chosen.selection_score,
+        "held out": measured.score,
+    }
+    evidence = Evidence(job, split, replace(table, model=settled.problem.latency), budget)
+    records = sensitivity_records(settled.problem.sensitivity, split)
+    return Calibration(
+        profile=make_profile(evidence, settled.verified, settled.decision, records, points),
+        budget=budget,
+        source=job.source,
+        objective=job.settings.objective,
+        latency=table,
+        verified=settled.verified,
+        sensitivity=settled.problem.sensitivity,
+        found=settled.found,
+        decision=settled.decision,
+        gaps={role: value for role, value in gaps.items() if value is not None},
+        was_stopped=settled.interrupted,
+        searched_clips=len(split.search),
+    )
 
-    Args:
-        model: The latency model.
-        layout: Token layout at the target length.
-        short: Token layout of the shortest calibration clip, which bounds the factors.
-        depth: Global layers.
-    """
-    rules = [
-        clamp(LayerRule(query, key_value, each), short)
-        for each in OPERATORS
-        for query in (1, *QUERY_FACTORS)
-        for key_value in (1, *KEY_VALUE_FACTORS)
-    ]
-    return model.wall_ms(layout) + depth * min(model.layer_ms(rule, layout) for rule in rules)
+
+def _dense_result(
+    job: Job, split: Split, table: LatencyTable, budget: ResolvedBudget
+) -> Calibration:
+    """Return the result where dense meets the budget as it is."""
+    verified = (
+        Verified("dense", None, None, table.passes.get("dense"), (), {}),
+        Verified("wall", None, None, table.passes["wall"], (), {}),
+    )
+    evidence = Evidence(job, split, table, budget)
+    profile = make_profile(evidence, verified, None, (), ())
+    return Calibration(profile, budget, job.source, job.settings.objective, table, verified)
 
 
 def study_name(job: Job, split: Split, frames: int) -> str:
     """Return a name that only a search of the same model, clips and settings has."""
+    budget = job.settings.budget
     key = table_key(
         job.model,
         split.clips,
         OPERATORS,
         job.family,
-        budget=job.settings.budget.text,
+        budget=None if budget is None else budget.text,
+        max_deviation=job.settings.max_deviation,
         objective=job.settings.objective,
         source=job.source,
         frames=frames,
@@ -325,11 +363,17 @@ def _default_source(split: Split) -> Source:
     return "error" if all(clip.has_ground_truth for clip in split.clips) else "consistency"
 
 
-def _nothing_ran(found: Found) -> str:
+def _nothing_ran(found: Found, problem: Problem) -> str:
     failures = [trial for trial in found.trials if trial.failure]
     if failures:
         return (
-            f"all {len(failures)} trials within the budget failed, the first ('{failures[0].name}')"
-            f" with {failures[0].failure}"
+            f"{len(failures)} of {len(found.trials)} trials failed and no other is allowed, the "
+            f"first ('{failures[0].name}') with {failures[0].failure}"
+        )
+    scores = [trial.score.value for trial in found.trials if trial.score is not None]
+    if isinstance(problem.goal, WithinDeviation) and scores:
+        return (
+            f"no schedule that was tried deviates at most {problem.goal.most:.2%} from dense, the "
+            f"least is {min(scores):.2%}: allow more, or give more --trials"
         )
     return "the search was stopped before a schedule within the budget had run"

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from spark3r.clips import Clip
 
-    from .settings import Progress, Settings
+    from .settings import Settings
     from .splits import Split
+    from .steps import Progress
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -1,11 +1,12 @@
-"""Paired comparison of two schedules over the same clips."""
+"""Means over clips with their intervals, and paired comparison of two schedules."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scipy.stats import t as student_t
 
@@ -78,6 +79,37 @@ def paired_ratio(
     mean = math.fsum(logs) / len(logs)
     if len(logs) == 1:
         return PairedRatio(math.exp(mean), 0.0, math.inf, 1)
-    quantile = float(student_t.ppf((1 + confidence) / 2, len(logs) - 1))
-    half = quantile * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = _half_width(logs, confidence)
     return PairedRatio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
+
+
+class Mean(NamedTuple):
+    """A mean over clips.
+
+    Attributes:
+        mean: The mean.
+        low: Lower end of its interval; the mean itself where there is a single clip.
+        high: Upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
+    """Return the mean of a figure over clips with its t interval.
+
+    Raises:
+        ValueError: If there is no value.
+    """
+    if not values:
+        raise ValueError("there is no clip to take the mean over")
+    mean = math.fsum(values) / len(values)
+    half = _half_width(values, confidence) if len(values) > 1 else 0.0
+    return Mean(mean, mean - half, mean + half)
+
+
+def _half_width(values: Sequence[float], confidence: float) -> float:
+    quantile = float(student_t.ppf((1 + confidence) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))

@@ -28,7 +28,8 @@ from spark3r.layout import TokenLayout
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators
 
-from .sensitivity import COLUMNS, SensitivityError, operators_text
+from .naming import operators_text
+from .sensitivity import COLUMNS, SensitivityError
 
 METRIC = "drift"
 """Name of the metric in the table."""

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 from torch import nn
 
+from spark3r.clips import Clip
 from spark3r.env import device_name, environment
-from spark3r.families import Family
 from spark3r.fingerprint import describe
 from spark3r.inference import device_of
 from spark3r.profile import Profile
@@ -22,26 +21,26 @@ from spark3r.profile.evidence import (
     Figures,
     LatencyModel,
     Measurement,
+    Role,
     Run,
     ScheduleRun,
     Sensitivity,
     Timing,
 )
 from spark3r.profile.sections import OperatorsRecord
-from spark3r.schedule import LengthRule, Operators, Schedule
+from spark3r.schedule import LengthRule, Schedule
 from spark3r.timing import Latency
 
 from .budget import ResolvedBudget
 from .latency import FORM
 from .latency_timing import LatencyTable
-from .objective import Source
 from .quality import Quality
+from .selection import Decision, Point
+from .settings import Job
 from .splits import Split
-from .verify import Decision, Verified
+from .verify import Verified
 
 BASELINES = ("uniform", "paper")
-METRICS = ("score.error", "score.consistency", "score.deviation")
-"""Metrics of the sensitivities that a profile keeps."""
 
 
 @dataclass(frozen=True)
@@ -49,52 +48,45 @@ class Evidence:
     """What all parts of a profile's evidence have in common.
 
     Attributes:
-        model: The model, unpatched.
-        family: What is known of it.
-        table: Its latency at the target length.
-        budget: The budget there.
+        job: The model, and what was asked for.
         split: Clips by role.
-        seed: Of everything random.
-        source: What schedules were judged by.
-        name: What people call the model.
-        weights: Where its weights are found.
+        table: Latencies at the target length, and the latency model that was right in the end.
+        budget: The budget there.
     """
 
-    model: nn.Module
-    family: Family
+    job: Job
+    split: Split
     table: LatencyTable
     budget: ResolvedBudget
-    split: Split
-    seed: int
-    source: Source
-    name: str | None
-    weights: str | None
 
 
 def make_profile(
     evidence: Evidence,
     verified: Sequence[Verified],
     decision: Decision | None,
-    sensitivity: pd.DataFrame | None,
+    sensitivity: Sequence[Sensitivity] = (),
+    points: Sequence[Point] = (),
 ) -> Profile:
-    """Return the profile of the chosen schedule and its rivals.
+    """Return the profile of the chosen schedule, its rivals, and the trade-off around it.
 
     Args:
         evidence: What was measured on.
         verified: What was measured, dense and the wall first.
         decision: Which schedule is the default; None where dense met the budget.
-        sensitivity: The sensitivities, None likewise.
+        sensitivity: The sensitivities.
+        points: Slower and faster schedules.
 
     Raises:
         ProfileError: If the parts make no valid profile.
     """
-    attention = evidence.family.attention(evidence.model)
+    job, table = evidence.job, evidence.table
+    attention = job.family.attention(job.model)
     record = describe(
-        evidence.family.name,
+        job.family.name,
         attention,
-        evidence.family.facts(evidence.model),
-        name=evidence.name,
-        weights=evidence.weights,
+        job.family.facts(job.model),
+        name=job.settings.name,
+        weights=job.settings.weights,
     )
     dense, wall, *finalists = verified
     schedules: dict[str, Schedule] = {}
@@ -114,19 +106,24 @@ def make_profile(
         elif each.schedule not in schedules.values():
             schedules[each.name] = each.schedule
             runs.append(_schedule_run(each, each.name, evidence))
+    for point in points:
+        name = f"{table.dense_ms / point.trial.latency_ms:.2f}x"
+        if point.trial.schedule not in schedules.values() and name not in schedules:
+            schedules[name] = point.trial.schedule
+            runs.append(_point_run(point, name))
     measurement = Measurement(
-        device=device_name(device_of(evidence.model)),
-        dtype=_dtype(evidence.model),
-        attention_backend=f"torch sdpa ({device_of(evidence.model).type})",
+        device=device_name(device_of(job.model)),
+        dtype=dtype_name(job.model),
+        attention_backend=f"torch sdpa ({device_of(job.model).type})",
         frames=evidence.budget.frames,
-        grid=(evidence.table.layout.height, evidence.table.layout.width),
+        grid=(table.layout.height, table.layout.width),
         latency_model=LatencyModel(
             form=FORM,
-            constants=evidence.table.model.to_dict(),
-            relative_error=evidence.table.report.largest_error,
+            constants=table.model.to_dict(),
+            relative_error=table.largest_error,
         ),
         dense=Run(
-            latency=_timing(dense.latency, evidence.table.dense_ms),
+            latency=_timing(dense.latency, table.dense_ms),
             figures=_figures(dense.qualities),
         ),
         wall=_timing(wall.latency, evidence.table.wall_ms),
@@ -135,55 +132,18 @@ def make_profile(
         clips=_clips(evidence.split, used=decision is not None),
         # By way of JSON, where a list is as good as a tuple.
         environment=EnvironmentRecord.model_validate_json(json.dumps(environment())),
-        seed=evidence.seed,
+        seed=job.settings.seed,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     )
-    tables = () if sensitivity is None else sensitivity_records(sensitivity, evidence.split)
     return Profile.create(
         record,
         schedules,
         status="measured",
         default=chosen,
-        notes=_notes(evidence, decision),
+        notes=_notes(evidence, decision, points),
         measurements=(measurement,),
-        sensitivity=tables,
+        sensitivity=sensitivity,
     )
-
-
-def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity, ...]:
-    """Return the sensitivities as a profile keeps them.
-
-    Args:
-        table: From `calibrate.sensitivity.probe` around dense.
-        split: Clips by role; the first of the search were probed.
-    """
-    records = []
-    layers = int(table["layer"].max()) + 1
-    kept = table[table["metric"].isin(METRICS)]
-    for (operators, axis, metric), rows in kept.groupby(["operators", "axis", "metric"], sort=True):
-        factors = sorted({int(factor) for factor in rows["factor"]})
-        values = {
-            (int(layer), int(factor)): float(mean)
-            for layer, factor, mean in zip(rows["layer"], rows["factor"], rows["mean"], strict=True)
-        }
-        clips = split.search[: int(rows["clips"].max())]
-        records.append(
-            Sensitivity(
-                axis="query" if axis == "query" else "key_value",
-                profiler="probe",
-                metric=str(metric),
-                clips=tuple(clip.name for clip in clips),
-                frames=min(clip.frames for clip in clips),
-                operators=OperatorsRecord.of(Operators(**json.loads(str(operators)))),
-                operating_point=(1, 1),
-                factors=tuple(factors),
-                values=tuple(
-                    tuple(values.get((layer, factor)) for factor in factors)
-                    for layer in range(layers)
-                ),
-            )
-        )
-    return tuple(records)
 
 
 def _schedule_run(each: Verified, name: str, evidence: Evidence) -> ScheduleRun:
@@ -194,6 +154,15 @@ def _schedule_run(each: Verified, name: str, evidence: Evidence) -> ScheduleRun:
         latency=_timing(each.latency, predicted),
         budget_ms=evidence.budget.clip_ms,
         figures=_figures(each.qualities),
+    )
+
+
+def _point_run(point: Point, name: str) -> ScheduleRun:
+    return ScheduleRun(
+        schedule=name,
+        predicted_ms=point.trial.latency_ms,
+        latency=None,
+        figures=_figures(point.qualities),
     )
 
 
@@ -242,30 +211,37 @@ def _or_none(sources: Mapping[str, dict[str, float]], source: str) -> dict[str, 
 def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
     if not used:
         return ()
-    calibration = (*split.search, *split.selection)
+    roles: tuple[tuple[Role, tuple[Clip, ...]], ...] = (
+        ("calibration", split.search),
+        ("selection", split.selection),
+        ("held_out", split.held_out),
+    )
     return tuple(
-        ClipRecord(
-            name=clip.name,
-            digest=clip.digest(),
-            frames=clip.frames,
-            role="calibration" if number < len(calibration) else "held_out",
-        )
-        for number, clip in enumerate((*calibration, *split.held_out))
+        ClipRecord(name=clip.name, digest=clip.digest(), frames=clip.frames, role=role)
+        for role, clips in roles
+        for clip in clips
     )
 
 
-def _dtype(model: nn.Module) -> str:
+def dtype_name(model: nn.Module) -> str:
+    """Return the precision of a model's first parameter, such as ``bfloat16``."""
     parameter = next(iter(model.parameters()), None)
     return "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.")
 
 
-def _notes(evidence: Evidence, decision: Decision | None) -> str:
-    lines = [f"made by calibrate --budget {evidence.budget.budget.text}: {evidence.budget.text}."]
+def _notes(evidence: Evidence, decision: Decision | None, points: Sequence[Point]) -> str:
+    asked = evidence.job.settings.asked
+    lines = [f"made by calibrate {asked}: {evidence.budget.text}."]
     if evidence.table.dense_extrapolated:
         lines.append("Dense does not fit at this length; its latency is the latency model's word.")
     if decision is None:
         lines.append("Dense meets the budget, so nothing is reduced.")
     else:
-        lines.append(f"Schedules were judged by {evidence.source}.")
+        lines.append(f"Schedules were judged by {evidence.job.source}.")
         lines += [f"{reason}." for reason in decision.reasons]
+    if points:
+        lines.append(
+            "Schedules named by their speed-up are other points of the search's trade-off: their "
+            "latency is predicted, and their figures are from the selection's clips."
+        )
     return " ".join(lines)

@@ -37,6 +37,9 @@ from spark3r.schedule import LayerRule, Schedule
 
 TERMS = ("attention", "queries", "keys", "masked", "gathered", "merged", "matched")
 
+MOST_GAIN = 3.0
+"""Bound of a correction by one schedule."""
+
 FORM = "separable-1"
 """Name of this formula in profiles."""
 
@@ -74,6 +77,25 @@ class LatencyModel:
         """Return what a clip takes under a schedule."""
         rules = schedule.resolve(layout.frames)
         return self.wall_ms(layout) + math.fsum(self.layer_ms(rule, layout) for rule in rules)
+
+    def corrected(
+        self, layout: TokenLayout, wall_ms: float, predicted_ms: float, measured_ms: float
+    ) -> LatencyModel:
+        """Return the model with another wall, and its terms scaled so that one schedule is right.
+
+        Args:
+            layout: Token layout of the clip.
+            wall_ms: The wall, measured.
+            predicted_ms: What this model says of a schedule.
+            measured_ms: What the schedule takes, measured beside the wall.
+        """
+        work_ms = predicted_ms - self.wall_ms(layout)
+        gain = (measured_ms - wall_ms) / work_ms if work_ms > 0 else 1.0
+        gain = min(max(gain, 1 / MOST_GAIN), MOST_GAIN)  # a schedule at the wall says nothing
+        rest_ms = wall_ms * self.frames / layout.frames
+        return LatencyModel(
+            self.frames, rest_ms, {name: gain * each for name, each in self.term_ms.items()}
+        )
 
     def to_dict(self) -> dict[str, float]:
         """Return the constants by name, as a profile stores them."""

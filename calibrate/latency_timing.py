@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,13 +22,28 @@ from spark3r.memory import is_out_of_memory
 from spark3r.patching import apply, remove
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators, Schedule
-from spark3r.timing import WARM_UP_S, Call, Latency, interleaved, make_stopwatch, warm_up
+from spark3r.timing import (
+    MIN_ROUNDS,
+    ROUNDS,
+    WARM_UP_S,
+    Call,
+    Latency,
+    interleaved,
+    make_stopwatch,
+    warm_up,
+)
 from spark3r.wall import apply_wall, wall_family
 
 from .latency import LatencyModel
 from .latency_fit import FitReport, LayerSample, PassSample, check_fit, fit
+from .naming import operators_name
+from .steps import Progress, Samples, uncounted, unseen
 
 Treatment = Schedule | Literal["dense", "wall"]
+
+LONG_S, VERY_LONG_S = 3.0, 10.0
+"""From these on a call needs fewer samples, because a single one is a mean over much work."""
+
 
 QUERY_FACTORS = (1, 2, 3, 4, 8)
 KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
@@ -42,7 +58,8 @@ class LatencyTable:
         layers: Layers alone: resolved rule (None for the layer that returns zeros), and latency.
         passes: Whole passes by name, ``dense`` and ``wall`` among them where they fit.
         model: The latency model.
-        report: Its error on passes that it was not fitted on.
+        report: Its error on passes that it was not fitted on, None where it is a profile's.
+        known_error: Its largest error as a profile has it, where there is no report.
         dense_ms: Dense latency per clip.
         dense_extrapolated: Whether that is the latency model's word, because dense does not fit.
         wall_ms: The wall per clip, measured.
@@ -52,10 +69,16 @@ class LatencyTable:
     layers: tuple[tuple[LayerRule | None, Latency], ...]
     passes: Mapping[str, Latency]
     model: LatencyModel
-    report: FitReport
+    report: FitReport | None
     dense_ms: float
     dense_extrapolated: bool
     wall_ms: float
+    known_error: float = 0.0
+
+    @property
+    def largest_error(self) -> float:
+        """Largest error of the latency model, as a share."""
+        return self.known_error if self.report is None else self.report.largest_error
 
 
 def measure_latency(
@@ -67,6 +90,7 @@ def measure_latency(
     query_factors: Sequence[int] = QUERY_FACTORS,
     key_value_factors: Sequence[int] = KEY_VALUE_FACTORS,
     limit_s: float | None = None,
+    progress: Progress = unseen,
 ) -> LatencyTable:
     """Time a model at the target length and fit its latency model.
 
@@ -79,6 +103,7 @@ def measure_latency(
         key_value_factors: Key-value factors of the layer grid.
         limit_s: About how many seconds the layers, and again the passes, may take; None for no
             limit.
+        progress: Told of the samples taken.
 
     Raises:
         FamilyError: If the global attention layers are not alike, or the wall does not fit.
@@ -87,26 +112,20 @@ def measure_latency(
     family = detect(root) if family is None else family
     layout = layout_of(model, images, family)
     rules = layer_grid(operators, query_factors, key_value_factors)
-    layers = time_layers(model, images, rules, family=family, limit_s=limit_s)
-
-    depth = len(family.attention(root))
-    query, key_value = max(query_factors), max(key_value_factors)
-    fitted: dict[str, Treatment] = {"wall": "wall", "dense": "dense"}
-    checked: dict[str, Treatment] = {}
-    for number, each in enumerate(operators):
-        middle = (_middle(query_factors), _middle(key_value_factors))
-        fitted[f"uniform {middle} {number}"] = Schedule.uniform(depth, *middle, operators=each)
-        mixed = [LayerRule(1, key_value) if i % 2 else LayerRule(query, 1) for i in range(depth)]
-        checked[f"mixed {number}"] = Schedule(tuple(mixed), each)
-        halved = Schedule.uniform(depth, 1, middle[1], operators=each)
-        checked[f"key-value {number}"] = halved
+    step = partial(progress, "latency of layers")
+    layers = time_layers(model, images, rules, family=family, limit_s=limit_s, progress=step)
+    fitted, checked = passes_to_time(
+        len(family.attention(root)), operators, query_factors, key_value_factors
+    )
     treatments = fitted | checked
-    passes = time_passes(model, images, treatments, family=family, limit_s=limit_s)
+    step = partial(progress, "latency of passes")
+    passes = time_passes(model, images, treatments, family=family, limit_s=limit_s, progress=step)
     if "wall" not in passes:
         raise FamilyError(
             f"a clip of {layout.frames} frames does not fit even without global attention: choose "
             "a shorter target length"
         )
+    depth = len(family.attention(root))
     samples = {
         name: PassSample(name, resolved_rules(treatments[name], depth, layout), latency.median_ms)
         for name, latency in passes.items()
@@ -116,7 +135,7 @@ def measure_latency(
         [samples[name] for name in fitted if name in samples],
         layout,
     )
-    unseen = [samples[name] for name in checked if name in samples] or [samples["wall"]]
+    unseen_passes = [samples[name] for name in checked if name in samples] or [samples["wall"]]
     dense = passes.get("dense")
     extrapolated_ms = latency_model.predict_ms(Schedule.dense(depth), layout)
     return LatencyTable(
@@ -124,11 +143,35 @@ def measure_latency(
         layers,
         passes,
         latency_model,
-        check_fit(latency_model, unseen, layout),
+        check_fit(latency_model, unseen_passes, layout),
         extrapolated_ms if dense is None else dense.median_ms,
         dense is None,
         passes["wall"].median_ms,
     )
+
+
+def passes_to_time(
+    depth: int,
+    operators: Sequence[Operators],
+    query_factors: Sequence[int],
+    key_value_factors: Sequence[int],
+) -> tuple[dict[str, Treatment], dict[str, Treatment]]:
+    """Return the passes that the model is fitted to, and those it is checked on, by name.
+
+    Fitted: the wall, dense, queries alone, keys and values alone, and both with the operators that
+    are left. Checked: half of the layers on one axis and half on the other.
+    """
+    middle = (_middle(query_factors), _middle(key_value_factors))
+    fitted: dict[str, Treatment] = {"wall": "wall", "dense": "dense"}
+    fitted["queries alone"] = Schedule.uniform(depth, middle[0], 1, operators=operators[0])
+    for each in operators:
+        query = 1 if each == operators[0] else middle[0]
+        name = f"uniform {query}/{middle[1]}, {operators_name(each)}"
+        fitted[name] = Schedule.uniform(depth, query, middle[1], operators=each)
+    most = LayerRule(max(query_factors), 1), LayerRule(1, max(key_value_factors))
+    mixed = tuple(most[layer % 2] for layer in range(depth))
+    checked: dict[str, Treatment] = {"mixed": Schedule(mixed, operators[-1])}
+    return fitted, checked
 
 
 def layer_grid(
@@ -152,6 +195,7 @@ def time_layers(
     *,
     family: Family | None = None,
     limit_s: float | None = None,
+    progress: Samples = uncounted,
 ) -> tuple[tuple[LayerRule | None, Latency], ...]:
     """Time a global attention layer alone under resolved rules, and returning zeros (None).
 
@@ -181,7 +225,7 @@ def time_layers(
         return call
 
     calls = {str(number): call_of(rule) for number, rule in enumerate(within)}
-    timed = _timed_if_they_fit(calls, device_of(model), limit_s)
+    timed = _timed_if_they_fit(calls, device_of(model), limit_s, progress=progress)
     return tuple((rule, timed[str(n)]) for n, rule in enumerate(within) if str(n) in timed)
 
 
@@ -192,6 +236,7 @@ def time_passes(
     *,
     family: Family | None = None,
     limit_s: float | None = None,
+    progress: Samples = uncounted,
 ) -> dict[str, Latency]:
     """Time whole passes under schedules, dense and at the wall, in turns.
 
@@ -202,7 +247,8 @@ def time_passes(
         images: ``[S, 3, H, W]``.
         treatments: What to time, by name.
         family: What is known of the model; None recognises it.
-        limit_s: About how many seconds to take, after at least three samples of each.
+        limit_s: About how many seconds to take, though not less than `samples_to_take` needs.
+        progress: Told of the samples taken and their total.
     """
 
     def before(name: str) -> None:
@@ -219,7 +265,7 @@ def time_passes(
     images = images.to(device)
     calls: dict[str, Call] = {name: lambda: run(model, images, known) for name in treatments}
     try:
-        return _timed_if_they_fit(calls, device, limit_s, before)
+        return _timed_if_they_fit(calls, device, limit_s, before, progress)
     finally:
         remove(model)
 
@@ -232,29 +278,76 @@ def resolved_rules(treatment: Treatment, depth: int, layout: TokenLayout) -> tup
     return tuple(clamp(rule, layout) for rule in schedule.resolve(layout.frames))
 
 
+def samples_to_take(seconds: Mapping[str, float], limit_s: float | None) -> dict[str, int]:
+    """Return how many samples to take of calls that take so long.
+
+    As many as the time limit has room for, each call having an equal share of it; at least three,
+    at least two of a call that takes `LONG_S`, and one that takes `VERY_LONG_S` is its own mean.
+    """
+
+    def of(taken_s: float) -> int:
+        least = MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
+        if limit_s is None:
+            return max(least, ROUNDS)
+        room = limit_s / len(seconds) / max(taken_s, 1e-9)
+        return max(least, min(ROUNDS, int(room)))
+
+    return {name: of(taken_s) for name, taken_s in seconds.items()}
+
+
 def _timed_if_they_fit(
     calls: Mapping[str, Call],
     device: torch.device,
     limit_s: float | None,
     before: Callable[[str], None] = lambda name: None,
+    progress: Samples = uncounted,
 ) -> dict[str, Latency]:
+    """Time the calls that fit into memory, in turns.
+
+    The first run of each call is a warm-up, unless it takes so long that what is slow at first does
+    not matter: then it is a sample.
+    """
     warm_up_s = WARM_UP_S
     if limit_s is not None:
         warm_up_s = min(WARM_UP_S, 0.1 * limit_s / max(1, len(calls)))
     stopwatch = make_stopwatch(device)
-    fitting = {}
-    for name, call in calls.items():
+    first_s: dict[str, float] = {}
+    for number, (name, call) in enumerate(calls.items()):
+        progress(number, len(calls))
         before(name)
         try:
-            warm_up(call, stopwatch, warm_up_s)
+            first_s[name] = stopwatch(call) / 1000
+            warm_up(call, stopwatch, warm_up_s - first_s[name])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            first_s.pop(name, None)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        else:
-            fitting[name] = call
-    return interleaved(fitting, before=before, device=device, warm_up_s=0, limit_s=limit_s)
+    wanted = samples_to_take(first_s, limit_s)
+    kept = {name: (1000 * taken_s,) for name, taken_s in first_s.items() if taken_s >= LONG_S}
+    left = {name: number - (name in kept) for name, number in wanted.items()}
+    total, done = len(calls) + sum(left.values()), len(calls)
+
+    def before_sample(name: str) -> None:
+        nonlocal done
+        progress(done, total)
+        done += 1
+        before(name)
+
+    rounds = {name: number for name, number in left.items() if number}
+    timed = interleaved(
+        {name: calls[name] for name in rounds},
+        before=before_sample,
+        device=device,
+        rounds=rounds,
+        warm_up_s=0,
+    )
+    progress(total, total)
+    return {
+        name: Latency(kept.get(name, ()) + (timed[name].samples_ms if name in timed else ()))
+        for name in first_s
+    }
 
 
 def _middle(factors: Sequence[int]) -> int:

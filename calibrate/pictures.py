@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from spark3r.schedule import Schedule
 
 from .search import Trial
-from .verify import Verified, kind_of
+from .selection import kind_of
+from .verify import Verified
 
 COLOURS: Mapping[str, str] = {
     "search": "#c1272d",

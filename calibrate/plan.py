@@ -9,9 +9,9 @@ from torch import nn
 from spark3r.families import detect, unwrap
 from spark3r.schedule import Operators, Schedule
 
-from .baselines import PAPER_QUERY_FACTORS, UNIFORM_QUERY_FACTORS
 from .budget import time_text
 from .evaluation import DenseRuns, evaluate, run_dense
+from .selection import KINDS
 from .settings import (
     KEY_VALUE_FACTORS,
     KNAPSACK_SHARES,
@@ -21,7 +21,9 @@ from .settings import (
     Settings,
 )
 from .splits import Split
-from .verify import KINDS
+
+BASELINES = 6
+"""About how many pairs of factors a frontier of baselines has."""
 
 
 def plan_lines(model: nn.Module, split: Split, settings: Settings) -> list[str]:
@@ -37,11 +39,7 @@ def plan_lines(model: nn.Module, split: Split, settings: Settings) -> list[str]:
     """
     depth = len(detect(model).attention(unwrap(model)))
     few = min(PROBED_CLIPS, len(split.search))
-    starts = (
-        len(KNAPSACK_SHARES)
-        + len(PAPER_QUERY_FACTORS)
-        + len(OPERATORS) * len(UNIFORM_QUERY_FACTORS)
-    )
+    starts = len(KNAPSACK_SHARES) + BASELINES * (1 + len(OPERATORS))
     probes = depth * (len(QUERY_FACTORS) + len(OPERATORS) * len(KEY_VALUE_FACTORS))
     clips = len(split.search) + len(split.selection) + len(split.held_out)
     runs = {

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .budget import number_text
+from .naming import operators_name, operators_text
 from .pictures import TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
-from .sensitivity import operators_text
 from .settings import OPERATORS
-from .summary import FIGURES, holds, rows
+from .summary import FIGURES, SOURCES, holds, latency_text, percent_text, rows, work_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,10 +52,7 @@ def draw(result: Calibration) -> dict[str, Figure]:
     """Return the pictures by name; none where dense meets the budget."""
     if result.sensitivity is None or result.found is None or result.decision is None:
         return {}
-    names = {
-        operators_text(each): f"{each.key_value.replace('_', ' ')}, β {each.mass_correction:g}"
-        for each in OPERATORS
-    }
+    names = {operators_text(each): operators_name(each) for each in OPERATORS}
     schedules = {each.name: each.schedule for each in result.verified if each.schedule is not None}
     shown = TradeOff(
         trials=result.found.trials,
@@ -88,6 +85,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = percent_text
     environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
     table = rows(result)
     measurement = result.profile.measurements[0]
@@ -99,11 +97,15 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         budget=result.budget,
         holds=holds(result),
         source=result.source,
+        sources=[name for name in SOURCES if any(name in row["scores"] for row in table)],
         rows=table,
         figures={k: v for k, v in FIGURES.items() if any(k in row["figures"] for row in table)},
         reasons=() if result.decision is None else result.decision.reasons,
         gaps=result.gaps,
-        latency_report=str(result.latency.report),
+        latency_report=latency_text(result),
+        work=work_text(result),
+        schedules=result.profile.schedule_names(),
+        notes=result.profile.notes,
         failures=[trial for trial in result.found.trials if trial.failure] if result.found else [],
         trials=len(result.found.trials) if result.found else 0,
         layers=result.chosen.schedule.layers if result.chosen.schedule else (),

@@ -10,9 +10,10 @@ from spark3r.profile import Profile
 
 from .budget import ResolvedBudget
 from .latency_timing import LatencyTable
-from .objective import Source
+from .objective import Objective, Source
 from .search import Found
-from .verify import Decision, Verified
+from .selection import Decision
+from .verify import Verified
 
 
 @dataclass(frozen=True)
@@ -23,23 +24,31 @@ class Calibration:
         profile: The profile.
         budget: The budget on this device.
         source: What schedules were judged by.
+        objective: Which metrics counted.
         latency: What was timed before the search.
         verified: What was measured at the end, dense and the wall first.
         sensitivity: The sensitivities, None where dense met the budget.
         found: The search, likewise.
         decision: Which schedule is exported, likewise.
         gaps: Mean score of the chosen schedule on search, selection and held-out clips.
+        was_stopped: Whether Ctrl-C cut selection or verification short.
+        seconds: How long each step took, by name.
+        searched_clips: Number of clips of the search.
     """
 
     profile: Profile
     budget: ResolvedBudget
     source: Source
+    objective: Objective
     latency: LatencyTable
     verified: tuple[Verified, ...]
     sensitivity: pd.DataFrame | None = None
     found: Found | None = None
     decision: Decision | None = None
     gaps: dict[str, float] = field(default_factory=dict)
+    was_stopped: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    searched_clips: int = 1
 
     @property
     def chosen(self) -> Verified:
@@ -49,5 +58,29 @@ class Calibration:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the search was stopped by Ctrl-C."""
-        return self.found is not None and self.found.interrupted
+        """Whether Ctrl-C stopped the search, the selection or the verification."""
+        return self.was_stopped or (self.found is not None and self.found.interrupted)
+
+    @property
+    def dense_then_and_now(self) -> float | None:
+        """Dense latency beside the verified schedules over that before the search, if timed."""
+        now = self.verified[0].latency
+        if now is None or self.latency.dense_extrapolated:
+            return None
+        return now.median_ms / self.latency.dense_ms
+
+    @property
+    def allowed_ms(self) -> float:
+        """The budget, a relative one taken of dense as it was beside the verified schedules."""
+        now = self.verified[0].latency
+        if now is None or not self.budget.binds:
+            return self.budget.clip_ms
+        return self.budget.budget.clip_ms(self.budget.frames, now.median_ms)
+
+    def forwards(self, *steps: str) -> float | None:
+        """Return how many dense runs of a calibration clip, with its quality, steps were worth."""
+        runs = self.seconds.get("dense, search")
+        taken = [self.seconds[step] for step in steps if step in self.seconds]
+        if not runs or not taken:
+            return None
+        return sum(taken) / (runs / self.searched_clips)

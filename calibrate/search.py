@@ -4,7 +4,8 @@ Sensitivities say what each layer bears alone. What they miss are interactions b
 Optuna corrects them: its parameters are the logarithms of weights on the damages of each layer, of
 the query axis and of all operators but the first. For any weights the knapsack answers with the
 schedule of least weighted damage within the budget, so that every trial is feasible by the latency
-model and uses the budget up; all weights 1 is the knapsack's own answer, the first trial.
+model and uses the budget up; all weights 1 is the knapsack's own answer, the first trial. (For the
+dual, `WithinDeviation`, it answers with the fastest schedule of as much damage as is allowed.)
 
 The schedules to start from (the knapsack at several budgets, the scaled paper schedule, the best
 uniform ones) run before. Whatever ran is kept with its latency and figures, so that the trade-off
@@ -15,27 +16,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from spark3r.errors import Spark3rError
 from spark3r.memory import is_out_of_memory
-from spark3r.schedule import LengthRule, Operators, Schedule
+from spark3r.schedule import Schedule
 
-from .knapsack import Choice, solve
-from .study import Studies, decode, encode, finished, open_studies
+from .goal import Goal
+from .space import Space
+from .study import Storage, Studies, decode, encode, finished, open_studies
 
 LOG_WEIGHT = 1.5
 """Bound of a parameter: weights lie between e^-1.5 and e^1.5, a factor of twenty apart."""
 
 _RANDOM_TRIALS = 5  # finished trials before the sampler trusts its model
-
-ROUNDING = 1e-9
-"""Share of the budget by which a sum of layers may exceed it through rounding."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Trial:
         latency_ms: What the latency model says of it.
         score: How good it is, None where it failed.
         failure: Why it failed, or None.
+        parameters: What the sampler proposed; empty for a schedule that the search started from.
     """
 
     name: str
@@ -68,64 +67,7 @@ class Trial:
     latency_ms: float
     score: Score | None
     failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Space:
-    """What a search chooses from.
-
-    Attributes:
-        layers: Per layer its choices, damage being what the sensitivities say.
-        operators: Operators in order; a parameter weighs each but the first.
-        length: Length rule of every schedule proposed.
-        rest_ms: Latency of everything outside the choices.
-    """
-
-    layers: Sequence[Sequence[Choice]]
-    operators: Sequence[Operators]
-    length: LengthRule
-    rest_ms: float
-
-    def parameters(self) -> tuple[str, ...]:
-        """Return the names of the search's parameters."""
-        layers = [f"layer {index}" for index in range(len(self.layers))]
-        others = [f"operators {index}" for index in range(1, len(self.operators))]
-        return (*layers, "query", *others)
-
-    def schedule(self, budget_ms: float, log_weights: Mapping[str, float]) -> Schedule | None:
-        """Return the schedule of least weighted damage within a budget, None if none is.
-
-        Args:
-            budget_ms: Latency of a whole clip.
-            log_weights: Logarithms of the weights by parameter; a missing one is 0.
-        """
-        weigh = log_weights.get
-        by_operators = {
-            each: math.exp(weigh(f"operators {index}", 0.0))
-            for index, each in enumerate(self.operators)
-        }
-        by_query = math.exp(weigh("query", 0.0))
-        weighted = [
-            [
-                replace(
-                    choice,
-                    damage=choice.damage
-                    * math.exp(weigh(f"layer {index}", 0.0))
-                    * (
-                        1.0
-                        if choice.rule.operators is None
-                        else by_operators[choice.rule.operators]
-                    )
-                    * (by_query if choice.rule.query > 1 else 1.0),
-                )
-                for choice in layer
-            ]
-            for index, layer in enumerate(self.layers)
-        ]
-        found = solve(weighted, budget_ms * (1 + ROUNDING) - self.rest_ms)
-        if found is None:
-            return None
-        return replace(found.schedule(weighted, self.operators[0]), length=self.length)
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,24 +76,26 @@ class Found:
 
     Attributes:
         trials: All finished trials, those to start from first.
-        budget_ms: The budget it was to meet.
+        goal: What it was to reach.
         interrupted: Whether it was stopped by Ctrl-C before its last trial.
     """
 
     trials: tuple[Trial, ...]
-    budget_ms: float
+    goal: Goal
     interrupted: bool = False
 
     def ranked(self) -> tuple[Trial, ...]:
-        """Return the trials within the budget that did not fail, the best first.
+        """Return the trials that are allowed and did not fail, the best first.
 
         Each schedule stands once, under the name of its first trial.
         """
-        fitting: dict[Schedule, Trial] = {}
+        fitting: dict[Schedule, tuple[float, Trial]] = {}
         for trial in self.trials:
-            if trial.score is not None and trial.latency_ms <= self.budget_ms * (1 + 2 * ROUNDING):
-                fitting.setdefault(trial.schedule, trial)
-        return tuple(sorted(fitting.values(), key=_value))
+            if trial.score is None or self.goal.excess(trial.latency_ms, trial.score.value) > 0:
+                continue
+            value = self.goal.value(trial.latency_ms, trial.score.value)
+            fitting.setdefault(trial.schedule, (value, trial))
+        return tuple(trial for _, trial in sorted(fitting.values(), key=lambda each: each[0]))
 
     def front(self) -> tuple[Trial, ...]:
         """Return the trials that no other undercuts in latency and score, the fastest first."""
@@ -168,26 +112,26 @@ def search(
     starts: Mapping[str, Schedule],
     objective: Callable[[Schedule], Score],
     predict_ms: Callable[[Schedule], float],
-    budget_ms: float,
+    goal: Goal,
     *,
     trials: int,
     seed: int = 0,
-    storage: str | Path | None = None,
+    storage: Storage = None,
     name: str = "search",
     resume: bool = False,
     timeout_s: float | None = None,
     on_trial: Callable[[Trial], object] = lambda trial: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """Search the schedule of least score within a budget.
+    """Search the best schedule that a goal allows.
 
     Args:
         space: What to choose from.
-        starts: Schedules to run first, by name; they may exceed the budget.
+        starts: Schedules to run first, by name; they may be outside what is allowed.
         objective: Runs a schedule. A trial for which it raises a `Spark3rError`, runs out of memory
             or returns NaN counts as failed, and the search goes on.
-        predict_ms: The latency model.
-        budget_ms: Latency that a clip may take.
+        predict_ms: The latency model. Trials that are gone on with are predicted anew.
+        goal: What to reach.
         trials: Trials beyond those of ``starts``.
         seed: Of the sampler.
         storage: Where trials are kept; see `study.open_studies`.
@@ -201,18 +145,18 @@ def search(
         StudyError: If the storage cannot be used.
     """
     begin = clock()
-    run = _Run(objective, predict_ms, budget_ms, on_trial)
+    run = _Run(objective, predict_ms, goal, on_trial)
     studies = open_studies(storage, name, _sampler(seed), resume)
     for study in (studies.starts, studies.proposed):
-        run.done += [_restored(trial) for trial in finished(study)]
+        run.done += [_restored(trial, predict_ms) for trial in finished(study)]
     # Continued searches draw on from where they were, whatever was lost in between.
     studies.proposed.sampler = _sampler(seed + len(finished(studies.proposed)))
     try:
         _run_starts(studies.starts, starts, run)
         _run_proposed(studies, space, run, trials, lambda: _is_over(clock() - begin, timeout_s))
     except KeyboardInterrupt:
-        return Found(tuple(run.done), budget_ms, interrupted=True)
-    return Found(tuple(run.done), budget_ms)
+        return Found(tuple(run.done), goal, interrupted=True)
+    return Found(tuple(run.done), goal)
 
 
 @dataclass
@@ -221,15 +165,13 @@ class _Run:
 
     objective: Callable[[Schedule], Score]
     predict_ms: Callable[[Schedule], float]
-    budget_ms: float
+    goal: Goal
     on_trial: Callable[[Trial], object]
     done: list[Trial] = field(default_factory=list)
 
     def tell(self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule) -> None:
         """Run a schedule, once, and store what came of it."""
         latency_ms = self.predict_ms(schedule)
-        # First of all, in every trial: without a constraint Optuna takes a trial for feasible.
-        trial.set_constraint("over_budget_ms", latency_ms - self.budget_ms * (1 + ROUNDING))
         trial.set_user_attr("name", name)
         trial.set_user_attr("schedule", encode(schedule))
         trial.set_user_attr("latency_ms", latency_ms)
@@ -238,13 +180,17 @@ class _Run:
         except BaseException:
             study.tell(trial, state=TrialState.FAIL)
             raise
+        # In every trial that is told: without a constraint Optuna takes it for feasible.
+        value = None if score is None else score.value
+        trial.set_constraint("excess", self.goal.excess(latency_ms, value))
         if score is None:
             trial.set_user_attr("failure", failure)
             study.tell(trial, state=TrialState.FAIL)
         else:
+            trial.set_user_attr("score", score.value)
             trial.set_user_attr("figures", dict(score.figures))
-            study.tell(trial, score.value)
-        self.done.append(Trial(name, schedule, latency_ms, score, failure))
+            study.tell(trial, self.goal.value(latency_ms, score.value))
+        self.done.append(Trial(name, schedule, latency_ms, score, failure, dict(trial.params)))
         self.on_trial(self.done[-1])
 
     def _score(self, schedule: Schedule) -> tuple[Score | None, str | None]:
@@ -274,14 +220,14 @@ def _run_proposed(
     studies: Studies, space: Space, run: _Run, trials: int, is_over: Callable[[], bool]
 ) -> None:
     study = studies.proposed
-    names = space.parameters()
+    names = run.goal.parameters(space)
     number = len(finished(study))
     if number == 0:
         study.enqueue_trial(dict.fromkeys(names, 0.0), skip_if_exists=True)
     while number < trials and not is_over():
         trial = study.ask()
         weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
-        schedule = space.schedule(run.budget_ms, weights)
+        schedule = run.goal.proposed(space, weights)
         if schedule is None:
             study.tell(trial, state=TrialState.FAIL)
             return
@@ -294,14 +240,12 @@ def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS)
 
 
-def _restored(trial: FrozenTrial) -> Trial:
+def _restored(trial: FrozenTrial, predict_ms: Callable[[Schedule], float]) -> Trial:
     kept = trial.user_attrs
-    score = None
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        score = Score(trial.value, kept.get("figures", {}))
-    return Trial(
-        kept["name"], decode(kept["schedule"]), kept["latency_ms"], score, kept.get("failure")
-    )
+    score = Score(kept["score"], kept.get("figures", {})) if "score" in kept else None
+    schedule = decode(kept["schedule"])
+    latency_ms, failure = predict_ms(schedule), kept.get("failure")
+    return Trial(kept["name"], schedule, latency_ms, score, failure, dict(trial.params))
 
 
 def _value(trial: Trial) -> float:

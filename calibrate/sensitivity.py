@@ -13,10 +13,9 @@ paper's operators; `calibrate.damage` reads its rule, and the knapsack's choices
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -31,6 +30,7 @@ from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators, Schedule
 
 from .evaluation import DenseRuns, evaluate
+from .naming import operators_text
 from .objective import Objective, Source, score
 from .quality import Quality
 
@@ -124,11 +124,6 @@ def scores_and_figures(
                 table[f"score.{source}"] = score(quality, reference, source, objective)
     names = [name for name in tables[0] if all(name in table for table in tables)]
     return {name: [table[name] for table in tables] for name in names}
-
-
-def operators_text(operators: Operators) -> str:
-    """Return operators as the table holds them: JSON with sorted keys."""
-    return json.dumps(asdict(operators), sort_keys=True)
 
 
 class _Runs:

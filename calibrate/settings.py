@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from spark3r.schedule import Operators
 
 from .budget import Budget
 from .objective import Objective, Source
+from .steps import Progress, Say
 
 OPERATORS = (
     Operators(),
@@ -24,8 +24,9 @@ QUERY_FACTORS = (2, 4)
 KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
 """Factors that sensitivities are measured at; 1 comes with them."""
 
-KNAPSACK_SHARES = (0.8, 1.25)
-"""Other budgets, as shares of the one asked for, that the knapsack is also solved at."""
+KNAPSACK_SHARES = (0.64, 0.8, 1.25, 1.6)
+"""Other goals that the knapsack is also solved for, as shares of the one asked for: of the way from
+the wall to the budget, or of a deviation."""
 
 PROBED_CLIPS = 4
 """Clips of the search that sensitivities are measured on."""
@@ -33,19 +34,15 @@ PROBED_CLIPS = 4
 PAPER_POINT, PAPER_RAISE = 32, 8
 """The paper's probe: all layers at 32, one raised to 8 times that. Brought down to short clips."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a step, how much of it is done, and its total."""
-
-Say = Callable[[str], None]
-"""Told what the user should know, a line at a time."""
-
 
 @dataclass(frozen=True)
 class Settings:
     """What a calibration is asked for.
 
     Attributes:
-        budget: How long a clip may take.
+        budget: How long a clip may take; None where a deviation is the limit.
+        max_deviation: Largest mean score by deviation, of which the least latency is sought; see
+            `calibrate.objective`. None where there is a budget.
         target_frames: Length that the budget must hold for; None chooses one.
         trials: Trials of the search beyond those it starts from.
         timeout_s: Propose no further trial after so many seconds of search.
@@ -61,7 +58,8 @@ class Settings:
         weights: Where its weights are found.
     """
 
-    budget: Budget
+    budget: Budget | None = None
+    max_deviation: float | None = None
     target_frames: int | None = None
     trials: int = 40
     timeout_s: float | None = None
@@ -74,6 +72,17 @@ class Settings:
     timing_s: float = 15.0
     name: str | None = None
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.budget is None) == (self.max_deviation is None):
+            raise ValueError("expected either a budget or a largest deviation")
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, as on the command line."""
+        if self.budget is not None:
+            return f"--budget {self.budget.text}"
+        return f"--max-deviation {100 * (self.max_deviation or 0.0):g}%"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from spark3r.errors import Spark3rError
 from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
 
+Storage = str | Path | optuna.storages.BaseStorage | None
+"""A journal file's path, an Optuna URL (a string with ``://``), a storage at hand, or none."""
+
 _STARTS = " starts"  # ends the name of the study of starting schedules
 
 
@@ -43,33 +46,33 @@ class Studies:
 
 
 def open_studies(
-    storage: str | Path | None, name: str, sampler: optuna.samplers.BaseSampler, resume: bool
+    storage: Storage, name: str, sampler: optuna.samplers.BaseSampler, resume: bool
 ) -> Studies:
     """Open a search's studies, and count trials that a killed process left running as failed.
 
     Args:
-        storage: Path of a journal file, an Optuna storage URL (a string with ``://``), or None
-            to keep nothing after the process.
+        storage: Where trials are kept; None keeps nothing after the process.
         name: Name of the studies.
         sampler: Proposes parameters.
-        resume: Whether to go on where studies of this name stopped.
+        resume: Whether to go on where studies of this name stopped; where the storage holds
+            nothing at all, it stopped before the first trial.
 
     Raises:
         StudyError: If the storage cannot be opened or written, if studies of this name exist and
-            ``resume`` is not set, or if none exist and it is.
+            ``resume`` is not set, or if only others exist and it is.
     """
     with _quiet():
         try:
             kept = _storage(storage)
-            exists = kept is not None and name in optuna.get_all_study_names(storage=kept)
+            names = [] if kept is None else optuna.get_all_study_names(storage=kept)
         except Exception as error:  # whatever the driver of a data base raises
             raise StudyError(f"study storage {storage}: cannot be opened ({error})") from error
-        if exists and not resume:
+        if name in names and not resume:
             raise StudyError(
                 f"study storage {storage} holds a study of this search already: --resume goes on "
                 "with it, another --output begins anew"
             )
-        if resume and not exists:
+        if resume and names and name not in names:
             raise StudyError(
                 f"study storage {storage} holds no study of this model, clips, budget and settings "
                 "to go on with; leave out --resume to begin one"
@@ -134,9 +137,9 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _storage(storage: str | Path | None) -> optuna.storages.BaseStorage | None:
-    if storage is None:
-        return None
+def _storage(storage: Storage) -> optuna.storages.BaseStorage | None:
+    if storage is None or isinstance(storage, optuna.storages.BaseStorage):
+        return storage
     if isinstance(storage, str) and "://" in storage:
         return optuna.storages.get_storage(storage)
     path = Path(storage)

@@ -9,10 +9,14 @@ from typing import Any
 
 from spark3r.tables import print_table
 
-from .budget import number_text
+from .budget import number_text, time_text
+from .comparison import Mean, mean_interval
+from .objective import Source, score
 from .quality import mean_figures
 from .result import Calibration
 from .verify import Verified
+
+SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 
 FIGURES: Mapping[str, str] = {
     "error.depth": "depth error",
@@ -22,29 +26,35 @@ FIGURES: Mapping[str, str] = {
     "deviation.depth_log": "depth deviation",
     "deviation.rotation_deg": "rotation deviation °",
 }
-"""Figures of the summary table, and what they are called there."""
+"""Figures shown to people, and what they are called; all others are in the profile."""
+
+PROFILING = ("sensitivity", "paper's probe")
+SEARCHING = ("search", "search, corrected")
 
 
 def rows(result: Calibration) -> list[dict[str, Any]]:
     """Return what every treatment measured, as plain values.
 
-    Args:
-        result: The calibration.
+    ``scores`` holds, by source, the mean over held-out clips with its 95 % interval.
     """
     found = []
     for each in result.verified:
-        figures = mean_figures(each.qualities) if each.qualities else {}
         latency_ms = None if each.latency is None else each.latency.median_ms
+        dense_ms = _dense_ms(result)
         found.append(
             {
                 "schedule": each.name,
                 "exported": each.name == result.chosen.name,
                 "predicted_ms": each.predicted_ms,
                 "measured_ms": latency_ms,
-                "of_budget": None if latency_ms is None else latency_ms / result.budget.clip_ms,
-                "speed_up": None if latency_ms is None else result.latency.dense_ms / latency_ms,
-                "score": each.score,
-                "figures": figures,
+                "spread_ms": None if each.latency is None else each.latency.spread_ms,
+                "samples": 0 if each.latency is None else each.latency.n,
+                "of_budget": None if latency_ms is None else latency_ms / result.allowed_ms,
+                "speed_up": None if latency_ms is None else dense_ms / latency_ms,
+                "scores": {
+                    source: mean._asdict() for source, mean in _scores(each, result).items()
+                },
+                "figures": mean_figures(each.qualities) if each.qualities else {},
             }
         )
     return found
@@ -53,45 +63,89 @@ def rows(result: Calibration) -> list[dict[str, Any]]:
 def holds(result: Calibration) -> bool:
     """Whether the exported schedule was measured within 5 % of its budget."""
     latency = result.chosen.latency
-    return latency is not None and latency.median_ms <= 1.05 * result.budget.clip_ms
+    return latency is not None and latency.median_ms <= 1.05 * result.allowed_ms
+
+
+def latency_text(result: Calibration) -> str:
+    """Return how far the latency model and dense latency can be trusted, in a few sentences."""
+    report = result.latency.report
+    lines = [] if report is None else [str(report)]
+    drift = result.dense_then_and_now
+    if drift is not None and result.latency.passes:
+        lines.append(
+            f"dense takes {time_text(_dense_ms(result))} beside the verified schedules, "
+            f"{drift:.2f} of what it took before the search"
+        )
+    return "; ".join(lines)
+
+
+def percent_text(mean: Mapping[str, float] | None, source: str) -> str:
+    """Return a mean score with its interval in percent, a dash where there is none."""
+    if mean is None:
+        return "-"
+    sign = "" if source == "deviation" else "+"
+    value, low, high = (100 * mean[key] for key in ("mean", "low", "high"))
+    if low == high:
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
+def work_text(result: Calibration) -> str | None:
+    """Return what profiling and search were worth in dense runs, None where neither ran."""
+    parts = [
+        f"{name} {seconds:.0f} s ({forwards:.0f} dense runs)"
+        for name, steps in (("profiling", PROFILING), ("search", SEARCHING))
+        if (forwards := result.forwards(*steps)) is not None
+        for seconds in [sum(result.seconds.get(step, 0.0) for step in steps)]
+    ]
+    if not parts:
+        return None
+    return f"{', '.join(parts)} of a calibration clip; {sum(result.seconds.values()):.0f} s in all"
 
 
 def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> None:
     """Print the table, what does not hold, and how the profile is used."""
     table = rows(result)
-    shown = [name for name in FIGURES if any(name in row["figures"] for row in table)]
-    heads = ["schedule", "predicted ms", "measured ms", "of budget", "speed-up", "score"]
+    sources = [name for name in SOURCES if any(name in row["scores"] for row in table)]
+    heads = ["schedule", "predicted ms", "measured ms", "of budget", "speed-up"]
     print_table(
-        [*heads, *(FIGURES[name] for name in shown)],
+        [*heads, *(f"{name} %" for name in sources)],
         [
             [
                 f"{row['schedule']}{' (exported)' if row['exported'] else ''}",
-                _ms(row["predicted_ms"]),
-                _ms(row["measured_ms"]),
+                _number(row["predicted_ms"]),
+                _number(row["measured_ms"]),
                 "-" if row["of_budget"] is None else f"{100 * row['of_budget']:.0f}%",
                 "-" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
-                "-" if row["score"] is None else f"{row['score']:.4f}",
-                *(
-                    f"{row['figures'][name]:.4f}" if name in row["figures"] else "-"
-                    for name in shown
-                ),
+                *(percent_text(row["scores"].get(name), name) for name in sources),
             ]
             for row in table
         ],
     )
-    print(
-        f"\nlatency per clip of {result.budget.frames} frames; quality on held-out clips, judged "
-        f"by {result.source} (score 0 is dense, smaller is better)"
-    )
+    print()
+    if sources:
+        clips = max(len(each.qualities) for each in result.verified)
+        print(
+            f"latency per clip of {result.budget.frames} frames; quality on {clips} held-out clips "
+            "with 95 % intervals: error and consistency against dense (0 is as good), deviation "
+            "from dense (1 is where every metric is at its tolerance); smaller is better"
+        )
+        print(f"judged by {result.source}")
     for reason in () if result.decision is None else result.decision.reasons:
         print(reason)
     if result.gaps:
-        gaps = ", ".join(f"{name} {value:.4f}" for name, value in result.gaps.items())
-        print(f"score of the exported schedule on the three sets of clips: {gaps}")
+        gaps = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in result.gaps.items())
+        print(f"{result.source} of the exported schedule on the three sets of clips: {gaps}")
+    for line in (latency_text(result), work_text(result)):
+        if line:
+            print(line)
     if not result.budget.binds:
         print(f"nothing is reduced: {result.budget.text}")
     elif not holds(result):
         print(f"the budget does not hold as measured: {_over(result.chosen, result)}")
+    names = result.profile.schedule_names()
+    if len(names) > 1:
+        print(f"schedules in the profile: {', '.join(names)}")
     for path in (output, *report):
         print(f"wrote {path}")
     print(f'use it with spark3r.apply(model, "{output}")')
@@ -99,7 +153,8 @@ def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> 
 
 def print_json(result: Calibration, output: Path, report: Sequence[Path]) -> None:
     """Print the result as one JSON object."""
-    budget = result.budget
+    budget, latency = result.budget, result.latency.report
+    trials = () if result.found is None else result.found.trials
     document = {
         "profile": str(output),
         "report": [str(path) for path in report],
@@ -117,21 +172,43 @@ def print_json(result: Calibration, output: Path, report: Sequence[Path]) -> Non
         },
         "judged_by": result.source,
         "latency_model": {
-            "median_error": result.latency.report.median_error,
-            "largest_error": result.latency.report.largest_error,
+            "median_error": None if latency is None else latency.median_error,
+            "largest_error": result.latency.largest_error,
         },
+        "dense_then_and_now": result.dense_then_and_now,
         "schedules": rows(result),
         "decision": [] if result.decision is None else list(result.decision.reasons),
         "score_by_clips": result.gaps,
-        "trials": 0 if result.found is None else len(result.found.trials),
-        "failed_trials": 0
-        if result.found is None
-        else sum(trial.score is None for trial in result.found.trials),
+        "trials": len(trials),
+        "failed_trials": sum(trial.score is None for trial in trials),
+        "seconds": result.seconds,
+        "dense_runs": {
+            "profiling": result.forwards(*PROFILING),
+            "search": result.forwards(*SEARCHING),
+        },
     }
     print(json.dumps(document, indent=2))
 
 
-def _ms(value: float | None) -> str:
+def _scores(each: Verified, result: Calibration) -> dict[Source, Mean]:
+    dense = result.verified[0].qualities
+    if not each.qualities or not dense:
+        return {}
+    found: dict[Source, Mean] = {}
+    for source in SOURCES:
+        if source != "error" or all(quality.error is not None for quality in dense):
+            pairs = zip(each.qualities, dense, strict=True)
+            values = [score(quality, before, source, result.objective) for quality, before in pairs]
+            found[source] = mean_interval(values)
+    return found
+
+
+def _dense_ms(result: Calibration) -> float:
+    latency = result.verified[0].latency
+    return result.latency.dense_ms if latency is None else latency.median_ms
+
+
+def _number(value: float | None) -> str:
     return "-" if value is None else number_text(value)
 
 
@@ -140,5 +217,5 @@ def _over(chosen: Verified, result: Calibration) -> str:
         return "the exported schedule does not fit into memory at the target length"
     return (
         f"{number_text(chosen.latency.median_ms)} ms per clip where "
-        f"{number_text(result.budget.clip_ms)} ms are allowed"
+        f"{number_text(result.allowed_ms)} ms are allowed"
     )

@@ -114,6 +114,7 @@ def measured_target_length(job: Job, images: Tensor) -> TargetLength:
         wall_ms = timed["wall"].median_ms
         return (timed["dense"].median_ms if "dense" in timed else 1e3 * wall_ms), wall_ms
 
+    assert job.settings.budget is not None
     return choose_target_length(job.settings.budget, latencies)
 
 

@@ -70,21 +70,22 @@ def interleaved(
     *,
     before: Callable[[str], object] | None = None,
     device: torch.device | str = "cpu",
-    rounds: int = ROUNDS,
+    rounds: int | Mapping[str, int] = ROUNDS,
     warm_up_s: float = WARM_UP_S,
     limit_s: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
     """Time calls in turns: each round samples every call once.
 
-    Every other round goes backwards, so that a steady drift adds the same to every call. Calls
+    Calls that are given fewer samples than others have them spread evenly over the rounds. Every
+    other round goes backwards, so that a steady drift adds the same to every call. Calls
     are warmed up one after the other before the first round.
 
     Args:
         calls: What to time, by name.
         before: Called with a call's name before it runs, and not timed; None for nothing to do.
         device: Where the calls do their work.
-        rounds: Samples per call.
+        rounds: Samples per call, or of each call by name.
         warm_up_s: How long each call is repeated first, at least once; 0 for not at all.
         limit_s: Stop after the round in which so many seconds have passed since the first, though
             not before `MIN_ROUNDS` rounds; None for no limit.
@@ -94,10 +95,11 @@ def interleaved(
         The samples of each call, in the order given.
 
     Raises:
-        ValueError: If ``rounds`` is below 1.
+        ValueError: If a call would have no sample.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, expected at least 1")
+    wanted = dict.fromkeys(calls, rounds) if isinstance(rounds, int) else dict(rounds)
+    if wanted.keys() != calls.keys() or min(wanted.values(), default=1) < 1:
+        raise ValueError(f"rounds is {rounds}, expected at least 1 for every call")
     stopwatch = make_stopwatch(device, clock)
     prepare = before or (lambda name: None)
     for name, call in calls.items() if warm_up_s > 0 else ():
@@ -106,8 +108,11 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     begin = clock()
-    for done in range(1, rounds + 1):
+    most = max(wanted.values(), default=0)
+    for done in range(1, most + 1):
         for name in order:
+            if done * wanted[name] // most == (done - 1) * wanted[name] // most:
+                continue
             prepare(name)
             samples[name].append(stopwatch(calls[name]))
         order.reverse()

@@ -13,6 +13,7 @@ from .listing import summary
 if TYPE_CHECKING:
     from ..layout import TokenLayout
     from ..profile import Profile
+    from ..profile.evidence import Timing
     from ..profile.sections import ScheduleRecord
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -174,10 +175,10 @@ def _print_evidence(profile: Profile, schedule: str) -> None:
             entry.dtype,
             str(entry.frames),
             grid_text(entry.grid),
-            f"{entry.dense.latency.median_ms:.1f}",
+            _milliseconds(entry.dense.latency),
             f"{entry.wall.median_ms:.1f}",
             f"{run.predicted_ms:.1f}",
-            f"{run.latency.median_ms:.1f}",
+            _milliseconds(run.latency),
         )
         for entry in profile.measurements
         for run in entry.schedules
@@ -190,6 +191,10 @@ def _print_evidence(profile: Profile, schedule: str) -> None:
     print_table(
         ("device", "dtype", "frames", "grid", "dense", "wall", "predicted", "measured"), rows
     )
+
+
+def _milliseconds(latency: Timing | None) -> str:
+    return "-" if latency is None else f"{latency.median_ms:.1f}"
 
 
 def _listed(values: dict[str, Any]) -> str:

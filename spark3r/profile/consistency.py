@@ -91,14 +91,17 @@ def _of_figures(run: Run, clips: list[str], path: str) -> Iterator[str]:
 
 
 def _of_sensitivity(table: Sensitivity, layers: int, path: str) -> Iterator[str]:
-    if len(table.values) != layers:
-        yield f"{path}.values is a list of {len(table.values)}, expected {layers} layers"
-    for index, row in enumerate(table.values):
-        if len(row) != len(table.factors):
-            yield (
-                f"{path}.values[{index}] is a list of {len(row)}, expected one value for each of "
-                f"{len(table.factors)} factors"
-            )
+    for field, rows in (("values", table.values), ("spreads", table.spreads)):
+        if field == "spreads" and not rows:
+            continue
+        if len(rows) != layers:
+            yield f"{path}.{field} is a list of {len(rows)}, expected {layers} layers"
+        for index, row in enumerate(rows):
+            if len(row) != len(table.factors):
+                yield (
+                    f"{path}.{field}[{index}] is a list of {len(row)}, expected one value for each "
+                    f"of {len(table.factors)} factors"
+                )
 
 
 def _of_status(profile: Profile) -> Iterator[str]:

@@ -54,6 +54,9 @@ class LatencyModel(Section):
     relative_error: Annotated[float, Field(ge=0)]
 
 
+Role = Literal["calibration", "selection", "held_out"]
+
+
 class ClipRecord(Section):
     """A clip that figures were taken on.
 
@@ -61,7 +64,8 @@ class ClipRecord(Section):
         name: What figures refer to it by.
         digest: Hash of its frames as 8-bit images.
         frames: Number of frames.
-        role: Whether the search saw it (``calibration``) or not (``held_out``).
+        role: Whether the search saw it (``calibration``), the choice between its best schedules was
+            made on it (``selection``), or neither (``held_out``).
     """
 
     name: Name
@@ -69,7 +73,7 @@ class ClipRecord(Section):
         str, Field(pattern="^[0-9a-f]{16,64}$", description="16 to 64 lower-case hex digits")
     ]
     frames: Count
-    role: Literal["calibration", "held_out"]
+    role: Role
 
 
 class Figures(Section):
@@ -92,12 +96,12 @@ class Run(Section):
     """What one way of running the model took and gave.
 
     Attributes:
-        latency: Per clip of the measurement's length.
+        latency: Per clip of the measurement's length, or null where it is only predicted.
         peak_memory_bytes: Peak of allocated memory, or null when the device cannot tell.
         figures: Quality per clip.
     """
 
-    latency: Timing
+    latency: Timing | None
     peak_memory_bytes: Count | None = None
     figures: tuple[Figures, ...] = ()
 
@@ -199,7 +203,10 @@ class Sensitivity(Section):
         operators: Operators of the reduced layer.
         operating_point: Query and key-value factor of all layers around which it was probed.
         factors: Factors tried.
-        values: One row per global layer, one value per factor; null where not measured.
+        values: Means over clips, one row per global layer, one value per factor; null where not
+            measured.
+        spreads: Standard deviations over clips of the paired differences from the operating point,
+            in the same form; empty when not known.
     """
 
     axis: Literal["query", "key_value"]
@@ -211,3 +218,4 @@ class Sensitivity(Section):
     operating_point: Factors
     factors: Annotated[tuple[Factor, ...], Field(min_length=1)]
     values: Annotated[tuple[tuple[float | None, ...], ...], Field(min_length=1)]
+    spreads: tuple[tuple[float | None, ...], ...] = ()

@@ -82,7 +82,6 @@ def test_unreachable_budget(capsys: pytest.CaptureFixture[str]) -> None:
         (["--output", "profile.txt"], "does not end in .json"),
         (["--model", "tiny_job:make_nothing"], "has no 'make_nothing'"),
         (["--model", "tiny_job:make_nan"], "layer 1 (aggregator.global_blocks.1.attn)"),
-        (["--resume"], "holds no study"),
     ],
 )
 def test_failed(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

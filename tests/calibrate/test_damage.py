@@ -8,7 +8,8 @@ import pytest
 from calibrate.damage import choices, damages, sensitive_layers
 from calibrate.knapsack import solve
 from calibrate.latency import TERMS, LatencyModel
-from calibrate.sensitivity import COLUMNS, SensitivityError, operators_text
+from calibrate.naming import operators_text
+from calibrate.sensitivity import COLUMNS, SensitivityError
 from spark3r import LayerRule, Operators
 from spark3r.layout import TokenLayout
 
@@ -16,11 +17,15 @@ PAPER = Operators()
 FAITHFUL = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
 LAYOUT = TokenLayout(64, 4, 4, special=5, anchor_frame=0)
 LATENCY = LatencyModel(64, 10.0, dict.fromkeys(TERMS, 1.0))
+CLIPS = 9
 FACTORS = ((1, 0.0), (4, 1.0), (16, 2.0))
 
 
-def row(operators: Operators, layer: int, axis: str, factor: int, mean: float) -> dict[str, Any]:
-    values = ("probe", operators_text(operators), layer, axis, factor, "score.error", mean, 0.0, 8)
+def row(
+    operators: Operators, layer: int, axis: str, factor: int, mean: float, spread: float = 0.0
+) -> dict[str, Any]:
+    place = (operators_text(operators), layer, axis, factor)
+    values = ("probe", *place, "score.error", mean, spread, CLIPS)
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -43,6 +48,28 @@ def test_damage_is_the_difference_from_factor_1() -> None:
     assert found[0, "key_value", 16] == pytest.approx(2)
     assert found[1, "query", 4] == pytest.approx(30)
     assert damages(made(), "score.error", FAITHFUL)[1, "query", 4] == pytest.approx(15)
+
+
+def one_layer(means: dict[int, float], spread: float) -> dict[int, float]:
+    rows = [row(PAPER, 0, "key_value", factor, mean, spread) for factor, mean in means.items()]
+    found = damages(pd.DataFrame(rows), "score.error", PAPER)
+    return {factor: damage for (_, _, factor), damage in found.items()}
+
+
+def test_gains_count_only_where_they_are_significant_and_in_part() -> None:
+    # Nine clips, spread 0.3: the standard error is 0.1, the one-sided 95 % t quantile 1.86.
+    assert one_layer({1: 1.0, 4: 0.82}, 0.3) == {1: 0.0, 4: 0.0}
+    found = one_layer({1: 1.0, 4: 0.8}, 0.3)
+    assert found[4] == pytest.approx(-0.2 * (1 - (0.1 / 0.2) ** 2))
+    assert one_layer({1: 1.0, 4: 1.05}, 0.3)[4] == pytest.approx(0.05)  # harm is kept as it is
+    rows = [row(PAPER, 0, "query", factor, mean) for factor, mean in ((1, 0.0), (4, -1.0))]
+    alone = pd.DataFrame(rows).assign(clips=1)
+    assert damages(alone, "score.error", PAPER)[0, "query", 4] == 0  # one clip says nothing
+
+
+def test_a_larger_factor_of_a_layer_does_no_less_harm() -> None:
+    found = one_layer({1: 0.0, 2: 0.1, 4: 0.5, 8: 0.3, 16: 0.9}, 0.1)
+    assert found == pytest.approx({1: 0.0, 2: 0.1, 4: 0.4, 8: 0.4, 16: 0.9})
 
 
 def test_choices_are_all_pairs_with_dense_once() -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
 from calibrate.evaluation import run_dense
-from calibrate.sensitivity import COLUMNS, SensitivityError, operators_text, probe
+from calibrate.naming import operators_text
+from calibrate.sensitivity import COLUMNS, SensitivityError, probe
 from spark3r import LayerRule, Operators, Schedule, apply
 
 PAPER = Operators(group=2)

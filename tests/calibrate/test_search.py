@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -12,6 +13,7 @@ import optuna
 import pytest
 import toys
 
+from calibrate.goal import WithinBudget, WithinDeviation
 from calibrate.search import Found, Score, Trial, search
 from calibrate.study import StudyError, decode, encode
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
@@ -26,7 +28,7 @@ def run(objective=toys.additive, trials: int = 6, **settings) -> Found:
         settings.pop("starts"),
         objective,
         settings.pop("predict_ms"),
-        settings.pop("budget_ms", BUDGET_MS),
+        settings.pop("goal", WithinBudget(BUDGET_MS)),
         trials=trials,
         **settings,
     )
@@ -59,6 +61,40 @@ def test_every_proposal_is_within_the_budget() -> None:
     assert all(trial.latency_ms == toys.predict_ms(trial.schedule) for trial in found.trials)
     assert "too slow" not in {trial.name for trial in found.ranked()}
     assert "too slow" in {trial.name for trial in found.front()}
+
+
+def test_the_dual_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
+    most = 0.5
+    rules = [LayerRule(*pair) for pair in toys.FACTORS]
+    allowed = [
+        toys.predict_ms(schedule)
+        for layers in itertools.product(rules, repeat=4)
+        if toys.interacting(schedule := Schedule(layers)).value <= most
+    ]
+    found = run(toys.interacting, trials=80, goal=WithinDeviation(most))
+    best = found.ranked()[0]
+    assert best.score is not None
+    assert best.score.value <= most
+    assert best.latency_ms == pytest.approx(min(allowed))
+    assert "uniform" not in {trial.name for trial in found.ranked()}  # fast, but it deviates more
+    by_knapsack = next(trial for trial in found.trials if trial.name == "knapsack")
+    assert by_knapsack.latency_ms >= best.latency_ms
+
+
+def test_trials_gone_on_with_are_predicted_anew(tmp_path: Path) -> None:
+    storage = tmp_path / "study.journal"
+    first = run(trials=3, storage=storage, name="a")
+    slower = run(
+        trials=3,
+        storage=storage,
+        name="a",
+        resume=True,
+        predict_ms=lambda schedule: 2 * toys.predict_ms(schedule),
+    )
+    assert [trial.latency_ms for trial in slower.trials] == [
+        2 * trial.latency_ms for trial in first.trials
+    ]
+    assert not slower.ranked()
 
 
 def test_front_is_sorted_and_undominated() -> None:
@@ -156,9 +192,9 @@ def test_resumed_search_keeps_every_trial_and_runs_none_again(tmp_path: Path) ->
 
 def test_studies_are_not_mixed_up(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
+    run(trials=1, storage=storage, name="a", resume=True)  # stopped before its first trial
     with pytest.raises(StudyError, match="holds no study of this model"):
-        run(trials=1, storage=storage, name="a", resume=True)
-    run(trials=1, storage=storage, name="a")
+        run(trials=1, storage=storage, name="c", resume=True)
     with pytest.raises(StudyError, match="--resume goes on with it"):
         run(trials=1, storage=storage, name="a")
     run(trials=1, storage=storage, name="b")
@@ -182,6 +218,7 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import toys
+        from calibrate.goal import WithinBudget
         from calibrate.search import search
         calls = iter(range(100))
         def objective(schedule):
@@ -189,8 +226,8 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
                 print("in the middle of a trial", flush=True)
                 time.sleep(60)
             return toys.interacting(schedule)
-        search(toys.space(), toys.starts(), objective, toys.predict_ms, {BUDGET_MS}, trials=9,
-               storage={str(storage)!r}, name="a")
+        search(toys.space(), toys.starts(), objective, toys.predict_ms,
+               WithinBudget({BUDGET_MS}), trials=9, storage={str(storage)!r}, name="a")
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
@@ -221,7 +258,7 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     assert states.count(optuna.trial.TrialState.FAIL) == 1
     assert optuna.trial.TrialState.RUNNING not in states
     assert all(
-        trial.constraints["over_budget_ms"] <= 0
+        trial.constraints["excess"] <= 0
         for trial in kept.get_trials()
         if trial.state == optuna.trial.TrialState.COMPLETE
     )

@@ -9,7 +9,8 @@ from torch import nn
 import spark3r
 from calibrate import sensitivity
 from calibrate.evaluation import DenseRuns, evaluate, run_dense
-from calibrate.sensitivity import COLUMNS, SensitivityError, operators_text, probe
+from calibrate.naming import operators_text
+from calibrate.sensitivity import COLUMNS, SensitivityError, probe
 from spark3r import LayerRule, Operators, Schedule
 
 PAPER = Operators(group=2)

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from calibrate.knapsack import Choice
-from calibrate.search import Score, Space
+from calibrate.search import Score
+from calibrate.space import Space
 from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
 
 STRIDE = Operators()

@@ -1,0 +1,42 @@
+"""The judge: runs schedules on clips and scores them by one source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from spark3r.families import Family
+from spark3r.schedule import Schedule
+
+from .evaluation import DenseRuns, evaluate
+from .objective import Objective, Source, score
+from .quality import Quality
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Runs schedules on clips and scores them.
+
+    Attributes:
+        model: The model, unpatched between runs.
+        family: What is known of it.
+        source: What schedules are judged by.
+        objective: Which metrics count.
+    """
+
+    model: nn.Module
+    family: Family
+    source: Source
+    objective: Objective
+
+    def qualities(self, schedule: Schedule, dense: DenseRuns) -> tuple[Quality, ...]:
+        """Return the quality of a schedule on each clip."""
+        return evaluate(self.model, schedule, dense, self.family)
+
+    def scores(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> dict[str, float]:
+        """Return the score of each clip, by its name."""
+        return {
+            quality.clip: score(quality, reference, self.source, self.objective)
+            for quality, reference in zip(qualities, dense.qualities, strict=True)
+        }

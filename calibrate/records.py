@@ -1,0 +1,89 @@
+"""Sensitivities as a profile keeps them, there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from spark3r.profile.evidence import Sensitivity
+from spark3r.profile.sections import OperatorsRecord
+from spark3r.schedule import Operators
+
+from .naming import operators_text
+from .sensitivity import COLUMNS
+from .splits import Split
+
+METRICS = ("score.error", "score.consistency", "score.deviation")
+"""Metrics that a profile keeps."""
+
+
+def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity, ...]:
+    """Return the sensitivities as a profile keeps them.
+
+    Args:
+        table: From `calibrate.sensitivity.probe` around dense.
+        split: Clips by role; the first of the search were probed.
+    """
+    records = []
+    layers = int(table["layer"].max()) + 1
+    kept = table[table["metric"].isin(METRICS)]
+    for (operators, axis, metric), rows in kept.groupby(["operators", "axis", "metric"], sort=True):
+        factors = sorted({int(factor) for factor in rows["factor"]})
+        clips = split.search[: int(rows["clips"].max())]
+
+        def by_layer(
+            column: str, rows: pd.DataFrame = rows, factors: Sequence[int] = factors
+        ) -> tuple[tuple[float | None, ...], ...]:
+            places = zip(rows["layer"], rows["factor"], rows[column], strict=True)
+            values = {(int(layer), int(factor)): float(value) for layer, factor, value in places}
+            return tuple(
+                tuple(values.get((layer, factor)) for factor in factors) for layer in range(layers)
+            )
+
+        records.append(
+            Sensitivity(
+                axis="query" if axis == "query" else "key_value",
+                profiler="probe",
+                metric=str(metric),
+                clips=tuple(clip.name for clip in clips),
+                frames=min(clip.frames for clip in clips),
+                operators=OperatorsRecord.of(Operators(**json.loads(str(operators)))),
+                operating_point=(1, 1),
+                factors=tuple(factors),
+                values=by_layer("mean"),
+                spreads=by_layer("spread"),
+            )
+        )
+    return tuple(records)
+
+
+def sensitivity_table(records: Sequence[Sensitivity]) -> pd.DataFrame:
+    """Return the table that `sensitivity_records` kept; where a spread is unknown it is 0.
+
+    Args:
+        records: Of a profile.
+    """
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        for layer, values in enumerate(record.values):
+            spreads = record.spreads[layer] if record.spreads else (None,) * len(values)
+            for factor, value, spread in zip(record.factors, values, spreads, strict=True):
+                if value is None:
+                    continue
+                rows.append(
+                    {
+                        "profiler": record.profiler,
+                        "operators": operators_text(record.operators.operators()),
+                        "layer": layer,
+                        "axis": record.axis,
+                        "factor": factor,
+                        "metric": record.metric,
+                        "mean": value,
+                        "spread": spread or 0.0,
+                        "clips": len(record.clips),
+                    }
+                )
+    return pd.DataFrame(rows, columns=list(COLUMNS))

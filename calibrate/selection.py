@@ -1,0 +1,214 @@
+"""Selection: which schedule is exported, decided on clips that the search did not see.
+
+Trials are judged on the clips of the search, and the best of many trials on few clips is partly
+luck. So the best of each kind run again on other clips, the selection, and there the simpler of two
+schedules stays unless the other is better beyond its interval. A budget is there to be used: a
+schedule that leaves more than `SLACK` of it unused has to be better in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .comparison import PairedRatio, paired_ratio
+from .evaluation import DenseRuns
+from .goal import Goal, WithinBudget
+from .judge import Judge
+from .quality import Quality
+from .search import Found, Trial
+from .steps import Samples, uncounted
+
+KINDS = ("uniform", "paper", "knapsack", "search")
+"""Kinds of schedules, the simplest first. A trial's name begins with its kind."""
+
+SLACK = 0.08
+"""Share of the budget that may be left unused."""
+
+FASTER = 0.98
+"""Latency, as a share of a simpler schedule's, from which on the faster one is preferred."""
+
+ATTEMPTS = 3
+"""Trials of a kind that are run on the selection until one is faithful enough there as well."""
+
+FRONT_POINTS = 4
+"""Schedules of the trade-off that are kept beside the chosen one."""
+
+APART = 1.06
+"""Ratio of latencies by which points of the trade-off differ at least."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """The best schedule of one kind.
+
+    Attributes:
+        kind: One of `KINDS`.
+        trial: Its trial on the clips of the search.
+        selection: Its score on each clip of the selection; empty where that was not run.
+    """
+
+    kind: str
+    trial: Trial
+    selection: Mapping[str, float]
+
+    @property
+    def selection_score(self) -> float | None:
+        """Mean score on the selection, None where that was not run."""
+        if not self.selection:
+            return None
+        return math.fsum(self.selection.values()) / len(self.selection)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which finalist is exported, and why.
+
+    Attributes:
+        finalists: The best of each kind, the simplest kind first.
+        chosen: The one to export.
+        reasons: One line per comparison.
+    """
+
+    finalists: tuple[Finalist, ...]
+    chosen: Finalist
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A schedule of the trade-off between latency and quality.
+
+    Attributes:
+        trial: Its trial on the clips of the search.
+        qualities: On the clips of the selection.
+    """
+
+    trial: Trial
+    qualities: tuple[Quality, ...]
+
+
+def kind_of(trial: Trial) -> str:
+    """Return the kind of a trial's schedule."""
+    return trial.name.partition(" ")[0]
+
+
+def finalists(
+    found: Found, judge: Judge, selection: DenseRuns, progress: Samples = uncounted
+) -> tuple[Finalist, ...]:
+    """Return the best trial that is allowed of each kind, run again on the selection.
+
+    Where a deviation is the limit, what exceeds it on the selection is left out, and the next best
+    takes its place.
+    """
+    by_kind: dict[str, list[Trial]] = {}
+    for trial in found.ranked():
+        by_kind.setdefault(kind_of(trial), []).append(trial)
+    kinds = [kind for kind in KINDS if kind in by_kind]
+    chosen = []
+    for number, kind in enumerate(kinds):
+        progress(number, len(kinds))
+        for trial in by_kind[kind][:ATTEMPTS]:
+            qualities = judge.qualities(trial.schedule, selection)
+            finalist = Finalist(kind, trial, judge.scores(qualities, selection))
+            if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
+                chosen.append(finalist)
+                break
+    progress(len(kinds), len(kinds))
+    return tuple(chosen)
+
+
+def choose(candidates: tuple[Finalist, ...], goal: Goal) -> Decision:
+    """Return the simplest finalist that no other beats beyond doubt.
+
+    Raises:
+        ValueError: If there is no finalist.
+    """
+    if not candidates:
+        raise ValueError("no schedule that is allowed could be run")
+    if not isinstance(goal, WithinBudget):
+        return _fastest(candidates)
+    least_ms = (1 - SLACK) * goal.budget_ms
+    using = [each for each in candidates if each.trial.latency_ms >= least_ms]
+    leaving = [each for each in candidates if each.trial.latency_ms < least_ms]
+    chosen, *rivals = [*using, *leaving]
+    reasons = []
+    for rival in rivals:
+        compared = ratio(rival.selection, chosen.selection)
+        verdict = "better" if compared.is_lower else "not better"
+        unused = 1 - rival.trial.latency_ms / goal.budget_ms
+        note = f" (it leaves {unused:.0%} of the budget unused)" if rival in leaving else ""
+        reasons.append(
+            f"{rival.kind}{note} against {chosen.kind} on the selection: {compared}, {verdict} "
+            "beyond its interval"
+        )
+        if compared.is_lower:
+            chosen = rival
+    return Decision(candidates, chosen, tuple(reasons))
+
+
+def best_so_far(found: Found) -> Decision:
+    """Return the decision for the best trial of the search alone, without a selection."""
+    trial = found.ranked()[0]
+    finalist = Finalist(kind_of(trial), trial, {})
+    reason = "interrupted before the selection: the best on the clips of the search"
+    return Decision((finalist,), finalist, (reason,))
+
+
+def ratio(candidate: Mapping[str, float], baseline: Mapping[str, float]) -> PairedRatio:
+    """Compare scores, which are logarithms, clip by clip."""
+    return paired_ratio(
+        {clip: math.exp(value) for clip, value in candidate.items()},
+        {clip: math.exp(value) for clip, value in baseline.items()},
+    )
+
+
+def trade_off(
+    found: Found,
+    chosen: Trial,
+    judge: Judge,
+    selection: DenseRuns,
+    progress: Samples = uncounted,
+) -> tuple[Point, ...]:
+    """Return schedules of the search's trade-off, slower and faster ones, run on the selection.
+
+    Args:
+        found: The search.
+        chosen: The exported trial; the others differ from it, and from each other, in latency.
+        judge: Runs and scores.
+        selection: Clips of the selection.
+        progress: Told of the schedules run.
+    """
+    kept = [chosen]
+    front = [trial for trial in found.front() if trial.schedule != chosen.schedule]
+    # The farthest from what is kept first, so that few points span the whole trade-off.
+    while front and len(kept) <= FRONT_POINTS:
+        gaps = [
+            min(abs(math.log(trial.latency_ms / other.latency_ms)) for other in kept)
+            for trial in front
+        ]
+        widest = max(range(len(front)), key=gaps.__getitem__)
+        if gaps[widest] < math.log(APART):
+            break
+        kept.append(front.pop(widest))
+    others = sorted(kept[1:], key=lambda trial: trial.latency_ms)
+    points = []
+    for number, trial in enumerate(others):
+        progress(number, len(others))
+        points.append(Point(trial, judge.qualities(trial.schedule, selection)))
+    progress(len(others), len(others))
+    return tuple(points)
+
+
+def _fastest(candidates: tuple[Finalist, ...]) -> Decision:
+    chosen, reasons = candidates[0], []
+    for rival in candidates[1:]:
+        share = rival.trial.latency_ms / chosen.trial.latency_ms
+        reasons.append(
+            f"{rival.kind} takes {share:.3f} times as long as {chosen.kind}; both are faithful "
+            "enough on the selection"
+        )
+        if share < FASTER:
+            chosen = rival
+    return Decision(candidates, chosen, tuple(reasons))

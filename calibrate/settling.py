@@ -1,0 +1,174 @@
+"""Settling on a schedule: selection, timing, one correction of the latency model, verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from spark3r.schedule import Schedule
+from spark3r.timing import Latency
+
+from .budget import Budget, ResolvedBudget, time_text
+from .evaluation import DenseRuns
+from .goal import WithinBudget
+from .judge import Judge
+from .latency_timing import LatencyTable
+from .problem import Problem
+from .search import Found
+from .selection import SLACK, Decision, best_so_far, choose, finalists, kind_of
+from .settings import Job
+from .verify import Verified, time_beside_the_wall, verify
+
+OVER = 0.03
+"""Share of the budget by which a measured schedule may exceed it before the model is corrected."""
+
+SOLVED_AGAIN = 5
+"""Proposals of the search that are solved again after that."""
+
+
+class Searched(Protocol):
+    """Goes on with the search."""
+
+    def __call__(
+        self, problem: Problem, *, trials: int, others: dict[str, Schedule] | None = None
+    ) -> Found:
+        """Return all trials so far and those of ``others``."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was settled on, and all that was measured of it.
+
+    Attributes:
+        problem: The problem, with the latency model that was right in the end.
+        found: All trials.
+        decision: Which schedule is exported.
+        verified: What it and its rivals measured, dense and the wall first.
+        interrupted: Whether Ctrl-C cut selection or verification short.
+    """
+
+    problem: Problem
+    found: Found
+    decision: Decision
+    verified: tuple[Verified, ...]
+    interrupted: bool = False
+
+    def as_budget(
+        self, max_deviation: float, frames: int, table: LatencyTable, minimum_ms: float
+    ) -> ResolvedBudget:
+        """Return the latency that was found within a deviation as if it had been the budget."""
+        found_ms = self.decision.chosen.trial.latency_ms
+        asked = Budget(f"--max-deviation {100 * max_deviation:g}%", "clip", found_ms)
+        return ResolvedBudget(asked, frames, found_ms, table.dense_ms, minimum_ms)
+
+
+def settle(
+    job: Job,
+    judge: Judge,
+    problem: Problem,
+    found: Found,
+    dense: Mapping[str, DenseRuns],
+    images: Tensor,
+    searched: Searched,
+) -> Settled:
+    """Choose the schedule to export, and verify it and its rivals.
+
+    A schedule that is measured more than `OVER` above the budget, or leaves more than `SLACK` of it
+    unused where the latency model said that it would not, is not exported: the model is corrected
+    by what was measured, and everything that it decides is decided once more.
+
+    After Ctrl-C the best of the search is verified alone; a second one goes through.
+
+    Args:
+        job: The job.
+        judge: Runs and scores.
+        problem: What was searched.
+        found: The trials.
+        dense: Dense runs by role.
+        images: A clip of the target length, ``[S, 3, H, W]``.
+        searched: Goes on with the search.
+    """
+    try:
+        return _settle(job, judge, problem, found, dense, images, searched)
+    except KeyboardInterrupt:
+        job.say("interrupted: the best so far is verified alone and exported, the study is kept")
+        decision = best_so_far(found)
+        latencies = _timed(job, judge, decision, images, "verification of the best")
+        verified = verify(judge, decision, dense["held out"], latencies)
+        return Settled(problem, found, decision, verified, interrupted=True)
+
+
+def _settle(
+    job: Job,
+    judge: Judge,
+    problem: Problem,
+    found: Found,
+    dense: Mapping[str, DenseRuns],
+    images: Tensor,
+    searched: Searched,
+) -> Settled:
+    progress = partial(job.progress, "selection")
+    candidates = finalists(found, judge, dense["selection"], progress)
+    decision = choose(candidates, problem.goal) if candidates else best_so_far(found)
+    latencies = _timed(job, judge, decision, images, "latency of finalists")
+    missed = _missed(job, problem, decision, latencies)
+    if missed is not None:
+        chosen = decision.chosen
+        job.say(
+            f"{chosen.kind} takes {time_text(latencies[chosen.kind].median_ms)} where "
+            f"{time_text(missed)} are allowed and {time_text(chosen.trial.latency_ms)} were "
+            "predicted: the latency model is corrected and solved once more"
+        )
+        wall_ms, measured_ms = latencies["wall"].median_ms, latencies[chosen.kind].median_ms
+        corrected = replace(problem, goal=WithinBudget(missed)).corrected(
+            wall_ms, chosen.trial.schedule, measured_ms
+        )
+        proposals = [trial for trial in found.ranked() if trial.parameters]
+        knapsack = [trial for trial in proposals if kind_of(trial) == "knapsack"]
+        again = corrected.solved_again([*knapsack, *proposals[:SOLVED_AGAIN]])
+        more = searched(corrected, trials=0, others=again)
+        if more.ranked():
+            problem, found = corrected, replace(more, interrupted=found.interrupted)
+            candidates = finalists(
+                found, judge, dense["selection"], partial(job.progress, "selection, corrected")
+            )
+            decision = choose(candidates, problem.goal)
+            latencies = _timed(job, judge, decision, images, "latency, corrected")
+    progress = partial(job.progress, "verification")
+    verified = verify(judge, decision, dense["held out"], latencies, progress)
+    return Settled(problem, found, decision, verified)
+
+
+def _timed(
+    job: Job, judge: Judge, decision: Decision, images: Tensor, step: str
+) -> dict[str, Latency]:
+    return time_beside_the_wall(
+        judge,
+        {each.kind: each.trial.schedule for each in decision.finalists},
+        images,
+        limit_s=2 * job.settings.timing_s,
+        progress=partial(job.progress, step),
+    )
+
+
+def _missed(
+    job: Job, problem: Problem, decision: Decision, latencies: Mapping[str, Latency]
+) -> float | None:
+    """Return the milliseconds allowed where the chosen schedule misses them, None where not."""
+    budget, chosen = job.settings.budget, decision.chosen
+    if budget is None or not latencies.keys() >= {"wall", chosen.kind}:
+        return None
+    assert isinstance(problem.goal, WithinBudget)
+    allowed_ms = problem.goal.budget_ms
+    if "dense" in latencies:
+        # A share of dense is one of dense as it is now, not as it was before the search.
+        allowed_ms = budget.clip_ms(problem.layout.frames, latencies["dense"].median_ms)
+    measured_ms = latencies[chosen.kind].median_ms
+    meant_to_use = chosen.trial.latency_ms >= (1 - SLACK) * problem.goal.budget_ms
+    over = measured_ms > (1 + OVER) * allowed_ms
+    under = meant_to_use and measured_ms < (1 - SLACK) * allowed_ms
+    return allowed_ms if over or under else None
