@@ -10,16 +10,18 @@ from spark3r import __version__
 FRAMES = 24
 TRIALS = 40
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 EXAMPLES = """examples:
   calibrate --budget 2.5x
         the reference model on rendered clips, 2.5 times as fast as dense
-  calibrate --budget 30ms --target-frames 256 --trials 100 --seed 1
-        256 frames in 7.68 s; a longer search
-  calibrate --budget 40% --model my_package.models:make_vggt --objective-from deviation --json
-        a model of yours, as faithful to dense as possible, the result as JSON
+  calibrate --budget 30ms --model my_package.models:make_vggt --clip walk.mp4 --target-frames 500
+        a model of yours on your footage: clips of 500 frames in 15 s
+  calibrate --budget 25% --from reference-2.5x.json
+        another budget from what a profile has measured already, in seconds
 
-exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 interrupted (the best so
-far is exported if the search had begun, and --resume goes on)
+exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 interrupted (once the
+search has begun the best so far is verified and exported; --resume goes on where it stopped)
 """
 
 
@@ -35,20 +37,27 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"calibrate {__version__}")
     whole.add_argument("--debug", action="store_true", help="show a traceback on failure")
-    _add_budget(whole.add_argument_group("budget"))
+    _add_goal(whole.add_argument_group("goal (one of the first two)"))
     _add_input(whole.add_argument_group("model and clips"))
     _add_search(whole.add_argument_group("search"))
     _add_output(whole.add_argument_group("output"))
     return whole
 
 
-def _add_budget(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+def _add_goal(group: argparse._ArgumentGroup) -> None:
+    either = group.add_mutually_exclusive_group(required=True)
+    either.add_argument(
         "--budget",
-        required=True,
         metavar="B",
         help="30ms or 30ms/frame (per frame), 1.5s/clip, 10x (times as fast as dense) or 25%% (of "
         "dense latency)",
+    )
+    either.add_argument(
+        "--max-deviation",
+        type=_percentage,
+        metavar="X%",
+        help="instead of a budget: the fastest schedule that deviates so much from dense; 1%% is a "
+        "hundredth of depth, 1 degree of rotation and 4 of direction",
     )
     group.add_argument(
         "--target-frames",
@@ -56,6 +65,14 @@ def _add_budget(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="frames of the clips that the budget must hold for (default: the shortest of 128, "
         "256, 512, 1024 where it lies clear of dense and of the wall)",
+    )
+    group.add_argument(
+        "--from",
+        dest="profile",
+        type=Path,
+        metavar="PROFILE",
+        help="a measured profile of the same model and device: solve for the goal by its "
+        "sensitivities and latency model, measure only the answer (default: measure all)",
     )
 
 
@@ -69,21 +86,27 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--clip",
         action="append",
-        type=_rendered,
-        metavar="rendered:SEED",
-        help="a rendered clip to calibrate on; may be repeated (default: 12 of calibration seeds)",
+        type=_footage,
+        metavar="PATH",
+        help="a folder of images, a video, or rendered:SEED, to calibrate on; may be repeated "
+        "(default: rendered scenes of calibration seeds)",
     )
     group.add_argument(
         "--held-out",
         action="append",
-        type=_rendered,
-        metavar="rendered:SEED",
-        help="a rendered clip that only reported figures are measured on; may be repeated "
-        "(default: 8 of evaluation seeds, or with --clip a quarter of those clips)",
+        type=_footage,
+        metavar="PATH",
+        help="the same, for the reported figures only; may be repeated (default: rendered scenes "
+        "of evaluation seeds, or with --clip a quarter of that footage)",
+    )
+    group.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out images that cannot be read, and count them (default: fail)",
     )
     group.add_argument(
         "--frames",
-        type=_count,
+        type=_frames,
         default=FRAMES,
         metavar="N",
         help=f"frames of the clips that quality is measured on (default: {FRAMES})",
@@ -92,10 +115,15 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--size",
         type=_count,
         metavar="PIXELS",
-        help="height and width of rendered clips (default: 8 patches of the model)",
+        help="height and width of rendered clips in pixels (default: 8 patches of the model)",
     )
     group.add_argument(
         "--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision of the parameters (default: that of the weights)",
     )
 
 
@@ -110,7 +138,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--objective-from",
         choices=("error", "consistency", "deviation"),
         help="judge by ground truth, by agreement of frames, or by faithfulness to dense "
-        "(default: error)",
+        "(default: error where all clips have ground truth, otherwise consistency)",
     )
     group.add_argument(
         "--trials",
@@ -128,7 +156,8 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--storage",
         metavar="URL",
-        help="Optuna storage of the trials (default: a journal file beside the output)",
+        help="Optuna storage of the trials, such as sqlite:///study.db (default: a journal file "
+        "beside the output)",
     )
     group.add_argument(
         "--resume", action="store_true", help="go on with the search that was interrupted"
@@ -143,7 +172,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="the profile, a .json file that must not exist yet (default: MODEL-BUDGET.json); the "
+        help="the profile, a .json file that must not exist yet (default: MODEL-GOAL.json); the "
         "report (.html) and its pictures (.png) stand beside it",
     )
     group.add_argument(
@@ -159,6 +188,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _frames(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(
+            f"'{text}', expected an integer of at least 2: one frame alone has no pose to judge"
+        )
+    return int(text)
+
+
 def _whole(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}', expected an integer of at least 0")
@@ -166,17 +203,27 @@ def _whole(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
+    return _positive(text, "a number of seconds above 0")
+
+
+def _percentage(text: str) -> float:
+    if not text.endswith("%"):
+        raise argparse.ArgumentTypeError(f"'{text}', expected a percentage such as 1%")
+    return _positive(text[:-1], "a percentage above 0 such as 1%") / 100
+
+
+def _positive(text: str, expected: str) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}', expected a number of seconds above 0")
-    return seconds
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}', expected {expected}")
+    return number
 
 
-def _rendered(text: str) -> int:
-    kind, _, seed = text.partition(":")
-    if kind != "rendered" or not seed.isascii() or not seed.isdigit():
+def _footage(text: str) -> str:
+    kind, colon, seed = text.partition(":")
+    if kind == "rendered" and not (colon and seed.isascii() and seed.isdigit()):
         raise argparse.ArgumentTypeError(f"'{text}', expected rendered:SEED such as rendered:7")
-    return int(seed)
+    return text

@@ -35,16 +35,16 @@ from .problem import Problem, least_ms
 from .profiling import dense_runs, paper_layers, sensitivities
 from .quality import mean_figures
 from .records import sensitivity_records
-from .result import Calibration
+from .result import Calibration, as_budget, dense_result
 from .search import Found, Score, Trial, search
 from .selection import trade_off
-from .settings import OPERATORS, Job, Settings
+from .settings import OPERATORS, Job, Settings, default_source
 from .settling import Settled, settle
 from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .table_cache import table_key
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
-from .verify import Verified, time_beside_the_wall
+from .verify import time_beside_the_wall
 
 
 def calibrate(
@@ -118,9 +118,7 @@ def run(
     family = detect(root) if family is None else family
     if is_applied(root):
         raise Spark3rError("the model carries a schedule already: remove it before calibrating")
-    source = settings.source or _default_source(split)
-    if settings.max_deviation is not None:
-        source = "deviation"
+    source = default_source(split, settings)
     times = StepTimes(progress)
     job = Job(root, family, settings, source, times.progress, say)
     with warnings.catch_warnings():
@@ -156,7 +154,7 @@ def _run(job: Job, split: Split) -> Calibration:
         budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
         job.say(f"budget {settings.budget.text}: {budget.text}")
         if not budget.binds:
-            return _dense_result(job, split, table, budget)
+            return dense_result(job, split, table, budget)
         goal = WithinBudget(budget.clip_ms)
 
     dense = {
@@ -195,7 +193,7 @@ def _run(job: Job, split: Split) -> Calibration:
         job.say("interrupted: the best so far is verified and exported, the study is kept")
     settled = settle(job, judge, problem, found, dense, images, searched)
     if budget is None:
-        budget = settled.as_budget(settings.max_deviation or 0.0, frames, table, cheapest_ms)
+        budget = as_budget(settings, settled.decision.chosen.trial, frames, table, cheapest_ms)
     return _result(job, split, table, budget, settled, judge, dense)
 
 
@@ -328,19 +326,6 @@ def _result(
     )
 
 
-def _dense_result(
-    job: Job, split: Split, table: LatencyTable, budget: ResolvedBudget
-) -> Calibration:
-    """Return the result where dense meets the budget as it is."""
-    verified = (
-        Verified("dense", None, None, table.passes.get("dense"), (), {}),
-        Verified("wall", None, None, table.passes["wall"], (), {}),
-    )
-    evidence = Evidence(job, split, table, budget)
-    profile = make_profile(evidence, verified, None, (), ())
-    return Calibration(profile, budget, job.source, job.settings.objective, table, verified)
-
-
 def study_name(job: Job, split: Split, frames: int) -> str:
     """Return a name that only a search of the same model, clips and settings has."""
     budget = job.settings.budget
@@ -357,10 +342,6 @@ def study_name(job: Job, split: Split, frames: int) -> str:
         seed=job.settings.seed,
     )
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _default_source(split: Split) -> Source:
-    return "error" if all(clip.has_ground_truth for clip in split.clips) else "consistency"
 
 
 def _nothing_ran(found: Found, problem: Problem) -> str:

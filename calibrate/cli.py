@@ -11,27 +11,23 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spark3r.errors import Spark3rError
+from spark3r.errors import ProfileExistsError, Spark3rError
 
 from .arguments import parser
 from .budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
 
 if TYPE_CHECKING:
-    from torch import nn
+    from spark3r.families import Family
 
-    from spark3r.clips import Clip
-
-    from .settings import Settings
+    from .progress import Reporter
+    from .result import Calibration
     from .splits import Split
-    from .steps import Progress
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
-
-CALIBRATION_CLIPS = 12
-HELD_OUT_CLIPS = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,14 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parser()
     options = command.parse_args(arguments)
     try:
-        budget = parse_budget(options.budget)
+        budget = None if options.budget is None else parse_budget(options.budget)
     except BudgetError as error:
         command.error(str(error))
+    if options.max_deviation is not None and options.objective_from not in (None, "deviation"):
+        command.error("--max-deviation judges by deviation: leave out --objective-from")
     sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
     try:
         return _calibrate(options, budget)
     except KeyboardInterrupt:
-        print("calibrate: interrupted before there was anything to export", file=sys.stderr)
+        what = "interrupted before there was anything to export; --resume goes on where it stopped"
+        print(f"calibrate: {what}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if options.debug:
@@ -78,22 +77,28 @@ def _told(error: Exception) -> str:
     )
 
 
-def _calibrate(options: argparse.Namespace, budget: Budget) -> int:
-    output = options.output or _default_output(options.model, budget)
+def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
+    output = options.output or _default_output(options)
     if not options.dry_run:
         _check_output(output, options.resume)
+
+    import torch
 
     from spark3r.families import detect
     from spark3r.loading import load_model
 
     from .calibration import run
+    from .from_profile import run_from
+    from .plan import plan_lines
     from .progress import Reporter
     from .settings import Settings
 
-    model = load_model(options.model, options.device)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    model = load_model(options.model, options.device, dtype)
     family = detect(model)
     settings = Settings(
         budget=budget,
+        max_deviation=options.max_deviation,
         target_frames=options.target_frames,
         trials=options.trials,
         timeout_s=options.timeout,
@@ -106,24 +111,31 @@ def _calibrate(options: argparse.Namespace, budget: Budget) -> int:
         name=options.model,
     )
     with Reporter(quiet=options.quiet) as reporter:
-        split = _split(options, family.facts(model).get("patch_size", 8), reporter.progress)
+        patch_size = family.facts(model).get("patch_size", 8)
+        split = _split(options, family, patch_size, reporter)
         if options.dry_run:
-            return _dry_run(model, split, settings)
-        result = run(
+            for line in plan_lines(model, split, settings):
+                print(line)
+            return DONE
+        how = run if options.profile is None else partial(run_from, options.profile)
+        result = how(
             model, split, settings, family=family, progress=reporter.progress, say=reporter.say
         )
-    result.profile.save(output, overwrite=options.resume)
+    written = _save(result, output, options.resume)
 
     from .report import write_report
     from .summary import print_json, print_summary
 
-    report = write_report(result, output)
-    (print_json if options.json else print_summary)(result, output, report)
+    report = write_report(result, written)
+    (print_json if options.json else print_summary)(result, written, report)
     return INTERRUPTED if result.interrupted else DONE
 
 
-def _default_output(model: str, budget: Budget) -> Path:
-    text = f"{model}-{budget.text}".replace("%", "pct").replace("/", "-per-")
+def _default_output(options: argparse.Namespace) -> Path:
+    goal = options.budget
+    if goal is None:
+        goal = f"within {100 * options.max_deviation:g}%"
+    text = f"{options.model}-{goal}".replace("%", "pct").replace("/", "-per-")
     return Path(re.sub(r"[^A-Za-z0-9.-]+", "-", text) + ".json")
 
 
@@ -149,32 +161,28 @@ def _cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "spark3r"
 
 
-def _split(options: argparse.Namespace, patch_size: int, progress: Progress) -> Split:
-    from spark3r.reference.seeds import CALIBRATION, EVALUATION
+def _split(
+    options: argparse.Namespace, family: Family, patch_size: int, reporter: Reporter
+) -> Split:
+    from .inputs import default_sources, read_split, reader, rendered_split
 
-    from .splits import split_clips
-
-    seeds = options.clip or list(CALIBRATION[:CALIBRATION_CLIPS])
-    held_out = options.held_out or ([] if options.clip else list(EVALUATION[:HELD_OUT_CLIPS]))
-    size = options.size or 8 * patch_size
-    clips = _rendered([*seeds, *held_out], options.frames, size, progress)
-    return split_clips(clips[: len(seeds)], clips[len(seeds) :])
-
-
-def _rendered(seeds: Sequence[int], frames: int, size: int, progress: Progress) -> list[Clip]:
-    from spark3r.reference.render import rendered_clip
-
-    clips = []
-    for number, seed in enumerate(seeds):
-        progress("rendering", number, len(seeds))
-        clips.append(rendered_clip(seed, frames, size, size))
-    progress("rendering", len(seeds), len(seeds))
-    return clips
+    read = reader(family, options.size or 8 * patch_size, options.skip_bad)
+    if not options.clip and not options.held_out:
+        return rendered_split(options.frames, read, reporter.progress)
+    sources = options.clip or default_sources()
+    return read_split(
+        sources, options.held_out or (), options.frames, read, reporter.progress, reporter.say
+    )
 
 
-def _dry_run(model: nn.Module, split: Split, settings: Settings) -> int:
-    from .plan import plan_lines
-
-    for line in plan_lines(model, split, settings):
-        print(line)
-    return DONE
+def _save(result: Calibration, output: Path, resume: bool) -> Path:
+    """Write the profile, under another name where another process was faster; return its path."""
+    path = output
+    for number in range(2, 100):
+        try:
+            result.profile.save(path, overwrite=resume)
+        except ProfileExistsError:
+            path = output.with_stem(f"{output.stem}-{number}")
+        else:
+            return path
+    raise Spark3rError(f"{output} and 98 more names are taken: choose another --output")

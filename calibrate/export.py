@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from spark3r.clips import Clip
 from spark3r.env import device_name, environment
 from spark3r.fingerprint import describe
-from spark3r.inference import device_of
+from spark3r.inference import device_of, dtype_of
 from spark3r.profile import Profile
 from spark3r.profile.evidence import (
     BaselineRun,
@@ -113,7 +111,7 @@ def make_profile(
             runs.append(_point_run(point, name))
     measurement = Measurement(
         device=device_name(device_of(job.model)),
-        dtype=dtype_name(job.model),
+        dtype=str(dtype_of(job.model)).removeprefix("torch."),
         attention_backend=f"torch sdpa ({device_of(job.model).type})",
         frames=evidence.budget.frames,
         grid=(table.layout.height, table.layout.width),
@@ -223,12 +221,6 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
     )
 
 
-def dtype_name(model: nn.Module) -> str:
-    """Return the precision of a model's first parameter, such as ``bfloat16``."""
-    parameter = next(iter(model.parameters()), None)
-    return "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.")
-
-
 def _notes(evidence: Evidence, decision: Decision | None, points: Sequence[Point]) -> str:
     asked = evidence.job.settings.asked
     lines = [f"made by calibrate {asked}: {evidence.budget.text}."]
@@ -239,6 +231,8 @@ def _notes(evidence: Evidence, decision: Decision | None, points: Sequence[Point
     else:
         lines.append(f"Schedules were judged by {evidence.job.source}.")
         lines += [f"{reason}." for reason in decision.reasons]
+    if evidence.split.skipped:
+        lines.append(f"{len(evidence.split.skipped)} frames could not be read and were skipped.")
     if points:
         lines.append(
             "Schedules named by their speed-up are other points of the search's trade-off: their "

@@ -8,11 +8,14 @@ import pandas as pd
 
 from spark3r.profile import Profile
 
-from .budget import ResolvedBudget
+from .budget import Budget, ResolvedBudget
+from .export import Evidence, make_profile
 from .latency_timing import LatencyTable
 from .objective import Objective, Source
-from .search import Found
+from .search import Found, Trial
 from .selection import Decision
+from .settings import Job, Settings
+from .splits import Split
 from .verify import Verified
 
 
@@ -84,3 +87,24 @@ class Calibration:
         if not runs or not taken:
             return None
         return sum(taken) / (runs / self.searched_clips)
+
+
+def dense_result(
+    job: Job, split: Split, table: LatencyTable, budget: ResolvedBudget
+) -> Calibration:
+    """Return the result where dense meets the budget as it is."""
+    passes = table.passes
+    verified = (
+        Verified("dense", None, None, passes.get("dense"), (), {}),
+        Verified("wall", None, None, passes.get("wall"), (), {}),
+    )
+    profile = make_profile(Evidence(job, split, table, budget), verified, None)
+    return Calibration(profile, budget, job.source, job.settings.objective, table, verified)
+
+
+def as_budget(
+    settings: Settings, found: Trial, frames: int, table: LatencyTable, minimum_ms: float
+) -> ResolvedBudget:
+    """Return the latency that was found within a deviation as if it had been the budget."""
+    asked = Budget(settings.asked, "clip", found.latency_ms)
+    return ResolvedBudget(asked, frames, found.latency_ms, table.dense_ms, minimum_ms)

@@ -12,6 +12,7 @@ from spark3r.schedule import Operators
 
 from .budget import Budget
 from .objective import Objective, Source
+from .splits import Split
 from .steps import Progress, Say
 
 OPERATORS = (
@@ -109,3 +110,12 @@ class Job:
     def depth(self) -> int:
         """Number of global attention layers."""
         return len(self.family.attention(self.model))
+
+
+def default_source(split: Split, settings: Settings) -> Source:
+    """Return what schedules are judged by: what was asked for, or what the clips can tell."""
+    if settings.max_deviation is not None:
+        return "deviation"
+    if settings.source is not None:
+        return settings.source
+    return "error" if all(clip.has_ground_truth for clip in split.clips) else "consistency"

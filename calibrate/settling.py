@@ -12,11 +12,10 @@ from torch import Tensor
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
-from .budget import Budget, ResolvedBudget, time_text
+from .budget import time_text
 from .evaluation import DenseRuns
 from .goal import WithinBudget
 from .judge import Judge
-from .latency_timing import LatencyTable
 from .problem import Problem
 from .search import Found
 from .selection import SLACK, Decision, best_so_far, choose, finalists, kind_of
@@ -56,14 +55,6 @@ class Settled:
     decision: Decision
     verified: tuple[Verified, ...]
     interrupted: bool = False
-
-    def as_budget(
-        self, max_deviation: float, frames: int, table: LatencyTable, minimum_ms: float
-    ) -> ResolvedBudget:
-        """Return the latency that was found within a deviation as if it had been the budget."""
-        found_ms = self.decision.chosen.trial.latency_ms
-        asked = Budget(f"--max-deviation {100 * max_deviation:g}%", "clip", found_ms)
-        return ResolvedBudget(asked, frames, found_ms, table.dense_ms, minimum_ms)
 
 
 def settle(

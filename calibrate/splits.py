@@ -21,11 +21,26 @@ class Split:
         search: Sensitivities are measured, and trials judged, on these.
         selection: What is exported is decided on these.
         held_out: What is reported is measured on these.
+        skipped: What could not be read of them, with the reason.
     """
 
     search: tuple[Clip, ...]
     selection: tuple[Clip, ...]
     held_out: tuple[Clip, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """How many clips have which role, in one line."""
+        roles = (
+            ("search", self.search),
+            ("selection", self.selection),
+            ("held out", self.held_out),
+        )
+        counts = ", ".join(f"{role} {len(clips)}" for role, clips in roles)
+        lengths = sorted({clip.frames for clip in self.clips})
+        frames = " to ".join(str(each) for each in sorted({lengths[0], lengths[-1]}))
+        return f"clips of {frames} frames: {counts}"
 
     @property
     def clips(self) -> tuple[Clip, ...]:
@@ -38,14 +53,23 @@ class Split:
         return min(clip.frames for clip in self.clips)
 
 
-def split_clips(clips: Sequence[Clip], held_out: Sequence[Clip] = ()) -> Split:
+def split_clips(
+    clips: Sequence[Clip],
+    held_out: Sequence[Clip] = (),
+    frames: int | None = None,
+    skipped: tuple[str, ...] = (),
+) -> Split:
     """Deal out clips: half to the search, a quarter each to selection and to be held out.
 
-    Fewer clips than four (three with ``held_out``) are cut into consecutive parts first.
+    Fewer clips than four (three with ``held_out``) are cut into consecutive stretches first: the
+    first half of each clip serves the search, and so on.
 
     Args:
         clips: Clips with different names.
         held_out: Clips that only the report may see; empty holds out some of ``clips``.
+        frames: Frames of a stretch where clips are long enough; None cuts as few as there are
+            roles.
+        skipped: What could not be read of the footage.
 
     Raises:
         ClipError: If there is no clip, if names repeat, or if a clip is too short to be cut.
@@ -65,17 +89,18 @@ def split_clips(clips: Sequence[Clip], held_out: Sequence[Clip] = ()) -> Split:
             dealt[number % roles].append(clip)
     else:
         for clip in clips:
-            for role, part in enumerate(_parts(clip, roles)):
-                dealt[role].append(part)
+            count = max(roles, clip.frames // frames if frames else 0)
+            for number, part in enumerate(_stretches(clip, count)):
+                dealt[number * roles // count].append(part)
     reported = tuple(held_out) or tuple(dealt[3])
-    return Split((*dealt[0], *dealt[1]), tuple(dealt[2]), reported)
+    return Split((*dealt[0], *dealt[1]), tuple(dealt[2]), reported, skipped)
 
 
-def _parts(clip: Clip, count: int) -> list[Clip]:
+def _stretches(clip: Clip, count: int) -> list[Clip]:
     if clip.frames < count * LEAST_FRAMES:
         raise ClipError(
             f"clip '{clip.name}' has {clip.frames} frames, expected at least "
-            f"{count * LEAST_FRAMES} to cut it into {count} parts; give more clips"
+            f"{count * LEAST_FRAMES} to cut it into {count} stretches; give more clips"
         )
     bounds = [clip.frames * part // count for part in range(count + 1)]
     parts = []

@@ -4,6 +4,7 @@
      ├── LayoutError      tokens of a pass cannot be told apart
      ├── ScheduleError    factors, operators or length rule that make no sense
      ├── ProfileError     a profile file that is malformed or not to be found
+     │    └── ProfileExistsError  a file that would be overwritten
      ├── FamilyError      a model whose architecture is unknown or unsupported
      ├── PatchError       a profile or schedule that cannot be applied to this model
      ├── ClipError        footage that cannot be read or used
@@ -31,6 +32,10 @@ class ProfileError(Spark3rError):
     """A profile is malformed, unknown, or not the kind that was asked for."""
 
 
+class ProfileExistsError(ProfileError):
+    """A profile is not written, because there is a file of that name."""
+
+
 class FamilyError(Spark3rError):
     """A model's architecture is unknown, ambiguous or not supported."""
 
@@ -56,6 +61,7 @@ for _public in (
     LayoutError,
     ScheduleError,
     ProfileError,
+    ProfileExistsError,
     FamilyError,
     PatchError,
     ClipError,

@@ -19,12 +19,13 @@ def run(model: nn.Module, images: Tensor, family: Family | None = None) -> Any:
 
     Args:
         model: A model of any family.
-        images: ``[S, 3, H, W]`` in [0, 1], on any device.
+        images: ``[S, 3, H, W]`` in [0, 1], on any device; rounded to the precision of the model's
+            parameters.
         family: What is known of the model; None recognises it.
     """
     family = detect(model) if family is None else family
     with torch.inference_mode():
-        return family.call(model, images.to(device_of(model)))
+        return family.call(model, images.to(device_of(model), dtype_of(model)))
 
 
 def predict(model: nn.Module, clip: Clip, family: Family | None = None) -> Prediction:
@@ -46,6 +47,12 @@ def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter, the CPU if it has none."""
     parameter = next(iter(model.parameters()), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the precision of the model's first floating-point parameter, float32 without one."""
+    parameters = (each.dtype for each in model.parameters() if each.is_floating_point())
+    return next(parameters, torch.float32)
 
 
 def layout_of(model: nn.Module, images: Tensor, family: Family | None = None) -> TokenLayout:

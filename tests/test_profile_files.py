@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from profile_documents import measured, paper
 
-from spark3r import ProfileError
+from spark3r.errors import ProfileError, ProfileExistsError
 from spark3r.profile import Profile
 from spark3r.profile.files import MAX_BYTES
 
@@ -124,10 +124,23 @@ def test_an_interrupted_write_changes_nothing(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        profile.save(tmp_path / "x.json")
-    assert not list(tmp_path.iterdir())
+    for step in ("link", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                profile.save(tmp_path / "x.json", overwrite=step == "replace")
+        assert not list(tmp_path.iterdir())
+
+
+def test_of_two_writers_the_faster_one_wins(
+    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: path.write_text("of another process"))
+    with pytest.raises(ProfileExistsError):
+        profile.save(path)
+    assert path.read_text() == "of another process"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path, profile: Profile) -> None:

@@ -51,6 +51,7 @@ def load_clip(
     preprocess: Preprocess,
     *,
     frames: int | None = None,
+    at_most: bool = False,
     skip_bad: bool = False,
     rendered_size: int = 64,
 ) -> Footage:
@@ -63,6 +64,7 @@ def load_clip(
             scenes do without.
         frames: Take so many, spread evenly from the first to the last; None takes all (and
             `RENDERED_FRAMES` of a rendered scene).
+        at_most: Take all where there are fewer than ``frames``, instead of raising.
         skip_bad: Leave out frames that cannot be read instead of raising; the clip may then be
             shorter than ``frames``.
         rendered_size: Height and width of a rendered scene in pixels, a multiple of the model's
@@ -90,7 +92,7 @@ def load_clip(
         )
     if not (path.is_dir() or path.is_file()):
         raise ClipError(f"clip '{source}' is neither a file nor a folder")
-    selection = Selection(source, frames, skip_bad)
+    selection = Selection(source, frames, skip_bad, at_most)
     return _preprocessed(
         path,
         read_folder(path, selection) if path.is_dir() else read_video(path, selection),

@@ -34,6 +34,7 @@ class Selection:
     Attributes:
         source: The footage as the user named it.
         frames: How many frames, None for all.
+        at_most: Whether fewer will do where there are not so many.
         skip_bad: Whether to leave out what cannot be read.
         skipped: What was left out, with the reason.
     """
@@ -41,15 +42,16 @@ class Selection:
     source: str
     frames: int | None
     skip_bad: bool
+    at_most: bool = False
     skipped: list[str] = field(default_factory=list)
 
     def pick(self, available: int) -> list[int]:
         """Return the numbers of the wanted frames among those available, in order.
 
         Raises:
-            ClipError: There are fewer than asked for.
+            ClipError: There are fewer than asked for, unless fewer will do.
         """
-        if self.frames is None:
+        if self.frames is None or (self.at_most and available < self.frames):
             return list(range(available))
         if self.frames > available:
             raise ClipError(

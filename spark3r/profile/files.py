@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProfileError
+from ..errors import ProfileError, ProfileExistsError
 from .problems import field_path
 
 MAX_BYTES = 16 * 2**20
@@ -117,27 +117,47 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     The text goes to a temporary file in the same folder, which then takes the file's place.
 
     Raises:
-        ProfileError: If the file exists and ``overwrite`` is not set, or if writing fails; what
-            was there before is left as it was.
+        ProfileError: If the file exists and ``overwrite`` is not set (`ProfileExistsError`), or if
+            writing fails; what was there before is left as it was.
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     if target.is_dir():
         raise ProfileError(f"{path}: is a folder, expected a file name")
+    taken = f"{path}: exists already; pass overwrite=True or choose another name"
     if target.exists() and not overwrite:
-        raise ProfileError(f"{path}: exists already; pass overwrite=True or choose another name")
+        raise ProfileExistsError(taken)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        if overwrite:
+            os.replace(temporary, target)
+        else:
+            _link(temporary, target)
+    except FileExistsError:  # another process was faster
+        raise ProfileExistsError(taken) from None
     except OSError as error:
         raise ProfileError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
     _sync_folder(target.parent)
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file its name if no other has it, also when two processes try at once.
+
+    Raises:
+        FileExistsError: If another file has it.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.replace(temporary, target)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -54,7 +54,11 @@ def test_json_is_one_object_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str
         ([], "--budget"),
         (["--budget", "30"], "has no unit"),
         (["--budget", "75%", "--trials", "0"], "integer of at least 1"),
-        (["--budget", "75%", "--clip", "holiday.mp4"], "expected rendered:SEED"),
+        (["--budget", "75%", "--clip", "rendered:x"], "expected rendered:SEED"),
+        (["--budget", "75%", "--frames", "1"], "no pose to judge"),
+        (["--budget", "75%", "--max-deviation", "1%"], "not allowed with"),
+        (["--max-deviation", "1"], "expected a percentage"),
+        (["--max-deviation", "1%", "--objective-from", "error"], "judges by deviation"),
         (["--budget", "75%", "--timeout", "-1"], "above 0"),
     ],
 )
@@ -102,6 +106,7 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def full(*names: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("spark3r.profile.files.os.link", full)
     monkeypatch.setattr("spark3r.profile.files.os.replace", full)
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 1
     assert "No space left on device" in capsys.readouterr().err

@@ -1,0 +1,198 @@
+"""Another budget from a profile: its sensitivities and latency model, solved again.
+
+Nothing of either is measured. The knapsack's answer is run once, beside dense and the wall and on
+the held-out clips, and what it takes is told beside what was predicted.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from spark3r.errors import ProfileError
+from spark3r.families import Family, detect, unwrap
+from spark3r.fingerprint import describe
+from spark3r.inference import device_of, dtype_of, layout_of
+from spark3r.layout import TokenLayout
+from spark3r.profile import Profile
+from spark3r.profile.evidence import Measurement
+from spark3r.schedule import LengthRule, Schedule
+
+from .budget import BudgetError, resolve, time_text
+from .export import Evidence, make_profile
+from .goal import Goal, WithinBudget, WithinDeviation
+from .judge import Judge
+from .latency import FORM, LatencyModel
+from .latency_timing import LatencyTable
+from .problem import Problem, least_ms
+from .profiling import dense_runs
+from .records import sensitivity_table
+from .result import Calibration, as_budget, dense_result
+from .search import Trial
+from .selection import Decision, Finalist
+from .settings import Job, Settings, default_source
+from .splits import Split
+from .steps import Progress, Say, StepTimes, unsaid, unseen
+from .target_length import clip_of_length
+from .verify import time_beside_the_wall, verify
+
+
+def run_from(
+    path: Path,
+    model: nn.Module,
+    split: Split,
+    settings: Settings,
+    *,
+    family: Family | None = None,
+    progress: Progress = unseen,
+    say: Say = unsaid,
+) -> Calibration:
+    """Solve for a goal by what a profile holds, and verify the answer.
+
+    Args:
+        path: The profile.
+        model: The model it was measured on, unpatched; it is as it was afterwards.
+        split: Clips by role; only the held-out ones are run.
+        settings: What is asked for.
+        family: What is known of the model; None recognises it.
+        progress: Told of every step.
+        say: Told what the user should know.
+
+    Raises:
+        BudgetError: If the budget cannot be reached.
+        ProfileError: If the profile was measured on something else, or lacks what is needed.
+        SensitivityError: If it has no sensitivities of the source that is to be judged by.
+    """
+    profile = Profile.load(path)
+    root = unwrap(model)
+    family = detect(root) if family is None else family
+    times = StepTimes(progress)
+    job = Job(root, family, settings, default_source(split, settings), times.progress, say)
+    measurement = _measurement(path, profile)
+    frames = settings.target_frames or measurement.frames
+    images = clip_of_length(split.held_out[0].images, frames)
+    layout = layout_of(root, images, family)
+    _require_same(path, profile, job, layout)
+    table = _table(path, measurement, layout, job.depth)
+    shortest = min(split.clips, key=lambda clip: clip.frames)
+    short = layout_of(root, shortest.images, family)
+    cheapest_ms = least_ms(table.model, layout, short, job.depth)
+    goal: Goal
+    if settings.budget is None:
+        goal, budget = WithinDeviation(settings.max_deviation or 0.0), None
+    else:
+        budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
+        say(f"budget {settings.budget.text}: {budget.text}")
+        if not budget.binds:
+            return dense_result(job, split, table, budget)
+        goal = WithinBudget(budget.clip_ms)
+    problem = Problem(
+        sensitivity=sensitivity_table(profile.sensitivity),
+        source=job.source,
+        latency=table.model,
+        layout=layout,
+        short=short,
+        length=LengthRule(
+            "constant", frames, min(split.shortest, frames), max(split.shortest, frames)
+        ),
+        sensitive=(),
+        goal=goal,
+    )
+    schedule = problem.knapsack()
+    if schedule is None:
+        raise BudgetError(
+            f"{path} has no schedule for {settings.asked}: its factors do not suffice"
+        )
+    trial = Trial("knapsack", schedule, problem.predict_ms(schedule), None)
+    reason = f"solved by the sensitivities and the latency model of {path.name}"
+    finalist = Finalist("knapsack", trial, {})
+    decision = Decision((finalist,), finalist, (reason,))
+    judge = Judge(root, family, job.source, settings.objective)
+    latencies = time_beside_the_wall(
+        judge,
+        {"knapsack": schedule},
+        images,
+        limit_s=settings.timing_s,
+        progress=partial(job.progress, "latency"),
+    )
+    held_out = dense_runs(job, split.held_out, "held out")
+    verified = verify(judge, decision, held_out, latencies, partial(job.progress, "verification"))
+    if "knapsack" in latencies:
+        measured_ms = latencies["knapsack"].median_ms
+        say(
+            f"predicted {time_text(trial.latency_ms)}, measured {time_text(measured_ms)} "
+            f"({measured_ms / trial.latency_ms:.2f})"
+        )
+    if budget is None:
+        budget = as_budget(settings, trial, frames, table, cheapest_ms)
+    evidence = Evidence(job, split, table, budget)
+    return Calibration(
+        profile=make_profile(evidence, verified, decision, profile.sensitivity),
+        budget=budget,
+        source=job.source,
+        objective=settings.objective,
+        latency=table,
+        verified=verified,
+        sensitivity=problem.sensitivity,
+        decision=decision,
+        gaps={"held out": score} if (score := verified[-1].score) is not None else {},
+        seconds=times.seconds,
+    )
+
+
+def _measurement(path: Path, profile: Profile) -> Measurement:
+    if not profile.measurements or not profile.sensitivity:
+        lacking = "measurements" if not profile.measurements else "sensitivities"
+        raise ProfileError(
+            f"{path}: has no {lacking} to solve from; calibrate without --from measures them"
+        )
+    measurement = profile.measurements[0]
+    if measurement.latency_model.form != FORM:
+        raise ProfileError(
+            f"{path}: its latency model has the form '{measurement.latency_model.form}', expected "
+            f"'{FORM}': calibrate without --from"
+        )
+    return measurement
+
+
+def _require_same(path: Path, profile: Profile, job: Job, layout: TokenLayout) -> None:
+    """Refuse a profile whose measurements do not hold for a model.
+
+    Raises:
+        ProfileError: If it is of other weights, another device, precision, grid or revision.
+    """
+    record = describe(job.family.name, job.family.attention(job.model), job.family.facts(job.model))
+    found = profile.compatibility(
+        record,
+        device=device_of(job.model),
+        dtype=dtype_of(job.model),
+        grid=(layout.height, layout.width),
+    )
+    reasons = (*found.errors, *found.warnings)
+    if reasons:
+        raise ProfileError(
+            f"{path}: its measurements do not hold here ({'; '.join(reasons)}); calibrate without "
+            "--from"
+        )
+
+
+def _table(path: Path, measurement: Measurement, layout: TokenLayout, depth: int) -> LatencyTable:
+    try:
+        latency = LatencyModel.from_dict(measurement.latency_model.constants)
+    except ValueError as error:
+        raise ProfileError(f"{path}: {error}") from error
+    dense = measurement.dense.latency if measurement.frames == layout.frames else None
+    predicted_ms = latency.predict_ms(Schedule.dense(depth), layout)
+    return LatencyTable(
+        layout=layout,
+        layers=(),
+        passes={},
+        model=latency,
+        report=None,
+        dense_ms=predicted_ms if dense is None else dense.median_ms,
+        dense_extrapolated=dense is None,
+        wall_ms=latency.wall_ms(layout),
+        known_error=measurement.latency_model.relative_error,
+    )

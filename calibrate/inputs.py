@@ -1,0 +1,129 @@
+"""From ``--clip`` and ``--held-out`` to clips by role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from spark3r.clips import Clip
+from spark3r.errors import FamilyError
+from spark3r.families import Family
+from spark3r.footage import Footage, load_clip
+from spark3r.reference.seeds import CALIBRATION, EVALUATION
+
+from .splits import Split, split_clips
+from .steps import Progress, Say
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 8, 12, 16
+"""Rendered clips of each role by default. Few suffice to search, since what is found is chosen and
+reported on others."""
+
+STRETCHES = 8
+"""Into so many consecutive stretches footage is cut that has to serve for all roles."""
+
+Read = Callable[[str, int], Footage]
+"""Reads footage by name, so many frames of it or all where there are fewer."""
+
+
+def rendered_split(frames: int, read: Read, progress: Progress) -> Split:
+    """Return the default: rendered scenes, those that are reported on from seeds of their own.
+
+    Args:
+        frames: Of each clip.
+        read: Reads footage.
+        progress: Told of the clips made.
+    """
+    searched = CALIBRATION[:SEARCH_CLIPS]
+    selection = CALIBRATION[SEARCH_CLIPS : SEARCH_CLIPS + SELECTION_CLIPS]
+    seeds = (*searched, *selection, *EVALUATION[:HELD_OUT_CLIPS])
+    clips = []
+    for number, seed in enumerate(seeds):
+        progress("rendering", number, len(seeds))
+        clips.append(read(f"rendered:{seed}", frames).clip)
+    progress("rendering", len(seeds), len(seeds))
+    search, rest = clips[: len(searched)], clips[len(searched) :]
+    return Split(tuple(search), tuple(rest[: len(selection)]), tuple(rest[len(selection) :]))
+
+
+def default_sources() -> list[str]:
+    """Return the rendered scenes to search and select on where only held-out footage is given."""
+    return [f"rendered:{seed}" for seed in CALIBRATION[: SEARCH_CLIPS + SELECTION_CLIPS]]
+
+
+def read_split(
+    sources: Sequence[str],
+    held_out: Sequence[str],
+    frames: int,
+    read: Read,
+    progress: Progress,
+    say: Say,
+) -> Split:
+    """Return footage by role.
+
+    Args:
+        sources: Folders of images, videos, or ``rendered:SEED``.
+        held_out: The same for the reported figures; empty keeps some of ``sources`` back.
+        frames: Of each clip. Footage that has to serve for several roles is read `STRETCHES` times
+            as long, or as long as it is, and cut into stretches.
+        read: Reads footage.
+        progress: Told of the footage read.
+        say: Told what was skipped.
+
+    Raises:
+        ClipError: If footage cannot be read, or is too short to be cut.
+    """
+    roles = 3 if held_out else 4
+    is_cut = len(sources) < roles
+    total = len(sources) + len(held_out)
+    clips: list[Clip] = []
+    skipped: list[str] = []
+    for number, source in enumerate((*sources, *held_out)):
+        progress("reading", number, total)
+        longer = STRETCHES if is_cut and number < len(sources) else 1
+        footage = read(source, longer * frames)
+        if footage.skipped:
+            say(
+                f"clip '{source}': {len(footage.skipped)} unreadable and skipped "
+                f"({'; '.join(footage.skipped[:3])}{'; ...' * (len(footage.skipped) > 3)})"
+            )
+        skipped += footage.skipped
+        clips.append(footage.clip)
+    progress("reading", total, total)
+    split = split_clips(clips[: len(sources)], clips[len(sources) :], frames, tuple(skipped))
+    say(split.text)
+    return split
+
+
+def reader(family: Family, size: int, skip_bad: bool) -> Read:
+    """Return what reads footage for a family.
+
+    Args:
+        family: The family, whose preprocessing makes the images.
+        size: Height and width of rendered scenes.
+        skip_bad: Whether to leave out what cannot be read.
+    """
+
+    def read(source: str, frames: int) -> Footage:
+        if family.preprocess is None and not source.startswith("rendered:"):
+            raise FamilyError(
+                f"family '{family.name}' does not say how images are made for it: take rendered "
+                "clips, or call calibrate.calibrate(model, clips) with clips of your own"
+            )
+        return load_clip(
+            source,
+            family.preprocess or _no_images,
+            frames=frames,
+            at_most=True,
+            skip_bad=skip_bad,
+            rendered_size=size,
+        )
+
+    return read
+
+
+def _no_images(images: Iterable[Image]) -> Tensor:
+    raise AssertionError("rendered scenes need no preprocessing")
