@@ -107,7 +107,7 @@ def reduced_calls(
 
         def matching() -> torch.Tensor:
             places = merge.match(query, plan)
-            return merge.unmerge(merge.merge(query, plan, places), places)
+            return merge.unmerge(merge.merge(query, places, plan.kept.shape[0]), places)
 
         calls[f"matching {factors}"] = matching
     return calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu"
     if device.type != "cpu":
         return None
     try:
+        _return_freed()
         _CLEAR.write_text("5")  # resets the high-water mark
         before = _status_kb("VmRSS")
     except OSError:
@@ -52,6 +54,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
+
+
+def _return_freed() -> None:
+    """Give back what the C library keeps of freed memory, or the call would use it unseen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
 
 
 def _status_kb(field: str) -> int:

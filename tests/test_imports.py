@@ -35,7 +35,7 @@ ORDER = (
     {"handle"},
     {"patching"},
     {"inference", "wall"},
-    {"footage", "loading"},
+    {"benchmark", "footage", "loading"},
     {"commands"},
     {"cli"},
     {"__main__"},

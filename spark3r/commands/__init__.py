@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from .bench import add_bench
 from .check import add_check
 from .listing import add_list
 from .show import add_show
@@ -17,6 +18,7 @@ COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], 
     add_list,
     add_show,
     add_check,
+    add_bench,
 )
 
 __all__ = ["COMMANDS"]

@@ -46,7 +46,7 @@ def attend(
     if merge_plan is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     places = merge.match(query, merge_plan)
-    merged = merge.merge(query, merge_plan, places)
+    merged = merge.merge(query, places, merge_plan.kept.shape[0])
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
     return merge.unmerge(output, places)
 

@@ -136,14 +136,18 @@ def match(query: Tensor, plan: MergePlan) -> Tensor:
     return torch.cat(places, dim=1).index_select(1, plan.restore)
 
 
-def merge(query: Tensor, plan: MergePlan, places: Tensor) -> Tensor:
+def merge(query: Tensor, places: Tensor, length: int) -> Tensor:
     """Return the merged queries ``[B, H, K, D]``: means over the tokens of one place.
 
     Sums accumulate in float32 or, for float64 queries, in float64, and are deterministic: each
     mean reads its tokens in their order.
+
+    Args:
+        query: ``[B, H, N, D]``.
+        places: From `match`.
+        length: Number of places K, ``plan.kept``'s length.
     """
     batch, heads, tokens, dim = query.shape
-    length = plan.kept.shape[0]
     rows, order = _rows(places, length).sort(stable=True)
     starts = torch.searchsorted(rows, torch.arange(batch * length, device=rows.device))
     side_by_side = query.transpose(1, 2).reshape(batch * tokens, heads * dim)

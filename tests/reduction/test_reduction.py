@@ -40,7 +40,7 @@ def random_qkv(
 
 def merge_and_unmerge(query, plan):
     places = merge.match(query, plan)
-    return merge.unmerge(merge.merge(query, plan, places), places)
+    return merge.unmerge(merge.merge(query, places, plan.kept.shape[0]), places)
 
 
 def reduced(query, key, value, layout, rule):
@@ -277,7 +277,7 @@ def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
     query = torch.ones(1, 2, layout.tokens, 4, dtype=dtype)
     query[:, :, 1::2] = 0.5
     places = torch.zeros_like(merge.match(query, plan))
-    means = merge.merge(query, plan, places)
+    means = merge.merge(query, places, plan.kept.shape[0])
     assert torch.equal(means[:, :, 0], torch.full((1, 2, 4), 0.75, dtype=dtype))
 
 

@@ -1,0 +1,159 @@
+"""FastVGGT's token merging as a benchmark's peer, written from its description.
+
+FastVGGT (arXiv 2509.02560) reduces queries, keys and values of global attention together, by one
+bipartite matching over the whole clip:
+
+- destinations are all of frame 0, every special token, and one token drawn at random, from a seed,
+  of each 2×2 cell of the other frames;
+- one token in ten, evenly spaced, is protected and stays as it is;
+- every other token is a source and joins the destination whose hidden state is most similar, as
+  its ratio of 0.9 of all tokens lies above what there is of them;
+- after attention a source copies its destination's output.
+
+It is no operator of a schedule: it exists to be measured beside ours, with the same memory saver
+and our merging, which is faster than the published one. Similarities are bfloat16 in chunks, as
+published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..families import Family, detect, unwrap
+from ..handle import Handle
+from ..layout import TokenLayout
+from ..patching import apply
+from ..reduction import merge
+from ..schedule import LayerRule, Operators, Schedule
+
+CELL = 2
+PROTECTED = 0.1
+SEED = 33
+CHUNK = 5000
+"""Sources compared with all destinations at once."""
+
+# The factor of this schedule is never used: layers only have to count as reduced.
+_ANY_REDUCTION = 2
+
+
+@dataclass(frozen=True, eq=False)
+class JointPlan:
+    """Which tokens are merged into which kind.
+
+    Attributes:
+        destinations: Positions of the destinations in the full sequence, ``[d]``.
+        sources: Positions of the sources, ``[s]``.
+        restore: For each of the N tokens its place in destinations, protected, sources, ``[N]``.
+        kept: Number of destinations and protected tokens.
+    """
+
+    destinations: Tensor
+    sources: Tensor
+    restore: Tensor
+    kept: int
+
+
+def apply_fastvggt(model: nn.Module, family: Family | None = None) -> Handle:
+    """Let the model's global attention merge as FastVGGT does until the handle is removed.
+
+    Args:
+        model: The model, patched in place.
+        family: What is known of it; None recognises it.
+
+    Raises:
+        FamilyError: If the model is of no known family and none is given.
+    """
+    root = unwrap(model)
+    family = detect(root) if family is None else family
+    dense = family
+
+    def attend(
+        attn: nn.Module, layout: TokenLayout, rule: LayerRule, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        with _MergedAttention(x, joint_plan(layout, x.device)):
+            return dense.attend(attn, layout, LayerRule(operators=Operators()), x, *args, **kwargs)
+
+    layers = len(family.attention(root))
+    schedule = Schedule.uniform(layers, query=_ANY_REDUCTION)
+    return apply(model, schedule, family=replace(family, attend=attend))
+
+
+def joint_plan(layout: TokenLayout, device: torch.device) -> JointPlan:
+    """Return which tokens are destinations, protected and sources, cached."""
+    return _build(layout, device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _build(layout: TokenLayout, device: torch.device) -> JointPlan:
+    frames, height, width = layout.frames, layout.height, layout.width
+    rows, columns = height // CELL, width // CELL
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randint(CELL**2, (frames, rows, columns), generator=generator)
+    y = CELL * torch.arange(rows).view(-1, 1) + drawn // CELL
+    x = CELL * torch.arange(columns) + drawn % CELL
+    patches = torch.zeros(frames, layout.patches, dtype=torch.bool)
+    patches.scatter_(1, (y * width + x).flatten(1), True)
+    patches[0] = True
+    specials = torch.ones(frames, layout.special, dtype=torch.bool)
+    halves = (patches, specials) if layout.special_last else (specials, patches)
+    tail = torch.ones(layout.tail, dtype=torch.bool)
+    is_destination = torch.cat((torch.cat(halves, dim=1).flatten(), tail))
+
+    stays = torch.zeros(layout.tokens, dtype=torch.bool)
+    protected = int(PROTECTED * layout.tokens)
+    if protected:
+        stays[:: layout.tokens // protected] = True
+    parts = [
+        mask.nonzero().squeeze(1)
+        for mask in (is_destination, stays & ~is_destination, ~stays & ~is_destination)
+    ]
+    restore = torch.empty(layout.tokens, dtype=torch.int64)
+    restore[torch.cat(parts)] = torch.arange(layout.tokens)
+    return JointPlan(
+        parts[0].to(device), parts[2].to(device), restore.to(device), len(parts[0]) + len(parts[1])
+    )
+
+
+def joint_places(hidden: Tensor, plan: JointPlan) -> Tensor:
+    """Return where every token of ``[B, N, C]`` goes in the merged sequence, ``[B, N]``."""
+    unit = F.normalize(hidden.detach().float(), dim=-1).bfloat16()
+    towards = unit.index_select(1, plan.destinations).transpose(1, 2)
+    sources = unit.index_select(1, plan.sources)
+    best = [
+        torch.bmm(sources[:, i : i + CHUNK], towards).max(dim=-1).indices
+        for i in range(0, sources.shape[1], CHUNK)
+    ]
+    own = torch.arange(plan.kept, device=hidden.device).expand(hidden.shape[0], -1)
+    return torch.cat((own, *best), dim=1).index_select(1, plan.restore)
+
+
+class _MergedAttention(TorchFunctionMode):
+    """Answers scaled dot-product attention over all tokens with that over merged ones."""
+
+    def __init__(self, hidden: Tensor, plan: JointPlan) -> None:
+        super().__init__()
+        self.hidden, self.plan = hidden, plan
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return _attend(self.hidden, self.plan, *args, **kwargs)
+
+
+def _attend(
+    hidden: Tensor, plan: JointPlan, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+) -> Tensor:
+    places = joint_places(hidden, plan)
+    query, key, value = (merge.merge(tokens, places, plan.kept) for tokens in (query, key, value))
+    return merge.unmerge(F.scaled_dot_product_attention(query, key, value, **kwargs), places)

@@ -1,0 +1,123 @@
+"""Measuring treatments of a model side by side: latency in turns, peak memory, parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..families import Family
+from ..handle import Handle
+from ..inference import device_of, run
+from ..memory import is_out_of_memory, peak_extra_mb
+from ..timing import Call, Latency, interleaved
+from .parts import PassRecord, record
+from .treatments import Treatment
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One treatment at one length.
+
+    Attributes:
+        latency: Of whole passes.
+        bare: Of the attention products of its global layers alone, at the same lengths on random
+            numbers, in the same turns; None where there are none.
+        peak_mb: How far memory rises in a pass, in MB; None where it cannot be measured.
+        record: Where the time goes.
+    """
+
+    latency: Latency
+    bare: Latency | None
+    peak_mb: float | None
+    record: PassRecord
+
+
+def measure_side_by_side(
+    model: nn.Module,
+    images: Tensor,
+    treatments: Sequence[Treatment],
+    *,
+    family: Family | None = None,
+    rounds: int = 5,
+    limit_s: float | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Measurement]:
+    """Measure treatments of a model on one clip, in turns.
+
+    Args:
+        model: An unpatched model; it is unpatched again afterwards.
+        images: ``[S, 3, H, W]`` on the model's device.
+        treatments: What to measure. Those that do not fit into memory are left out.
+        family: What is known of the model; None recognises it.
+        rounds: Samples of each, in so many rounds.
+        limit_s: Start no further round after so many seconds and three rounds; None for no limit.
+        progress: Told what is being done.
+    """
+    device = device_of(model)
+    by_name = {treatment.name: treatment for treatment in treatments}
+
+    def one_pass() -> object:
+        return run(model, images)
+
+    peaks: dict[str, float | None] = {}
+    records: dict[str, PassRecord] = {}
+    for name, treatment in by_name.items():
+        progress(f"{len(images)} frames, {name}: memory and parts")
+        with treatment.put_on(model):
+            try:
+                peaks[name] = peak_extra_mb(one_pass, device)
+                records[name] = record(model, images, family)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+    calls: dict[str, Call] = dict.fromkeys(records, one_pass)
+    for name, seen in records.items():
+        if seen.products and name not in ("dense", "wall"):
+            calls[f"bare {name}"] = bare_attention(seen, device, next(model.parameters()).dtype)
+
+    applied: list[Handle] = []
+
+    def before(name: str) -> None:
+        while applied:
+            applied.pop().remove()
+        if name in by_name:
+            progress(f"{len(images)} frames, {name}")
+            applied.append(by_name[name].put_on(model))
+
+    try:
+        # Measuring memory has warmed every call up.
+        timed = interleaved(
+            calls, before=before, device=device, rounds=rounds, warm_up_s=0, limit_s=limit_s
+        )
+    finally:
+        before("")
+    return {
+        name: Measurement(timed[name], timed.get(f"bare {name}"), peaks[name], seen)
+        for name, seen in records.items()
+    }
+
+
+def bare_attention(seen: PassRecord, device: torch.device, dtype: torch.dtype) -> Call:
+    """Return a call that computes the products of a pass, one after the other, on random numbers.
+
+    Equal shapes share their numbers. A bias counts as the bias of zeros that it costs as much as.
+    """
+    tensors = {
+        shapes: [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
+        for shapes in set(seen.products)
+    }
+
+    def call() -> None:
+        with torch.inference_mode():
+            for shapes, has_bias in zip(seen.products, seen.biased, strict=True):
+                query, key, value = tensors[shapes]
+                bias = key.new_zeros(1, 1, 1, key.shape[2]) if has_bias else None
+                F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+    return call

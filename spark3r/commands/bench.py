@@ -1,0 +1,187 @@
+"""``spark3r bench``: how fast a model is, dense, at the wall and under schedules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Spark3rError
+from ..tables import print_table
+from .arguments import add_json, parse_count, parse_grid
+
+if TYPE_CHECKING:
+    from ..benchmark import Benchmark
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+SCHEDULES = ("dense", "paper", "wall")
+DTYPES = ("float32", "bfloat16", "float16")
+BACKENDS = ("auto", "fastest", "flash", "efficient", "cudnn", "math")
+
+
+def add_bench(commands: Subparsers) -> None:
+    """Declare ``spark3r bench``."""
+    command = commands.add_parser(
+        "bench",
+        help="measure speed and memory side by side",
+        description="Measure a model on random clips: dense, at the wall (global attention returns "
+        "zeros), under schedules, and beside FastVGGT's merging. All treatments of a length are "
+        "measured in turns, each with the family's memory saver.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--model", default="reference", metavar="NAME", help="as for check")
+    command.add_argument(
+        "--frames",
+        type=_counts,
+        default=(128,),
+        metavar="N,N",
+        help="lengths of the clips (default: 128)",
+    )
+    command.add_argument(
+        "--schedules",
+        type=_names,
+        default=SCHEDULES,
+        metavar="A,B",
+        help="dense, wall, paper, fastvggt, uniform:QUERY:KEY_VALUE, profiles "
+        f"(default: {','.join(SCHEDULES)})",
+    )
+    command.add_argument(
+        "--sensitive",
+        type=_layers,
+        metavar="I,I",
+        help="sensitive layers of 'paper', counted from 0, where the paper does not name them",
+    )
+    command.add_argument(
+        "--grid",
+        type=parse_grid,
+        metavar="HxW",
+        help="rows and columns of patches per frame (default: 28x37; reference: 8x8)",
+    )
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 ...")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
+    command.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="attention kernel; 'fastest' times them on a dense layer (default: torch chooses)",
+    )
+    command.add_argument(
+        "--dense-up-to",
+        type=parse_count,
+        metavar="N",
+        help="model dense beyond this length from the two longest measured ones, and say so",
+    )
+    command.add_argument(
+        "--rounds", type=parse_count, default=5, metavar="N", help="samples of each (default: 5)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the random images")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
+    add_json(command)
+    command.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        _refuse_output(options.output, options.overwrite)
+    import torch
+
+    from ..benchmark import bench
+    from ..loading import load_model
+
+    device = _device(options.device)
+    model = load_model(options.model, device, getattr(torch, options.dtype))
+    result = bench(
+        model,
+        options.frames,
+        options.schedules,
+        name=options.model,
+        grid=options.grid,
+        sensitive=options.sensitive,
+        backend=options.backend,
+        dense_up_to=options.dense_up_to,
+        rounds=options.rounds,
+        seed=options.seed,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    written = json.dumps(result.to_dict(), indent=2)
+    if options.output is not None:
+        _write(options.output, written + "\n")
+    if options.json:
+        print(written)
+    else:
+        print_result(result)
+    return 0
+
+
+def print_result(result: Benchmark) -> None:
+    """Print a benchmark's table, the time by part, and the growth exponents."""
+    from ..benchmark.parts import PARTS
+    from ..benchmark.result import COLUMNS, cells, part_cells
+
+    rows, columns = result.grid
+    print(
+        f"{result.model}, {rows}x{columns} patches, {result.dtype} on {result.device}, "
+        f"attention kernel {result.backend}\n"
+    )
+    print_table(COLUMNS, [cells(row) for row in result.rows])
+    print("\nmilliseconds by part, in a pass of its own:\n")
+    parts = [part_cells(row) for row in result.rows if row.parts_ms is not None]
+    print_table(("frames", "schedule", *PARTS), parts)
+    for name, exponent in result.growth().items():
+        print(f"\n{name}: time grows with frames to the power of {exponent:.2f}", end="")
+    print()
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise Spark3rError(f"device '{name}' cannot be used: {reason}") from error
+    if device.type == "meta":
+        raise Spark3rError("device 'meta' holds no numbers to measure with: use cpu or cuda")
+    return name
+
+
+def _refuse_output(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise Spark3rError(f"--output {path} is a folder, expected a file to write")
+    if not path.absolute().parent.is_dir():
+        raise Spark3rError(f"--output {path}: there is no folder {path.absolute().parent}")
+    if path.exists() and not overwrite:
+        raise Spark3rError(f"--output {path} exists: choose another name, or pass --overwrite")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise Spark3rError(f"--output {path} cannot be written: {error.strerror}") from error
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(parse_count(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"'{text}', expected names with commas between them")
+    return names
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}', expected layer numbers such as 3,4")
+    return tuple(int(part) for part in parts)
