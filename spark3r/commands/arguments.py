@@ -14,6 +14,18 @@ def add_profile(command: argparse.ArgumentParser) -> None:
     )
 
 
+MODEL_HELP = (
+    "reference, reference:random, FAMILY:WEIGHTS or FAMILY:random with vggt, pi3, da3 or omega "
+    "(weights are a file or a name on Hugging Face), or package.module:factory"
+)
+
+
+def add_model(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Declare ``--model``."""
+    shown = "" if default is None else f" (default: {default})"
+    command.add_argument("--model", default=default, metavar="NAME", help=MODEL_HELP + shown)
+
+
 def add_json(command: argparse.ArgumentParser) -> None:
     """Declare ``--json``."""
     command.add_argument("--json", action="store_true", help="print one JSON object, nothing else")

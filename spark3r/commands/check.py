@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProfileError
-from .arguments import add_json, add_profile
+from .arguments import add_json, add_model, add_profile
 
 if TYPE_CHECKING:
     from ..profile import Profile
@@ -23,11 +23,7 @@ def add_check(commands: Subparsers) -> None:
         allow_abbrev=False,
     )
     add_profile(command)
-    command.add_argument(
-        "--model",
-        metavar="NAME",
-        help="reference, reference:random or package.module:factory",
-    )
+    add_model(command)
     add_json(command)
     command.set_defaults(run=_check)
 

@@ -1,0 +1,183 @@
+"""Models by name, as ``--model`` takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import FamilyError, WeightsError
+from ..families import FAMILIES, detect
+from .checkpoints import SUFFIXES, fill, read_checkpoint
+from .factories import made_by
+from .hub import HUB_NAME, fetch
+from .upstream import UPSTREAMS, Upstream
+
+__all__ = ["About", "about", "load_model"]
+
+ACCEPTED = (
+    "'reference' (the small trained model that comes with spark3r), 'reference:random' (the same "
+    "untrained), 'FAMILY:WEIGHTS' or 'FAMILY:random' with one of "
+    f"{', '.join(UPSTREAMS)} (such as 'vggt:facebook/VGGT-1B', 'omega:weights.pt' or "
+    "'da3:random-small'), or 'package.module:factory' (a function of yours that returns the model)"
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model's name says about its weights.
+
+    Attributes:
+        weights: Where they come from, as profiles record it; ``random`` if they are random.
+        random: Whether they are random, so that depth and poses mean nothing.
+        notice: One line that whoever uses the model should see, "" if there is none.
+    """
+
+    weights: str
+    random: bool = False
+    notice: str = ""
+
+
+def about(name: str) -> About:
+    """Return what a model's name says about its weights, without loading it."""
+    kind, _, rest = name.partition(":")
+    if rest.partition("-")[0] == "random" and kind in (*UPSTREAMS, "reference"):
+        return About(
+            "random",
+            random=True,
+            notice=f"{name} has random weights: time and memory mean something, its depth, poses "
+            "and quality do not",
+        )
+    if kind in UPSTREAMS:
+        upstream = UPSTREAMS[kind]
+        return About(
+            rest,
+            notice=f"{upstream.title}, code: {upstream.licence}; weights {rest}: "
+            + (upstream.weights_licence(rest) if _is_published(rest) else "under their own terms"),
+        )
+    return About(name)
+
+
+def load_model(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Load a model, in evaluation mode.
+
+    Args:
+        name: ``reference``, ``reference:random``; ``FAMILY:WEIGHTS`` where the weights are a
+            checkpoint's path or a name on Hugging Face, ``FAMILY:random`` or
+            ``FAMILY:random-VARIANT``; or ``package.module:factory``, where the factory is called
+            without arguments and returns the model.
+        device: Where the model goes.
+        dtype: Precision of its parameters; None leaves it as it is loaded.
+
+    Raises:
+        FamilyError: If the name is of no known kind, the model's own code is missing or not the
+            one that spark3r knows, or a factory gives no model.
+        WeightsError: If weights are missing or do not fit.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "reference":
+        model = _reference(name, rest)
+    elif kind in UPSTREAMS:
+        model = _published(name, UPSTREAMS[kind], rest)
+    elif rest and all(part.isidentifier() for part in (*kind.split("."), *rest.split("."))):
+        model = made_by(name, kind, rest, ACCEPTED)
+    else:
+        hint = f"; for a checkpoint say its family, such as vggt:{name}" * name.endswith(SUFFIXES)
+        raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}{hint}")
+    return _moved(name, model, device, dtype).eval()
+
+
+def _reference(name: str, variant: str) -> nn.Module:
+    from ..reference.weights import load
+
+    if variant not in ("", "random"):
+        raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}")
+    try:
+        return load(weights=variant or "shipped")
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"model '{name}': its trained weights are not installed; 'reference:random' is the "
+            "same model untrained"
+        ) from error
+    except ValueError as error:
+        raise WeightsError(f"model '{name}': {error}") from error
+
+
+def _published(name: str, upstream: Upstream, weights: str) -> nn.Module:
+    """Build one of the published architectures, with random weights or with a checkpoint."""
+    try:
+        if weights.partition("-")[0] == "random":
+            model = upstream.random(_variant(upstream, weights))
+        else:
+            model = _with_checkpoint(upstream, weights)
+        found = detect(model)
+    except (FamilyError, WeightsError) as error:
+        raise type(error)(f"model '{name}': {error}") from error
+    if found is not FAMILIES[upstream.family]:
+        raise FamilyError(f"model '{name}' turned out to be of family {found.name}")
+    return model
+
+
+def _variant(upstream: Upstream, text: str) -> str:
+    variant = text.partition("-")[2] or upstream.variants[0]
+    if variant not in upstream.variants:
+        known = ", ".join(f"{upstream.family}:random-{known}" for known in upstream.variants)
+        raise FamilyError(f"there is no variant '{variant}' of {upstream.title}, expected {known}")
+    return variant
+
+
+def _with_checkpoint(upstream: Upstream, weights: str) -> nn.Module:
+    upstream.require()
+    path = _checkpoint_path(upstream, weights)
+    tensors = read_checkpoint(path)
+    variant = upstream.variant_of(tensors)
+    if variant is None:
+        others = [u for u in UPSTREAMS.values() if u is not upstream and u.variant_of(tensors)]
+        looks = (
+            f"it looks like one of {others[0].title}: try {others[0].family}:{weights}"
+            if others
+            else f"its tensors are called {', '.join(sorted(tensors)[:3])} ..."
+        )
+        raise WeightsError(f"{path} is no checkpoint of {upstream.title}; {looks}")
+    model = upstream.random(variant)
+    fill(model, tensors, str(path), upstream.unused)
+    return model
+
+
+def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return path / "model.safetensors"
+    if _is_published(weights):
+        return fetch(weights)
+    raise WeightsError(
+        f"'{weights}' is neither a file nor a name on Hugging Face, expected a checkpoint "
+        f"({', '.join(SUFFIXES)}), a name such as {upstream.example}, or "
+        f"random-{upstream.variants[0]}"
+    )
+
+
+def _is_published(weights: str) -> bool:
+    """Whether weights are named as on Hugging Face: ``owner/name`` or ``owner/name/file``."""
+    if Path(weights).expanduser().exists() or not HUB_NAME.fullmatch(weights):
+        return False
+    return weights.count("/") > 1 or not weights.endswith(SUFFIXES)
+
+
+def _moved(
+    name: str, model: nn.Module, device: torch.device | str, dtype: torch.dtype | None
+) -> nn.Module:
+    try:
+        return model.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise FamilyError(
+            f"model '{name}' cannot be moved to device '{device}': {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,121 @@
+"""Checkpoint files: reading tensors and nothing else, and putting them into a model."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *PICKLED)
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")  # keys that hold the tensors
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers, in every name
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, without the prefixes of wrappers.
+
+    No code in the file is run: it is safetensors, or a pickle read with ``weights_only``.
+
+    Raises:
+        WeightsError: The file is missing, damaged, of another kind, or wants to run code.
+    """
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path}")
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    for key in _WRAPPERS:
+        inner = content.get(key)
+        if isinstance(inner, Mapping):
+            content = inner
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        shown = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise WeightsError(f"{path} holds no tensors by name (it holds {shown})")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
+    return tensors
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is no whole safetensors file ({error}): it may be truncated, download it again"
+        ) from error
+
+
+def _pickle(path: Path) -> Mapping[str, Any]:
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle
+            raise WeightsError(f"{path} is no PyTorch checkpoint, whatever its name says")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors: reading it would run code of its author's choice, "
+            "which spark3r does not do. Where you trust it, load it yourself and save its "
+            "state_dict() as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path} is no whole PyTorch checkpoint ({_first_line(error)}): it may be truncated, "
+            "download it again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path} holds an object of type {type(content).__name__}, expected tensors by name"
+        )
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str, unused: Iterable[str]) -> None:
+    """Copy a checkpoint's tensors into a model.
+
+    Args:
+        model: Where they go, in its own precision.
+        tensors: By name.
+        what: Names the checkpoint in messages.
+        unused: Prefixes of parts that the model is built without.
+
+    Raises:
+        WeightsError: Tensors are missing, unknown or of another shape; the model is then of no use.
+    """
+    unused = tuple(unused)
+    wanted = model.state_dict()
+    given = {name: value for name, value in tensors.items() if not name.startswith(unused or "\n")}
+    problems = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unknown": sorted(given.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {list(given[name].shape)} for {list(value.shape)}"
+            for name, value in wanted.items()
+            if name in given and given[name].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(
+            f"{len(names)} {kind} ({', '.join(names[:2])}{' ...' * (len(names) > 2)})"
+            for kind, names in problems.items()
+            if names
+        )
+        raise WeightsError(
+            f"{what} does not fit {type(model).__name__}: of {len(wanted)} tensors {told}; it is a "
+            "checkpoint of another version or size"
+        )
+    model.load_state_dict(given)

@@ -1,0 +1,241 @@
+"""The models' own packages: how to install them, what may be done with them, how to build them.
+
+Nothing of them is part of spark3r, and none is imported before its model is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FamilyError, WeightsError
+
+NON_COMMERCIAL = "CC BY-NC 4.0, non-commercial"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One architecture's own code and weights.
+
+    Attributes:
+        family: Name of the family, as in ``family:WEIGHTS``.
+        title: What people call the model.
+        install: Shell commands that install its code.
+        licence: Licence of the code.
+        weights_licence: Licence of the published weights of a given name.
+        example: Weights to name in messages.
+        variants: Architectures that can be built, the first by default.
+        variant_of: Which of them a checkpoint's tensors are for, None if none.
+        entry: A module of the code that all variants need.
+        build: Makes a variant with random weights, with the function that imports its parts.
+        unused: Prefixes of a checkpoint's tensors for parts that are not built.
+    """
+
+    family: str
+    title: str
+    install: str
+    licence: str
+    weights_licence: Callable[[str], str]
+    example: str
+    variants: tuple[str, ...]
+    variant_of: Callable[[Mapping[str, Tensor]], str | None]
+    entry: str
+    build: Callable[[str, Callable[[str], Any]], nn.Module]
+    unused: tuple[str, ...] = ()
+
+    def random(self, variant: str) -> nn.Module:
+        """Build a variant with random weights, the same every time.
+
+        Raises:
+            FamilyError: The code is not installed, or cannot be imported or built.
+        """
+        state = torch.get_rng_state()
+        torch.manual_seed(0)
+        try:
+            self.require()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # upstream's own, which the user cannot mend
+                return self.build(variant, self.module)
+        except FamilyError:
+            raise
+        except Exception as error:
+            raise FamilyError(
+                f"building {self.title} raised {type(error).__name__}: {error}; its code may be of "
+                f"another version than spark3r knows. Install it with: {self.install}"
+            ) from error
+        finally:
+            torch.set_rng_state(state)
+
+    def require(self) -> None:
+        """Import the code, before weights of several GB are fetched for it.
+
+        Raises:
+            FamilyError: It is missing, or needs what is missing.
+        """
+        os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # it reports every pass on stdout
+        if not torch.cuda.is_available():
+            os.environ.setdefault("XFORMERS_DISABLED", "1")  # π³ would use what needs a GPU
+        self.module(self.entry)
+
+    def module(self, name: str) -> Any:
+        """Import a part of the code; what it prints goes to stderr.
+
+        Raises:
+            FamilyError: It is missing, or needs what is missing.
+        """
+        try:
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return importlib.import_module(name)
+        except ImportError as error:
+            package = name.partition(".")[0]
+            missing = (error.name or package).partition(".")[0]
+            what = "is not installed" if missing == package else f"needs '{missing}'"
+            raise FamilyError(
+                f"the code of {self.title} {what} ({error}). Install it with: {self.install} "
+                f"(licence of the code: {self.licence}; weights {self.example}: "
+                f"{self.weights_licence(self.example)})"
+            ) from error
+
+
+def _build_vggt(variant: str, module: Callable[[str], Any]) -> nn.Module:
+    # Tracks of query points are no part of a prediction: their head is left out.
+    return module("vggt.models.vggt").VGGT(enable_track=False)
+
+
+def _vggt_weights(name: str) -> str:
+    if name.startswith("facebook/VGGT-1B-Commercial"):
+        return "commercial use allowed under the VGGT License, gated"
+    return "non-commercial"
+
+
+def _vggt_variant(tensors: Mapping[str, Tensor]) -> str | None:
+    return "1b" if "aggregator.global_blocks.0.attn.qkv.weight" in tensors else None
+
+
+def _build_pi3(variant: str, module: Callable[[str], Any]) -> nn.Module:
+    if variant == "pi3x":
+        return module("pi3.models.pi3x").Pi3X()
+    return module("pi3.models.pi3").Pi3()
+
+
+def _pi3_variant(tensors: Mapping[str, Tensor]) -> str | None:
+    if "decoder.0.attn.qkv.weight" not in tensors or "register_token" not in tensors:
+        return None
+    return "pi3x" if "metric_token" in tensors else "pi3"
+
+
+_DA3_WIDTHS = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
+
+
+def _build_da3(variant: str, module: Callable[[str], Any]) -> nn.Module:
+    name = "da3nested-giant-large" if variant == "nested" else f"da3-{variant}"
+    config = module("depth_anything_3.cfg")
+    found = config.load_config(module("depth_anything_3.registry").MODEL_REGISTRY[name])
+    for part in (found, found.get("anyview") or {}):  # Gaussian splats are no part of a prediction
+        part.pop("gs_head", None)
+        part.pop("gs_adapter", None)
+    return config.create_object(found)
+
+
+def _da3_weights(name: str) -> str:
+    upper = name.upper()
+    free = any(size in upper for size in ("DA3-SMALL", "DA3-BASE", "DA3METRIC", "DA3MONO"))
+    return "Apache-2.0" if free else NON_COMMERCIAL
+
+
+def _da3_variant(tensors: Mapping[str, Tensor]) -> str | None:
+    if "da3.backbone.pretrained.cls_token" in tensors:
+        return "nested"
+    token = tensors.get("backbone.pretrained.cls_token")
+    if token is None:
+        return None
+    if not any(name.startswith("cam_dec.") for name in tensors):
+        raise WeightsError(
+            "it is a metric or monocular Depth-Anything-3, which looks at every frame by itself: "
+            "there is no global attention to reduce"
+        )
+    return _DA3_WIDTHS.get(token.shape[-1])
+
+
+def _build_omega(variant: str, module: Callable[[str], Any]) -> nn.Module:
+    model = module("vggt_omega.models.vggt_omega").VGGTOmega()
+    # A fresh instance is not ready to run: these are left uninitialised, or NaN.
+    for part in model.modules():
+        if hasattr(part, "gamma") and hasattr(part, "init_values"):
+            nn.init.constant_(part.gamma, float(part.init_values))
+    for name, mask in model.named_buffers():
+        if name.endswith("bias_mask"):
+            mask.fill_(1.0).view(3, -1)[1] = 0.0
+    return model
+
+
+def _omega_variant(tensors: Mapping[str, Tensor]) -> str | None:
+    return "1b" if "aggregator.inter_frame_blocks.0.attn.qkv.weight" in tensors else None
+
+
+UPSTREAMS: dict[str, Upstream] = {
+    upstream.family: upstream
+    for upstream in (
+        Upstream(
+            family="vggt",
+            title="VGGT",
+            install="pip install git+https://github.com/facebookresearch/vggt",
+            licence="VGGT License v1, commercial use allowed, its policy excludes military use",
+            weights_licence=_vggt_weights,
+            example="facebook/VGGT-1B",
+            variants=("1b",),
+            variant_of=_vggt_variant,
+            entry="vggt.models.vggt",
+            build=_build_vggt,
+            unused=("track_head.",),
+        ),
+        Upstream(
+            family="pi3",
+            title="π³",
+            install="pip install git+https://github.com/yyfz/Pi3 huggingface_hub",
+            licence="BSD-3-Clause, its pos_embed.py CC BY-NC-SA 4.0, non-commercial",
+            weights_licence=lambda name: NON_COMMERCIAL,
+            example="yyfz233/Pi3",
+            variants=("pi3", "pi3x"),
+            variant_of=_pi3_variant,
+            entry="pi3.models.pi3",
+            build=_build_pi3,
+        ),
+        Upstream(
+            family="da3",
+            title="Depth-Anything-3",
+            install="pip install --no-deps depth-anything-3==0.1.1 addict omegaconf einops PyYAML",
+            licence="Apache-2.0",
+            weights_licence=_da3_weights,
+            example="depth-anything/DA3-LARGE-1.1",
+            variants=("small", "base", "large", "giant", "nested"),
+            variant_of=_da3_variant,
+            entry="depth_anything_3.model.da3",
+            build=_build_da3,
+            unused=("gs_head.", "gs_adapter.", "da3.gs_head.", "da3.gs_adapter."),
+        ),
+        Upstream(
+            family="omega",
+            title="VGGT-Ω",
+            install="pip install git+https://github.com/facebookresearch/vggt-omega",
+            licence="FAIR Noncommercial Research License",
+            weights_licence=lambda name: "FAIR Noncommercial Research License, gated",
+            example="facebook/VGGT-Omega/vggt_omega_1b_512.pt",
+            variants=("1b",),
+            variant_of=_omega_variant,
+            entry="vggt_omega.models.vggt_omega",
+            build=_build_omega,
+            unused=("text_alignment_head.",),
+        ),
+    )
+}

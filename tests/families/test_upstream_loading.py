@@ -1,0 +1,350 @@
+"""Loading by name: the models' own packages, checkpoints, Hugging Face, and what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_ins
+import torch
+from family_cases import ALL_CASES, missing
+from safetensors.torch import save_file
+from torch import nn
+
+from spark3r import FamilyError, WeightsError
+from spark3r.loading import about, load_model
+from spark3r.loading.checkpoints import read_checkpoint
+from spark3r.loading.upstream import UPSTREAMS
+
+
+def put_package(monkeypatch: pytest.MonkeyPatch, name: str, **content: object) -> None:
+    """Put a module, and the packages it is in, where imports find them."""
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        module = types.ModuleType(".".join(parts[:depth]))
+        module.__path__ = []  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module).update(content)
+
+
+@pytest.fixture
+def vggt_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_package(monkeypatch, "vggt.models.vggt", VGGT=lambda enable_track: stand_ins.Vggt())
+
+
+def weights(path: Path, model: nn.Module, prefix: str = "") -> dict[str, Any]:
+    tensors = {prefix + name: value.clone() for name, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return tensors
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
+def test_a_checkpoint_is_loaded(suffix: str, prefix: str, vggt_code: None, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    saved = weights(path, stand_ins.Vggt(), prefix)
+    for name in (
+        (f"vggt:{path}", f"vggt:{tmp_path}") if suffix == ".safetensors" else (f"vggt:{path}",)
+    ):
+        model = load_model(name)
+        assert not model.training
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, saved[prefix + key])
+
+
+def test_a_training_checkpoint_is_looked_into(vggt_code: None, tmp_path: Path) -> None:
+    original = stand_ins.Vggt()
+    torch.save({"epoch": 3, "state_dict": original.state_dict()}, tmp_path / "last.ckpt")
+    model = load_model(f"vggt:{tmp_path / 'last.ckpt'}")
+    assert torch.equal(
+        model.state_dict()["aggregator.camera_token"], original.aggregator.camera_token
+    )
+
+
+def test_parts_that_are_not_built_are_passed_over(vggt_code: None, tmp_path: Path) -> None:
+    tensors = {**stand_ins.Vggt().state_dict(), "track_head.norm.weight": torch.ones(3)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert load_model(f"vggt:{tmp_path}") is not None
+
+
+def test_random_weights_are_the_same_every_time(vggt_code: None) -> None:
+    before = torch.random.get_rng_state()
+    first, second = load_model("vggt:random"), load_model("vggt:random-1b")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_another_size(vggt_code: None, tmp_path: Path) -> None:
+    tensors = stand_ins.Vggt().state_dict()
+    tensors["aggregator.camera_token"] = torch.zeros(1, 2, 1, 7)
+    tensors["aggregator.extra"] = torch.zeros(1)
+    del tensors["aggregator.register_token"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        load_model(f"vggt:{tmp_path}")
+    told = str(caught.value)
+    assert "1 missing (aggregator.register_token)" in told
+    assert "1 unknown (aggregator.extra)" in told
+    assert "1 of another shape (aggregator.camera_token [1, 2, 1, 7] for " in told
+    assert told.endswith("it is a checkpoint of another version or size")
+
+
+def test_a_checkpoint_of_another_architecture(vggt_code: None, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    weights(path, stand_ins.Pi3())
+    with pytest.raises(WeightsError, match=r"is no checkpoint of VGGT; it looks like one of π³: t"):
+        load_model(f"vggt:{path}")
+    weights(path, nn.Linear(2, 2))
+    with pytest.raises(WeightsError, match="no checkpoint of VGGT; its tensors are called bias, w"):
+        load_model(f"vggt:{path}")
+
+
+def test_a_metric_depth_anything_has_nothing_to_reduce(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_package(monkeypatch, "depth_anything_3.model.da3")
+    tensors = {"model.backbone.pretrained.cls_token": torch.zeros(1, 1, 1024)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="it is a metric or monocular Depth-Anything-3"):
+        load_model(f"da3:{tmp_path}")
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch /tmp/spark3r-was-here",))
+
+
+def pickled_code(path: Path) -> None:
+    torch.save({"weight": torch.ones(2), "rest": RunsCode()}, path)
+
+
+def bare_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(RunsCode(), protocol=2))
+
+
+def cut_checkpoint(path: Path) -> None:
+    weights(path, nn.Linear(300, 300))
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("code.pt", pickled_code, "holds more than tensors: reading it would run code of its auth"),
+        ("bare.pt", bare_pickle, "holds more than tensors: reading it would run code"),
+        ("cut.pt", cut_checkpoint, "is no whole PyTorch checkpoint ("),
+        ("cut.safetensors", cut_checkpoint, "is no whole safetensors file ("),
+        ("text.pt", lambda p: p.write_text("hello"), "is no PyTorch checkpoint, what"),
+        ("empty.pt", lambda p: p.write_text(""), "is no PyTorch checkpoint, whatever"),
+        ("text.safetensors", lambda p: p.write_text("hello"), "is no whole safetensors file ("),
+        ("list.pt", lambda p: torch.save([torch.ones(1)], p), "holds an object of type list, exp"),
+        ("none.pt", lambda p: torch.save({"epoch": 3}, p), "holds no tensors by name (it holds ep"),
+        ("weights.npz", lambda p: p.write_text(""), "is no checkpoint: expected one of .safetens"),
+        ("absent.pt", lambda p: None, "there is no file"),
+    ],
+)
+def test_files_that_are_no_checkpoint(name: str, make: Any, message: str, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(tmp_path / name)
+    assert message in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert not Path("/tmp/spark3r-was-here").exists()
+
+
+@pytest.mark.parametrize("family", UPSTREAMS)
+def test_missing_code_is_named_with_its_licence(
+    family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    upstream = UPSTREAMS[family]
+    monkeypatch.setitem(sys.modules, upstream.entry.partition(".")[0], None)
+    for rest in ("random", upstream.example, str(tmp_path)):
+        with pytest.raises(FamilyError) as caught:
+            load_model(f"{family}:{rest}")
+        told = str(caught.value)
+        assert told.startswith(f"model '{family}:{rest}': the code of {upstream.title} is not inst")
+        assert f"Install it with: {upstream.install} (licence of the code: " in told
+        assert f"weights {upstream.example}: " in told
+        assert "non-commercial" in told.lower() or "Noncommercial" in told
+
+
+def test_code_that_needs_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vggt", types.ModuleType("vggt"))
+    vars(sys.modules["vggt"])["__path__"] = []
+
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name.startswith("vggt."):
+                raise ModuleNotFoundError("No module named 'einops'", name="einops")
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(FamilyError, match="the code of VGGT needs 'einops'"):
+        load_model("vggt:random")
+
+
+def test_code_with_another_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Merging(stand_ins.VggtAttention):
+        def forward(self, x: Any, pos: Any = None, global_merging: Any = None) -> Any:
+            return super().forward(x, pos)
+
+    put_package(monkeypatch, "vggt.models.vggt", VGGT=lambda enable_track: stand_ins.Vggt(Merging))
+    with pytest.raises(FamilyError, match=r"^model 'vggt:random': .*that is FastVGGT, which merge"):
+        load_model("vggt:random")
+
+
+def test_code_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_package(monkeypatch, "vggt.models.vggt", VGGT=stand_ins.Vggt)
+    with pytest.raises(FamilyError, match=r"building VGGT raised TypeError: .*enable_track.*versi"):
+        load_model("vggt:random")
+
+
+class EntryNotFoundError(Exception):
+    pass
+
+
+class LocalEntryNotFoundError(EntryNotFoundError):
+    pass
+
+
+def put_hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], online: bool = True) -> None:
+    """Put a Hugging Face of our own in place: it has these files and nothing else."""
+
+    def hf_hub_download(repository: str, file: str) -> str:
+        if not online:
+            raise LocalEntryNotFoundError("cannot find it in the cache, and there is no network")
+        if f"{repository}/{file}" not in files:
+            raise EntryNotFoundError(f"404: {file}")
+        return str(files[f"{repository}/{file}"])
+
+    errors = {"EntryNotFoundError": EntryNotFoundError}
+    errors["LocalEntryNotFoundError"] = LocalEntryNotFoundError
+    put_package(monkeypatch, "huggingface_hub.errors", **errors)
+    listed = [name.split("/", 2)[2] for name in files]
+    hub = sys.modules["huggingface_hub"]
+    vars(hub).update(hf_hub_download=hf_hub_download, list_repo_files=lambda name: listed)
+
+
+def test_weights_from_hugging_face(
+    vggt_code: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    token = weights(path, stand_ins.Vggt())["aggregator.camera_token"]
+    weights(tmp_path / "other.pt", stand_ins.Vggt())
+    for files, name in (
+        ({"facebook/VGGT-1B/model.safetensors": path}, "facebook/VGGT-1B"),
+        ({"facebook/VGGT-1B/weights.safetensors": path}, "facebook/VGGT-1B"),
+        (
+            {"a/b/one.pt": tmp_path / "other.pt", "a/b/x/two.safetensors": path},
+            "a/b/x/two.safetensors",
+        ),
+    ):
+        put_hub(monkeypatch, files)
+        model = load_model(f"vggt:{name}")
+        assert torch.equal(model.state_dict()["aggregator.camera_token"], token)
+
+
+@pytest.mark.parametrize(
+    ("files", "online", "name", "message"),
+    [
+        ({}, False, "a/b", "Hugging Face did not give it (LocalEntryNotFoundError: cannot find it"),
+        ({}, True, "a/b/c.pt", "Hugging Face did not give it (EntryNotFoundError: 404: c.pt)"),
+        (
+            {"a/b/x.md": Path()},
+            True,
+            "a/b",
+            "has no model.safetensors; of other checkpoints it has none",
+        ),
+        (
+            {"a/b/x.pt": Path(), "a/b/y.pt": Path()},
+            True,
+            "a/b",
+            "'a/b' has no model.safetensors; of other checkpoints it has several (x.pt, y.pt)",
+        ),
+    ],
+)
+def test_weights_that_hugging_face_does_not_give(
+    files: dict[str, Path],
+    online: bool,
+    name: str,
+    message: str,
+    vggt_code: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_hub(monkeypatch, files, online)
+    with pytest.raises(WeightsError) as caught:
+        load_model(f"vggt:{name}")
+    assert message in str(caught.value)
+
+
+def test_weights_from_hugging_face_need_its_package(
+    vggt_code: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WeightsError, match="huggingface_hub, which is missing: pip install hugg"):
+        load_model("vggt:facebook/VGGT-1B")
+
+
+@pytest.mark.parametrize("rest", ["", "nonsense", "weights.pt", "./a/b.pt", "/a/b.pt", "~/b"])
+def test_names_of_no_weights(rest: str, vggt_code: None) -> None:
+    with pytest.raises((WeightsError, FamilyError)) as caught:
+        load_model(f"vggt:{rest}")
+    assert str(caught.value).startswith(f"model 'vggt:{rest}': ")
+
+
+def test_a_variant_that_does_not_exist() -> None:
+    with pytest.raises(FamilyError, match="no variant 'tiny' of Depth-Anything-3, expected da3:ra"):
+        load_model("da3:random-tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights_field", "random", "notice"),
+    [
+        ("reference", "reference", False, ""),
+        ("reference:random", "random", True, "random weights: time and memory mean something"),
+        ("da3:random-small", "random", True, "random weights"),
+        ("vggt:facebook/VGGT-1B", "facebook/VGGT-1B", False, "weights facebook/VGGT-1B: non-comm"),
+        (
+            "vggt:facebook/VGGT-1B-Commercial",
+            "facebook/VGGT-1B-Commercial",
+            False,
+            "commercial use allowed under the VGGT License, gated",
+        ),
+        ("da3:depth-anything/DA3-BASE", "depth-anything/DA3-BASE", False, "DA3-BASE: Apache-2.0"),
+        ("da3:depth-anything/DA3-LARGE-1.1", "depth-anything/DA3-LARGE-1.1", False, "CC BY-NC 4.0"),
+        ("omega:weights.pt", "weights.pt", False, "weights weights.pt: under their own terms"),
+        ("my_models:make", "my_models:make", False, ""),
+    ],
+)
+def test_what_a_name_says(name: str, weights_field: str, random: bool, notice: str) -> None:
+    told = about(name)
+    assert (told.weights, told.random) == (weights_field, random)
+    assert notice in told.notice
+    assert bool(told.notice) == bool(notice)
+
+
+REAL_DA3 = next(case for case in ALL_CASES if case.name == "da3-small-upstream")
+
+
+@pytest.mark.skipif(
+    bool(missing(REAL_DA3)), reason="NOT VERIFIED: depth-anything-3 is not installed"
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_checkpoint_of_the_real_depth_anything_3(suffix: str, tmp_path: Path) -> None:
+    model = load_model("da3:random-small")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)  # not what building it gives
+    path = tmp_path / f"model{suffix}"
+    weights(path, model, "model.")  # as its API object names them
+    loaded = load_model(f"da3:{path}")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
