@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
@@ -49,8 +50,10 @@ def bench(
     sensitive: Sequence[int] | None = None,
     backend: str = AUTO,
     dense_up_to: int | None = None,
+    once_from: int | None = None,
     rounds: int = MIN_ROUNDS,
     limit_s: float | None = None,
+    cpu_time: bool = False,
     seed: int = 0,
     family: Family | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -70,8 +73,11 @@ def bench(
         backend: Kernel of scaled dot-product attention, see `BACKENDS`.
         dense_up_to: Beyond this length ``dense`` is not measured but modelled from the two longest
             lengths at which it is; None measures it everywhere.
+        once_from: From this length on ``dense`` and ``fastvggt`` run a single time.
         rounds: Samples of each treatment.
         limit_s: Start no further round after so many seconds at one length, though at least three.
+        cpu_time: Count the time that the process itself computes, summed over its threads, and not
+            the time that passes: what to compare on a CPU that others keep busy.
         seed: Of the random images.
         family: What is known of the model; None recognises it.
         progress: Told what is being done.
@@ -107,14 +113,17 @@ def bench(
                 length, 3, grid[0] * patch, grid[1] * patch, generator=generator
             ).to(device)
             tokens = layout_of(model, images, family).tokens
+            once = once_from is not None and length >= once_from
             too_long = dense_up_to is not None and length > dense_up_to
             measured = measure_side_by_side(
                 model,
                 images,
                 [each for each in chosen if not (too_long and each.name == "dense")],
                 family=family,
+                once=("dense", "fastvggt") if once else (),
                 rounds=rounds,
                 limit_s=limit_s,
+                clock=time.process_time if cpu_time else time.perf_counter,
                 progress=progress,
             )
             found = rows_of(length, tokens, measured)
@@ -128,6 +137,7 @@ def bench(
         dtype=str(dtype).removeprefix("torch."),
         backend=backend,
         backend_ms=backend_ms,
+        clock="process" if cpu_time else "wall",
         seed=seed,
         rows=tuple(rows),
         environment=environment(),

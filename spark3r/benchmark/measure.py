@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from ..families import Family
 from ..handle import Handle
 from ..inference import device_of, run
 from ..memory import is_out_of_memory, peak_extra_mb
-from ..timing import Call, Latency, interleaved
+from ..timing import Call, Clock, Latency, interleaved
 from .parts import PassRecord, record
 from .treatments import Treatment
 
@@ -42,8 +43,10 @@ def measure_side_by_side(
     treatments: Sequence[Treatment],
     *,
     family: Family | None = None,
+    once: Collection[str] = (),
     rounds: int = 5,
     limit_s: float | None = None,
+    clock: Clock = time.perf_counter,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Measurement]:
     """Measure treatments of a model on one clip, in turns.
@@ -53,8 +56,10 @@ def measure_side_by_side(
         images: ``[S, 3, H, W]`` on the model's device.
         treatments: What to measure. Those that do not fit into memory are left out.
         family: What is known of the model; None recognises it.
-        rounds: Samples of each, in so many rounds.
+        once: Names of treatments that run a single time, which gives all that is said of them.
+        rounds: Samples of each other one, in so many rounds.
         limit_s: Start no further round after so many seconds and three rounds; None for no limit.
+        clock: Seconds; not used for latencies on a CUDA device.
         progress: Told what is being done.
     """
     device = device_of(model)
@@ -69,17 +74,19 @@ def measure_side_by_side(
         progress(f"{len(images)} frames, {name}: memory and parts")
         with treatment.put_on(model):
             try:
-                peaks[name] = peak_extra_mb(one_pass, device)
-                records[name] = record(model, images, family)
+                peaks[name], records[name] = _first_pass(model, images, family, clock)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-    calls: dict[str, Call] = dict.fromkeys(records, one_pass)
-    for name, seen in records.items():
-        if seen.products and name not in ("dense", "wall"):
-            calls[f"bare {name}"] = bare_attention(seen, device, next(model.parameters()).dtype)
+    calls: dict[str, Call] = {}
+    for name, pass_record in records.items():
+        if name not in once:
+            calls[name] = one_pass
+        if pass_record.products and name not in ("dense", "wall"):
+            dtype = next(model.parameters()).dtype
+            calls[f"bare {name}"] = bare_attention(pass_record, device, dtype)
 
     applied: list[Handle] = []
 
@@ -91,16 +98,39 @@ def measure_side_by_side(
             applied.append(by_name[name].put_on(model))
 
     try:
-        # Measuring memory has warmed every call up.
+        # Measuring memory has warmed every pass up.
         timed = interleaved(
-            calls, before=before, device=device, rounds=rounds, warm_up_s=0, limit_s=limit_s
+            calls,
+            before=before,
+            device=device,
+            rounds=rounds,
+            warm_up_s=0,
+            limit_s=limit_s,
+            clock=clock,
         )
     finally:
         before("")
     return {
-        name: Measurement(timed[name], timed.get(f"bare {name}"), peaks[name], seen)
-        for name, seen in records.items()
+        name: Measurement(
+            timed[name] if name in timed else Latency((sum(pass_record.ms.values()),)),
+            timed.get(f"bare {name}"),
+            peaks[name],
+            pass_record,
+        )
+        for name, pass_record in records.items()
     }
+
+
+def _first_pass(
+    model: nn.Module, images: Tensor, family: Family | None, clock: Clock
+) -> tuple[float | None, PassRecord]:
+    seen: list[PassRecord] = []
+
+    def call() -> None:
+        seen.append(record(model, images, family, clock))
+
+    peak_mb = peak_extra_mb(call, device_of(model))
+    return peak_mb, seen[0]
 
 
 def bare_attention(seen: PassRecord, device: torch.device, dtype: torch.dtype) -> Call:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ..families import Family, detect, unwrap
 from ..inference import device_of
 from ..reduction import merge
+from ..timing import Clock
 from . import fastvggt
 
 PARTS = (
@@ -60,17 +61,18 @@ class PassRecord:
 
 
 @dataclass
-class _Clock:
+class _Meter:
     """Charges time to the part on top of a stack."""
 
     wait: Callable[[], object]
+    clock: Clock
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     stack: list[str] = field(default_factory=lambda: ["other"])
     since: float = 0.0
 
     def charge(self) -> None:
         self.wait()
-        now = time.perf_counter()
+        now = self.clock()
         self.ms[self.stack[-1]] += 1000 * (now - self.since)
         self.since = now
 
@@ -87,9 +89,9 @@ class _Clock:
 class _Products(TorchFunctionMode):
     """Charges the products of global attention to ``attention``, and notes their shapes."""
 
-    def __init__(self, clock: _Clock) -> None:
+    def __init__(self, meter: _Meter) -> None:
         super().__init__()
-        self.clock = clock
+        self.meter = meter
         self.shapes: list[Shapes] = []
         self.biased: list[bool] = []
 
@@ -99,49 +101,55 @@ class _Products(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        if self.clock.stack[-1] != "global projections":
+        if self.meter.stack[-1] != "global projections":
             return func(*args, **kwargs)
         query, key, value = args[:3]
         self.shapes.append((tuple(query.shape), tuple(key.shape), tuple(value.shape)))
         self.biased.append(kwargs.get("attn_mask") is not None)
-        self.clock.enter("attention")
+        self.meter.enter("attention")
         try:
             return func(*args, **kwargs)
         finally:
-            self.clock.leave()
+            self.meter.leave()
 
 
-def record(model: nn.Module, images: Tensor, family: Family | None = None) -> PassRecord:
+def record(
+    model: nn.Module,
+    images: Tensor,
+    family: Family | None = None,
+    clock: Clock = time.perf_counter,
+) -> PassRecord:
     """Run a pass and return where its time went.
 
     Args:
         model: The model, with whatever is applied to it.
         images: ``[S, 3, H, W]`` on the model's device.
         family: What is known of the model; None recognises it.
+        clock: Seconds.
     """
     root = unwrap(model)
     family = detect(root) if family is None else family
     device = device_of(model)
     wait = (lambda: None) if device.type == "cpu" else getattr(torch, device.type).synchronize
-    clock = _Clock(wait)
+    meter = _Meter(wait, clock)
     with ExitStack() as stack:
         for module, part in _modules(root, family):
-            stack.enter_context(_hooked(module, part, clock))
+            stack.enter_context(_hooked(module, part, meter))
         for home, name, part in (
             (merge, "match", "matching"),
             (merge, "merge", "merging"),
             (merge, "unmerge", "merging"),
             (fastvggt, "joint_places", "matching"),
         ):
-            charged = _charged(getattr(home, name), part, clock)
+            charged = _charged(getattr(home, name), part, meter)
             stack.enter_context(patch.object(home, name, charged))
-        products = stack.enter_context(_Products(clock))
+        products = stack.enter_context(_Products(meter))
         with torch.inference_mode():
             wait()
-            clock.since = time.perf_counter()
+            meter.since = clock()
             model(images[None])
-            clock.charge()
-    return PassRecord(clock.ms, tuple(products.shapes), tuple(products.biased))
+            meter.charge()
+    return PassRecord(meter.ms, tuple(products.shapes), tuple(products.biased))
 
 
 def _modules(root: nn.Module, family: Family) -> Iterator[tuple[nn.Module, str]]:
@@ -162,9 +170,9 @@ def _modules(root: nn.Module, family: Family) -> Iterator[tuple[nn.Module, str]]
 
 
 @contextmanager
-def _hooked(module: nn.Module, part: str, clock: _Clock) -> Iterator[None]:
-    before = module.register_forward_pre_hook(lambda *_: clock.enter(part))
-    after = module.register_forward_hook(lambda *_: clock.leave())
+def _hooked(module: nn.Module, part: str, meter: _Meter) -> Iterator[None]:
+    before = module.register_forward_pre_hook(lambda *_: meter.enter(part))
+    after = module.register_forward_hook(lambda *_: meter.leave())
     try:
         yield
     finally:
@@ -172,12 +180,12 @@ def _hooked(module: nn.Module, part: str, clock: _Clock) -> Iterator[None]:
         after.remove()
 
 
-def _charged(function: Callable[..., Any], part: str, clock: _Clock) -> Callable[..., Any]:
+def _charged(function: Callable[..., Any], part: str, meter: _Meter) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        clock.enter(part)
+        meter.enter(part)
         try:
             return function(*args, **kwargs)
         finally:
-            clock.leave()
+            meter.leave()
 
     return call

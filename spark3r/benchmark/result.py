@@ -60,6 +60,7 @@ class Benchmark:
         dtype: Precision of the parameters.
         backend: Kernel of scaled dot-product attention.
         backend_ms: What the kernels took on one dense layer, where they were compared.
+        clock: ``wall``: time that passes. ``process``: time that the process computes.
         seed: Of the random images.
         rows: By length, then in the order asked for.
         environment: Versions, hardware and settings.
@@ -72,6 +73,7 @@ class Benchmark:
     dtype: str
     backend: str
     backend_ms: dict[str, float]
+    clock: str
     seed: int
     rows: tuple[Row, ...]
     environment: dict[str, Any]

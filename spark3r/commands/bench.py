@@ -76,6 +76,17 @@ def add_bench(commands: Subparsers) -> None:
         help="model dense beyond this length from the two longest measured ones, and say so",
     )
     command.add_argument(
+        "--once-from",
+        type=parse_count,
+        metavar="N",
+        help="from this length on run dense and fastvggt a single time",
+    )
+    command.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the time that the process itself computes, for a CPU that others keep busy",
+    )
+    command.add_argument(
         "--rounds", type=parse_count, default=5, metavar="N", help="samples of each (default: 5)"
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the random images")
@@ -94,6 +105,8 @@ def _bench(options: argparse.Namespace) -> int:
     from ..loading import load_model
 
     device = _device(options.device)
+    if options.cpu_time and device != "cpu":
+        raise Spark3rError(f"--cpu-time says nothing of what device '{device}' does: leave it out")
     model = load_model(options.model, device, getattr(torch, options.dtype))
     result = bench(
         model,
@@ -104,6 +117,8 @@ def _bench(options: argparse.Namespace) -> int:
         sensitive=options.sensitive,
         backend=options.backend,
         dense_up_to=options.dense_up_to,
+        once_from=options.once_from,
+        cpu_time=options.cpu_time,
         rounds=options.rounds,
         seed=options.seed,
         progress=lambda message: print(message, file=sys.stderr, flush=True),
@@ -126,7 +141,7 @@ def print_result(result: Benchmark) -> None:
     rows, columns = result.grid
     print(
         f"{result.model}, {rows}x{columns} patches, {result.dtype} on {result.device}, "
-        f"attention kernel {result.backend}\n"
+        f"attention kernel {result.backend}, {result.clock} time\n"
     )
     print_table(COLUMNS, [cells(row) for row in result.rows])
     print("\nmilliseconds by part, in a pass of its own:\n")

@@ -80,6 +80,17 @@ def test_dense_beyond_a_length_is_modelled_and_says_so(model: nn.Module) -> None
     )
 
 
+def test_dense_may_run_once_and_time_may_be_the_processs(model: nn.Module) -> None:
+    names = ("dense", "wall")
+    result = bench(model, (2, 3), names, grid=(2, 2), rounds=2, once_from=3, cpu_time=True)
+    assert [row.n for row in result.rows] == [2, 2, 1, 2]
+    once = result.row(3, "dense")
+    assert once is not None
+    assert once.ms == pytest.approx(sum(once.parts_ms.values()))
+    assert once.spread_ms == 0
+    assert result.clock == "process"
+
+
 def test_the_products_of_a_pass_have_the_realised_lengths(model: nn.Module) -> None:
     schedule = paper_schedule("reference", 2, sensitive=[1])
     images = torch.rand(120, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -131,15 +142,15 @@ def test_bare_attention_computes_the_same_products(model: nn.Module) -> None:
 
 
 def test_what_does_not_fit_is_left_out(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = measure.run
+    whole = measure.record
 
-    def failing(model: nn.Module, images: torch.Tensor) -> object:
+    def failing(model: nn.Module, *rest: object) -> object:
         applied = model.__dict__["_spark3r_handle"].schedule
         if all(rule.is_dense for rule in applied.layers):
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return whole(model, images)
+        return whole(model, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measure, "run", failing)
+    monkeypatch.setattr(measure, "record", failing)
     result = bench(model, (3,), ("dense", "wall"), grid=(2, 2), rounds=1)
     assert [row.schedule for row in result.rows] == ["wall"]
     assert result.rows[0].speed_up is None

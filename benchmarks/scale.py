@@ -1,0 +1,327 @@
+"""Speed at scale: the committed figures, with their bars.
+
+    python benchmarks/scale.py reference    # about 6 minutes on two cores
+    python benchmarks/scale.py da3          # about 6 minutes; needs depth-anything-3
+    python benchmarks/scale.py deviation    # about 5 minutes
+    python benchmarks/scale.py report       # tables, plot and bars from what was committed
+
+The first two are `spark3r.benchmark.bench` on the reference model and on Depth-Anything-3 small's
+own code with random weights; ``deviation`` compares our schedules with FastVGGT's merging on
+rendered clips, by distance from dense and by error. Each writes a JSON under `benchmarks/results/`
+and prints its bars as met or not met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+# One busy-waiting thread beside another process distorts everything it touches.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from operators import mean_and_error, relative_error
+
+from spark3r import Prediction
+from spark3r.benchmark import bench
+from spark3r.benchmark.result import COLUMNS, PARTS, Row, cells, growth_exponent, part_cells
+from spark3r.benchmark.treatments import treatments
+from spark3r.env import environment
+from spark3r.families import detect
+from spark3r.fingerprint import fingerprint
+from spark3r.inference import predict
+from spark3r.loading import load_model
+from spark3r.metrics import log_depth_deviation, pose_metrics
+from spark3r.reference.render import rendered_clip
+from spark3r.reference.seeds import CALIBRATION
+from spark3r.tables import print_table
+
+RESULTS = Path(__file__).parent / "results"
+PEER = "fastvggt"
+REFERENCE_FRAMES = (128, 256, 512, 1024)
+REFERENCE_SCHEDULES = ("dense", "wall", "paper", PEER)
+DA3_FRAMES = (64, 128)
+DA3_SCHEDULE = "uniform:4:16"
+DA3_SCHEDULES = ("dense", "wall", DA3_SCHEDULE)
+DA3_GRID = (8, 10)
+"""112x140 pixels: tokens per frame as few as on the reference model, so that 128 frames run in
+seconds. The less there is in a frame, the less global attention weighs, and the harder the bar."""
+DEVIATION_FRAMES = (128, 256)
+DEVIATION_SCHEDULES = ("paper", "uniform:2:4", "uniform:4:4", PEER)
+
+Bar = tuple[str, bool, str]
+
+
+def progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def write(name: str, record: dict[str, Any]) -> None:
+    command = "python " + " ".join(sys.argv)
+    path = RESULTS / f"scale_{name}.json"
+    path.write_text(json.dumps({"command": command} | record, indent=2) + "\n", encoding="utf-8")
+
+
+def read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"scale_{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def rows_of(record: dict[str, Any]) -> list[Row]:
+    return [Row(**row) for row in record["rows"]]
+
+
+def find(rows: Sequence[Row], frames: int, schedule: str) -> Row:
+    return next(row for row in rows if (row.frames, row.schedule) == (frames, schedule))
+
+
+def reference(arguments: argparse.Namespace) -> None:
+    frames = arguments.frames or REFERENCE_FRAMES
+    result = bench(
+        load_model("reference"),
+        frames,
+        REFERENCE_SCHEDULES,
+        name="reference",
+        dense_up_to=512,
+        once_from=512,
+        rounds=arguments.rounds,
+        cpu_time=arguments.cpu_time,
+        progress=progress,
+    )
+    write("reference", result.to_dict())
+    print_rows(list(result.rows))
+    print_bars(reference_bars(list(result.rows)))
+
+
+def reference_bars(rows: Sequence[Row]) -> list[Bar]:
+    """Bars on the reference model, those whose lengths were measured."""
+    lengths = sorted({row.frames for row in rows})
+    bars: list[Bar] = []
+    if 512 in lengths:
+        paper, wall, dense = (find(rows, 512, name) for name in ("paper", "wall", "dense"))
+        assert paper.bare_ms is not None
+        assert paper.parts_ms is not None
+        allowed = 1.3 * paper.bare_ms + 0.05 * wall.ms
+        over = paper.ms - wall.ms
+        told = f"{over:.0f} ms, allowed {allowed:.0f} ms"
+        bars.append(("512 frames, paper: above the wall by 1.3 bare + 5 %", over <= allowed, told))
+        share = (paper.parts_ms["matching"] + paper.parts_ms["merging"]) / sum(
+            paper.parts_ms.values()
+        )
+        bars.append(("512 frames, paper: matching and merging", share <= 0.05, f"{share:.1%}"))
+        if paper.peak_mb is not None and dense.peak_mb is not None:
+            told = f"{paper.peak_mb:.0f} MB, dense {dense.peak_mb:.0f} MB"
+            bars.append(
+                ("512 frames: peak memory below dense", paper.peak_mb < dense.peak_mb, told)
+            )
+    if {128, 1024} <= set(lengths):
+        exponent = growth_exponent(
+            [(row.frames, row.ms) for row in rows if row.schedule == "paper"]
+        )
+        bars.append(("paper: growth exponent at most 1.10", exponent <= 1.10, f"{exponent:.3f}"))
+    for length in lengths:
+        if length >= 128:
+            ratio = find(rows, length, PEER).ms / find(rows, length, "paper").ms
+            name = f"{length} frames: faster than {PEER}"
+            bars.append((name, ratio > 1, f"{ratio:.2f} times as fast"))
+    return bars
+
+
+def da3(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    result = bench(
+        da3_small(),
+        arguments.frames or DA3_FRAMES,
+        DA3_SCHEDULES,
+        name="da3-small, random weights",
+        grid=DA3_GRID,
+        rounds=arguments.rounds,
+        cpu_time=arguments.cpu_time,
+        progress=progress,
+    )
+    write("da3", result.to_dict())
+    print_rows(list(result.rows))
+    print_bars(da3_bars(list(result.rows)))
+
+
+def da3_small() -> torch.nn.Module:
+    """Return the real da3-small architecture with random weights, from its own package."""
+    from depth_anything_3.cfg import create_object, load_config
+    from depth_anything_3.registry import MODEL_REGISTRY
+
+    return create_object(load_config(MODEL_REGISTRY["da3-small"])).eval()
+
+
+def da3_bars(rows: Sequence[Row]) -> list[Bar]:
+    """Speed-up over dense as a share of the largest there can be."""
+    bars = []
+    for length in sorted({row.frames for row in rows}):
+        share = find(rows, length, "wall").ms / find(rows, length, DA3_SCHEDULE).ms
+        name = f"da3-small, {length} frames: speed-up at least 85 % of dense ÷ wall"
+        bars.append((name, share >= 0.85, f"{share:.1%}"))
+    return bars
+
+
+def deviation(arguments: argparse.Namespace) -> None:
+    model = load_model("reference")
+    family = detect(model)
+    chosen = treatments(("dense", *DEVIATION_SCHEDULES), model)
+    rows = []
+    for frames in arguments.frames or DEVIATION_FRAMES:
+        clips = [rendered_clip(seed, frames) for seed in CALIBRATION[: arguments.clips]]
+        runs: dict[str, list[Prediction]] = {}
+        for treatment in chosen:
+            progress(f"{frames} frames, {treatment.name}")
+            with treatment.put_on(model):
+                runs[treatment.name] = [predict(model, clip) for clip in clips]
+        for name in DEVIATION_SCHEDULES:
+            pairs = list(zip(runs[name], runs["dense"], clips, strict=True))
+            depth = [log_depth_deviation(r.depth, d.depth) for r, d, _ in pairs]
+            rotation = [pose_metrics(r.extrinsics, d.extrinsics).rotation_deg for r, d, _ in pairs]
+            error = [relative_error(*pair) for pair in pairs]
+            rows.append(
+                {
+                    "frames": frames,
+                    "schedule": name,
+                    "log_depth": mean_and_error(depth),
+                    "rotation_deg": mean_and_error(rotation),
+                    "log_error_ratio": mean_and_error(error),
+                    "log_depth_minus_peer": mean_and_error(
+                        [
+                            a - log_depth_deviation(p.depth, d.depth)
+                            for a, p, d in zip(depth, runs[PEER], runs["dense"], strict=True)
+                        ]
+                    ),
+                }
+            )
+    record = {
+        "date": date.today().isoformat(),
+        "environment": environment(),
+        "fingerprint": fingerprint(family.attention(model)),
+        "clips": arguments.clips,
+        "rows": rows,
+    }
+    write("deviation", record)
+    print_deviation(record)
+
+
+def print_deviation(record: dict[str, Any]) -> None:
+    """Print how far each treatment is from dense, and the bar against the peer."""
+    columns = ("frames", "schedule", "log depth %", "rotation deg", "error vs dense %")
+    print_table(
+        columns,
+        [
+            [
+                str(row["frames"]),
+                row["schedule"],
+                "{:.2f} ± {:.2f}".format(*(100 * value for value in row["log_depth"])),
+                "{:.2f} ± {:.2f}".format(*row["rotation_deg"]),
+                f"{100 * math.expm1(row['log_error_ratio'][0]):+.1f} ± "
+                f"{100 * row['log_error_ratio'][1]:.1f}",
+            ]
+            for row in record["rows"]
+        ],
+    )
+    bars = []
+    for row in record["rows"]:
+        if row["schedule"] == "paper":
+            mean, error = row["log_depth_minus_peer"]
+            told = f"log depth {100 * mean:+.2f} ± {100 * error:.2f} points of the peer's"
+            name = f"{row['frames']} frames, paper: deviates no more than {PEER}"
+            bars.append((name, mean <= 0, told))
+    print_bars(bars)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    print_table(COLUMNS, [cells(row) for row in rows])
+    print("\nmilliseconds by part, in a pass of its own:\n")
+    measured = [part_cells(row) for row in rows if row.parts_ms is not None]
+    print_table(("frames", "schedule", *PARTS), measured)
+
+
+def print_bars(bars: Sequence[Bar]) -> None:
+    print()
+    for name, met, told in bars:
+        print(f"{'met    ' if met else 'NOT MET'}  {name}: {told}")
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw time over length, both in powers of two, with the slope of linear growth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4.2), constrained_layout=True)
+    lengths = sorted({row.frames for row in rows})
+    for name in dict.fromkeys(row.schedule for row in rows):
+        chosen = [row for row in rows if row.schedule == name]
+        x, y = [row.frames for row in chosen], [row.ms / 1000 for row in chosen]
+        (line,) = axes.plot(x, y, marker="o", label=name)
+        guessed = [(row.frames, row.ms / 1000) for row in chosen if row.modelled]
+        if guessed:
+            axes.plot(
+                *zip(*guessed, strict=True),
+                marker="o",
+                color=line.get_color(),
+                markerfacecolor="white",
+                linestyle="none",
+                label=f"{name}, modelled",
+            )
+    wall = [row for row in rows if row.schedule == "wall"]
+    if wall:
+        start = wall[0].ms / 1000 / wall[0].frames
+        axes.plot(
+            lengths,
+            [0.8 * start * n for n in lengths],
+            color="grey",
+            linestyle=":",
+            label="linear growth",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.set_xlabel("frames")
+    axes.set_ylabel("seconds per clip")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    found = {name: read(name) for name in ("reference", "da3", "deviation")}
+    for name, bars_of in (("reference", reference_bars), ("da3", da3_bars)):
+        record = found[name]
+        if record is not None:
+            rows = rows_of(record)
+            print(f"\n{record['model']} on {record['device']}, {record['date']}\n")
+            print_rows(rows)
+            print_bars(bars_of(rows))
+    if found["deviation"] is not None:
+        print()
+        print_deviation(found["deviation"])
+    if found["reference"] is not None:
+        plot(rows_of(found["reference"]), RESULTS / "scale_reference.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    whats = {"reference": reference, "da3": da3, "deviation": deviation, "report": report}
+    parser.add_argument("what", choices=whats)
+    parser.add_argument("--frames", type=int, nargs="+", help="other lengths")
+    parser.add_argument("--rounds", type=int, default=3, help="samples of each (default: 3)")
+    parser.add_argument("--clips", type=int, default=6, help="for deviation (default: 6)")
+    parser.add_argument("--cpu-time", action="store_true", help="as for spark3r bench")
+    arguments = parser.parse_args()
+    whats[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()
