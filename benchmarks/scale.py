@@ -26,7 +26,6 @@ from typing import Any
 # One busy-waiting thread beside another process distorts everything it touches.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
 from operators import mean_and_error, relative_error
 
 from spark3r import Prediction
@@ -135,12 +134,11 @@ def reference_bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def da3(arguments: argparse.Namespace) -> None:
-    torch.manual_seed(0)
     result = bench(
-        da3_small(),
+        load_model("da3:random-small"),
         arguments.frames or DA3_FRAMES,
         DA3_SCHEDULES,
-        name="da3-small, random weights",
+        name="da3:random-small",
         grid=DA3_GRID,
         rounds=arguments.rounds,
         cpu_time=arguments.cpu_time,
@@ -149,14 +147,6 @@ def da3(arguments: argparse.Namespace) -> None:
     write("da3", result.to_dict())
     print_rows(list(result.rows))
     print_bars(da3_bars(list(result.rows)))
-
-
-def da3_small() -> torch.nn.Module:
-    """Return the real da3-small architecture with random weights, from its own package."""
-    from depth_anything_3.cfg import create_object, load_config
-    from depth_anything_3.registry import MODEL_REGISTRY
-
-    return create_object(load_config(MODEL_REGISTRY["da3-small"])).eval()
 
 
 def da3_bars(rows: Sequence[Row]) -> list[Bar]:
