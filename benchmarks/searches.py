@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -40,7 +41,7 @@ from spark3r.schedule import LengthRule
 FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds
 STARTUP = 5  # random trials before a sampler trusts its model
 DESIGNS = ("weights TPE", "weights GP", "direct TPE", "direct GP", "weights random")
-SHOWN = (1, 10, 20, 40, 80)
+SHOWN = (1, 10, 20, 30, 40, 80)
 
 Propose = Callable[[optuna.Trial], Schedule]
 
@@ -239,6 +240,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     task = Task(options, bench(options))
     rows = []
     try:
@@ -263,3 +265,7 @@ def main() -> None:
     kept[f"{options.mode}, wall + {options.budget:g} %"] = document
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
