@@ -106,12 +106,12 @@ def default_bars(default: Mapping[str, Any] | None) -> list[Bar]:
     asked = ("default run at most 5 minutes", "its profiler at most a third of it")
     if default is None:
         return [Bar(each, "", None) for each in asked]
-    total, dense, steps = default["total_s"], default["dense_forward_s"], default["steps_s"]
-    profiler = sum(steps.get(step, 0.0) for step in ("sensitivity", "paper's probe"))
-    search = steps.get("search", 0.0)
+    total, said = default["total_s"], default["said"]
+    profiler = sum(said["seconds"].get(step, 0.0) for step in PROFILING)
+    runs = said["dense_runs"]
     told = (
-        f"{profiler / total:.0%}; in dense forwards, profiling {profiler / dense:.0f}, search "
-        f"{search / dense:.0f}"
+        f"{profiler / total:.0%}; in dense runs of a clip, profiling {runs['profiling']:.0f}, "
+        f"search {runs['search']:.0f}"
     )
     return [
         Bar(asked[0], f"{total:.0f} s", total <= 300),

@@ -2,17 +2,17 @@
 
     python benchmarks/calibration.py [--only STAGE ...] [--clips 96] [--minutes 10]
 
-``table`` times the target length once and fits the latency model that all searches take latencies
-from. ``schedules`` searches for each mode and budget. ``quality`` runs what was found, and its
-rivals, on held-out clips of the length that schedules are searched at, ``long`` on fewer clips of
-the target length. ``timing`` times all of it in turns with dense and the wall, ``accuracy`` checks
-the latency model on 20 schedules, ``default`` runs the plain command, ``twice`` searches twice with
-one seed.
+``table`` times the target length once and fits the latency model of all searches. ``schedules``
+calibrates for each mode and budget (``--predicted`` without timing anything). ``quality`` runs what
+was found, and its rivals, on held-out clips of the length that schedules are searched at, ``long``
+on fewer clips of the target length. ``timing`` times all of it in turns with dense and the wall,
+``accuracy`` checks the latency model on 20 schedules, ``default`` runs the plain command, ``twice``
+searches twice with one seed.
 
 Everything raw is kept under `runs/`, so that stopping loses nothing and stages can be run in parts;
-stages that are left out count as far as they are there. ``table``, ``timing``, ``accuracy`` and
-``default`` want the machine to themselves. What is kept belongs to the model's weights, not to the
-code: after changing the search, remove the folder `runs/calibration`.
+stages that are left out count as far as they are there. ``table``, ``schedules``, ``timing``,
+``accuracy`` and ``default`` want the machine to themselves. What is kept belongs to the model's
+weights, not to the code: after changing the search, remove the folder `runs/calibration`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mode", nargs="+", choices=get_args(Source), default=modes)
     parser.add_argument("--search-clips", type=int, default=24, help="clips of each search")
     parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each search")
+    parser.add_argument("--predicted", action="store_true", help="search without timing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10, help="samples of each latency")
     parser.add_argument("--checks", type=int, default=3, help="samples of the 20 schedules")
@@ -84,6 +85,7 @@ def main() -> None:
         search_clips=options.search_clips,
         trials=options.trials,
         seed=options.seed,
+        predicted=options.predicted,
         table=stages.latency_table(measured, folder, options.target_frames, limit_s),
     )
     document = run(plan, options)

@@ -1,7 +1,8 @@
 """What `benchmarks/calibration.py` measures, stage by stage, each kept on disk and gone on with.
 
-Stages that time something want the machine to themselves. ``schedules``, ``quality`` and ``twice``
-do not, since they take latencies from the table that was measured before.
+Stages that time something want the machine to themselves. All searches share one latency table;
+like a calibration of its own, each still times what it is about to export, unless it is told to
+take the latency model's word for that too.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import pickle
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import calibrate.settling
 from measured import Bench, OutOfTimeError, replace_file
 from torch import Tensor
 
@@ -27,7 +29,6 @@ from calibrate.budget import parse_budget
 from calibrate.latency_fit import FitReport, PassSample, check_fit
 from calibrate.latency_timing import LatencyTable, Treatment, measure_latency, resolved_rules
 from calibrate.objective import Source
-from calibrate.progress import Reporter
 from calibrate.result import Calibration
 from calibrate.settings import OPERATORS, Settings
 from calibrate.splits import split_clips
@@ -65,7 +66,8 @@ class Plan:
         search_clips: Clips of each search, a third of them for selection.
         trials: Trials of each search beyond those it starts from.
         seed: Of the searches.
-        table: The latency table that searches take all latencies from.
+        table: The latency table of all searches.
+        predicted: Whether searches time nothing and take the latency model's word.
     """
 
     bench: Bench
@@ -77,6 +79,7 @@ class Plan:
     trials: int
     seed: int
     table: LatencyTable
+    predicted: bool
 
 
 def folder_of(bench: Bench) -> Path:
@@ -185,25 +188,34 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
 
 
 @contextlib.contextmanager
-def _given(table: LatencyTable) -> Iterator[None]:
-    """Let calibrations take all latencies from a table."""
-    timed = {name: table.passes[name] for name in ("dense", "wall") if name in table.passes}
-    with (
-        patch.object(calibrate.calibration, "measure_latency", lambda *_, **__: table),
-        patch("calibrate.verify.time_passes", lambda *_, **__: timed),
-    ):
+def _given(table: LatencyTable, predicted: bool) -> Iterator[None]:
+    """Let calibrations take their latency table, and perhaps every latency, from one table."""
+
+    def word(_: object, schedules: Mapping[str, Schedule], *__: Any, **___: Any) -> Any:
+        found = {name: table.passes[name] for name in ("dense", "wall")}
+        for name, schedule in schedules.items():
+            found[name] = Latency((table.model.predict_ms(schedule, table.layout),))
+        return found
+
+    with contextlib.ExitStack() as stack:
+        calibration = calibrate.calibration
+        stack.enter_context(patch.object(calibration, "measure_latency", lambda *_, **__: table))
+        if predicted:
+            for module in (calibration, calibrate.settling):
+                stack.enter_context(patch.object(module, "time_beside_the_wall", word))
         yield
 
 
 def calibration(
-    plan: Plan, mode: Source, clip_ms: float, clips: int, trials: int, storage: Path | None
+    plan: Plan, mode: Source, share: float, clips: int, trials: int, storage: Path | None
 ) -> Calibration:
-    """Return a calibration for a budget per clip at the latencies of the table."""
-    first = FIRST_CLIP + 1
+    """Return a calibration for a budget, as a share of the way from the wall to dense."""
+    table, first = plan.table, FIRST_CLIP + 1
     seeds = CALIBRATION[first : first + clips + 1]
     footage = [rendered_clip(seed, plan.bench.frames) for seed in seeds]
     settings = Settings(
-        budget=parse_budget(f"{clip_ms:.6f}ms/clip"),
+        # As a share of dense it follows the machine's speed of the moment.
+        budget=parse_budget(f"{100 * budget_ms(table, share) / table.dense_ms:.6f}%"),
         target_frames=plan.target_frames,
         trials=trials,
         source=mode,
@@ -214,7 +226,7 @@ def calibration(
     )
     # What is held out here is not looked at: the quality stage has clips of its own.
     split = split_clips(footage[:-1], footage[-1:])
-    with _given(plan.table):
+    with _given(table, plan.predicted):
         return calibrate.calibration.run(
             plan.bench.model, split, settings, family=plan.bench.family
         )
@@ -227,16 +239,16 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
         OutOfTimeError: If it is not done yet and the time is over.
     """
     stem = f"{mode}-{share:g}-{plan.bench.frames}-{plan.search_clips}-{plan.trials}-{plan.seed}"
+    stem += "-predicted" if plan.predicted else ""
     path = plan.folder / f"{stem}.json"
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             raise OutOfTimeError
-        clip_ms = budget_ms(plan.table, share)
         journal = plan.folder / f"{stem}.journal"
-        found = calibration(plan, mode, clip_ms, plan.search_clips, plan.trials, journal)
+        found = calibration(plan, mode, share, plan.search_clips, plan.trials, journal)
         assert found.decision is not None
         document = {
-            "budget_ms": clip_ms,
+            "budget_ms": found.budget.clip_ms,
             "exported": found.decision.chosen.kind,
             "reasons": list(found.decision.reasons),
             "gaps": found.gaps,
@@ -269,10 +281,10 @@ def twice(plan: Plan) -> bool | None:
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             return None
-        clip_ms = budget_ms(plan.table, plan.shares[-1])
+        plan = replace(plan, predicted=True)
         tried = []
         for _ in range(2):
-            found = calibration(plan, plan.modes[0], clip_ms, 6, 8, None)
+            found = calibration(plan, plan.modes[0], plan.shares[-1], 6, 8, None)
             assert found.found is not None
             assert found.decision is not None
             schedules = [encode(trial.schedule) for trial in found.found.trials]
@@ -291,34 +303,23 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             return None
-        begin = time.monotonic()
-        ends: dict[str, float] = {}
-
-        def progress(_: Reporter, step: str, done: int, total: int) -> None:
-            ends[step] = time.monotonic() - begin
-
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "profile.json"
             told = io.StringIO()
+            begin = time.monotonic()
             with (
-                patch.object(Reporter, "progress", progress),
                 patch.dict("os.environ", {"XDG_CACHE_HOME": folder}),
                 contextlib.redirect_stdout(told),
             ):
                 status = cli.main(["--budget", budget, "--output", str(output), "--json"])
+            total_s = time.monotonic() - begin
             if status != cli.DONE:
                 raise RuntimeError(f"calibrate --budget {budget} left with status {status}")
-        total_s = time.monotonic() - begin
         clip = rendered_clip(CALIBRATION[0], plan.bench.frames)
         dense = measure(lambda: predict(plan.bench.model, clip, plan.bench.family), rounds=5)
-        steps, before = {}, 0.0
-        for step, end in sorted(ends.items(), key=lambda item: item[1]):
-            steps[step], before = end - before, end
-        steps["writing"] = total_s - before
         document = {
             "budget": budget,
             "total_s": total_s,
-            "steps_s": steps,
             "dense_forward_s": dense.median_ms / 1000,
             "said": json.loads(told.getvalue()),
         }
