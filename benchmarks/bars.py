@@ -11,6 +11,7 @@ from calibrate.comparison import PairedRatio, paired_ratio
 from calibrate.latency_fit import FitReport
 from calibrate.objective import Source, score
 from calibrate.quality import Quality
+from calibrate.summary import PROFILING
 
 Runs = Mapping[int, Mapping[str, Quality]]
 Found = Mapping[tuple[Source, float], Mapping[str, Any]]

@@ -95,14 +95,16 @@ def main() -> None:
         calibration, held_out = (tables(measured, folder, seeds) for seeds in (first, second))
     except OutOfTimeError:
         raise SystemExit("not all clips are measured yet: run again to go on") from None
-    rows = []
+    rows: list[dict[str, Any]] = []
+    first_probe = calibration["probe"]
     for metric in METRICS:
-        probes = calibration["probe"][calibration["probe"]["metric"] == metric]
+        probes = first_probe[first_probe["metric"] == metric]
         few = probes[probes["factor"].isin((1, SCALED_BY))]
         rankings = {
             "drift": calibration["drift"],
             "drift, scaled": scale_drift(calibration["drift"], few, metric),
             "probe": probes,
+            "probe of deviation": first_probe[first_probe["metric"] == METRICS[0]],
         }
         for name, table in rankings.items():
             for axis, value in rank_agreement(table, held_out["probe"], metric).items():

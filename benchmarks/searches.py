@@ -27,12 +27,14 @@ import stages
 from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
 
 from calibrate.budget import parse_budget
-from calibrate.damage import choices
 from calibrate.evaluation import DenseRuns
+from calibrate.goal import WithinBudget
 from calibrate.objective import Source, score
+from calibrate.problem import Problem
 from calibrate.profiling import sensitivities
-from calibrate.search import LOG_WEIGHT, Space
+from calibrate.search import LOG_WEIGHT
 from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS, Job, Settings
+from calibrate.space import Space
 from calibrate.study import decode, encode
 from spark3r import LayerRule, Schedule
 from spark3r.reference.seeds import CALIBRATION, EVALUATION
@@ -120,18 +122,19 @@ class Task:
             tuple(each.predictions[0] for each in runs),
             tuple(each.qualities[0] for each in runs),
         )
-        damage = choices(
-            sensitivities(job, dense),
-            f"score.{self.mode}",
-            OPERATORS,
-            self.table.model,
-            self.table.layout,
+        problem = Problem(
+            sensitivity=sensitivities(job, dense),
+            source=self.mode,
+            latency=self.table.model,
+            layout=self.table.layout,
+            short=measured.layout,
+            length=LengthRule("constant", options.target_frames, measured.frames),
+            sensitive=(),
+            goal=WithinBudget(self.budget_ms),
         )
-        length = LengthRule("constant", options.target_frames, measured.frames)
-        self.space = Space(damage, OPERATORS, length, self.table.model.wall_ms(self.table.layout))
-        found = self.space.schedule(self.budget_ms, {})
-        assert found is not None
-        self.knapsack = found
+        knapsack = problem.knapsack()
+        assert knapsack is not None  # the budget lies above the least latency
+        self.space, self.knapsack, self.predict_ms = problem.space, knapsack, problem.predict_ms
 
     def scores(self, schedule: Schedule, seeds: Sequence[int]) -> list[float]:
         """Return the score on each clip."""
@@ -140,10 +143,6 @@ class Task:
             dense, (run,) = self.bench.qualities(seed, [schedule])
             found.append(score(run, dense, self.mode))
         return found
-
-    def predict_ms(self, schedule: Schedule) -> float:
-        """Return what the latency model says."""
-        return self.table.model.predict_ms(schedule, self.table.layout)
 
     def search(self, name: str, seed: int, trials: int) -> dict[str, Any]:
         """Return a search's trials: latency as a share of the budget, score, and the schedule."""

@@ -17,7 +17,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,35 @@ def spearman(left: Floats, right: Floats) -> Floats:
     return np.asarray((a * b).sum(-1) / np.where(size > 0, size, 1.0))
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How a figure ranks schedules against errors.
+
+    Attributes:
+        other_clips: Spearman with the error on other clips, mean over the random halves.
+        same_clips: Spearman on all clips.
+        by_clips: The former in bootstraps over clips, `[SPLITS]`; equal draws for all figures.
+        by_both: The same over clips and schedules.
+    """
+
+    other_clips: float
+    same_clips: float
+    by_clips: Floats
+    by_both: Floats
+
+    def record(self) -> dict[str, Any]:
+        """Return what is published: the correlations, and 95 % intervals."""
+        return {
+            "other_clips": self.other_clips,
+            "same_clips": self.same_clips,
+            "interval_clips": _interval(self.by_clips),
+            "interval_clips_and_schedules": _interval(self.by_both),
+        }
+
+
 def agreement(
     figures: Floats, errors: Floats, rows: Sequence[int], taken: int | None = None
-) -> dict[str, Any]:
+) -> Agreement:
     """Return how figures rank schedules against errors on other clips, with intervals.
 
     Args:
@@ -167,12 +193,12 @@ def agreement(
     ]
     some = rng.integers(0, schedules, (SPLITS, schedules))
     by_both = [np.take_along_axis(values, some, axis=1) for values in by_clips]
-    return {
-        "other_clips": float(spearman(left, right).mean()),
-        "same_clips": float(spearman(figures.mean(1), errors.mean(1))),
-        "interval_clips": _interval(spearman(*by_clips)),
-        "interval_clips_and_schedules": _interval(spearman(*by_both)),
-    }
+    return Agreement(
+        float(spearman(left, right).mean()),
+        float(spearman(figures.mean(1), errors.mean(1))),
+        spearman(*by_clips),
+        spearman(*by_both),
+    )
 
 
 def _means(values: Floats, clips: npt.NDArray[np.int64]) -> Floats:
@@ -216,22 +242,28 @@ def main() -> None:
     errors = {name: table(runs, names, figure) for name, figure in targets().items()}
     groups = subsets(names, errors["balanced"])
     rows: dict[str, dict[str, Any]] = {}
+    against: dict[str, Agreement] = {}
     for name, figure in predictors().items():
         figures = table(runs, names, figure)
+
+        def record(
+            target: str, members: Sequence[int], taken: int | None = None, f: Floats = figures
+        ) -> dict[str, Any]:
+            return agreement(f, errors[target], members, taken).record()
+
+        against[name] = agreement(figures, errors["balanced"], groups["all"])
         rows[name] = {
-            "like": {
-                column: agreement(figures, errors[column], groups["all"]) for column in COLUMNS
-            },
-            "among": {
-                group: agreement(figures, errors["balanced"], members)
-                for group, members in groups.items()
-            },
+            "like": {column: record(column, groups["all"]) for column in COLUMNS},
+            "among": {group: record("balanced", some) for group, some in groups.items()},
             "from": {
-                str(taken): agreement(figures, errors["balanced"], groups["all"], taken)
+                str(taken): record("balanced", groups["all"], taken)
                 for taken in TAKEN
                 if taken <= len(runs) // 2
             },
         }
+    for name, row in rows.items():
+        lead = against[name].by_both - against["consistency"].by_both
+        row["lead_over_consistency"] = [float(lead.mean()), *_interval(lead)]
     show(rows, {group: len(members) for group, members in groups.items()})
     guarded = Counter(
         (name, guard)
@@ -283,6 +315,8 @@ def show(rows: Mapping[str, Mapping[str, Any]], groups: Mapping[str, int]) -> No
     for name, row in rows.items():
         cells = (_cell(row["among"][g], "interval_clips_and_schedules") for g in groups)
         line([name, *cells])
+    low, high = rows["deviation, balanced"]["lead_over_consistency"][1:]
+    print(f"\ndeviation minus consistency, over clips and schedules: {low:+.2f} to {high:+.2f}")
     sizes = list(next(iter(rows.values()))["from"])
     print("\nFrom so few clips, balanced error on half of the clips:\n")
     line(["ranked by", *sizes])

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import calibrate.settling
 from measured import Bench, OutOfTimeError, replace_file
 from torch import Tensor
 
 import calibrate.calibration
+import calibrate.settling
 from calibrate import cli
 from calibrate.budget import parse_budget
 from calibrate.latency_fit import FitReport, PassSample, check_fit

@@ -138,7 +138,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--objective-from",
         choices=("error", "consistency", "deviation"),
         help="judge by ground truth, by agreement of frames, or by faithfulness to dense "
-        "(default: error where all clips have ground truth, otherwise consistency)",
+        "(default: error where all clips have ground truth, otherwise deviation)",
     )
     group.add_argument(
         "--trials",

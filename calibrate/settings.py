@@ -49,7 +49,7 @@ class Settings:
         timeout_s: Propose no further trial after so many seconds of search.
         objective: Which metrics count.
         source: What schedules are judged by; None takes error where all clips have ground truth,
-            and consistency otherwise.
+            and deviation otherwise.
         seed: Of everything random.
         storage: Where trials are kept; see `calibrate.study.open_studies`.
         resume: Whether to go on with an earlier search of the same model, clips and settings.
@@ -113,9 +113,13 @@ class Job:
 
 
 def default_source(split: Split, settings: Settings) -> Source:
-    """Return what schedules are judged by: what was asked for, or what the clips can tell."""
+    """Return what schedules are judged by: what was asked for, or what the clips can tell.
+
+    Without ground truth it is deviation, which on the reference model ranks schedules more like
+    error on other clips than consistency does (docs/method.md).
+    """
     if settings.max_deviation is not None:
         return "deviation"
     if settings.source is not None:
         return settings.source
-    return "error" if all(clip.has_ground_truth for clip in split.clips) else "consistency"
+    return "error" if all(clip.has_ground_truth for clip in split.clips) else "deviation"
