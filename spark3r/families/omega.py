@@ -8,22 +8,20 @@ masked, so that the projection is always called and its weight never sliced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..prediction import Prediction
 from ..reduction import attend, select
 from ..schedule import LayerRule
+from . import aggregator
 from .family import Family
-from .outputs import first_clip
 from .preprocessing import balanced
 from .projection import join, project
 from .structure import (
     attentions,
-    clip_images,
     has,
     is_fused_attention,
     locate,
@@ -34,12 +32,13 @@ from .structure import (
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "attn_bias", "rope")
+_START = "patch_token_start"
 
 
 def _alternates(module: Any) -> bool:
     """Whether a module has inter-frame blocks of two types like VGGT-Omega's aggregator."""
     parts = ("frame_blocks", "inter_frame_blocks", "inter_frame_attention_types")
-    return has(module, *parts, "patch_token_start", "patch_size") and bool(_global(module))
+    return has(module, *parts, _START, "patch_size") and bool(_global(module))
 
 
 def _global(aggregator: Any) -> dict[str, nn.Module]:
@@ -79,19 +78,6 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
     return {prefix + name: attn for name, attn in _global(aggregator).items()}
 
 
-def _layout(
-    aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[int, TokenLayout]:
-    images = clip_images(args, kwargs, "images", "aggregator")
-    return images.shape[0], TokenLayout(
-        frames=images.shape[1],
-        height=images.shape[3] // aggregator.patch_size,
-        width=images.shape[4] // aggregator.patch_size,
-        special=aggregator.patch_token_start,
-        anchor_frame=0,
-    )
-
-
 def _attend(
     attn: Any,
     layout: TokenLayout,
@@ -111,19 +97,6 @@ def _attend(
     return attn.proj_drop(attn.proj(join(output)))
 
 
-def _predict(output: Any, images: Tensor) -> Prediction:
-    depth, confidence, pose = first_clip(output, "depth", "depth_conf", "pose_enc")
-    return Prediction.from_pose_encoding(depth, confidence, pose, pixel_centre=0.0)
-
-
-def _facts(root: nn.Module) -> dict[str, int]:
-    aggregator = _aggregator(root)[1]
-    return {
-        "patch_size": aggregator.patch_size,
-        "special_tokens": aggregator.patch_token_start,
-    }
-
-
 FAMILY = Family(
     name="omega",
     usage="model(images) or model.aggregator(images)",
@@ -131,9 +104,9 @@ FAMILY = Family(
     refuse=_refuse,
     attention=_attention,
     entry=lambda root: _aggregator(root)[1],
-    layout=_layout,
+    layout=partial(aggregator.layout, start=_START),
     attend=_attend,
-    predict=_predict,
+    predict=aggregator.predict,
     preprocess=balanced,
-    facts=_facts,
+    facts=lambda root: aggregator.facts(_aggregator(root)[1], start=_START),
 )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..prediction import Prediction
+from ..metrics.geometry import PIXEL_CENTRE
 from ..reduction import attend, select
 from ..reference.rope import apply_rope
 from ..schedule import LayerRule
+from . import aggregator
 from .family import Family
 from .preprocessing import balanced
 from .projection import join, project
-from .structure import clip_images
+
+_START = "patch_start_idx"
 
 
 def _matches(root: nn.Module) -> bool:
@@ -27,24 +28,6 @@ def _matches(root: nn.Module) -> bool:
 def _attention(root: Any) -> dict[str, nn.Module]:
     blocks = root.aggregator.global_blocks
     return {f"aggregator.global_blocks.{i}.attn": block.attn for i, block in enumerate(blocks)}
-
-
-def _entry(root: Any) -> nn.Module:
-    return root.aggregator
-
-
-def _layout(
-    aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[int, TokenLayout]:
-    images = clip_images(args, kwargs, "images", "aggregator")
-    patch = aggregator.patch_size
-    return images.shape[0], TokenLayout(
-        frames=images.shape[1],
-        height=images.shape[3] // patch,
-        width=images.shape[4] // patch,
-        special=aggregator.patch_start_idx,
-        anchor_frame=0,
-    )
 
 
 def _attend(
@@ -60,31 +43,15 @@ def _attend(
     return attn.proj(join(attend(query, key, value, layout, rule, selection)))
 
 
-def _predict(output: Mapping[str, Tensor], images: Tensor) -> Prediction:
-    return Prediction.from_pose_encoding(
-        depth=output["depth"][0, ..., 0],
-        confidence=output["depth_conf"][0],
-        pose_encoding=output["pose_enc"][0],
-    )
-
-
-def _facts(root: Any) -> dict[str, int]:
-    aggregator = root.aggregator
-    return {
-        "patch_size": aggregator.patch_size,
-        "special_tokens": aggregator.patch_start_idx,
-    }
-
-
 FAMILY = Family(
     name="reference",
     usage="model(images) or model.aggregator(images)",
     matches=_matches,
     attention=_attention,
-    entry=_entry,
-    layout=_layout,
+    entry=lambda root: root.get_submodule("aggregator"),
+    layout=partial(aggregator.layout, start=_START),
     attend=_attend,
-    predict=_predict,
+    predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
     preprocess=partial(balanced, resolution=64, patch=8),  # trained at 64x64
-    facts=_facts,
+    facts=lambda root: aggregator.facts(root.get_submodule("aggregator"), start=_START),
 )

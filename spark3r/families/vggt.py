@@ -6,39 +6,37 @@ tokens of its own. The entry is the aggregator, which people also call without t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..prediction import Prediction
 from ..reduction import attend, select
 from ..schedule import LayerRule
+from . import aggregator
 from .family import Family
-from .outputs import first_clip
 from .preprocessing import crop_width
 from .projection import join, project
 from .rotary import rotate
 from .structure import (
     attentions,
-    clip_images,
     has,
     is_fused_attention,
     locate,
     refuse_dropout,
-    refuse_stale_positions,
     unlike,
 )
 from .vggt_memory import saver
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "pos")
+_START = "patch_start_idx"
 
 
 def _alternates(module: Any) -> bool:
     """Whether a module has frame and global blocks and special tokens like VGGT's aggregator."""
-    parts = ("frame_blocks", "global_blocks", "camera_token", "register_token", "patch_start_idx")
+    parts = ("frame_blocks", "global_blocks", "camera_token", "register_token", _START)
     return has(module, *parts, "patch_size") and bool(attentions(module.global_blocks))
 
 
@@ -75,25 +73,6 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
     return {f"{prefix}global_blocks.{i}.attn": attn for i, attn in enumerate(modules)}
 
 
-def _layout(
-    aggregator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[int, TokenLayout]:
-    images = clip_images(args, kwargs, "images", "aggregator")
-    patch = aggregator.patch_size
-    height, width = images.shape[3] // patch, images.shape[4] // patch
-    getter = getattr(aggregator, "position_getter", None)
-    if getter is not None:
-        where = "aggregator.position_getter.position_cache"
-        refuse_stale_positions(getter.position_cache, (height, width), images.device, where)
-    return images.shape[0], TokenLayout(
-        frames=images.shape[1],
-        height=height,
-        width=width,
-        special=aggregator.patch_start_idx,
-        anchor_frame=0,
-    )
-
-
 def _attend(
     attn: Any, layout: TokenLayout, rule: LayerRule, x: Tensor, pos: Tensor | None = None
 ) -> Tensor:
@@ -107,21 +86,6 @@ def _attend(
     return attn.proj_drop(attn.proj(join(output)))
 
 
-def _predict(output: Any, images: Tensor) -> Prediction:
-    depth, confidence, pose = first_clip(output, "depth", "depth_conf", "pose_enc")
-    # Depth and cameras agree better than the point head does (VGGT's README); VGGT unprojects
-    # whole pixels.
-    return Prediction.from_pose_encoding(depth, confidence, pose, pixel_centre=0.0)
-
-
-def _facts(root: nn.Module) -> dict[str, int]:
-    aggregator = _aggregator(root)[1]
-    return {
-        "patch_size": aggregator.patch_size,
-        "special_tokens": aggregator.patch_start_idx,
-    }
-
-
 FAMILY = Family(
     name="vggt",
     usage="model(images) or model.aggregator(images)",
@@ -129,10 +93,10 @@ FAMILY = Family(
     refuse=_refuse,
     attention=_attention,
     entry=lambda root: _aggregator(root)[1],
-    layout=_layout,
+    layout=partial(aggregator.layout, start=_START),
     attend=_attend,
-    predict=_predict,
+    predict=aggregator.predict,
     preprocess=crop_width,
-    facts=_facts,
+    facts=lambda root: aggregator.facts(_aggregator(root)[1], start=_START),
     saver=lambda root: saver(root, _aggregator(root)[1]),
 )
