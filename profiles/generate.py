@@ -7,6 +7,8 @@ Nothing here is measured: the schedules are those of the Spark3R paper, or follo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from spark3r.profile import STATUS_WORDS, ModelRecord, Profile
@@ -18,60 +20,45 @@ FOLDER = Path(__file__).parent
 PAPER = "Spark3R, arXiv 2605.06270 v2"
 OMEGA_REGISTER_BLOCKS = (2, 6, 9, 14, 20)  # attend over registers only, no global layers
 
-VGGT = ModelRecord(
-    family="vggt",
-    name="VGGT-1B",
-    weights="facebook/VGGT-1B",
-    width=1024,
-    heads=16,
-    patch_size=14,
-    special_tokens=5,
-    global_layers=tuple(f"aggregator.global_blocks.{i}.attn" for i in range(24)),
-)
-PI3 = ModelRecord(
-    family="pi3",
-    name="Pi3",
-    weights="yyfz233/Pi3",
-    width=1024,
-    heads=16,
-    patch_size=14,
-    special_tokens=5,
-    global_layers=tuple(f"decoder.{i}.attn" for i in range(1, 36, 2)),
-)
+
+def _record(
+    family: str,
+    name: str,
+    weights: str,
+    layers: str,
+    blocks: Iterable[int],
+    *,
+    width: int = 1024,
+    patch_size: int = 14,
+    special_tokens: int = 5,
+) -> ModelRecord:
+    """Return a model's record: heads are 64 wide, ``*`` in ``layers`` is the block's number."""
+    return ModelRecord(
+        family=family,
+        name=name,
+        weights=weights,
+        width=width,
+        heads=width // 64,
+        patch_size=patch_size,
+        special_tokens=special_tokens,
+        global_layers=tuple(layers.replace("*", str(block)) for block in blocks),
+    )
+
+
+VGGT = _record("vggt", "VGGT-1B", "facebook/VGGT-1B", "aggregator.global_blocks.*.attn", range(24))
+PI3 = _record("pi3", "Pi3", "yyfz233/Pi3", "decoder.*.attn", range(1, 36, 2))
 PI3X = PI3.model_copy(update={"name": "Pi3X", "weights": "yyfz233/Pi3X"})
-DA3_GIANT = ModelRecord(
-    family="da3",
-    name="DA3-Giant",
-    weights="depth-anything/DA3-GIANT-1.1",
-    width=1536,
-    heads=24,
-    patch_size=14,
-    special_tokens=1,
-    global_layers=tuple(f"backbone.pretrained.blocks.{i}.attn" for i in range(13, 40, 2)),
-)
-DA3_LARGE = ModelRecord(
-    family="da3",
-    name="DA3-Large",
-    weights="depth-anything/DA3-LARGE-1.1",
-    width=1024,
-    heads=16,
-    patch_size=14,
-    special_tokens=1,
-    global_layers=tuple(f"backbone.pretrained.blocks.{i}.attn" for i in range(9, 24, 2)),
-)
-OMEGA = ModelRecord(
-    family="omega",
-    name="VGGT-Omega-1B",
-    weights="vggt_omega_1b_512.pt",
-    width=1024,
-    heads=16,
+DA3 = partial(_record, "da3", layers="backbone.pretrained.blocks.*.attn", special_tokens=1)
+DA3_GIANT = DA3("DA3-Giant", "depth-anything/DA3-GIANT-1.1", blocks=range(13, 40, 2), width=1536)
+DA3_LARGE = DA3("DA3-Large", "depth-anything/DA3-LARGE-1.1", blocks=range(9, 24, 2))
+OMEGA = _record(
+    "omega",
+    "VGGT-Omega-1B",
+    "vggt_omega_1b_512.pt",
+    "aggregator.inter_frame_blocks.*.attn",
+    (block for block in range(24) if block not in OMEGA_REGISTER_BLOCKS),
     patch_size=16,
     special_tokens=17,
-    global_layers=tuple(
-        f"aggregator.inter_frame_blocks.{i}.attn"
-        for i in range(24)
-        if i not in OMEGA_REGISTER_BLOCKS
-    ),
 )
 
 

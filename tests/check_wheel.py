@@ -22,6 +22,9 @@ def main(wheel: str) -> None:
     missing = sorted(expected - names)
     if missing:
         raise SystemExit(f"{wheel} lacks {', '.join(missing)}")
+    beside = sorted(n for n in names if n.startswith("spark3r/_profiles/") and n.endswith(".py"))
+    if beside:
+        raise SystemExit(f"{wheel} has scripts among the profiles: {', '.join(beside)}")
     print(f"{Path(wheel).name}: {len(expected)} files checked")
 
 
