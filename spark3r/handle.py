@@ -141,6 +141,8 @@ class Handle:
                 self._refuse_own_forward(name, module, self.schedule.layers[index])
                 self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
                 self._set(module, "forward", MethodType(_forward, module))
+            for module, name, value in self.family.traceable(self._root):
+                self._set(module, name, value)
             for module, name, value in self.family.saver(self._root) if self.saves_memory else ():
                 self._set(module, name, value)
         except BaseException:

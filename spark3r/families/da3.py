@@ -22,7 +22,7 @@ from .family import Family, unwrap
 from .outputs import first_clip
 from .preprocessing import imagenet_normalised, longest_side
 from .projection import join, project
-from .rotary import rotate
+from .rotary import rotate, without_waiting
 from .structure import (
     arguments,
     attentions,
@@ -171,4 +171,5 @@ FAMILY = Family(
     predict=_predict,
     preprocess=longest_side,
     facts=_facts,
+    traceable=without_waiting,
 )

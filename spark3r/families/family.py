@@ -12,6 +12,7 @@ from ..layout import TokenLayout
 from ..prediction import Prediction
 from .preprocessing import Preprocess
 
+Replacement = tuple[nn.Module, str, object]  # module, attribute, value to set on it
 LayoutFunction = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], tuple[int, TokenLayout]]
 
 
@@ -38,8 +39,10 @@ class Family:
         facts: Integers worth recording: ``patch_size``, ``special_tokens``.
         refuse: Why a model that resembles this family but does not match it cannot be reduced
             ("its attention takes ..."), or None when it does not even resemble it.
-        saver: What lowers peak memory without changing an output: module, attribute and value to
-            set on it while a schedule is applied.
+        traceable: What keeps a pass from waiting for the device, and a compiled graph whole,
+            without changing an output: replaced while a schedule is applied.
+        saver: What lowers peak memory without changing an output: replaced while a schedule is
+            applied, unless the user asks for the model as it is.
     """
 
     name: str
@@ -54,7 +57,8 @@ class Family:
     preprocess: Preprocess | None = None
     facts: Callable[[nn.Module], dict[str, int]] = lambda root: {}
     refuse: Callable[[nn.Module], str | None] = lambda root: None
-    saver: Callable[[nn.Module], Iterable[tuple[nn.Module, str, object]]] = lambda root: ()
+    traceable: Callable[[nn.Module], Iterable[Replacement]] = lambda root: ()
+    saver: Callable[[nn.Module], Iterable[Replacement]] = lambda root: ()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from .family import Family
 from .outputs import first_clip
 from .preprocessing import first_image_area
 from .projection import join, project
-from .rotary import rotate
+from .rotary import rotate, without_waiting
 from .structure import (
     attentions,
     has,
@@ -129,4 +129,5 @@ FAMILY = Family(
     predict=_predict,
     preprocess=first_image_area,
     facts=_facts,
+    traceable=without_waiting,
 )

@@ -1,21 +1,34 @@
-"""Rotary position embedding of reduced attention: tables made once per grid, no synchronisation.
+"""Rotary position embedding without waiting for the device: tables made once.
 
 VGGT, π³ and Depth-Anything-3 rotate the first half of a head by a token's row and the second half
-by its column, and look the largest position up on the host twice per block. Positions follow from
-the token layout, so one table per frame does for all frames and layers.
+by its column. To size its table upstream reads the largest position on the host, twice per block:
+the host waits for the device, and a compiled graph breaks. In reduced layers positions follow from
+the token layout, so that one table per frame does (`rotate`). All other blocks keep upstream's
+positions and look them up in a table that is long enough for any image (`without_waiting`). Both
+give upstream's bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from types import MethodType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FamilyError
 from ..layout import TokenLayout
 from ..reduction import KeySelection
 from ..reference.rope import Rope, apply_rope
+from .family import Replacement
+from .structure import arguments
+
+# Rows or columns of patches that no image exceeds: 57,344 pixels at 14 a patch.
+MOST_POSITIONS = 4096
+
+_CACHES = ("frequency_cache", "cache")  # VGGT and Depth-Anything-3, π³
 
 
 def rotate(
@@ -53,6 +66,36 @@ def rotate(
     return query, apply_rope(key, (cos.index_select(0, place), sin.index_select(0, place)))
 
 
+def without_waiting(root: nn.Module) -> Iterator[Replacement]:
+    """Yield what keeps a model's rotary embeddings from waiting for the device.
+
+    Only upstream's plain implementation is replaced, which every block shares; a compiled one
+    (π³'s cuRoPE2D) does not wait, and an instance with a forward of its own is left alone.
+    """
+    for module in root.modules():
+        if _is_plain(module):
+            yield module, "forward", MethodType(_look_up, module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return (
+        any(hasattr(module, name) for name in _CACHES)
+        and arguments(module) == ("tokens", "positions")
+        and "forward" not in module.__dict__
+    )
+
+
+def _look_up(self: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Rotate ``[B, H, N, D]`` by integer positions ``[B, N, 2]``, row and column.
+
+    Stands in for the forward of upstream's embedding.
+    """
+    half = tokens.shape[-1] // 2
+    cos, sin = _all_positions(half, base_frequency(self), tokens.dtype, tokens.device)
+    rope = tuple(F.embedding(positions, table).flatten(2)[:, None] for table in (cos, sin))
+    return apply_rope(tokens, (rope[0], rope[1]))
+
+
 def base_frequency(embedding: nn.Module) -> float:
     """Return the base frequency of upstream's two-dimensional rotary embedding.
 
@@ -72,6 +115,23 @@ def base_frequency(embedding: nn.Module) -> float:
 def _rotate_frames(tokens: Tensor, rope: Rope) -> Tensor:
     """Rotate whole frames ``[B, H, S * P, D]`` with the tables ``[P, D]`` of one."""
     return apply_rope(tokens.unflatten(2, (-1, rope[0].shape[0])), rope).flatten(2, 3)
+
+
+@torch.compiler.assume_constant_result
+def _all_positions(half: int, frequency: float, dtype: torch.dtype, device: torch.device) -> Rope:
+    return _build_all_positions(half, frequency, dtype, device)
+
+
+@lru_cache(maxsize=16)
+def _build_all_positions(
+    half: int, frequency: float, dtype: torch.dtype, device: torch.device
+) -> Rope:
+    """Return cosines and sines ``[MOST_POSITIONS, D / 2]`` of one axis."""
+    with torch.inference_mode(False), torch.no_grad():
+        position = torch.arange(MOST_POSITIONS, device=device).float()
+        angle = (position[:, None] * _inverse_frequencies(half, frequency, device)).to(dtype)
+        angle = torch.cat((angle, angle), dim=1)
+        return angle.cos(), angle.sin()
 
 
 @torch.compiler.assume_constant_result
@@ -96,9 +156,7 @@ def _build(
     special, height, width, special_last, uniform = grid
     # A table first made under inference_mode must still serve a backward pass later.
     with torch.inference_mode(False), torch.no_grad():
-        half = head_dim // 2
-        exponent = torch.arange(0, half, 2, device=device).float() / half
-        inverse = 1.0 / frequency**exponent
+        inverse = _inverse_frequencies(head_dim // 2, frequency, device)
         patch = torch.ones(height, width, 2, device=device)
         if not uniform:
             patch[..., 0] += torch.arange(height, device=device).view(-1, 1)
@@ -110,3 +168,8 @@ def _build(
         angle = (position[:, :, None] * inverse).to(dtype)  # [P, 2, D/4]
         angle = torch.cat((angle, angle), dim=2).flatten(1)  # [P, D]: y y | x x
         return angle.cos(), angle.sin()
+
+
+def _inverse_frequencies(half: int, frequency: float, device: torch.device) -> Tensor:
+    exponent = torch.arange(0, half, 2, device=device).float() / half
+    return 1.0 / frequency**exponent

@@ -18,7 +18,7 @@ from . import aggregator
 from .family import Family
 from .preprocessing import crop_width
 from .projection import join, project
-from .rotary import rotate
+from .rotary import rotate, without_waiting
 from .structure import (
     attentions,
     has,
@@ -98,5 +98,6 @@ FAMILY = Family(
     predict=aggregator.predict,
     preprocess=crop_width,
     facts=lambda root: aggregator.facts(_aggregator(root)[1], start=_START),
+    traceable=without_waiting,
     saver=lambda root: saver(root, _aggregator(root)[1]),
 )

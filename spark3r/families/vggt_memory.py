@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .family import Replacement
+
 _UNREAD = "_spark3r_unread"
 _METHODS = ("_process_frame_attention", "_process_global_attention")
 
@@ -38,7 +40,7 @@ def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
     return frozenset(range(layers)) - read if dense_heads else frozenset()
 
 
-def saver(root: nn.Module, aggregator: Any) -> Iterator[tuple[nn.Module, str, object]]:
+def saver(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield what to set on the aggregator: module, attribute and value."""
     if not all(hasattr(type(aggregator), name) for name in _METHODS):
         return  # another version, which may keep its outputs otherwise

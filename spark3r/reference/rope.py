@@ -59,4 +59,6 @@ def apply_rope(tokens: Tensor, rope: Rope) -> Tensor:
     cos, sin = rope[0].to(tokens.dtype), rope[1].to(tokens.dtype)
     first_y, second_y, first_x, second_x = tokens.chunk(4, dim=-1)
     rotated = torch.cat([-second_y, first_y, -second_x, first_x], dim=-1)
-    return tokens * cos + rotated * sin
+    # In place, since on long clips every copy is gigabytes; and into what is contiguous, as
+    # upstream's result is: attention rounds otherwise on other strides.
+    return rotated.mul_(sin).add_(tokens * cos)

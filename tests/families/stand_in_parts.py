@@ -21,7 +21,8 @@ class Rotary(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         setattr(self, name, 100.0)
-        self.table: dict[Any, tuple[Tensor, Tensor]] = {}
+        cache = "frequency_cache" if name == "base_frequency" else "cache"
+        setattr(self, cache, {})
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         half = tokens.shape[-1] // 2

@@ -8,7 +8,7 @@ from stand_in_parts import Rotary
 from torch import Tensor, nn
 
 from spark3r import FamilyError, LayerRule, TokenLayout
-from spark3r.families.rotary import base_frequency, rotate
+from spark3r.families.rotary import MOST_POSITIONS, base_frequency, rotate, without_waiting
 from spark3r.reduction import select
 from spark3r.schedule import Operators
 
@@ -57,6 +57,28 @@ def test_equals_rotation_by_positions(
     expected = turned if selection is None else selection.take(turned, 2)
     assert torch.equal(found[0], embedding(query, positions))
     assert torch.equal(found[1], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("strided", [False, True])
+def test_positions_looked_up_without_waiting_give_the_same_bits(
+    dtype: torch.dtype, strided: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    positions = torch.randint(0, 200, (3, 30, 2), generator=generator)
+    shape = (3, 30, 2, 16) if strided else (3, 2, 30, 16)
+    tokens = torch.randn(shape, generator=generator).to(dtype)
+    tokens = tokens.transpose(1, 2) if strided else tokens
+    embedding = Rotary("base")
+    expected = embedding(tokens, positions)
+    ((module, name, forward),) = without_waiting(nn.ModuleList([embedding, nn.Identity()]))
+    assert (module, name) == (embedding, "forward")
+    setattr(embedding, name, forward)
+    found = embedding(tokens, positions)
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
+    with pytest.raises(IndexError):
+        embedding(tokens, positions + MOST_POSITIONS)
 
 
 def test_another_embedding_is_refused() -> None:
