@@ -18,6 +18,7 @@ from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import attend, select
 from ..schedule import LayerRule
+from .da3_memory import saver
 from .family import Family, unwrap
 from .outputs import first_clip
 from .preprocessing import imagenet_normalised, longest_side
@@ -172,4 +173,5 @@ FAMILY = Family(
     preprocess=longest_side,
     facts=_facts,
     traceable=without_waiting,
+    saver=lambda root: saver(_backbone(root)[1].pretrained, _attention(root).values()),
 )

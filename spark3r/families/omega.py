@@ -8,6 +8,7 @@ masked, so that the projection is always called and its weight never sliced.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from ..layout import TokenLayout
 from ..reduction import attend, select
 from ..schedule import LayerRule
 from . import aggregator
-from .family import Family
+from .chunking import aggregator_in_pieces
+from .family import Family, Replacement
 from .preprocessing import balanced
 from .projection import join, project
 from .structure import (
@@ -97,6 +99,14 @@ def _attend(
     return attn.proj_drop(attn.proj(join(output)))
 
 
+def _saver(root: nn.Module) -> Iterator[Replacement]:
+    # Upstream itself drops the layers that no head reads.
+    aggregator = _aggregator(root)[1]
+    blocks, kinds = aggregator.inter_frame_blocks, aggregator.inter_frame_attention_types
+    whole = [block for block, kind in zip(blocks, kinds, strict=False) if kind == "global"]
+    return aggregator_in_pieces(aggregator, whole)
+
+
 FAMILY = Family(
     name="omega",
     usage="model(images) or model.aggregator(images)",
@@ -109,4 +119,5 @@ FAMILY = Family(
     predict=aggregator.predict,
     preprocess=balanced,
     facts=lambda root: aggregator.facts(_aggregator(root)[1], start=_START),
+    saver=_saver,
 )

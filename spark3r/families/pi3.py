@@ -8,7 +8,7 @@ itself, because what follows the encoder is a method and not a module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import KeySelection, attend, select
 from ..schedule import LayerRule
-from .family import Family
+from .chunking import by_frames, by_tokens, encoder_by_frames
+from .family import Family, Replacement
 from .outputs import first_clip
 from .preprocessing import first_image_area
 from .projection import join, project
@@ -36,6 +37,9 @@ from .structure import (
 )
 
 _ARGUMENTS = ("x", "attn_bias", "xpos")
+
+# They attend inside frames, in transformers as wide as the decoder.
+_HEAD_DECODERS = ("point_decoder", "conf_decoder", "camera_decoder")
 
 
 def _alternates(root: Any) -> bool:
@@ -108,6 +112,15 @@ def _backends(
     return [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
 
 
+def _saver(root: Any) -> Iterator[Replacement]:
+    yield from encoder_by_frames(root.encoder)
+    for i, block in enumerate(root.decoder):
+        yield from by_tokens(block.mlp) if i % 2 else by_frames(block, "xpos")
+    for name in _HEAD_DECODERS:
+        if hasattr(root, name):
+            yield from by_frames(getattr(root, name), "xpos")
+
+
 def _predict(output: Any, images: Tensor) -> Prediction:
     points, logits, poses = first_clip(output, "local_points", "conf", "camera_poses")
     return Prediction.from_local_points(points, logits.sigmoid(), poses)
@@ -130,4 +143,5 @@ FAMILY = Family(
     preprocess=first_image_area,
     facts=_facts,
     traceable=without_waiting,
+    saver=_saver,
 )

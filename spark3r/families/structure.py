@@ -50,9 +50,9 @@ def attentions(blocks: object) -> list[nn.Module]:
     return modules if len(modules) == len(found) else []
 
 
-def arguments(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the arguments of a module's own forward, without ``self``."""
-    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+def arguments(module: nn.Module, method: str = "forward") -> tuple[str, ...]:
+    """Return the names of the arguments of a method of a module's class, without ``self``."""
+    return tuple(inspect.signature(getattr(type(module), method)).parameters)[1:]
 
 
 def is_fused_attention(module: nn.Module, expected: tuple[str, ...]) -> bool:

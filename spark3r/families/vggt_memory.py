@@ -1,4 +1,4 @@
-"""VGGT's memory saver: layers that no head reads leave no outputs behind.
+"""VGGT's memory saver: layers that no head reads leave no outputs behind, wide parts run in pieces.
 
 The aggregator keeps the frame and global tokens of every layer side by side in float32, 24 times
 2·C numbers per token, while its heads read four layers. Where a layer is not read, its two halves
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .chunking import aggregator_in_pieces
 from .family import Replacement
 
 _UNREAD = "_spark3r_unread"
@@ -41,7 +42,8 @@ def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
 
 
 def saver(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
-    """Yield what to set on the aggregator: module, attribute and value."""
+    """Yield what to set on the aggregator and its blocks."""
+    yield from aggregator_in_pieces(aggregator, aggregator.global_blocks, "pos")
     if not all(hasattr(type(aggregator), name) for name in _METHODS):
         return  # another version, which may keep its outputs otherwise
     if any(name in aggregator.__dict__ for name in _METHODS):

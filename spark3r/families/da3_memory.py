@@ -1,0 +1,77 @@
+"""Depth-Anything-3's memory saver: one copy of the tokens that the heads read.
+
+The backbone keeps the local and global tokens of four layers side by side, ``[B, S, P, 2C]``, and
+then normalises the global half into a second copy of all four. The first copy would be freed if
+the camera tokens were not views of it: so it lives until the heads are done. Here camera tokens are
+copied and each layer's first copy goes as soon as its second one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .chunking import by_frames, by_tokens
+from .family import Replacement
+from .structure import arguments
+
+_LAYERS = "get_intermediate_layers"
+_COLLECT = "_get_intermediate_layers_not_chunked"
+_ARGUMENTS = ("x", "n", "export_feat_layers", "kwargs")
+
+_Layers = tuple[tuple[tuple[Tensor, Tensor], ...], list[Tensor]]
+
+
+def saver(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[Replacement]:
+    """Yield what to set on a backbone's transformer and its blocks.
+
+    Args:
+        transformer: The backbone's ``pretrained``.
+        attention: Its global attention modules.
+    """
+    whole = set(attention)
+    for block in transformer.blocks:
+        if block.attn in whole:
+            yield from by_tokens(block.mlp)
+        else:
+            yield from by_frames(block, "pos")
+    if _keeps_two_copies(transformer):
+        yield transformer, _LAYERS, MethodType(_layers, transformer)
+
+
+def _keeps_two_copies(transformer: nn.Module) -> bool:
+    kind = type(transformer)
+    return (
+        getattr(transformer, "cat_token", False)
+        and hasattr(kind, _COLLECT)
+        and hasattr(kind, _LAYERS)
+        and arguments(transformer, _LAYERS) == _ARGUMENTS
+        and not {_COLLECT, _LAYERS} & transformer.__dict__.keys()
+    )
+
+
+def _layers(
+    self: Any, x: Tensor, n: Any = 1, export_feat_layers: Any = (), **kwargs: Any
+) -> _Layers:
+    """Return patch tokens ``[B, S, h * w, 2C]`` and camera token ``[B, S, 2C]`` of each layer."""
+    if torch.is_grad_enabled():
+        output: _Layers = type(self).get_intermediate_layers(
+            self, x, n, export_feat_layers, **kwargs
+        )
+        return output
+    collected, exported = self._get_intermediate_layers_not_chunked(
+        x, n, export_feat_layers=export_feat_layers, **kwargs
+    )
+    width, start = self.embed_dim, 1 + self.num_register_tokens
+    layers = []
+    while collected:
+        camera, tokens = collected.pop(0)
+        camera = camera.clone()
+        both = torch.cat((tokens[..., :width], self.norm(tokens[..., width:])), dim=-1)
+        layers.append((both[..., start:, :], camera))
+        del tokens
+    return tuple(layers), [self.norm(tokens)[..., start:, :] for tokens in exported]
