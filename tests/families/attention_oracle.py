@@ -82,7 +82,7 @@ def _merge(
     rows: list[list[int]] = []
     origin = [-1] * (frames * per_frame)
     sources: list[tuple[int, list[int]]] = []
-    feature = q.transpose(0, 1).flatten(1)  # all heads together
+    feature = q.mean(dim=0)  # over heads
     feature = feature / feature.norm(dim=1, keepdim=True)
     for first in range(0, frames, group):
         destinations, others = [], []
