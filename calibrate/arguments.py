@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action="version", version=f"calibrate {__version__}")
-    whole.add_argument("--debug", action="store_true", help="show a traceback on failure")
+    whole.add_argument(
+        "--debug", action="store_true", help="show a traceback on failure (default: one line)"
+    )
     _add_goal(whole.add_argument_group("goal (one of the first two)"))
     _add_input(whole.add_argument_group("model and clips"))
     _add_search(whole.add_argument_group("search"))
@@ -160,7 +162,9 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "beside the output)",
     )
     group.add_argument(
-        "--resume", action="store_true", help="go on with the search that was interrupted"
+        "--resume",
+        action="store_true",
+        help="go on with the search that was interrupted (default: begin one)",
     )
     group.add_argument(
         "--seed", type=_whole, default=0, metavar="N", help="of everything random (default: 0)"
@@ -176,10 +180,16 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "report (.html) and its pictures (.png) stand beside it",
     )
     group.add_argument(
-        "--dry-run", action="store_true", help="print the planned work and its time, then stop"
+        "--dry-run",
+        action="store_true",
+        help="print the planned work and its time, then stop (default: do it)",
     )
-    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    group.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    group.add_argument(
+        "--quiet", action="store_true", help="no progress on stderr (default: show it)"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print one JSON object (default: a table)"
+    )
 
 
 def _count(text: str) -> int:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rError, Spark3rWarning
-from spark3r.families import Family, detect, unwrap
+from spark3r.families import Family
 from spark3r.inference import layout_of
-from spark3r.patching import is_applied
 from spark3r.profile import Profile
 from spark3r.schedule import LengthRule, Schedule
 
@@ -31,6 +30,7 @@ from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
 from .latency_timing import LatencyTable, measure_latency
 from .objective import Objective, Source
+from .plan import plan_lines
 from .problem import Problem, least_ms
 from .profiling import dense_runs, paper_layers, sensitivities
 from .quality import mean_figures
@@ -38,7 +38,7 @@ from .records import sensitivity_records
 from .result import Calibration, as_budget, dense_result
 from .search import Found, Score, Trial, search
 from .selection import trade_off
-from .settings import OPERATORS, Job, Settings, default_source
+from .settings import OPERATORS, Job, Settings, make_job
 from .settling import Settled, settle
 from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
@@ -114,17 +114,32 @@ def run(
     Raises:
         Spark3rError: As `calibrate`.
     """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    if is_applied(root):
-        raise Spark3rError("the model carries a schedule already: remove it before calibrating")
-    source = default_source(split, settings)
     times = StepTimes(progress)
-    job = Job(root, family, settings, source, times.progress, say)
+    job = make_job(model, split, settings, family, times.progress, say)
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
         return replace(_run(job, split), seconds=times.seconds)
+
+
+def plan(
+    model: nn.Module,
+    split: Split,
+    settings: Settings,
+    *,
+    family: Family | None = None,
+    progress: Progress = unseen,
+    say: Say = unsaid,
+) -> list[str]:
+    """Return what `run` would do, one line per step, with its estimated time.
+
+    The arguments are those of `run`.
+
+    Raises:
+        Spark3rError: As `calibrate`.
+    """
+    job = make_job(model, split, settings, family, progress, say)
+    return plan_lines(job, split, _target_frames(job, split))
 
 
 def _run(job: Job, split: Split) -> Calibration:
@@ -218,7 +233,8 @@ def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor)
     """Return the problem, its latency model corrected by the knapsack's answer as it is timed.
 
     A model fitted from the wall to dense may be some percent off in between, and every schedule of
-    the search lies where the knapsack's answer does.
+    the search lies where the knapsack's answer does. If the machine has become slower or faster
+    since, which the wall shows, that is taken out, as the budget was resolved before.
     """
     seed = problem.knapsack()
     if seed is None:
@@ -233,9 +249,12 @@ def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor)
     )
     if not latencies.keys() >= {"wall", "knapsack"}:
         return problem
-    measured_ms, predicted_ms = latencies["knapsack"].median_ms, problem.predict_ms(seed)
-    job.say(f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted")
-    return problem.corrected(latencies["wall"].median_ms, seed, measured_ms)
+    wall_ms = problem.latency.wall_ms(problem.layout)
+    drift = latencies["wall"].median_ms / wall_ms
+    measured_ms = latencies["knapsack"].median_ms / drift
+    ratio = measured_ms / problem.predict_ms(seed)
+    job.say(f"the knapsack's schedule takes {ratio:.3f} of what is predicted, walls made equal")
+    return problem.corrected(wall_ms, seed, measured_ms)
 
 
 def _searched(

@@ -6,6 +6,7 @@ Nothing heavy is imported before arguments are parsed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -87,9 +88,8 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     from spark3r.families import detect
     from spark3r.loading import load_model
 
-    from .calibration import run
+    from .calibration import plan, run
     from .from_profile import run_from
-    from .plan import plan_lines
     from .progress import Reporter
     from .settings import Settings
 
@@ -113,14 +113,13 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     with Reporter(quiet=options.quiet) as reporter:
         patch_size = family.facts(model).get("patch_size", 8)
         split = _split(options, family, patch_size, reporter)
+        progress, say = reporter.progress, reporter.say
         if options.dry_run:
-            for line in plan_lines(model, split, settings):
-                print(line)
+            lines = plan(model, split, settings, family=family, progress=progress, say=say)
+            print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
             return DONE
         how = run if options.profile is None else partial(run_from, options.profile)
-        result = how(
-            model, split, settings, family=family, progress=reporter.progress, say=reporter.say
-        )
+        result = how(model, split, settings, family=family, progress=progress, say=say)
     written = _save(result, output, options.resume)
 
     from .report import write_report

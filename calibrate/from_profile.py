@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from spark3r.errors import ProfileError
-from spark3r.families import Family, detect, unwrap
+from spark3r.families import Family
 from spark3r.fingerprint import describe
 from spark3r.inference import device_of, dtype_of, layout_of
 from spark3r.layout import TokenLayout
@@ -32,7 +32,7 @@ from .records import sensitivity_table
 from .result import Calibration, as_budget, dense_result
 from .search import Trial
 from .selection import Decision, Finalist
-from .settings import Job, Settings, default_source
+from .settings import Job, Settings, make_job
 from .splits import Split
 from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .target_length import clip_of_length
@@ -66,18 +66,16 @@ def run_from(
         SensitivityError: If it has no sensitivities of the source that is to be judged by.
     """
     profile = Profile.load(path)
-    root = unwrap(model)
-    family = detect(root) if family is None else family
     times = StepTimes(progress)
-    job = Job(root, family, settings, default_source(split, settings), times.progress, say)
+    job = make_job(model, split, settings, family, times.progress, say)
     measurement = _measurement(path, profile)
     frames = settings.target_frames or measurement.frames
     images = clip_of_length(split.held_out[0].images, frames)
-    layout = layout_of(root, images, family)
+    layout = layout_of(job.model, images, job.family)
     _require_same(path, profile, job, layout)
     table = _table(path, measurement, layout, job.depth)
     shortest = min(split.clips, key=lambda clip: clip.frames)
-    short = layout_of(root, shortest.images, family)
+    short = layout_of(job.model, shortest.images, job.family)
     cheapest_ms = least_ms(table.model, layout, short, job.depth)
     goal: Goal
     if settings.budget is None:
@@ -109,7 +107,7 @@ def run_from(
     reason = f"solved by the sensitivities and the latency model of {path.name}"
     finalist = Finalist("knapsack", trial, {})
     decision = Decision((finalist,), finalist, (reason,))
-    judge = Judge(root, family, job.source, settings.objective)
+    judge = Judge(job.model, job.family, job.source, settings.objective)
     latencies = time_beside_the_wall(
         judge,
         {"knapsack": schedule},

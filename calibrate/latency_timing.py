@@ -170,7 +170,9 @@ def passes_to_time(
         fitted[name] = Schedule.uniform(depth, query, middle[1], operators=each)
     most = LayerRule(max(query_factors), 1), LayerRule(1, max(key_value_factors))
     mixed = tuple(most[layer % 2] for layer in range(depth))
-    checked: dict[str, Treatment] = {"mixed": Schedule(mixed, operators[-1])}
+    checked: dict[str, Treatment] = {
+        f"mixed, {operators_name(each)}": Schedule(mixed, each) for each in operators
+    }
     return fitted, checked
 
 

@@ -4,66 +4,89 @@ from __future__ import annotations
 
 import time
 
-from torch import nn
-
-from spark3r.families import detect, unwrap
 from spark3r.schedule import Operators, Schedule
 
 from .budget import time_text
-from .evaluation import DenseRuns, evaluate, run_dense
-from .selection import KINDS
+from .evaluation import evaluate, run_dense
+from .latency_timing import passes_to_time, samples_to_take
+from .selection import FRONT_POINTS, KINDS
 from .settings import (
     KEY_VALUE_FACTORS,
     KNAPSACK_SHARES,
     OPERATORS,
     PROBED_CLIPS,
     QUERY_FACTORS,
-    Settings,
+    Job,
 )
 from .splits import Split
+from .target_length import clip_of_length, dense_and_wall
 
-BASELINES = 6
+BASELINES = 4
 """About how many pairs of factors a frontier of baselines has."""
 
+LAYERS_TIMED = 6
+"""About how many dense layers the layers of the latency model take to time, once."""
 
-def plan_lines(model: nn.Module, split: Split, settings: Settings) -> list[str]:
+
+def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     """Return what a calibration would do, one line per step, with its estimated time.
 
-    The estimate is the time of one reduced run on one clip, its quality included, times the runs;
-    timing at the target length takes what it is allowed.
+    Quality is estimated from one reduced run on one clip, timing from the wall and one layer at the
+    target length. What is cached from an earlier run takes no time, which is not foreseen.
 
     Args:
-        model: An unpatched model.
+        job: The job.
         split: Clips by role.
-        settings: What is asked for.
+        frames: The target length.
     """
-    depth = len(detect(model).attention(unwrap(model)))
+    settings, depth = job.settings, job.depth
     few = min(PROBED_CLIPS, len(split.search))
-    starts = len(KNAPSACK_SHARES) + BASELINES * (1 + len(OPERATORS))
-    probes = depth * (len(QUERY_FACTORS) + len(OPERATORS) * len(KEY_VALUE_FACTORS))
-    clips = len(split.search) + len(split.selection) + len(split.held_out)
+    starts = len(KNAPSACK_SHARES) + 2 * BASELINES * (1 + len(OPERATORS))
+    probes = depth * len(OPERATORS) * len(KEY_VALUE_FACTORS) + depth * len(QUERY_FACTORS)
     runs = {
-        "dense runs": clips,
+        "dense runs": len(split.clips),
         "sensitivity": probes * few,
         "paper's probe": (depth + 1) * few,
         "search": (starts + settings.trials) * len(split.search),
-        "selection": len(KINDS) * len(split.selection),
+        "selection and trade-off": (len(KINDS) + FRONT_POINTS) * len(split.selection),
         "verification": len(KINDS) * len(split.held_out),
     }
-    run_s = _seconds_per_run(model, run_dense(model, split.search[:1]))
-    lines = [f"timing at the target length: about {time_text(4000 * settings.timing_s)} or more"]
+    run_s = _seconds_per_run(job, split)
+    images = clip_of_length(split.search[0].images, frames)
+    dense_s, wall_s = (ms / 1000 for ms in dense_and_wall(job, images))
+    goal_s = dense_s / 2
+    if settings.budget is not None:
+        goal_s = settings.budget.clip_ms(frames, 1000 * dense_s) / 1000
+    fitted, checked = passes_to_time(depth, OPERATORS, QUERY_FACTORS, KEY_VALUE_FACTORS)
+    others = len(fitted) + len(checked) - 2
+    timings = {
+        "latency of layers": 4 * LAYERS_TIMED * (dense_s - wall_s) / depth,
+        "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * others], settings.timing_s),
+        "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s / 2),
+        "latency of finalists": _timed_s(
+            [wall_s, dense_s, *[goal_s] * len(KINDS)], 2 * settings.timing_s
+        ),
+    }
+    lines = [f"{settings.asked}, judged by {job.source}, clips of {frames} frames to time"]
+    lines += [f"{step}: about {time_text(1000 * taken_s)}" for step, taken_s in timings.items()]
     lines += [
         f"{step}: {count} runs of {split.shortest} frames, about {time_text(1000 * run_s * count)}"
         for step, count in runs.items()
     ]
-    total_s = run_s * sum(runs.values()) + 4 * settings.timing_s
+    total_s = sum(timings.values()) + run_s * sum(runs.values())
     return [*lines, f"in all about {time_text(1000 * total_s)}"]
 
 
-def _seconds_per_run(model: nn.Module, dense: DenseRuns) -> float:
-    depth = len(detect(model).attention(unwrap(model)))
-    schedule = Schedule.uniform(depth, 1, 2, operators=Operators())
-    evaluate(model, schedule, dense)  # the first run is slower than the others
+def _timed_s(durations_s: list[float], limit_s: float) -> float:
+    by_call = {str(number): taken_s for number, taken_s in enumerate(durations_s)}
+    samples = samples_to_take(by_call, limit_s)
+    return sum((samples[name] + 1) * taken_s for name, taken_s in by_call.items())
+
+
+def _seconds_per_run(job: Job, split: Split) -> float:
+    dense = run_dense(job.model, split.search[:1], job.family)
+    schedule = Schedule.uniform(job.depth, 1, 2, operators=Operators())
+    evaluate(job.model, schedule, dense, job.family)  # the first run is slower than the others
     begin = time.perf_counter()
-    evaluate(model, schedule, dense)
+    evaluate(job.model, schedule, dense, job.family)
     return time.perf_counter() - begin

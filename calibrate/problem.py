@@ -14,7 +14,7 @@ from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
 
 from .baselines import paper_schedules, uniform_schedules
 from .damage import choices
-from .goal import Goal, WithinBudget
+from .goal import Goal, WithinBudget, WithinDeviation
 from .latency import LatencyModel
 from .objective import Source
 from .search import Trial
@@ -90,6 +90,9 @@ class Problem:
             schedule = self._scaled(share).proposed(self.space, {})
             if schedule is not None:
                 found[f"knapsack {share:g}"] = schedule
+        if isinstance(self.goal, WithinDeviation):
+            depth = len(self.space.layers)
+            found["uniform 1/1"] = Schedule.uniform(depth, length=self.length)  # always faithful
         for most_ms in self._frontiers():
             fits = self._within(most_ms)
             depth = len(self.space.layers)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from spark3r.families import Family
+from spark3r.errors import Spark3rError
+from spark3r.families import Family, detect, unwrap
+from spark3r.patching import is_applied
 from spark3r.schedule import Operators
 
 from .budget import Budget
@@ -123,3 +125,24 @@ def default_source(split: Split, settings: Settings) -> Source:
     if settings.source is not None:
         return settings.source
     return "error" if all(clip.has_ground_truth for clip in split.clips) else "deviation"
+
+
+def make_job(
+    model: nn.Module,
+    split: Split,
+    settings: Settings,
+    family: Family | None,
+    progress: Progress,
+    say: Say,
+) -> Job:
+    """Return the job that a calibration of a live model is.
+
+    Raises:
+        FamilyError: If the model is of no known family and none is given.
+        Spark3rError: If the model carries a schedule.
+    """
+    root = unwrap(model)
+    if is_applied(root):
+        raise Spark3rError("the model carries a schedule already: remove it before calibrating")
+    family = detect(root) if family is None else family
+    return Job(root, family, settings, default_source(split, settings), progress, say)

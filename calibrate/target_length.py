@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spark3r.errors import Spark3rError
+from spark3r.schedule import LayerRule, Operators
 
 from .budget import Budget, time_text
-from .latency_timing import time_passes
+from .latency_timing import time_layers, time_passes
 from .settings import Job
 
 TARGET_LENGTHS = (128, 256, 512, 1024)
@@ -99,23 +100,42 @@ def measured_target_length(job: Job, images: Tensor) -> TargetLength:
     """
 
     def latencies(frames: int) -> tuple[float, float]:
-        timed = time_passes(
-            job.model,
-            clip_of_length(images, frames),
-            {"dense": "dense", "wall": "wall"},
-            family=job.family,
-            limit_s=job.settings.timing_s / 4,
-        )
-        if "wall" not in timed:
-            raise Spark3rError(
-                f"a clip of {frames} frames does not fit even without global attention: give a "
-                "shorter --target-frames"
-            )
-        wall_ms = timed["wall"].median_ms
-        return (timed["dense"].median_ms if "dense" in timed else 1e3 * wall_ms), wall_ms
+        job.progress("target length", TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
+        return dense_and_wall(job, clip_of_length(images, frames))
 
     assert job.settings.budget is not None
-    return choose_target_length(job.settings.budget, latencies)
+    chosen = choose_target_length(job.settings.budget, latencies)
+    job.progress("target length", len(TARGET_LENGTHS), len(TARGET_LENGTHS))
+    return chosen
+
+
+def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
+    """Return about how long dense takes, and the wall, in ms per clip.
+
+    Dense is put together from the wall and one layer, which takes a fraction of the time and works
+    where dense does not fit. A layer that does not fit counts as a thousand walls.
+
+    Args:
+        job: The job.
+        images: The clip, ``[S, 3, H, W]``.
+
+    Raises:
+        Spark3rError: If a clip does not fit into memory even without global attention.
+    """
+    limit_s = job.settings.timing_s / 8
+    passes = time_passes(job.model, images, {"wall": "wall"}, family=job.family, limit_s=limit_s)
+    if "wall" not in passes:
+        raise Spark3rError(
+            f"a clip of {images.shape[0]} frames does not fit even without global attention: give "
+            "a shorter --target-frames"
+        )
+    wall_ms = passes["wall"].median_ms
+    rule = LayerRule(operators=Operators())
+    layers = dict(time_layers(job.model, images, [rule], family=job.family, limit_s=limit_s))
+    if rule not in layers:
+        return 1e3 * wall_ms, wall_ms
+    layer_ms = layers[rule].median_ms - layers[None].median_ms
+    return wall_ms + job.depth * max(0.0, layer_ms), wall_ms
 
 
 def clip_of_length(images: Tensor, frames: int) -> Tensor:

@@ -95,9 +95,12 @@ def test_failed(arguments: list[str], message: str, capsys: pytest.CaptureFixtur
     assert "Traceback" not in err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_only_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
+    if os.geteuid() == 0:  # nothing is read-only to root
+        monkeypatch.setattr("calibrate.cli.os.access", lambda path, mode: mode != os.W_OK)
     assert main(["--budget", "75%", *JOB, "--output", "locked/a.json"]) == 1
     assert "read-only" in capsys.readouterr().err
 
@@ -111,6 +114,126 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not list(Path().glob("*.json"))
+
+
+def test_the_slower_of_two_processes_takes_another_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fsync = os.fsync
+
+    def faster(descriptor: int) -> None:
+        (tmp_path / "a.json").write_text("of another process")
+        fsync(descriptor)
+
+    monkeypatch.setattr("spark3r.profile.files.os.fsync", faster)
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["profile"].endswith("a-2.json")
+    assert (tmp_path / "a.json").read_text() == "of another process"
+    assert Profile.load(tmp_path / "a-2.json").status == "measured"
+    assert (tmp_path / "a-2.html").is_file()
+
+
+def test_a_trial_out_of_memory_is_counted_and_the_search_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = ["--budget", "85%", *JOB, "--model", "tiny_job:make_hungry", "--trials", "4"]
+    assert main([*job, "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert 0 < document["failed_trials"] < document["trials"]
+    assert document["holds"] is True
+
+
+def test_from_a_profile_measures_nothing_but_the_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+    capsys.readouterr()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("calibrate.calibration.measure_latency", fail)
+    monkeypatch.setattr("calibrate.profiling.probe", fail)
+    monkeypatch.setattr("calibrate.calibration.search", fail)
+    again = ["--budget", "60%", *JOB, "--from", "a.json", "--output", "b.json", "--json"]
+    assert main(again) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    row = next(row for row in document["schedules"] if row["exported"])
+    assert row["predicted_ms"] <= 60
+    assert row["measured_ms"] == pytest.approx(row["predicted_ms"])
+    assert f"predicted {row['predicted_ms']:.1f} ms, measured" in err
+    first, second = Profile.load(tmp_path / "a.json"), Profile.load(tmp_path / "b.json")
+    assert second.sensitivity == first.sensitivity
+    assert second.measurements[0].latency_model == first.measurements[0].latency_model
+    assert "solved by the sensitivities and the latency model of a.json" in second.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"sensitivity": []}, [], "has no sensitivities to solve from"),
+        ({}, ["--dtype", "bfloat16"], "the model runs in bfloat16"),
+        ({}, ["--model", "reference"], "the profile is for 2 global layers"),
+        ({}, ["--budget", "10x"], "cannot be reached"),
+    ],
+)
+def test_profiles_that_nothing_can_be_solved_from(
+    changes: dict, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+    document = json.loads(Path("a.json").read_text()) | changes
+    Path("b.json").write_text(json.dumps(document))
+    job = ["--budget", "60%", *JOB, "--from", "b.json", "--output", "c.json", "--quiet"]
+    assert main([*job, *arguments]) in (1, 3)
+    assert message in capsys.readouterr().err
+    assert not Path("c.json").exists()
+
+
+def test_the_fastest_schedule_within_a_deviation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["--max-deviation", "1%", *JOB, "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["judged_by"] == "deviation"
+    assert document["score_by_clips"]["search"] <= 0.01
+    assert document["score_by_clips"]["selection"] <= 0.01
+    exported = next(row for row in document["schedules"] if row["exported"])
+    assert exported["measured_ms"] < tiny_job.DENSE_MS
+    profile = Profile.load(tmp_path / "tiny-job-make-tiny-within-1pct.json")
+    assert "made by calibrate --max-deviation 1%" in profile.notes
+
+    job = ["--max-deviation", "0.001%", *JOB, "--json", "--quiet"]
+    assert main(job) == 0  # dense is always faithful enough
+    exported = next(
+        row for row in json.loads(capsys.readouterr().out)["schedules"] if row["exported"]
+    )
+    assert exported["measured_ms"] == pytest.approx(tiny_job.DENSE_MS)
+
+
+@pytest.mark.parametrize("step", ["calibrate.settling.finalists", "calibrate.settling.verify"])
+def test_interrupted_after_the_search(
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    import calibrate.settling
+
+    original = getattr(calibrate.settling, step.rpartition(".")[2])
+    calls = iter(range(10))
+
+    def stopped(*args: object, **kwargs: object) -> object:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(step, stopped)
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json"]) == 130
+    document = json.loads(capsys.readouterr().out)
+    assert document["interrupted"] is True
+    assert document["holds"] is True
+    assert Profile.load(tmp_path / "a.json").default == document["exported"]
 
 
 def test_interrupted_search_exports_and_resumes(

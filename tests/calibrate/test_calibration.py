@@ -17,6 +17,7 @@ from calibrate.splits import split_clips
 from calibrate.study import StudyError
 from calibrate.target_length import clip_of_length
 from spark3r import Clip, ClipError, Profile, Schedule, Spark3rError, apply
+from spark3r.timing import Latency
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,48 @@ def test_one_call_on_a_live_model(clips: list) -> None:
     )
     assert profile.schedule().length.max_frames == 64
     assert "judged by deviation" in profile.notes
+
+
+def test_a_schedule_that_misses_the_budget_is_solved_again(
+    clips: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is slower than its latency model says, and not all schedules alike."""
+    import calibrate.verify
+
+    def slower(model, images, treatments, **kwargs):
+        timed = tiny_job.timed_passes(model, images, treatments)
+        at_the_goal = len(treatments) == 2  # the wall and the knapsack's answer, before the search
+        for name, treatment in treatments.items():
+            if isinstance(treatment, Schedule):
+                work_ms = timed[name].median_ms - tiny_job.WALL_MS
+                slow_ms = tiny_job.WALL_MS + (1.3 if at_the_goal else 1.6) * work_ms
+                timed[name] = Latency((slow_ms,))
+        return timed
+
+    monkeypatch.setattr(calibrate.verify, "time_passes", slower)
+    lines: list[str] = []
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
+    assert any("corrected and solved once more" in line for line in lines)
+    assert result.chosen.latency is not None
+    assert 0.9 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
+    assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
+
+
+def test_relative_budgets_are_of_dense_as_it_is_at_the_end(
+    clips: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import calibrate.verify
+
+    def slow_machine(model, images, treatments, **kwargs):
+        timed = tiny_job.timed_passes(model, images, treatments)
+        return {n: Latency(tuple(1.5 * ms for ms in each.samples_ms)) for n, each in timed.items()}
+
+    monkeypatch.setattr(calibrate.verify, "time_passes", slow_machine)
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75%"))
+    assert result.dense_then_and_now == pytest.approx(1.5)
+    assert result.allowed_ms == pytest.approx(1.5 * 75)
+    assert result.chosen.latency is not None
+    assert result.chosen.latency.median_ms <= 1.03 * result.allowed_ms
 
 
 def test_budget_above_dense_exports_dense(clips: list) -> None:

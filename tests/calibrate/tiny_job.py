@@ -13,7 +13,7 @@ from torch import nn
 from calibrate.latency import TERMS, LatencyModel
 from calibrate.latency_fit import FitReport
 from calibrate.latency_timing import LatencyTable
-from spark3r import Clip, Schedule
+from spark3r import Clip, LayerRule, Operators, Schedule
 from spark3r.inference import layout_of
 from spark3r.timing import Latency
 
@@ -66,6 +66,12 @@ def timed_passes(
     }
 
 
+def timed_layers(*args: Any, **kwargs: Any) -> tuple[tuple[LayerRule | None, Latency], ...]:
+    """Two layers, dense as `DENSE_MS` has it."""
+    dense = LayerRule(operators=Operators())
+    return (None, Latency((1.0,))), (dense, Latency((1.0 + (DENSE_MS - WALL_MS) / 2,)))
+
+
 def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     import calibrate.calibration
     import calibrate.target_length
@@ -73,6 +79,7 @@ def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(calibrate.calibration, "measure_latency", latency_table)
     monkeypatch.setattr(calibrate.target_length, "time_passes", timed_passes)
+    monkeypatch.setattr(calibrate.target_length, "time_layers", timed_layers)
     monkeypatch.setattr(calibrate.verify, "time_passes", timed_passes)
 
 
@@ -93,4 +100,19 @@ def make_nan() -> nn.Module:
         return output * float("nan") if reduced else output
 
     projection.register_forward_hook(poison)
+    return model
+
+
+def make_hungry() -> nn.Module:
+    """A model that runs out of memory where both global layers are reduced on both axes."""
+    model = make_model()
+
+    def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        from spark3r.patching import is_applied
+
+        schedule = model.__dict__["_spark3r_handle"].schedule if is_applied(model) else None
+        if schedule and all(rule.query > 1 and rule.key_value > 1 for rule in schedule.layers):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model.aggregator.global_blocks[1].attn.proj.register_forward_pre_hook(refuse)
     return model
