@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measured import Bench, OutOfTimeError, replace_file
+from measured import Bench, OutOfTimeError, effect, replace_file
 from torch import Tensor
 
 import calibrate.calibration
@@ -133,23 +133,30 @@ def timing_rounds(
     """Time treatments in turns until each has so many samples; return them round by round.
 
     Every other round goes backwards. A round holds each treatment once, so that all figures of a
-    round are from the same minutes. Rounds of other treatments are not counted.
+    round are from the same minutes; treatments that do the same are timed once. Rounds that lack a
+    treatment are not counted.
     """
+    layout = plan.table.layout
+    keys = {
+        name: effect(each, layout) if isinstance(each, Schedule) else each
+        for name, each in treatments.items()
+    }
+    different = dict(zip(keys.values(), treatments.values(), strict=True))
     kept: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
-    done = [each for each in kept if treatments.keys() <= each.keys()]
+    done = [each for each in kept if different.keys() <= each.keys()]
     if len(done) < rounds:
         images, model, family = footage(plan.target_frames), plan.bench.model, plan.bench.family
-        schedules = {name: each for name, each in treatments.items() if isinstance(each, Schedule)}
 
-        def before(name: str) -> None:
-            if name in schedules:
-                apply(model, schedules[name], family=family)
-            elif treatments[name] == "wall":
+        def before(key: str) -> None:
+            treatment = different[key]
+            if isinstance(treatment, Schedule):
+                apply(model, treatment, family=family)
+            elif treatment == "wall":
                 apply_wall(model, family)
             else:
                 remove(model)
 
-        calls: dict[str, Call] = {name: lambda: run(model, images) for name in treatments}
+        calls: dict[str, Call] = {key: lambda: run(model, images) for key in different}
         try:
             before("wall")
             calls["wall"]()  # warm-up
@@ -164,7 +171,7 @@ def timing_rounds(
                 replace_file(path, lambda temporary, text=text: temporary.write_text(text))
         finally:
             remove(model)
-    return done[:rounds]
+    return [{name: each[key] for name, key in keys.items()} for each in done[:rounds]]
 
 
 def accuracy(plan: Plan, rounds: int) -> FitReport | None:
