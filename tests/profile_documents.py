@@ -142,6 +142,20 @@ def paper() -> Document:
     )
 
 
+def reference_profile() -> Document:
+    """Return a document that fits the reference model by its layers."""
+    document = paper()
+    modules = [f"aggregator.global_blocks.{index}.attn" for index in range(8)]
+    document["model"].update(
+        family="reference", name="reference", width=128, patch_size=8, global_layers=modules
+    )
+    document["schedules"][0]["layers"] = [
+        {"index": index, "module": module, "query": 1, "key_value": 2}
+        for index, module in enumerate(modules)
+    ]
+    return document
+
+
 def measured() -> Document:
     """Return a small valid document of status ``measured``."""
     document = paper()

@@ -10,33 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from profile_documents import Document, measured, paper
+from command_line import run
+from profile_documents import Document, measured, paper, reference_profile
 
 from spark3r import __version__, cli, commands
 from spark3r.profile import Profile, shipped_folder, shipped_names
-
-
-class Answer:
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-    @property
-    def object(self) -> Any:
-        return json.loads(self.out)
-
-
-def run(*arguments: str) -> Answer:
-    """Run the command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = cli.main(arguments)
-        except SystemExit as left:
-            status = int(left.code or 0)
-    return Answer(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +33,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(document: Document, name: str = "mine.json") -> str:
     Path(name).write_text(json.dumps(document))
     return name
-
-
-def reference_profile() -> Document:
-    """Return a document that fits the reference model by its layers."""
-    document = paper()
-    modules = [f"aggregator.global_blocks.{index}.attn" for index in range(8)]
-    document["model"].update(
-        family="reference", name="reference", width=128, patch_size=8, global_layers=modules
-    )
-    document["schedules"][0]["layers"] = [
-        {"index": index, "module": module, "query": 1, "key_value": 2}
-        for index, module in enumerate(modules)
-    ]
-    return document
 
 
 def test_help_is_there_before_torch() -> None:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from .bench import add_bench
 from .check import add_check
 from .listing import add_list
+from .run import add_run
 from .show import add_show
 
 COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], None], ...] = (
     add_list,
     add_show,
     add_check,
+    add_run,
     add_bench,
 )
 

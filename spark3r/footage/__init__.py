@@ -20,7 +20,10 @@ from .video import read_video
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "load_clip"]
+__all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "check_source", "load_clip"]
+
+RENDERED = "rendered:"
+"""What the name of a rendered scene begins with; its seed follows."""
 
 LEAST_FRAMES = 2
 """Frames of a clip: with one there is no pose, and no other frame to attend to."""
@@ -77,13 +80,36 @@ def load_clip(
         ClipError: There is no such footage, it cannot be read, has fewer frames than asked for or
             than `LEAST_FRAMES`, an image is too small for the model, or Pillow or PyAV is missing.
     """
+    check_source(source, frames)
+    if source.startswith(RENDERED):
+        return _rendered(source, frames or RENDERED_FRAMES, rendered_size)
+    path = Path(source).expanduser()
+    selection = Selection(source, frames, skip_bad, at_most)
+    return _preprocessed(
+        path,
+        read_folder(path, selection) if path.is_dir() else read_video(path, selection),
+        preprocess,
+        selection,
+    )
+
+
+def check_source(source: str, frames: int | None = None) -> None:
+    """Refuse at once, before a model is loaded, what cannot be footage.
+
+    Raises:
+        ClipError: There is no such file or folder, the seed is no number, or too few frames are
+            asked for.
+    """
     if frames is not None and frames < LEAST_FRAMES:
         raise ClipError(
             f"clip '{source}': asked for {frames} frame{'s' * (frames != 1)}, expected at least "
             f"{LEAST_FRAMES}, as one frame alone has nothing to attend to"
         )
-    if source.startswith("rendered:"):
-        return _rendered(source, frames or RENDERED_FRAMES, rendered_size)
+    if source.startswith(RENDERED):
+        seed = source.removeprefix(RENDERED)
+        if not seed.isascii() or not seed.isdigit():
+            raise ClipError(f"clip '{source}', expected rendered:SEED such as rendered:7")
+        return
     path = Path(source).expanduser()
     if not path.exists():
         raise ClipError(
@@ -92,13 +118,6 @@ def load_clip(
         )
     if not (path.is_dir() or path.is_file()):
         raise ClipError(f"clip '{source}' is neither a file nor a folder")
-    selection = Selection(source, frames, skip_bad, at_most)
-    return _preprocessed(
-        path,
-        read_folder(path, selection) if path.is_dir() else read_video(path, selection),
-        preprocess,
-        selection,
-    )
 
 
 def _preprocessed(
@@ -140,9 +159,6 @@ def _name(path: Path) -> str:
 def _rendered(source: str, frames: int, size: int) -> Footage:
     from ..reference.render import rendered_clip
 
-    seed = source.partition(":")[2]
-    if not seed.isascii() or not seed.isdigit():
-        raise ClipError(f"clip '{source}', expected rendered:SEED such as rendered:7")
-    clip = rendered_clip(int(seed), frames, size, size)
+    clip = rendered_clip(int(source.removeprefix(RENDERED)), frames, size, size)
     numbers = range(frames)
     return Footage(clip, tuple(f"frame {i}" for i in numbers), tuple(map(float, numbers)))

@@ -63,9 +63,6 @@ def scene_size(points: Tensor) -> float:
 def sample_evenly(points: Tensor, count: int) -> Tensor:
     """At most `count` of the points, spread over their order, without a random generator.
 
-    One point is taken from each of `count` equal stretches, at an offset that follows the golden
-    ratio: a plain stride would fall on the same image columns again and again.
-
     Args:
         points: ``[N, 3]``.
         count: Largest number of points to return.
@@ -74,11 +71,28 @@ def sample_evenly(points: Tensor, count: int) -> Tensor:
         ``[min(N, count), 3]``, in order; all of them when N ≤ count.
     """
     total = points.shape[0]
+    return points if total <= count else points[spread_indices(total, count, points.device)]
+
+
+def spread_indices(total: int, count: int, device: torch.device | None = None) -> Tensor:
+    """At most `count` indices below `total`, spread evenly, without a random generator.
+
+    One is taken from each of `count` equal stretches, at an offset that follows the golden ratio:
+    a plain stride would fall on the same image columns again and again.
+
+    Args:
+        total: Number of things to choose from.
+        count: Largest number of indices to return.
+        device: Where to make them.
+
+    Returns:
+        ``[min(total, count)]`` int64, increasing.
+    """
     if total <= count:
-        return points
-    index = torch.arange(count, dtype=torch.float64, device=points.device)
+        return torch.arange(total, device=device)
+    index = torch.arange(count, dtype=torch.float64, device=device)
     stretch = (index + (index * 0.6180339887498949).frac()) * (total / count)
-    return points[stretch.long().clamp(max=total - 1)]
+    return stretch.long().clamp(max=total - 1)
 
 
 def nearest_distances(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

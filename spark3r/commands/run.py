@@ -1,0 +1,283 @@
+"""``spark3r run``: reconstruct footage, dense or reduced, and write what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .arguments import add_json, add_model, parse_count
+
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..footage import Footage
+    from ..prediction import Prediction
+    from ..profile import Profile
+    from ..reconstruction import Reconstruction
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DTYPES = ("float32", "bfloat16", "float16")
+RENDERED_PATCHES = 8
+"""Rows and columns of patches of a rendered scene's frames."""
+
+EXAMPLES = """examples:
+  spark3r run --clip rendered:7 --output out
+  spark3r run --model vggt:facebook/VGGT-1B --profile vggt-1b --clip tour.mp4 --output out
+  spark3r run --model da3:random-small --clip photos/ --output out --dtype bfloat16
+"""
+
+
+def add_run(commands: Subparsers) -> None:
+    """Declare ``spark3r run``."""
+    command = commands.add_parser(
+        "run",
+        help="reconstruct a video or a folder of images, dense or reduced",
+        description="Reconstruct footage and write depth maps, cameras and a point cloud.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model(command, default="reference")
+    command.add_argument(
+        "--clip",
+        required=True,
+        metavar="CLIP",
+        help="a video, a folder of images, or rendered:SEED",
+    )
+    command.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet"
+    )
+    command.add_argument(
+        "--profile", metavar="PROFILE", help="a shipped profile or a file (default: run dense)"
+    )
+    command.add_argument("--schedule", metavar="NAME", help="which of the profile's schedules")
+    command.add_argument(
+        "--compare-dense", action="store_true", help="run dense as well and print the deviation"
+    )
+    command.add_argument(
+        "--frames", type=parse_count, metavar="N", help="so many, spread evenly (default: all)"
+    )
+    command.add_argument(
+        "--skip-bad", action="store_true", help="leave out frames that cannot be read"
+    )
+    command.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)"
+    )
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the pass, by autocast (default: float32)",
+    )
+    command.add_argument(
+        "--max-points",
+        type=parse_count,
+        metavar="N",
+        help="largest number of points in the cloud (default: 1000000)",
+    )
+    command.add_argument(
+        "--least-confident",
+        type=_percent,
+        metavar="PERCENT",
+        help="leave so many of the pixels, the least confident, out of the cloud (default: 40)",
+    )
+    add_json(command)
+    command.set_defaults(run=partial(_run, command.error))
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"'{text}', expected a percentage from 0 to below 100")
+    return value
+
+
+def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) -> int:
+    for flag, given in (
+        ("--schedule", options.schedule),
+        ("--compare-dense", options.compare_dense),
+    ):
+        if given and not options.profile:
+            wrong_usage(f"{flag} needs a --profile")
+    from ..footage import check_source
+    from ..outputs import new_folder, refuse_folder
+
+    # What can be refused at once is, before a model of several GB is loaded.
+    refuse_folder(options.output)
+    check_source(options.clip, options.frames)
+    profile = _profile(options)
+
+    from ..families import detect
+    from ..loading import about, load_model
+    from ..reconstruction import reconstruct
+
+    told = about(options.model)
+    if told.notice:
+        _say(told.notice)
+    device = options.device or _default_device()
+    model = load_model(options.model, device)
+    family = detect(model)
+    footage = _footage(options, family, family.facts(model).get("patch_size", 8))
+    with new_folder(options.output) as folder:
+        made = reconstruct(
+            model,
+            footage.clip,
+            profile,
+            schedule=options.schedule,
+            family=family,
+            compare_dense=options.compare_dense,
+            dtype=options.dtype,
+            say=_say,
+        )
+        record = _record(options, family, footage, made, profile, device)
+        record["points"] = _write(folder, footage, made.run.prediction, record, options)
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        _print(record, options.output)
+    return 0
+
+
+def _say(message: str) -> None:
+    print(f"spark3r: {message}", file=sys.stderr, flush=True)
+
+
+def _profile(options: argparse.Namespace) -> Profile | None:
+    if options.profile is None:
+        return None
+    from ..profile import load_profile
+
+    profile = load_profile(options.profile)
+    profile.schedule(options.schedule)  # an unknown name is told now
+    return profile
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _footage(options: argparse.Namespace, family: Family, patch_size: int) -> Footage:
+    from ..footage import load_clip
+
+    assert family.preprocess is not None, "every family that is recognised has one"
+    footage = load_clip(
+        options.clip,
+        family.preprocess,
+        frames=options.frames,
+        skip_bad=options.skip_bad,
+        rendered_size=RENDERED_PATCHES * patch_size,
+    )
+    if footage.skipped:
+        _say(f"{len(footage.skipped)} unreadable and skipped: {'; '.join(footage.skipped[:3])}")
+    _, _, height, width = footage.clip.images.shape
+    _say(f"{footage.clip.frames} frames of {width}x{height} pixels from {footage.clip.name}")
+    return footage
+
+
+def _record(
+    options: argparse.Namespace,
+    family: Family,
+    footage: Footage,
+    made: Reconstruction,
+    profile: Profile | None,
+    device: str,
+) -> dict[str, Any]:
+    """Return what was run and how it went, as JSON."""
+    from ..env import environment
+    from ..loading import about
+
+    told = about(options.model)
+    height, width = made.run.prediction.image_size
+    record: dict[str, Any] = {
+        "model": options.model,
+        "family": family.name,
+        "weights": told.weights,
+        "random_weights": told.random,
+        "profile": options.profile,
+        "status": None if profile is None else profile.status,
+        "schedule": "dense" if profile is None else options.schedule or profile.default,
+        "clip": options.clip,
+        "frames": footage.clip.frames,
+        "height": height,
+        "width": width,
+        "skipped": list(footage.skipped),
+        "device": device,
+        "dtype": options.dtype,
+        "seconds": made.run.seconds,
+        "peak_memory_mb": made.run.peak_mb,
+        "dense": None,
+        "deviation": None if made.deviation is None else made.deviation.to_dict(),
+        "notes": list(made.notes),
+        "environment": environment(),
+    }
+    if made.dense is not None:
+        record["dense"] = {"seconds": made.dense.seconds, "peak_memory_mb": made.dense.peak_mb}
+    return record
+
+
+def _write(
+    folder: Path,
+    footage: Footage,
+    prediction: Prediction,
+    record: dict[str, Any],
+    options: argparse.Namespace,
+) -> int:
+    from ..outputs import LEAST_CONFIDENT_PERCENT, MAX_POINTS, write_outputs
+
+    _say("writing")
+    percent = options.least_confident
+    return write_outputs(
+        folder,
+        footage,
+        prediction,
+        record,
+        max_points=options.max_points or MAX_POINTS,
+        least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
+    )
+
+
+def _print(record: dict[str, Any], output: Path) -> None:
+    weights = "random weights" if record["random_weights"] else f"weights {record['weights']}"
+    schedule = record["schedule"]
+    if record["profile"] is not None:
+        schedule = f"schedule '{schedule}' of {record['profile']}"
+    print(
+        f"{record['model']} ({weights}), {schedule}, {record['frames']} frames of "
+        f"{record['width']}x{record['height']}, {record['dtype']} on {record['device']}"
+    )
+    print(f"pass: {_cost(record)}")
+    dense, figures = record["dense"], record["deviation"]
+    if dense is not None:
+        print(
+            f"dense: {_cost(dense)}; reduced is {dense['seconds'] / record['seconds']:.2f}x as fast"
+        )
+        drift = figures["scale_drift"]
+        shown = {
+            "depth": f"{100 * figures['depth']:.2f}%",
+            "rotation": f"{figures['rotation_deg']:.3f}°",
+            "translation": f"{figures['translation_deg']:.3f}°",
+            "points": f"{100 * figures['points']:.2f}%",
+            "scale drift": "undefined" if drift is None else f"{100 * drift:.2f}%",
+        }
+        print(f"deviation from dense: {', '.join(' '.join(item) for item in shown.items())}")
+    print(
+        f"written to {output}: depth/, confidence/, preview/, cameras.json, trajectory.txt, "
+        f"points.ply ({record['points']} points), run.json"
+    )
+
+
+def _cost(record: dict[str, Any]) -> str:
+    memory = record["peak_memory_mb"]
+    return f"{record['seconds']:.2f} s, peak memory " + (
+        "unknown" if memory is None else f"{memory:.0f} MB above model and clip"
+    )

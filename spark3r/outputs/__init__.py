@@ -1,0 +1,139 @@
+"""Files of a reconstruction: depth maps, cameras, a point cloud, and what was run.
+
+DIR/depth/00000.npy        depth of each frame, [H, W] float32
+DIR/confidence/00000.npy   its confidence, [H, W] float32
+DIR/preview/00000.png      the frame beside its depth in colours
+DIR/cameras.json           extrinsics and intrinsics of each frame
+DIR/trajectory.txt         camera poses as TUM has them
+DIR/points.ply             coloured points, binary PLY
+DIR/run.json               what was run, how long it took, what it deviates
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import Spark3rError
+from ..footage import Footage
+from ..prediction import Prediction
+from .cameras import cameras_record, tum_lines
+from .cloud import coloured_points, write_ply
+from .depth import coloured_depth, depth_range
+
+__all__ = ["LEAST_CONFIDENT_PERCENT", "MAX_POINTS", "new_folder", "refuse_folder", "write_outputs"]
+
+MAX_POINTS = 1_000_000
+"""Points of a cloud unless told otherwise."""
+
+LEAST_CONFIDENT_PERCENT = 40.0
+"""Share of pixels, the least confident ones, that a cloud leaves out unless told otherwise."""
+
+
+def write_outputs(
+    folder: Path,
+    footage: Footage,
+    prediction: Prediction,
+    run: Mapping[str, Any],
+    *,
+    max_points: int = MAX_POINTS,
+    least_confident_percent: float = LEAST_CONFIDENT_PERCENT,
+) -> int:
+    """Write every file of a reconstruction into an empty folder.
+
+    Args:
+        folder: An empty folder; see `new_folder`.
+        footage: What was reconstructed.
+        prediction: What the model says of it.
+        run: What goes into ``run.json``; the number of points joins it.
+        max_points: Largest number of points of the cloud.
+        least_confident_percent: Share of pixels that the cloud leaves out, 0 to below 100.
+
+    Returns:
+        The number of points in the cloud.
+
+    Raises:
+        Spark3rError: A file cannot be written.
+    """
+    try:
+        _write_frames(folder, footage.clip.images, prediction)
+        cameras = cameras_record(prediction, footage.frames, footage.times)
+        _write_json(folder / "cameras.json", cameras)
+        lines = tum_lines(prediction.extrinsics, footage.times)
+        (folder / "trajectory.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        points, colours = coloured_points(
+            prediction, footage.clip.images, max_points, least_confident_percent
+        )
+        write_ply(folder / "points.ply", points, colours)
+        _write_json(folder / "run.json", {**run, "points": len(points)})
+    except OSError as error:
+        raise Spark3rError(f"{folder}: cannot write the outputs ({error.strerror})") from error
+    return len(points)
+
+
+def _write_frames(folder: Path, images: Tensor, prediction: Prediction) -> None:
+    from PIL import Image
+
+    for part in ("depth", "confidence", "preview"):
+        (folder / part).mkdir()
+    near, far = depth_range(prediction.depth)
+    frames = zip(images, prediction.depth, prediction.confidence, strict=True)
+    for number, (image, depth, confidence) in enumerate(frames):
+        np.save(folder / f"depth/{number:05}.npy", depth.float().numpy())
+        np.save(folder / f"confidence/{number:05}.npy", confidence.float().numpy())
+        colours = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        beside = np.concatenate([colours, coloured_depth(depth, near, far)], axis=1)
+        Image.fromarray(beside).save(folder / f"preview/{number:05}.png")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def refuse_folder(folder: Path) -> None:
+    """Refuse at once what could not be written after minutes of work.
+
+    Raises:
+        Spark3rError: The folder exists already, or its parent does not or is read-only.
+    """
+    parent = folder.absolute().parent
+    if folder.exists() or folder.is_symlink():
+        raise Spark3rError(f"--output {folder} exists already: choose another, or move it away")
+    if not parent.is_dir():
+        raise Spark3rError(f"--output {folder}: there is no folder {parent}")
+    if not os.access(parent, os.W_OK):
+        raise Spark3rError(f"--output {folder}: the folder {parent} is read-only")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder whole or not at all: what is written goes to a sibling that is renamed.
+
+    Args:
+        folder: Where the folder appears when the block ends without an error; must not exist.
+
+    Raises:
+        Spark3rError: It cannot be made, or somebody else made it in the meantime.
+    """
+    refuse_folder(folder)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    try:
+        yield partial
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)  # mkdtemp's own is for the owner alone
+        refuse_folder(folder)
+        partial.rename(folder)
+    except OSError as error:
+        raise Spark3rError(f"--output {folder} cannot be made ({error.strerror})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

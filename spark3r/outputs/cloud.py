@@ -1,0 +1,69 @@
+"""A coloured point cloud, as binary PLY."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..metrics.points import spread_indices
+from ..prediction import Prediction
+
+_JUDGED = 1_000_000  # pixels that the confidence threshold is read from
+
+VERTEX = np.dtype(
+    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
+)
+
+
+def coloured_points(
+    prediction: Prediction, images: Tensor, max_points: int, least_confident_percent: float
+) -> tuple[Tensor, Tensor]:
+    """Return the points of confident pixels, spread evenly over the clip, and their colours.
+
+    Args:
+        prediction: Its points and confidence.
+        images: ``[S, 3, H, W]`` in [0, 1].
+        max_points: Largest number of points.
+        least_confident_percent: Share of pixels to leave out, 0 to below 100.
+
+    Returns:
+        ``[N, 3]`` float32 and ``[N, 3]`` uint8.
+    """
+    confidence = prediction.confidence.flatten().float()
+    share = least_confident_percent / 100
+    judged = confidence[spread_indices(len(confidence), _JUDGED)].sort().values
+    threshold = judged[min(len(judged) - 1, math.floor(share * len(judged)))]
+    # Candidates so many that about max_points of them are confident: no index of every pixel of a
+    # long clip is made.
+    candidates = spread_indices(len(confidence), math.ceil(max_points / (1 - share)))
+    kept = candidates[confidence[candidates] >= threshold]
+    kept = kept[spread_indices(len(kept), max_points)]
+    height, width = prediction.image_size
+    frame, pixel = kept // (height * width), kept % (height * width)
+    row, column = pixel // width, pixel % width
+    colours = (images[frame, :, row, column] * 255).round().to(torch.uint8)
+    return prediction.points[frame, row, column].float(), colours
+
+
+def write_ply(path: Path, points: Tensor, colours: Tensor) -> None:
+    """Write points ``[N, 3]`` and their colours ``[N, 3]`` uint8 as binary little-endian PLY."""
+    vertices = np.empty(len(points), VERTEX)
+    for axis, name in enumerate(("x", "y", "z")):
+        vertices[name] = points[:, axis].numpy()
+    for channel, name in enumerate(("red", "green", "blue")):
+        vertices[name] = colours[:, channel].numpy()
+    kinds = {"<f4": "float", "|u1": "uchar"}
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"element vertex {len(points)}",
+        *(f"property {kinds[VERTEX[name].str]} {name}" for name in VERTEX.names or ()),
+        "end_header",
+    ]
+    with path.open("wb") as file:
+        file.write(("\n".join(header) + "\n").encode("ascii"))
+        vertices.tofile(file)

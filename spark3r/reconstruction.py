@@ -1,0 +1,155 @@
+"""One clip reconstructed: a timed pass, dense or reduced, and how far it is from dense."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .clips import Clip
+from .deviation import Deviation, deviation
+from .errors import FamilyError, Spark3rError, Spark3rWarning
+from .families import Family, detect
+from .inference import device_of, run
+from .memory import is_out_of_memory, peak_extra_mb
+from .patching import apply
+from .prediction import Prediction
+from .timing import make_stopwatch
+
+if TYPE_CHECKING:
+    from .profile import Profile
+
+Say = Callable[[str], object]
+
+WARM_UP_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over a clip.
+
+    Attributes:
+        prediction: What the model says, on the CPU.
+        seconds: Of the pass alone, after a pass over two frames that warms up.
+        peak_mb: How far memory rose above the loaded model and clip, in MB (10⁶ bytes); None
+            where it cannot be measured.
+    """
+
+    prediction: Prediction
+    seconds: float
+    peak_mb: float | None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What came out of a clip.
+
+    Attributes:
+        run: The pass that was asked for.
+        dense: The dense pass beside it, where it was asked for.
+        deviation: How far the run is from dense, where that was run.
+        notes: What spark3r warned of.
+    """
+
+    run: Run
+    dense: Run | None = None
+    deviation: Deviation | None = None
+    notes: tuple[str, ...] = ()
+
+
+def reconstruct(
+    model: nn.Module,
+    clip: Clip,
+    profile: Profile | None = None,
+    *,
+    schedule: str | None = None,
+    family: Family | None = None,
+    compare_dense: bool = False,
+    dtype: str = "float32",
+    say: Say = lambda message: None,
+) -> Reconstruction:
+    """Run a model over a clip, dense or reduced.
+
+    Args:
+        model: An unpatched model; it is so afterwards.
+        clip: The clip, as the family's preprocessing makes it.
+        profile: What to apply; None runs dense.
+        schedule: Which of its schedules; None takes its default.
+        family: What is known of the model; None recognises it.
+        compare_dense: Whether to run dense as well, with the family's memory saver.
+        dtype: Precision of the pass by autocast, ``float32`` for none.
+        say: Told what is being done, and what spark3r warns of.
+
+    Raises:
+        FamilyError: The family cannot read the model's output.
+        PatchError: The profile does not fit the model.
+        PredictionError: The model returns NaN, or no prediction.
+        Spark3rError: Memory does not suffice, or the model does not run in this precision.
+    """
+    family = detect(model) if family is None else family
+    timed = partial(_timed, model, family=family, dtype=dtype)
+    timed(clip.select(slice(0, WARM_UP_FRAMES)))
+    if profile is None:
+        say("running dense")
+        return Reconstruction(timed(clip))
+    with _notes(say) as notes, apply(model, profile, schedule=schedule, family=family) as handle:
+        if all(rule.is_dense for rule in handle.schedule.resolve(clip.frames)):
+            notes.append(f"the schedule is dense at {clip.frames} frames: nothing is reduced")
+        dense = None
+        if compare_dense:
+            say("running dense")
+            with handle.disabled():
+                dense = timed(clip)
+        say("running reduced")
+        reduced = timed(clip)
+    compared = None if dense is None else deviation(reduced.prediction, dense.prediction)
+    return Reconstruction(reduced, dense, compared, tuple(notes))
+
+
+def _timed(model: nn.Module, clip: Clip, family: Family, dtype: str) -> Run:
+    if family.predict is None:
+        raise FamilyError(f"family '{family.name}' cannot read the model's output")
+    images = clip.images.to(device_of(model))
+    outputs: list[Any] = []
+    milliseconds: list[float] = []
+    stopwatch = make_stopwatch(images.device)
+
+    def call() -> None:
+        outputs.append(run(model, images, family))
+
+    kind = images.device.type
+    try:
+        with torch.autocast(kind, getattr(torch, dtype), enabled=dtype != "float32"):
+            peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise Spark3rError(
+                f"out of memory at {clip.frames} frames: give fewer frames, or a profile that "
+                "reduces more"
+            ) from error
+        if dtype != "float32" and isinstance(error, RuntimeError | TypeError):
+            raise Spark3rError(
+                f"the model does not run in {dtype} on {kind} ({str(error).splitlines()[0]}): use "
+                "float32"
+            ) from error
+        raise
+    # Outside autocast: points and cameras are computed in full precision.
+    return Run(family.predict(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
+
+
+@contextmanager
+def _notes(say: Say) -> Iterator[list[str]]:
+    """Collect what spark3r warns of and say it when the block ends; upstream's own is dropped."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    notes += [str(each.message) for each in caught if isinstance(each.message, Spark3rWarning)]
+    for note in notes:
+        say(f"note: {note}")
