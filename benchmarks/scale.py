@@ -4,6 +4,7 @@
     python benchmarks/scale.py da3          # about 6 minutes; needs depth-anything-3
     python benchmarks/scale.py deviation    # about 5 minutes
     python benchmarks/scale.py report       # tables, plot and bars from what was committed
+    python benchmarks/scale.py gpu          # about 20 minutes on an H100, an estimate
 
 The first two are `spark3r.benchmark.bench` on the reference model and on Depth-Anything-3 small's
 own code with random weights; ``deviation`` compares our schedules with FastVGGT's merging on
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -26,16 +28,18 @@ from typing import Any
 # One busy-waiting thread beside another process distorts everything it touches.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import torch
 from operators import mean_and_error, relative_error
 
 from spark3r import Prediction
 from spark3r.benchmark import bench
 from spark3r.benchmark.result import COLUMNS, PARTS, Row, cells, growth_exponent, part_cells
 from spark3r.benchmark.treatments import treatments
+from spark3r.commands.arguments import parse_grid
 from spark3r.env import environment
 from spark3r.families import detect
 from spark3r.fingerprint import fingerprint
-from spark3r.inference import predict
+from spark3r.inference import predict, run
 from spark3r.loading import load_model
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reference.render import rendered_clip
@@ -54,6 +58,9 @@ DA3_GRID = (8, 10)
 seconds. The less there is in a frame, the less global attention weighs, and the harder the bar."""
 DEVIATION_FRAMES = (128, 256)
 DEVIATION_SCHEDULES = ("paper", "uniform:2:4", "uniform:4:4", PEER)
+
+GPU_FRAMES = (100, 300, 500, 1000)
+GPU_MODELS = ("vggt:random", "pi3:random", "da3:random-giant", "omega:random")
 
 Bar = tuple[str, bool, str]
 
@@ -285,6 +292,51 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def gpu(arguments: argparse.Namespace) -> None:
+    """Real sizes on a GPU: the first model at all lengths, the others at the third."""
+    device = torch.device(arguments.device)
+    lengths = tuple(arguments.frames or GPU_FRAMES)
+    once_from = lengths[min(2, len(lengths) - 1)]
+    for place, name in enumerate(arguments.models or GPU_MODELS):
+        model = load_model(name, device)
+        result = bench(
+            model,
+            lengths if place == 0 else (once_from,),
+            ("dense", "wall", "paper", PEER) if place == 0 else ("dense", "wall", "paper"),
+            name=name,
+            grid=arguments.grid,
+            sensitive=arguments.sensitive,
+            backend="fastest",
+            autocast=torch.bfloat16,
+            dense_up_to=once_from,
+            once_from=once_from,
+            rounds=arguments.rounds,
+            progress=progress,
+        )
+        write(f"{device.type}_{name.replace(':', '_')}", result.to_dict())
+        print_rows(list(result.rows))
+        if device.type == "cuda":
+            print(f"\ndevice synchronisations in a reduced pass: {synchronisations(model)}")
+        del model
+
+
+def synchronisations(model: torch.nn.Module) -> int:
+    """Return how often a pass under the paper's schedule makes the host wait for the device."""
+    (paper,) = treatments(("paper",), model)
+    patch = detect(model).facts(model)["patch_size"]
+    images = torch.rand(120, 3, 8 * patch, 8 * patch, device="cuda")
+    with paper.put_on(model), torch.autocast("cuda", dtype=torch.bfloat16):
+        run(model, images)  # what is made once per layout
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                run(model, images)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(each.message) for each in seen)
+
+
 def report(arguments: argparse.Namespace) -> None:
     found = {name: read(name) for name in ("reference", "da3", "deviation")}
     for name, bars_of in (("reference", reference_bars), ("da3", da3_bars)):
@@ -303,12 +355,22 @@ def report(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    whats = {"reference": reference, "da3": da3, "deviation": deviation, "report": report}
+    whats = {
+        "reference": reference,
+        "da3": da3,
+        "deviation": deviation,
+        "gpu": gpu,
+        "report": report,
+    }
     parser.add_argument("what", choices=whats)
     parser.add_argument("--frames", type=int, nargs="+", help="other lengths")
     parser.add_argument("--rounds", type=int, default=3, help="samples of each (default: 3)")
     parser.add_argument("--clips", type=int, default=6, help="for deviation (default: 6)")
     parser.add_argument("--cpu-time", action="store_true", help="as for spark3r bench")
+    parser.add_argument("--device", default="cuda", help="of gpu (default: cuda)")
+    parser.add_argument("--models", nargs="+", help=f"of gpu (default: {' '.join(GPU_MODELS)})")
+    parser.add_argument("--grid", type=parse_grid, help="of gpu (default: 28x37)")
+    parser.add_argument("--sensitive", type=int, nargs="+", help="of gpu, for other models")
     arguments = parser.parse_args()
     whats[arguments.what](arguments)
 

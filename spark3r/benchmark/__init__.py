@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
 
@@ -49,6 +50,7 @@ def bench(
     grid: tuple[int, int] | None = None,
     sensitive: Sequence[int] | None = None,
     backend: str = AUTO,
+    autocast: torch.dtype | None = None,
     dense_up_to: int | None = None,
     once_from: int | None = None,
     rounds: int = MIN_ROUNDS,
@@ -71,6 +73,8 @@ def bench(
             model's.
         sensitive: Sensitive layers of ``paper``, counted from 0.
         backend: Kernel of scaled dot-product attention, see `BACKENDS`.
+        autocast: Precision of `torch.autocast` around every pass, as VGGT, π³ and
+            Depth-Anything-3 run with parameters in float32; None for none.
         dense_up_to: Beyond this length ``dense`` is not measured but modelled from the two longest
             lengths at which it is; None measures it everywhere.
         once_from: From this length on ``dense`` and ``fastvggt`` run a single time.
@@ -103,15 +107,20 @@ def bench(
         attn = next(iter(family.attention(root).values()))
         heads, width = _heads_and_width(attn)
         tokens = layout_of(model, images, family).tokens
-        backend, backend_ms = fastest_backend(heads, tokens, width // heads, device, dtype)
+        backend, backend_ms = fastest_backend(
+            heads, tokens, width // heads, device, dtype if autocast is None else autocast
+        )
         progress(f"fastest attention kernel: {backend}")
 
     rows: list[Row] = []
-    with sdpa_backend(backend):
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_backend(backend))
+        if autocast is not None:
+            stack.enter_context(torch.autocast(device.type, dtype=autocast))
         for length in lengths:
             images = torch.rand(
                 length, 3, grid[0] * patch, grid[1] * patch, generator=generator
-            ).to(device)
+            ).to(device, dtype)
             tokens = layout_of(model, images, family).tokens
             once = once_from is not None and length >= once_from
             too_long = dense_up_to is not None and length > dense_up_to
@@ -134,7 +143,7 @@ def bench(
         model=type(root).__name__ if name is None else name,
         grid=grid,
         device=device_name(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_precision(dtype, autocast),
         backend=backend,
         backend_ms=backend_ms,
         clock="process" if cpu_time else "wall",
@@ -153,6 +162,11 @@ def _with_modelled(found: list[Row], earlier: Sequence[Row], frames: int, tokens
     ms = modelled_ms(points, frames)
     compared = [replace(row, speed_up=ms / row.ms) for row in found]
     return [modelled_row(frames, tokens, ms, found), *compared]
+
+
+def _precision(dtype: torch.dtype, autocast: torch.dtype | None) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return name if autocast is None else f"{name}, autocast {str(autocast).removeprefix('torch.')}"
 
 
 def _heads_and_width(attn: nn.Module) -> tuple[int, int]:

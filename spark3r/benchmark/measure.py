@@ -85,8 +85,7 @@ def measure_side_by_side(
         if name not in once:
             calls[name] = one_pass
         if pass_record.products and name not in ("dense", "wall"):
-            dtype = next(model.parameters()).dtype
-            calls[f"bare {name}"] = bare_attention(pass_record, device, dtype)
+            calls[f"bare {name}"] = bare_attention(pass_record, device)
 
     applied: list[Handle] = []
 
@@ -133,20 +132,21 @@ def _first_pass(
     return peak_mb, seen[0]
 
 
-def bare_attention(seen: PassRecord, device: torch.device, dtype: torch.dtype) -> Call:
+def bare_attention(seen: PassRecord, device: torch.device) -> Call:
     """Return a call that computes the products of a pass, one after the other, on random numbers.
 
     Equal shapes share their numbers. A bias counts as the bias of zeros that it costs as much as.
     """
+    chosen = list(zip(seen.products, seen.dtypes, seen.biased, strict=True))
     tensors = {
-        shapes: [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
-        for shapes in set(seen.products)
+        (shapes, dtype): [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
+        for shapes, dtype, _ in chosen
     }
 
     def call() -> None:
         with torch.inference_mode():
-            for shapes, has_bias in zip(seen.products, seen.biased, strict=True):
-                query, key, value = tensors[shapes]
+            for shapes, dtype, has_bias in chosen:
+                query, key, value = tensors[shapes, dtype]
                 bias = key.new_zeros(1, 1, 1, key.shape[2]) if has_bias else None
                 F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 

@@ -53,11 +53,13 @@ class PassRecord:
         products: Shapes of query, key and value of every attention product of the global layers,
             in their order.
         biased: Whether those products had a bias.
+        dtypes: Of their queries.
     """
 
     ms: dict[str, float]
     products: tuple[Shapes, ...]
     biased: tuple[bool, ...]
+    dtypes: tuple[torch.dtype, ...]
 
 
 @dataclass
@@ -94,6 +96,7 @@ class _Products(TorchFunctionMode):
         self.meter = meter
         self.shapes: list[Shapes] = []
         self.biased: list[bool] = []
+        self.dtypes: list[torch.dtype] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -106,6 +109,7 @@ class _Products(TorchFunctionMode):
         query, key, value = args[:3]
         self.shapes.append((tuple(query.shape), tuple(key.shape), tuple(value.shape)))
         self.biased.append(kwargs.get("attn_mask") is not None)
+        self.dtypes.append(query.dtype)
         self.meter.enter("attention")
         try:
             return func(*args, **kwargs)
@@ -149,7 +153,9 @@ def record(
             meter.since = clock()
             model(images[None])
             meter.charge()
-    return PassRecord(meter.ms, tuple(products.shapes), tuple(products.biased))
+    return PassRecord(
+        meter.ms, tuple(products.shapes), tuple(products.biased), tuple(products.dtypes)
+    )
 
 
 def _modules(root: nn.Module, family: Family) -> Iterator[tuple[nn.Module, str]]:

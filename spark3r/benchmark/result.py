@@ -57,7 +57,7 @@ class Benchmark:
         model: Name of the model.
         grid: Rows and columns of patches of a frame.
         device: Name of the device.
-        dtype: Precision of the parameters.
+        dtype: Precision of the parameters, and of autocast.
         backend: Kernel of scaled dot-product attention.
         backend_ms: What the kernels took on one dense layer, where they were compared.
         clock: ``wall``: time that passes. ``process``: time that the process computes.

@@ -64,6 +64,11 @@ def add_bench(commands: Subparsers) -> None:
     command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 ...")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
     command.add_argument(
+        "--autocast",
+        choices=DTYPES[1:],
+        help="run under autocast, as VGGT, π³ and Depth-Anything-3 do with float32 parameters",
+    )
+    command.add_argument(
         "--backend",
         choices=BACKENDS,
         default="auto",
@@ -116,6 +121,7 @@ def _bench(options: argparse.Namespace) -> int:
         grid=options.grid,
         sensitive=options.sensitive,
         backend=options.backend,
+        autocast=None if options.autocast is None else getattr(torch, options.autocast),
         dense_up_to=options.dense_up_to,
         once_from=options.once_from,
         cpu_time=options.cpu_time,

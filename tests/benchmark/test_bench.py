@@ -91,6 +91,13 @@ def test_dense_may_run_once_and_time_may_be_the_processs(model: nn.Module) -> No
     assert result.clock == "process"
 
 
+def test_autocast_lowers_the_precision_of_products(model: nn.Module) -> None:
+    result = bench(model, (3,), ("uniform:2:2",), grid=(2, 2), rounds=1, autocast=torch.bfloat16)
+    assert result.dtype == "float32, autocast bfloat16"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert record(model, torch.rand(2, 3, 16, 16)).dtypes == (torch.bfloat16,) * 2
+
+
 def test_the_products_of_a_pass_have_the_realised_lengths(model: nn.Module) -> None:
     schedule = paper_schedule("reference", 2, sensitive=[1])
     images = torch.rand(120, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -137,7 +144,7 @@ def test_bare_attention_computes_the_same_products(model: nn.Module) -> None:
             return func(*args, **(kwargs or {}))
 
     with Watching():
-        measure.bare_attention(seen, torch.device("cpu"), torch.float32)()
+        measure.bare_attention(seen, torch.device("cpu"))()
     assert tuple(called) == seen.products
 
 
