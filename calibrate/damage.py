@@ -1,18 +1,24 @@
 """What the sensitivities say: damage of each factor, the knapsack's choices, the paper's rule.
 
-Damage is estimated from few clips. Within one layer and axis it is made not to fall as the factor
-grows (isotonic regression): a harsher reduction of the same layer does no less harm, and what looks
-otherwise is noise. Then a gain, a damage below 0, counts only where it is significant, and only in
-part. With d its mean over clips and e the standard error it is ``d · (1 - (e / d)²)`` (James and
-Stein's positive part) where the one-sided 95 % t interval of d lies below 0, and 0 otherwise. Harm
-counts as measured: that a few clips show none beyond doubt is no evidence that there is none.
+Error and consistency of few clips are noisy, and much of what looks like a gain is luck. Deviation
+is not, and ranks schedules nearly as well. So each damage by another source is shrunk towards what
+deviation lets expect. With d the mean over clips and e its standard error, v the damage by
+deviation, and k the least-squares slope of d over v (per axis and operators, not below 0):
+
+    damage = k·v + (d - k·v) · s² / (s² + e²),   s² = mean of (d - k·v)² - e², at least 0
+
+(empirical Bayes; s is how much layers truly differ from the rule). A damage below 0, a gain, counts
+only where the one-sided 95 % t interval of d lies below 0; elsewhere it is k·v, and never less than
+`LEAST_SLOPE`·v, so that of two reductions of which error says nothing the more faithful one is
+preferred. Last, within one layer and axis damage is made not to fall as the factor grows (isotonic
+regression).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 from scipy.stats import t as student_t
@@ -32,7 +38,12 @@ PAPER_METRICS = ("error.trajectory", "error.trajectory_step", "error.trajectory_
 """The errors of its probe: ATE, and translation and rotation from frame to frame (RPE)."""
 
 GAIN_CONFIDENCE = 0.95
-"""One-sided confidence from which on a layer's gain is believed."""
+"""One-sided confidence from which on a gain is believed."""
+
+LEAST_SLOPE = 0.01
+"""Damage, at least, of as much deviation."""
+
+FAITHFULNESS = "score.deviation"
 
 Place = tuple[int, str, int]
 """Layer, axis and factor."""
@@ -49,42 +60,73 @@ def damages(table: pd.DataFrame, metric: str, operators: Operators) -> dict[Plac
     Raises:
         SensitivityError: If the table has no such rows, or none at factor 1 to compare with.
     """
-    part = table[(table["metric"] == metric) & (table["operators"] == operators_text(operators))]
-    if part.empty:
+    own = _differences(table, metric, operators)
+    if own.empty:
         raise SensitivityError(f"the sensitivities have no metric '{metric}' for these operators")
     found: dict[Place, float] = {}
-    for (layer, axis), rows in part.groupby(["layer", "axis"]):
-        ordered = rows.sort_values("factor")
-        if int(ordered["factor"].iloc[0]) != 1:
-            raise SensitivityError(
-                f"the sensitivities of {(int(layer), str(axis))} were measured around another "
-                "point than dense: they say nothing of what a factor does beyond 1"
-            )
+    if metric == FAITHFULNESS:
+        own["damage"] = own["change"]
+    else:
+        keys = ["layer", "axis", "factor"]
+        deviation = _differences(table, FAITHFULNESS, operators)[[*keys, "change"]]
+        both = own.merge(deviation, on=keys, how="left", suffixes=("", "_deviation"))
+        own = pd.concat(
+            rows.assign(damage=believed(rows)) for _, rows in both.groupby("axis", sort=False)
+        )
+    for (layer, axis), rows in own.groupby(["layer", "axis"]):
         found[int(layer), str(axis), 1] = 0.0
-        dense, reduced = ordered.iloc[0], ordered.iloc[1:]
-        if reduced.empty:
-            continue
-        clips = int(reduced["clips"].min())
-        error = float(reduced["spread"].mean()) / math.sqrt(clips)  # of every factor: same clips
-        rising = isotonic_regression(reduced["mean"].to_numpy() - dense["mean"]).x
-        for factor, damage in zip(reduced["factor"], rising, strict=True):
-            found[int(layer), str(axis), int(factor)] = believed(float(damage), error, clips)
+        ordered = rows[rows["factor"] > 1].sort_values("factor")
+        if not ordered.empty:
+            rising = isotonic_regression(ordered["damage"].to_numpy()).x
+            for factor, damage in zip(ordered["factor"], rising, strict=True):
+                found[int(layer), str(axis), int(factor)] = float(damage)
     return found
 
 
-def believed(damage: float, error: float, clips: int) -> float:
-    """Return a damage, less of it or none where it is a gain; see the head of this file.
+def believed(rows: pd.DataFrame) -> pd.Series:
+    """Return the damages of one axis, shrunk as the head of this file says.
 
     Args:
-        damage: Its mean over clips.
-        error: The standard error of that mean.
-        clips: Number of clips.
+        rows: Per layer and factor ``change``, its standard ``error`` over ``clips``, and
+            ``change_deviation``, which is NaN where it is not known.
     """
-    if damage >= 0:
-        return damage
-    if clips < 2 or damage + float(student_t.ppf(GAIN_CONFIDENCE, clips - 1)) * error >= 0:
-        return 0.0
-    return damage * (1 - (error / damage) ** 2)
+    change, error = rows["change"], rows["error"]
+    deviation = rows["change_deviation"].fillna(0.0).clip(lower=0.0)
+    square = float((deviation * deviation).sum())
+    slope = max(0.0, float((change * deviation).sum()) / square) if square > 0 else 0.0
+    expected = slope * deviation
+    reduced = rows["factor"] > 1
+    spread = float(((change - expected) ** 2 - error**2)[reduced].mean()) if reduced.any() else 0.0
+    between = max(0.0, spread)
+    trust = between / (between + error**2).where(between + error**2 > 0, 1.0)
+    shrunk = expected + (change - expected) * trust.where(error > 0, 1.0)
+    freedom = (rows["clips"] - 1).clip(lower=1)
+    quantile = student_t.ppf(GAIN_CONFIDENCE, freedom)
+    gains = (rows["clips"] > 1) & (change + quantile * error < 0) & (shrunk < 0)
+    harms = shrunk.where(shrunk >= 0, expected).clip(lower=LEAST_SLOPE * deviation)
+    return shrunk.where(gains, harms)
+
+
+def _differences(table: pd.DataFrame, metric: str, operators: Operators) -> pd.DataFrame:
+    """Return mean changes from factor 1 with their standard errors, a row per place.
+
+    Raises:
+        SensitivityError: If there is nothing at factor 1 to compare with.
+    """
+    part = table[(table["metric"] == metric) & (table["operators"] == operators_text(operators))]
+    dense = part[part["factor"] == 1][["layer", "axis", "mean"]]
+    both = part.merge(dense, on=["layer", "axis"], how="left", suffixes=("", "_dense"))
+    lacking = both[both["mean_dense"].isna()]
+    if not lacking.empty:
+        place = (int(lacking["layer"].iloc[0]), str(lacking["axis"].iloc[0]))
+        raise SensitivityError(
+            f"the sensitivities of {place} were measured around another point than dense: they say "
+            "nothing of what a factor does beyond 1"
+        )
+    return both.assign(
+        change=both["mean"] - both["mean_dense"],
+        error=both["spread"] / np.sqrt(both["clips"].astype(float)),
+    )
 
 
 def choices(

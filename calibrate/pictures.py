@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from spark3r.schedule import Schedule
 
@@ -56,102 +56,138 @@ class TradeOff:
 def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, str]) -> Figure:
     """Draw what each factor does, layers down and factors across, a panel per axis and operators.
 
+    Operators between which an axis does not tell share a panel.
+
     Args:
         table: Sensitivities around dense.
         metric: Which metric, such as ``score.error``.
         names: What to call operators, by their text in the table.
     """
-    part = table[table["metric"] == metric]
-    panels = [
-        (axis, operators, rows)
-        for axis in _AXES
-        for operators, rows in part[part["axis"] == axis].groupby("operators", sort=True)
-    ]
-    grids = [
-        rows.pivot_table(index="layer", columns="factor", values="mean") for _, _, rows in panels
-    ]
-    bound = max([float(np.nanmax(np.abs(grid.to_numpy()))) for grid in grids] + [1e-9])
-    layers = max(len(grid) for grid in grids)
-    figure = Figure(figsize=(1.2 + 2.6 * len(panels), 1.6 + 0.32 * layers), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    part = table[(table["metric"] == metric) & (table["factor"] > 1)]
+    panels: list[tuple[str, pd.DataFrame]] = []
+    for axis, what in _AXES.items():
+        for operators, rows in part[part["axis"] == axis].groupby("operators", sort=True):
+            grid = 100 * rows.pivot_table(index="layer", columns="factor", values="mean")
+            name = names.get(str(operators), "") if axis == "key_value" else "merged in groups"
+            if not any(grid.equals(other) for _, other in panels):
+                panels.append((f"{what}\n{name}", grid))
+    bound = max([float(np.nanmax(np.abs(grid.to_numpy()))) for _, grid in panels] + [1e-9])
+    layers = max(len(grid) for _, grid in panels)
+    columns = [len(grid.columns) for _, grid in panels]
+    figure = Figure(figsize=(1.6 + 0.62 * sum(columns), 1.5 + 0.3 * layers), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=columns)[0]
     image = None
-    for axis, (kind, operators, _), grid in zip(axes, panels, grids, strict=True):
+    for axis, (title, grid) in zip(axes, panels, strict=True):
+        values = grid.to_numpy()
         image = axis.imshow(
-            grid.to_numpy(), cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound), aspect="auto"
+            values, cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound), aspect="auto"
         )
+        for row, column in np.ndindex(values.shape):
+            value = values[row, column]
+            colour = "white" if abs(value) > 0.6 * bound else "#222222"
+            text = "" if np.isnan(value) else f"{value:+.1f}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(grid.columns)), [str(factor) for factor in grid.columns])
         axis.set_yticks(range(len(grid.index)), [str(layer) for layer in grid.index])
-        axis.set_title(f"{_AXES[kind]}\n{names.get(str(operators), '')}", fontsize=9)
+        axis.set_title(title, fontsize=9)
         axis.set_xlabel("factor")
+        axis.tick_params(length=0)
     axes[0].set_ylabel("global layer")
     if image is not None:
-        figure.colorbar(image, ax=list(axes), label=f"{metric} (dense is 0)", shrink=0.9)
+        label = f"{metric.removeprefix('score.')}, % (dense is 0)"
+        figure.colorbar(image, ax=list(axes), label=label, shrink=0.9)
     figure.suptitle("One layer reduced, all others dense", fontsize=10)
     return figure
 
 
 def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
-    """Draw the factors of schedules by layer, queries above, keys and values below."""
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    """Draw the factors of schedules by layer, queries above, keys and values below.
+
+    Keys and values that are thinned inside frames have open marks, whole frames filled ones.
+    """
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    for number, (name, schedule) in enumerate(schedules.items()):
-        layers = np.arange(len(schedule.layers))
-        style = {
-            "color": COLOURS.get(name, "#555555"),
-            "linewidth": 2.4 if name == chosen else 1.2,
-            "linestyle": "-" if name == chosen else "--",
-            "marker": "osD^v"[number % 5],
-            "markersize": 4,
-            "label": f"{name} (exported)" if name == chosen else name,
-        }
-        above.plot(layers, [rule.query for rule in schedule.layers], **style)
-        below.plot(layers, [rule.key_value for rule in schedule.layers], **style)
+    ordered = sorted(schedules, key=lambda name: name == chosen)  # the chosen one on top
+    for number, name in enumerate(ordered):
+        schedule = schedules[name]
+        # Side by side within a layer, so that equal factors do not hide each other.
+        layers = np.arange(len(schedule.layers)) + 0.12 * (number - (len(ordered) - 1) / 2)
+        colour = COLOURS.get(name, "#555555")
+        label = f"{name} (exported)" if name == chosen else name
+        width = 2.0 if name == chosen else 0.8
+        for axis, factors in (
+            (above, [rule.query for rule in schedule.layers]),
+            (below, [rule.key_value for rule in schedule.layers]),
+        ):
+            axis.plot(layers, factors, color=colour, linewidth=width, alpha=0.5, label=label)
+            for place, factor, rule in zip(layers, factors, schedule.layers, strict=True):
+                operators = rule.operators or schedule.operators
+                inside = axis is below and operators.key_value == "token_stride"
+                face = "white" if inside else colour
+                axis.plot(place, factor, "o", color=colour, markerfacecolor=face, markersize=6)
     for axis, title in ((above, "queries"), (below, "keys and values")):
         axis.set_ylabel(f"factor, {title}")
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set_ylim(bottom=0.85)
-        axis.grid(alpha=0.3)
-    below.set_xlabel("global layer")
+        axis.margins(y=0.15)
+        axis.grid(alpha=0.25)
+    below.set_xlabel("global layer (open: patches of every frame, filled: whole frames)")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    above.legend(fontsize=8, ncols=2)
+    handles, labels = above.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
     return figure
 
 
 def trade_off_picture(shown: TradeOff) -> Figure:
     """Draw score against predicted latency of all trials, and the measured finalists."""
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
-    succeeded = [trial for trial in shown.trials if trial.score is not None]
+    scored = [
+        (kind_of(trial), trial.latency_ms, 100 * trial.score.value)
+        for trial in shown.trials
+        if trial.score is not None
+    ]
     for kind in ("search", "knapsack", "paper", "uniform"):
-        points = [
-            (trial.latency_ms, trial.score.value)
-            for trial in succeeded
-            if kind_of(trial) == kind and trial.score is not None
-        ]
+        points = [(latency, score) for each, latency, score in scored if each == kind]
         if points:
-            latency, score = zip(*points, strict=True)
-            label = f"{kind}: trials (predicted, search clips)"
-            axis.scatter(latency, score, s=14, alpha=0.45, color=COLOURS[kind], label=label)
+            axis.scatter(*zip(*points, strict=True), s=16, alpha=0.5, color=COLOURS[kind])
+    best = np.inf
+    front: list[tuple[float, float]] = []
+    for _, latency, score in sorted(scored, key=lambda each: each[1:]):
+        if score < best:
+            best = score
+            front.append((latency, score))
+    if front:
+        label = "best of the trials"
+        axis.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, label=label)
     for each in shown.verified:
         if each.schedule is None or each.latency is None or each.score is None:
             continue
+        chosen = each.name == shown.chosen
         axis.scatter(
             each.latency.median_ms,
-            each.score,
-            s=150 if each.name == shown.chosen else 80,
-            marker="*" if each.name == shown.chosen else "D",
+            100 * each.score,
+            s=260 if chosen else 80,
+            marker="*" if chosen else "D",
             color=COLOURS.get(each.name, "#555555"),
             edgecolor="black",
-            zorder=3,
-            label=f"{each.name}: measured, held-out{' (exported)' * (each.name == shown.chosen)}",
+            zorder=5 if chosen else 4,
+            label=f"{each.name}{' (exported)' * chosen}",
         )
     axis.scatter(shown.dense_ms, 0.0, marker="s", color=COLOURS["dense"], label="dense", zorder=3)
     axis.axvline(shown.wall_ms, color=COLOURS["wall"], linestyle=":", label="wall")
     axis.axvline(shown.budget_ms, color="black", linestyle="--", linewidth=1, label="budget")
     axis.axhline(0.0, color="black", linewidth=0.5)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("latency per clip, ms")
-    axis.set_ylabel(f"score by {shown.source} (0 is dense, smaller is better)")
-    axis.legend(fontsize=7)
-    axis.grid(alpha=0.3)
+    axis.set_ylabel(f"{shown.source}, % (dense is 0, smaller is better)")
+    axis.set_title(
+        "Dots: trials, predicted, clips of the search. Large: measured, held-out clips", fontsize=9
+    )
+    figure.legend(loc="outside right upper", fontsize=8)
+    axis.grid(alpha=0.25)
     return figure

@@ -85,7 +85,7 @@ def percent_text(mean: Mapping[str, float] | None, source: str) -> str:
         return "-"
     sign = "" if source == "deviation" else "+"
     value, low, high = (100 * mean[key] for key in ("mean", "low", "high"))
-    if low == high:
+    if high - low < 0.005:
         return f"{value:{sign}.2f}"
     return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 

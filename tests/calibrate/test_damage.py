@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -50,21 +51,57 @@ def test_damage_is_the_difference_from_factor_1() -> None:
     assert damages(made(), "score.error", FAITHFUL)[1, "query", 4] == pytest.approx(15)
 
 
+def with_deviation(changes: list[float], deviations: list[float], spread: float) -> pd.DataFrame:
+    """One factor of each of several layers."""
+    rows = []
+    for layer, (change, deviation) in enumerate(zip(changes, deviations, strict=True)):
+        for factor, size in ((1, 0.0), (4, 1.0)):
+            error = row(PAPER, layer, "query", factor, size * change, size * spread)
+            faithful = row(PAPER, layer, "query", factor, size * deviation)
+            rows += [error, faithful | {"metric": "score.deviation"}]
+    return pd.DataFrame(rows)
+
+
+def believed_of(table: pd.DataFrame) -> list[float]:
+    found = damages(table, "score.error", PAPER)
+    return [damage for (_, _, factor), damage in found.items() if factor > 1]
+
+
+def test_damage_is_shrunk_towards_what_deviation_lets_expect() -> None:
+    changes, deviations, spread = [0.1, 0.2, 0.9, 0.4], [0.1, 0.2, 0.3, 0.4], 0.3
+    d, v, e2 = np.array(changes), np.array(deviations), (spread / 3) ** 2  # nine clips
+    k = float(d @ v / (v @ v))
+    s2 = float(np.mean((d - k * v) ** 2) - e2)
+    assert s2 > 0
+    wanted = k * v + (d - k * v) * s2 / (s2 + e2)
+    assert believed_of(with_deviation(changes, deviations, spread)) == pytest.approx(list(wanted))
+    # Without noise nothing is shrunk; with nothing but noise only the rule is left.
+    assert believed_of(with_deviation(changes, deviations, 0.0)) == pytest.approx(changes)
+    only_rule = believed_of(with_deviation(changes, deviations, 30.0))
+    assert only_rule == pytest.approx(list(k * v))
+
+
+def test_gains_count_only_where_they_are_significant() -> None:
+    # Nine clips, spread 0.3: the standard error is 0.1, the one-sided 95 % t quantile 1.86.
+    deviations = [0.2, 0.1, 0.1]
+    lucky = believed_of(with_deviation([0.5, -0.15, -0.1], deviations, 0.3))
+    assert all(damage > 0 for damage in lucky)
+    real = believed_of(with_deviation([0.5, -0.9, -0.1], deviations, 0.3))
+    assert -0.9 < real[1] < -0.5
+    alone = with_deviation([0.5, -0.9, -0.1], deviations, 0.3).assign(clips=1)
+    assert believed_of(alone)[1] >= 0  # one clip says nothing
+
+
+def test_where_error_says_nothing_the_more_faithful_is_preferred() -> None:
+    first, second = believed_of(with_deviation([-0.01, -0.02], [0.1, 0.4], 0.3))
+    assert 0 < first < second
+
+
 def one_layer(means: dict[int, float], spread: float) -> dict[int, float]:
     rows = [row(PAPER, 0, "key_value", factor, mean, spread) for factor, mean in means.items()]
-    found = damages(pd.DataFrame(rows), "score.error", PAPER)
+    table = pd.DataFrame(rows).assign(metric="score.deviation")
+    found = damages(table, "score.deviation", PAPER)
     return {factor: damage for (_, _, factor), damage in found.items()}
-
-
-def test_gains_count_only_where_they_are_significant_and_in_part() -> None:
-    # Nine clips, spread 0.3: the standard error is 0.1, the one-sided 95 % t quantile 1.86.
-    assert one_layer({1: 1.0, 4: 0.82}, 0.3) == {1: 0.0, 4: 0.0}
-    found = one_layer({1: 1.0, 4: 0.8}, 0.3)
-    assert found[4] == pytest.approx(-0.2 * (1 - (0.1 / 0.2) ** 2))
-    assert one_layer({1: 1.0, 4: 1.05}, 0.3)[4] == pytest.approx(0.05)  # harm is kept as it is
-    rows = [row(PAPER, 0, "query", factor, mean) for factor, mean in ((1, 0.0), (4, -1.0))]
-    alone = pd.DataFrame(rows).assign(clips=1)
-    assert damages(alone, "score.error", PAPER)[0, "query", 4] == 0  # one clip says nothing
 
 
 def test_a_larger_factor_of_a_layer_does_no_less_harm() -> None:
