@@ -149,9 +149,9 @@ def trade_off_picture(shown: TradeOff) -> Figure:
         if trial.score is not None
     ]
     for kind in ("search", "knapsack", "paper", "uniform"):
-        points = [(latency, score) for each, latency, score in scored if each == kind]
-        if points:
-            axis.scatter(*zip(*points, strict=True), s=16, alpha=0.5, color=COLOURS[kind])
+        points = np.array([place for each, *place in scored if each == kind])
+        if points.size:
+            axis.scatter(points[:, 0], points[:, 1], s=16, alpha=0.5, color=COLOURS[kind])
     best = np.inf
     front: list[tuple[float, float]] = []
     for _, latency, score in sorted(scored, key=lambda each: each[1:]):

@@ -86,6 +86,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent_text
+    environment.filters["operators"] = operators_name
     environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
     table = rows(result)
     measurement = result.profile.measurements[0]
@@ -108,7 +109,9 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         notes=result.profile.notes,
         failures=[trial for trial in result.found.trials if trial.failure] if result.found else [],
         trials=len(result.found.trials) if result.found else 0,
-        layers=result.chosen.schedule.layers if result.chosen.schedule else (),
+        layers=result.chosen.schedule.resolve(result.budget.frames)
+        if result.chosen.schedule
+        else (),
         pictures={name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()},
     )
 
