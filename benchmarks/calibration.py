@@ -28,7 +28,7 @@ from typing import Any, get_args
 import bars
 import stages
 from bars import Bar, Found, Runs, name_of
-from measured import Bench, OutOfTimeError, add_arguments, bench
+from measured import Bench, OutOfTimeError, add_arguments, bench, factors
 from stages import Plan
 
 from calibrate.arguments import FRAMES, TRIALS
@@ -181,18 +181,8 @@ def show_figures(
     for name, row in means.items():
         cells = [f"{row[column]:.4g}" if column in row else "" for column in SHOWN]
         timed = f"{ms[name]:.0f}" if name in ms else ""
-        print(f"| {name} | {timed} | {' | '.join(cells)} | {factors(schedules.get(name))} |")
-
-
-def factors(schedule: Schedule | None) -> str:
-    """Return a schedule's factors in one line: query/key-value, ~ where patches are thinned."""
-    if schedule is None:
-        return ""
-    return " ".join(
-        f"{rule.query}/{rule.key_value}"
-        + "~" * ((rule.operators or schedule.operators).key_value == "token_stride")
-        for rule in schedule.layers
-    )
+        each = factors(schedules[name]) if name in schedules else ""
+        print(f"| {name} | {timed} | {' | '.join(cells)} | {each} |")
 
 
 def show_bars(judged: Sequence[Bar]) -> None:

@@ -134,6 +134,7 @@ class Bench:
         """Return what a document of results says of the model and its surroundings."""
         return {
             "fingerprint": fingerprint(self.family.attention(self.model)),
+            "operators_revision": OPERATORS_REVISION,
             "frames": self.frames,
             "environment": environment(),
         }
@@ -154,6 +155,15 @@ def effect(schedule: Schedule, layout: TokenLayout) -> str:
             ]
         )
     return json.dumps(parts)
+
+
+def factors(schedule: Schedule) -> str:
+    """Return a schedule's factors in one line: query/key-value, ~ where patches are thinned."""
+    return " ".join(
+        f"{rule.query}/{rule.key_value}"
+        + "~" * ((rule.operators or schedule.operators).key_value == "token_stride")
+        for rule in schedule.layers
+    )
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -17,13 +17,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from measured import add_arguments, bench
+from measured import add_arguments, bench, factors
 from scipy.stats import rankdata
 
 from calibrate.objective import Objective, Source, score
@@ -285,7 +285,7 @@ def main() -> None:
         "collapsed": [[name, guard, count] for (name, guard), count in sorted(guarded.items())],
         "schedules": {
             name: {
-                "schedule": asdict(todo[name]),
+                "factors": factors(todo[name]),
                 **{
                     figure: float(table(runs, [name], call).mean())
                     for figure, call in predictors().items()
