@@ -1,4 +1,4 @@
-"""What a benchmark does to a model, by name: dense, wall, paper, uniform:4:16, fastvggt, a profile.
+"""What a benchmark does to a model: dense, wall, paper, two factors, fastvggt, a profile.
 
 Every treatment comes with the family's memory saver, dense and wall too, so that a speed-up is one
 over the best dense run and not over a wasteful one.
@@ -15,14 +15,18 @@ from ..errors import ScheduleError
 from ..families import Family, detect, unwrap
 from ..handle import Handle
 from ..patching import apply
-from ..schedule import PAPER_SENSITIVE_LAYERS, Schedule, paper_schedule
+from ..schedule import PAPER_SENSITIVE_LAYERS, Operators, Schedule, paper_schedule
 from ..wall import apply_wall
 from .fastvggt import apply_fastvggt
 
 ACCEPTED = (
-    "dense, wall, paper, fastvggt, uniform:QUERY:KEY_VALUE (such as uniform:4:16), a shipped "
-    "profile's name, or a profile's path (with a separator, or ending in .json)"
+    "dense, wall, paper, fastvggt, uniform:QUERY:KEY_VALUE (such as uniform:4:16), "
+    "token_stride:QUERY:KEY_VALUE (likewise with mass correction), a shipped profile's name, or a "
+    "profile's path (with a separator, or ending in .json)"
 )
+
+THINNED = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+"""Operators of ``token_stride``; those of ``uniform`` are the paper's."""
 
 REFERENCE_SENSITIVE = (1, 2, 6)
 """Sensitive layers of the reference model, for its `paper` schedule. The paper does not cover this
@@ -87,6 +91,8 @@ def _putter(
         schedule = _paper(family, depth, sensitive)
     elif name.startswith("uniform"):
         schedule = Schedule.uniform(depth, *_factors(name))
+    elif name.startswith("token_stride"):
+        schedule = Schedule.uniform(depth, *_factors(name), operators=THINNED)
     elif name.endswith(".json") or "/" in name or "\\" in name or name in _shipped():
         return lambda model: apply(model, name, family=family)
     else:
@@ -115,7 +121,7 @@ def _factors(name: str) -> tuple[int, int]:
     parts = name.split(":")[1:]
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise ScheduleError(
-            f"schedule '{name}', expected uniform:QUERY:KEY_VALUE with two integers of at least 1, "
-            "such as uniform:4:16"
+            f"schedule '{name}', expected {name.partition(':')[0]}:QUERY:KEY_VALUE with two "
+            "integers of at least 1, such as uniform:4:16"
         )
     return int(parts[0]), int(parts[1])

@@ -46,7 +46,8 @@ def add_bench(commands: Subparsers) -> None:
         type=_names,
         default=SCHEDULES,
         metavar="A,B",
-        help="dense, wall, paper, fastvggt, uniform:QUERY:KEY_VALUE, profiles "
+        help="dense, wall, paper, fastvggt, uniform:QUERY:KEY_VALUE, "
+        "token_stride:QUERY:KEY_VALUE, profiles "
         f"(default: {','.join(SCHEDULES)})",
     )
     command.add_argument(

@@ -130,6 +130,14 @@ def test_wall_has_no_products_and_the_peer_fewer_tokens(model: nn.Module) -> Non
     assert seen.ms["matching"] > 0
 
 
+def test_token_stride_is_mass_corrected(model: nn.Module) -> None:
+    (treatment,) = treatments(("token_stride:1:2",), model)
+    with treatment.put_on(model) as handle:
+        seen = record(model, torch.rand(6, 3, 16, 16))
+    assert handle.schedule.operators.mass_correction == 1
+    assert seen.biased == (True, True)
+
+
 def test_bare_attention_computes_the_same_products(model: nn.Module) -> None:
     images = torch.rand(6, 3, 16, 16)
     (treatment,) = treatments(("uniform:2:3",), model)
@@ -183,6 +191,7 @@ def test_another_failure_is_raised_and_leaves_the_model_alone(
         ("uniform:4", "expected uniform:QUERY:KEY_VALUE"),
         ("uniform:0:2", "query factor is 0"),
         ("uniform:2:-1", "expected uniform:QUERY:KEY_VALUE"),
+        ("token_stride:2", "expected token_stride:QUERY:KEY_VALUE"),
     ],
 )
 def test_names_that_are_none(model: nn.Module, name: str, message: str) -> None:
