@@ -15,8 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = """examples:
   calibrate --budget 2.5x
         the reference model on rendered clips, 2.5 times as fast as dense
-  calibrate --budget 30ms --model my_package.models:make_vggt --clip walk.mp4 --target-frames 500
-        a model of yours on your footage: clips of 500 frames in 15 s
+  calibrate --budget 30ms --model vggt:facebook/VGGT-1B --clip walk.mp4 --target-frames 500
+        VGGT on your footage: clips of 500 frames in 15 s
   calibrate --budget 25% --from reference-2.5x.json
         another budget from what a profile has measured already, in seconds
 
@@ -83,7 +83,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--model",
         default="reference",
         metavar="NAME",
-        help="reference, reference:random or package.module:factory (default: reference)",
+        help="reference; vggt, pi3, da3 or omega with :WEIGHTS (a checkpoint or a name on Hugging "
+        "Face) or :random; or package.module:factory (default: reference)",
     )
     group.add_argument(
         "--clip",

@@ -46,6 +46,9 @@ from .table_cache import table_key
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .verify import time_beside_the_wall
 
+UNREST = 0.1
+"""Spread of timings above which the user is told."""
+
 
 def calibrate(
     model: nn.Module,
@@ -155,6 +158,11 @@ def _run(job: Job, split: Split) -> Calibration:
         progress=job.progress,
     )
     job.say(str(table.report))
+    if table.unrest > UNREST:
+        job.say(
+            f"timings of the same pass differ by {table.unrest:.0%}: the machine is busy, and what "
+            "is measured will hold only roughly"
+        )
     if table.dense_extrapolated:
         job.say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
     shortest = min(split.clips, key=lambda clip: clip.frames)

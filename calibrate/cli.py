@@ -86,13 +86,14 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     import torch
 
     from spark3r.families import detect
-    from spark3r.loading import load_model
+    from spark3r.loading import about, load_model
 
     from .calibration import plan, run
     from .from_profile import run_from
     from .progress import Reporter
     from .settings import Settings
 
+    known = about(options.model)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     model = load_model(options.model, options.device, dtype)
     family = detect(model)
@@ -109,8 +110,11 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
         resume=options.resume,
         cache=_cache_folder(),
         name=options.model,
+        weights=known.weights,
     )
     with Reporter(quiet=options.quiet) as reporter:
+        if known.notice:
+            reporter.say(known.notice)
         patch_size = family.facts(model).get("patch_size", 8)
         split = _split(options, family, patch_size, reporter)
         progress, say = reporter.progress, reporter.say

@@ -6,6 +6,7 @@ target length. The global layers of a model are alike, so the first one stands f
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,6 +75,12 @@ class LatencyTable:
     dense_extrapolated: bool
     wall_ms: float
     known_error: float = 0.0
+
+    @property
+    def unrest(self) -> float:
+        """How much timings of the same pass differ, as a share: the median over passes."""
+        shares = [each.spread_ms / each.median_ms for each in self.passes.values() if each.n > 1]
+        return statistics.median(shares) if shares else 0.0
 
     @property
     def largest_error(self) -> float:

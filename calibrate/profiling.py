@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -23,6 +24,7 @@ from .settings import (
     QUERY_FACTORS,
     Job,
 )
+from .steps import Samples
 from .table_cache import cached_table, table_key
 
 
@@ -42,22 +44,33 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
 
 
 def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
-    """Return the sensitivities around dense, on the first of the clips."""
+    """Return the sensitivities around dense, on the first of the clips.
+
+    Each layer is kept on disk as soon as it is measured, so that an interrupted run goes on there.
+    """
     few = dense.first(PROBED_CLIPS)
+    key = _key(job, few, OPERATORS, point=(1, 1))
+    tables = []
+    for layer in range(job.depth):
 
-    def measure() -> pd.DataFrame:
-        return probe(
-            job.model,
-            few,
-            OPERATORS,
-            query_factors=QUERY_FACTORS,
-            key_value_factors=KEY_VALUE_FACTORS,
-            objective=job.settings.objective,
-            family=job.family,
-            progress=lambda done, total: job.progress("sensitivity", done, total),
-        )
+        def progress(done: int, total: int, layer: int = layer) -> None:
+            job.progress("sensitivity", layer * total + done, job.depth * total)
 
-    return _cached(job, few, OPERATORS, measure, point=(1, 1))
+        def measure(layer: int = layer, progress: Samples = progress) -> pd.DataFrame:
+            return probe(
+                job.model,
+                few,
+                OPERATORS,
+                query_factors=QUERY_FACTORS,
+                key_value_factors=KEY_VALUE_FACTORS,
+                layers=(layer,),
+                objective=job.settings.objective,
+                family=job.family,
+                progress=progress,
+            )
+
+        tables.append(_cached(job, key and {**key, "layer": layer}, measure))
+    return pd.concat(tables, ignore_index=True)
 
 
 def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, ...]:
@@ -85,23 +98,20 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
             progress=lambda done, total: job.progress("paper's probe", done, total),
         )
 
-    table = _cached(job, few, OPERATORS[:1], measure, point=(1, point))
+    table = _cached(job, _key(job, few, OPERATORS[:1], point=(1, point)), measure)
     try:
         return sensitive_layers(table)
     except SensitivityError:  # no ground truth: judged by what there is
         return sensitive_layers(table, (f"{job.source}.log_ratio", "deviation.trajectory_step_deg"))
 
 
-def _cached(
-    job: Job,
-    dense: DenseRuns,
-    operators: Sequence[Operators],
-    measure: Callable[[], pd.DataFrame],
-    point: tuple[int, int],
-) -> pd.DataFrame:
+def _key(
+    job: Job, dense: DenseRuns, operators: Sequence[Operators], point: tuple[int, int]
+) -> dict[str, Any] | None:
+    """Return what a table depends on, None where none is kept."""
     if job.settings.cache is None:
-        return measure()
-    key = table_key(
+        return None
+    return table_key(
         job.model,
         dense.clips,
         operators,
@@ -111,4 +121,11 @@ def _cached(
         point=point,
         objective=job.settings.objective,
     )
+
+
+def _cached(
+    job: Job, key: Mapping[str, Any] | None, measure: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    if job.settings.cache is None or key is None:
+        return measure()
     return cached_table(job.settings.cache, key, measure)
