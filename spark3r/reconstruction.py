@@ -125,7 +125,10 @@ def _timed(model: nn.Module, clip: Clip, family: Family, dtype: str) -> Run:
 
     kind = images.device.type
     try:
-        with torch.autocast(kind, getattr(torch, dtype), enabled=dtype != "float32"):
+        with (
+            _without_upstream_warnings(),
+            torch.autocast(kind, getattr(torch, dtype), enabled=dtype != "float32"),
+        ):
             peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
     except Exception as error:
         if is_out_of_memory(error):
@@ -144,12 +147,22 @@ def _timed(model: nn.Module, clip: Clip, family: Family, dtype: str) -> Run:
 
 
 @contextmanager
+def _without_upstream_warnings() -> Iterator[None]:
+    """Let spark3r's warnings pass, and none of the model's own, which the user cannot mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Spark3rWarning)
+        yield
+
+
+@contextmanager
 def _notes(say: Say) -> Iterator[list[str]]:
-    """Collect what spark3r warns of and say it when the block ends; upstream's own is dropped."""
+    """Collect what spark3r warns of, and say it when the block ends."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Spark3rWarning)
         yield notes
-    notes += [str(each.message) for each in caught if isinstance(each.message, Spark3rWarning)]
+    notes += [str(each.message) for each in caught]
     for note in notes:
         say(f"note: {note}")

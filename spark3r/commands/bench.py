@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Spark3rError
 from ..tables import print_table
-from .arguments import add_json, parse_count, parse_grid
+from .arguments import add_json, add_model, parse_count, parse_grid
 
 if TYPE_CHECKING:
     from ..benchmark import Benchmark
@@ -33,7 +33,7 @@ def add_bench(commands: Subparsers) -> None:
         "measured in turns, each with the family's memory saver.",
         allow_abbrev=False,
     )
-    command.add_argument("--model", default="reference", metavar="NAME", help="as for check")
+    add_model(command, default="reference")
     command.add_argument(
         "--frames",
         type=_counts,
@@ -108,11 +108,14 @@ def _bench(options: argparse.Namespace) -> int:
     import torch
 
     from ..benchmark import bench
-    from ..loading import load_model
+    from ..loading import about, load_model
 
     device = _device(options.device)
     if options.cpu_time and device != "cpu":
         raise Spark3rError(f"--cpu-time says nothing of what device '{device}' does: leave it out")
+    told = about(options.model)
+    if told.notice:
+        print(f"spark3r: {told.notice}", file=sys.stderr, flush=True)
     model = load_model(options.model, device, getattr(torch, options.dtype))
     result = bench(
         model,
