@@ -39,7 +39,7 @@ from .result import Calibration, as_budget, dense_result
 from .search import Found, Score, Trial, search
 from .selection import trade_off
 from .settings import OPERATORS, Job, Settings, make_job
-from .settling import Settled, settle
+from .settling import Means, Settled, settle
 from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .table_cache import table_key
@@ -214,7 +214,7 @@ def _run(job: Job, split: Split) -> Calibration:
         raise Spark3rError(_nothing_ran(found, problem))
     if found.interrupted:
         job.say("interrupted: the best so far is verified and exported, the study is kept")
-    settled = settle(job, judge, problem, found, dense, images, searched)
+    settled = settle(Means(job, judge, dense, images, searched), problem, found)
     if budget is None:
         budget = as_budget(settings, settled.decision.chosen.trial, frames, table, cheapest_ms)
     return _result(job, split, table, budget, settled, judge, dense)

@@ -1,9 +1,10 @@
-"""Progress on stderr: bars with the time left on a terminal, one line per step elsewhere."""
+"""Progress on stderr: bars with the time left on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -17,17 +18,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+EVERY_S = 15.0
+"""Seconds between two lines of one step, where there are no bars."""
+
 
 class Reporter:
     """Shows steps and lines; as a context manager it clears up behind itself.
 
     Args:
         quiet: Show nothing.
+        clock: Seconds; replaced in tests.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._begin = time.monotonic()
+    def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet, self._clock = quiet, clock
+        self._begin = clock()
+        self._begun: dict[str, float] = {}
+        self._told: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._finished: set[str] = set()
         self._bars: Progress | None = None
@@ -64,10 +71,8 @@ class Reporter:
             if step not in self._tasks:
                 self._tasks[step] = self._bars.add_task(step, total=total)
             self._bars.update(self._tasks[step], completed=done, total=total)
-        elif done == total and step not in self._finished:
-            self._finished.add(step)
-            taken_s = time.monotonic() - self._begin
-            print(f"[{taken_s:6.1f} s] {step}: {done} of {total}", file=sys.stderr, flush=True)
+        else:
+            self._tell(step, done, total)
 
     def say(self, line: str) -> None:
         """Show a line."""
@@ -77,3 +82,18 @@ class Reporter:
             self._bars.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def _tell(self, step: str, done: int, total: int) -> None:
+        """Print a line when a step is done, and every `EVERY_S` with the time that is left."""
+        now = self._clock()
+        begun = self._begun.setdefault(step, now)
+        last = self._told.setdefault(step, now)
+        if step in self._finished or (done < total and now - last < EVERY_S):
+            return
+        self._told[step] = now
+        line = f"[{now - self._begin:6.1f} s] {step}: {done} of {total}"
+        if done == total:
+            self._finished.add(step)
+        elif done:
+            line += f", about {(now - begun) * (total - done) / done:.0f} s left"
+        print(line, file=sys.stderr, flush=True)

@@ -57,15 +57,26 @@ class Settled:
     interrupted: bool = False
 
 
-def settle(
-    job: Job,
-    judge: Judge,
-    problem: Problem,
-    found: Found,
-    dense: Mapping[str, DenseRuns],
-    images: Tensor,
-    searched: Searched,
-) -> Settled:
+@dataclass(frozen=True)
+class Means:
+    """What settling works with.
+
+    Attributes:
+        job: The job.
+        judge: Runs and scores.
+        dense: Dense runs by role.
+        images: A clip of the target length, ``[S, 3, H, W]``.
+        searched: Goes on with the search.
+    """
+
+    job: Job
+    judge: Judge
+    dense: Mapping[str, DenseRuns]
+    images: Tensor
+    searched: Searched
+
+
+def settle(means: Means, problem: Problem, found: Found) -> Settled:
     """Choose the schedule to export, and verify it and its rivals.
 
     A schedule that is measured more than `OVER` above the budget, or leaves more than `SLACK` of it
@@ -75,37 +86,28 @@ def settle(
     After Ctrl-C the best of the search is verified alone; a second one goes through.
 
     Args:
-        job: The job.
-        judge: Runs and scores.
+        means: What to do it with.
         problem: What was searched.
         found: The trials.
-        dense: Dense runs by role.
-        images: A clip of the target length, ``[S, 3, H, W]``.
-        searched: Goes on with the search.
     """
     try:
-        return _settle(job, judge, problem, found, dense, images, searched)
+        return _settle(means, problem, found)
     except KeyboardInterrupt:
-        job.say("interrupted: the best so far is verified alone and exported, the study is kept")
+        means.job.say(
+            "interrupted: the best so far is verified alone and exported, the study is kept"
+        )
         decision = best_so_far(found)
-        latencies = _timed(job, judge, decision, images, "verification of the best")
-        verified = verify(judge, decision, dense["held out"], latencies)
+        latencies = _timed(means, decision, "verification of the best")
+        verified = verify(means.judge, decision, means.dense["held out"], latencies)
         return Settled(problem, found, decision, verified, interrupted=True)
 
 
-def _settle(
-    job: Job,
-    judge: Judge,
-    problem: Problem,
-    found: Found,
-    dense: Mapping[str, DenseRuns],
-    images: Tensor,
-    searched: Searched,
-) -> Settled:
+def _settle(means: Means, problem: Problem, found: Found) -> Settled:
+    job, judge, dense = means.job, means.judge, means.dense
     progress = partial(job.progress, "selection")
     candidates = finalists(found, judge, dense["selection"], progress)
     decision = choose(candidates, problem.goal) if candidates else best_so_far(found)
-    latencies = _timed(job, judge, decision, images, "latency of finalists")
+    latencies = _timed(means, decision, "latency of finalists")
     missed = _missed(job, problem, decision, latencies)
     if missed is not None:
         chosen = decision.chosen
@@ -121,28 +123,26 @@ def _settle(
         proposals = [trial for trial in found.ranked() if trial.parameters]
         knapsack = [trial for trial in proposals if kind_of(trial) == "knapsack"]
         again = corrected.solved_again([*knapsack, *proposals[:SOLVED_AGAIN]])
-        more = searched(corrected, trials=0, others=again)
+        more = means.searched(corrected, trials=0, others=again)
         if more.ranked():
             problem, found = corrected, replace(more, interrupted=found.interrupted)
             candidates = finalists(
                 found, judge, dense["selection"], partial(job.progress, "selection, corrected")
             )
             decision = choose(candidates, problem.goal)
-            latencies = _timed(job, judge, decision, images, "latency, corrected")
+            latencies = _timed(means, decision, "latency, corrected")
     progress = partial(job.progress, "verification")
     verified = verify(judge, decision, dense["held out"], latencies, progress)
     return Settled(problem, found, decision, verified)
 
 
-def _timed(
-    job: Job, judge: Judge, decision: Decision, images: Tensor, step: str
-) -> dict[str, Latency]:
+def _timed(means: Means, decision: Decision, step: str) -> dict[str, Latency]:
     return time_beside_the_wall(
-        judge,
+        means.judge,
         {each.kind: each.trial.schedule for each in decision.finalists},
-        images,
-        limit_s=2 * job.settings.timing_s,
-        progress=partial(job.progress, step),
+        means.images,
+        limit_s=2 * means.job.settings.timing_s,
+        progress=partial(means.job.progress, step),
     )
 
 
