@@ -2,7 +2,8 @@
 
     python profiles/generate.py
 
-Nothing here is measured: the schedules are those of the Spark3R paper, or follow a stated rule.
+Nothing that this makes is measured: the schedules are those of the Spark3R paper, or follow a stated
+rule. Measured profiles in this folder are made by `calibrate` and only listed in the table.
 """
 
 from __future__ import annotations
@@ -109,18 +110,35 @@ def shipped_profiles() -> dict[str, Profile]:
     }
 
 
+def measured_profiles() -> dict[str, Profile]:
+    """Return the profiles in this folder that `calibrate` made."""
+    stored = {path.stem: Profile.load(path) for path in sorted(FOLDER.glob("*.json"))}
+    return {name: each for name, each in stored.items() if each.status == "measured"}
+
+
+def origin(profile: Profile) -> str:
+    """Return where a profile's schedules come from."""
+    if profile.status != "measured":
+        return str(profile.source)
+    return "; ".join(
+        f"{entry.device}, {entry.dtype}, {entry.frames} frames, {entry.date}"
+        for entry in profile.measurements
+    )
+
+
 def table(profiles: dict[str, Profile]) -> str:
     """Return the README of the folder."""
     lines = [
         "# Shipped profiles",
         "",
-        "Written by `python profiles/generate.py`; change that, not this.",
+        "Written by `python profiles/generate.py`; change that, not this. Measured ones are made by",
+        "`calibrate` and only listed.",
         "",
         "| profile | status | model | weights | global layers | source |",
         "|---|---|---|---|---|---|",
         *(
             f"| `{name}` | {STATUS_WORDS[profile.status]} | {profile.model.name} | "
-            f"`{profile.model.weights}` | {len(profile.model.global_layers)} | {profile.source} |"
+            f"`{profile.model.weights}` | {len(profile.model.global_layers)} | {origin(profile)} |"
             for name, profile in sorted(profiles.items())
         ),
         "",
@@ -136,7 +154,7 @@ def table(profiles: dict[str, Profile]) -> str:
 
 def contents() -> dict[str, str]:
     """Return the text of every generated file, by its path in this folder."""
-    profiles = shipped_profiles()
+    profiles = shipped_profiles() | measured_profiles()
     return {
         **{f"{name}.json": profile.text() for name, profile in profiles.items()},
         "README.md": table(profiles),
