@@ -2,8 +2,8 @@
 
     python profiles/generate.py
 
-Nothing that this makes is measured: the schedules are those of the Spark3R paper, or follow a stated
-rule. Measured profiles in this folder are made by `calibrate` and only listed in the table.
+Nothing that this makes is measured: the schedules are those of the Spark3R paper, or follow a
+stated rule. Measured profiles in this folder are made by `calibrate` and only listed in the table.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def table(profiles: dict[str, Profile]) -> str:
     lines = [
         "# Shipped profiles",
         "",
-        "Written by `python profiles/generate.py`; change that, not this. Measured ones are made by",
-        "`calibrate` and only listed.",
+        "Written by `python profiles/generate.py`; change that, not this. Measured ones are made",
+        "by `calibrate` and only listed.",
         "",
         "| profile | status | model | weights | global layers | source |",
         "|---|---|---|---|---|---|",
