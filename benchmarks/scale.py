@@ -127,7 +127,7 @@ def reference_bars(rows: Sequence[Row]) -> list[Bar]:
         if paper.peak_mb is not None and dense.peak_mb is not None:
             told = f"{paper.peak_mb:.0f} MB, dense {dense.peak_mb:.0f} MB"
             bars.append(
-                ("512 frames: peak memory below dense", paper.peak_mb < dense.peak_mb, told)
+                ("512 frames, paper: peak memory below dense", paper.peak_mb < dense.peak_mb, told)
             )
     if {128, 1024} <= set(lengths):
         exponent = growth_exponent(

@@ -1,0 +1,90 @@
+"""The bars of the committed runs are judged as they read."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import spark3r
+from spark3r.benchmark.parts import PARTS
+from spark3r.benchmark.result import Row
+
+FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if not (FOLDER / "scale.py").exists():
+        pytest.skip("benchmarks are not installed with the package")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("scale")
+
+
+def row(frames: int, schedule: str, ms: float, **changes: object) -> Row:
+    parts = dict.fromkeys(PARTS, 0.0) | {
+        "MLP": 0.96 * ms,
+        "matching": 0.02 * ms,
+        "merging": 0.02 * ms,
+    }
+    whole = Row(
+        frames, schedule, 69 * frames, ms, 1.0, 3, False, 100.0, 1.0, 1.0, 1.0, 100.0, 1.0, parts
+    )
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def rows() -> list[Row]:
+    found = []
+    for frames in (128, 512, 1024):
+        found += [
+            row(frames, "dense", 20.0 * frames, peak_mb=110.0),
+            row(frames, "wall", 2.0 * frames),
+            row(frames, "paper", 2.3 * frames),
+            row(frames, "fastvggt", 4.6 * frames),
+        ]
+    return found
+
+
+def judged(bars: list[tuple[str, bool, str]]) -> dict[str, bool]:
+    return {name: met for name, met, _ in bars}
+
+
+def test_bars_that_are_met(scale: ModuleType) -> None:
+    bars = judged(scale.reference_bars(rows()))
+    # 512 frames: 153.6 ms above the wall, allowed 1.3 x 100 + 0.05 x 1024
+    assert len(bars) == 7
+    assert all(bars.values())
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "broken"),
+    [
+        (6, {"ms": 1024 + 182.0}, "512 frames, paper: above the wall by 1.3 bare + 5 %"),
+        (6, {"peak_mb": 111.0}, "512 frames, paper: peak memory below dense"),
+        (10, {"ms": 4 * 2.3 * 1024}, "paper: growth exponent at most 1.10"),
+        (3, {"ms": 2.2 * 128}, "128 frames, paper: faster than fastvggt"),
+    ],
+)
+def test_a_bar_that_is_missed(
+    scale: ModuleType, index: int, changes: dict[str, float], broken: str
+) -> None:
+    changed = rows()
+    changed[index] = replace(changed[index], **changes)  # type: ignore[arg-type]
+    assert judged(scale.reference_bars(changed))[broken] is False
+
+
+def test_speed_up_as_a_share_of_the_largest(scale: ModuleType) -> None:
+    found = [row(64, "wall", 85.1), row(64, scale.DA3_SCHEDULE, 100.0)]
+    assert list(judged(scale.da3_bars(found)).values()) == [True]
+    found[0] = replace(found[0], ms=84.9)
+    assert list(judged(scale.da3_bars(found)).values()) == [False]
+
+
+def test_the_plot_is_drawn(scale: ModuleType, tmp_path: Path) -> None:
+    found = rows()
+    found[8] = replace(found[8], modelled=True)
+    scale.plot(found, tmp_path / "scale.png")
+    assert (tmp_path / "scale.png").read_bytes()[:4] == b"\x89PNG"
