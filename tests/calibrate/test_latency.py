@@ -12,9 +12,12 @@ import spark3r
 from calibrate.latency import TERMS, LatencyModel, terms
 from calibrate.latency_fit import LayerSample, PassSample, check_fit, fit
 from calibrate.latency_timing import (
+    LONG_S,
+    VERY_LONG_S,
     layer_grid,
     measure_latency,
     resolved_rules,
+    samples_to_take,
     time_layers,
     time_passes,
 )
@@ -294,3 +297,29 @@ def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_samples_follow_how_long_a_call_takes() -> None:
+    assert samples_to_take({"short": 0.1, "long": LONG_S, "very": VERY_LONG_S}, 0.0) == {
+        "short": 3,
+        "long": 2,
+        "very": 1,
+    }
+    assert samples_to_take({"a": 0.5, "b": 2.0}, 16.0) == {"a": 16, "b": 4}
+    assert samples_to_take({"a": 0.01}, None) == {"a": 20}
+
+
+def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:
+    schedule, other = Schedule.uniform(4, 1, 4), Schedule.uniform(4, 2, 8)
+    predicted = TRUTH.predict_ms(schedule, LAYOUT)
+    corrected = TRUTH.corrected(LAYOUT, 1.1 * TRUTH.wall_ms(LAYOUT), predicted, 1.3 * predicted)
+    assert corrected.wall_ms(LAYOUT) == pytest.approx(1.1 * TRUTH.wall_ms(LAYOUT))
+    assert corrected.predict_ms(schedule, LAYOUT) == pytest.approx(1.3 * predicted)
+    work = TRUTH.predict_ms(other, LAYOUT) - TRUTH.wall_ms(LAYOUT)
+    gain = (1.3 * predicted - 1.1 * TRUTH.wall_ms(LAYOUT)) / (predicted - TRUTH.wall_ms(LAYOUT))
+    assert corrected.predict_ms(other, LAYOUT) == pytest.approx(
+        1.1 * TRUTH.wall_ms(LAYOUT) + gain * work
+    )
+    # A schedule that takes no more than the wall says nothing of the terms.
+    unmoved = TRUTH.corrected(LAYOUT, TRUTH.wall_ms(LAYOUT), TRUTH.wall_ms(LAYOUT), 5.0)
+    assert unmoved.term_ms == TRUTH.term_ms

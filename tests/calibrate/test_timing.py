@@ -79,6 +79,19 @@ def test_a_long_call_is_warmed_up_once() -> None:
     assert len(clock.log) == 2
 
 
+def test_calls_with_fewer_samples_are_spread_over_the_rounds() -> None:
+    clock = FakeClock()
+    order: list[str] = []
+    calls = {name: clock.taking(name, 10) for name in ("slow", "fast")}
+    timed = interleaved(
+        calls, before=order.append, rounds={"slow": 2, "fast": 5}, warm_up_s=0, clock=clock
+    )
+    assert {name: latency.n for name, latency in timed.items()} == {"slow": 2, "fast": 5}
+    assert order == ["fast", "fast", "slow", "fast", "fast", "slow", "fast"]
+    with pytest.raises(ValueError, match="at least 1 for every call"):
+        interleaved(calls, rounds={"slow": 2})
+
+
 @pytest.mark.parametrize(("limit_s", "rounds"), [(None, 20), (0.095, 10), (0.0, MIN_ROUNDS)])
 def test_a_time_limit_ends_the_rounds(limit_s: float | None, rounds: int) -> None:
     clock = FakeClock()
