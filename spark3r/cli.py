@@ -20,6 +20,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 EXAMPLES = """examples:
   spark3r list
   spark3r show vggt-1b --frames 500
+  spark3r run --clip tour.mp4 --frames 100 --output out
   spark3r check my_profile.json --model my_package.models:make_vggt
 """
 
