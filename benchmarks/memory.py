@@ -22,7 +22,7 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -59,12 +59,16 @@ MODES = ("dense", "saver", "reduced")
 
 
 class Count(TorchDispatchMode):
-    """Adds up the bytes of tensors alive, and keeps the most there were."""
+    """Adds up the bytes of tensors alive, and keeps the most there were.
 
-    def __init__(self) -> None:
+    Args:
+        before: Tensors that were there already, whose views are not new.
+    """
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.alive = self.peak = 0
-        self._seen: set[int] = set()
+        self._seen = {tensor.untyped_storage()._cdata for tensor in before}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -102,7 +106,8 @@ class FusedAttention(TorchFunctionMode):
 
 def counted(model: nn.Module, clip: torch.Tensor) -> float:
     """Return the peak of what a pass makes, its result among it, in MB."""
-    with torch.no_grad(), Count() as count:
+    there = (*model.parameters(), *model.buffers(), clip)
+    with torch.no_grad(), Count(there) as count:
         model(clip)
     return count.peak / 1e6
 

@@ -51,6 +51,7 @@ _DA3 = ("depth_anything_3", "addict", "omegaconf", "einops")
 ALL_CASES = (
     Case("vggt-stand-in", "vggt", stand_ins.Vggt, 3),
     Case("pi3-stand-in", "pi3", stand_ins.Pi3, 3),
+    Case("pi3x-stand-in", "pi3", stand_ins.Pi3X, 3),
     Case("da3-stand-in", "da3", stand_ins.Da3, 3),
     Case("omega-stand-in", "omega", stand_ins.Omega, 3, patch_size=16),
     Case("vggt-upstream", "vggt", upstream.vggt, 4, ("vggt", "huggingface_hub", "einops")),

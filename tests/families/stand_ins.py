@@ -119,6 +119,40 @@ class Pi3(nn.Module):
         }
 
 
+class Pi3X(Pi3):
+    """π³ with what Pi3X adds: cross-frame attention of its own that a schedule must leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pose_inject_blk = nn.ModuleList(Block(Pi3Attention(self.rope)) for _ in range(2))
+        self.metric_decoder = Block(Pi3Attention())
+        self.poses: Tensor | None = None
+
+    def decode(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
+        hook = self.decoder[1].register_forward_hook(self._inject)
+        try:
+            return super().decode(hidden, frames, height, width)
+        finally:
+            hook.remove()
+
+    def _inject(self, block: nn.Module, args: Any, hidden: Tensor) -> Tensor:
+        if self.poses is None:
+            return hidden
+        token = self.poses.flatten(2)[..., :1].repeat_interleave(
+            hidden.shape[1] // self.poses.shape[1], dim=1
+        )
+        for inject in self.pose_inject_blk:
+            hidden = hidden + token * inject(hidden)
+        return hidden
+
+    def forward(self, imgs: Tensor, poses: Tensor | None = None) -> dict[str, Tensor]:
+        self.poses = poses
+        output = super().forward(imgs)
+        tokens = output["local_points"].flatten(1, 3)[:, :60].repeat(1, 1, WIDTH)[..., :WIDTH]
+        output["metric"] = self.metric_decoder(tokens).mean((1, 2)).exp()
+        return output
+
+
 class DinoVisionTransformer(nn.Module):
     def __init__(self, alt_start: int = 2, blocks: int = 8) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -46,7 +47,7 @@ def vggt() -> nn.Module:
     return model
 
 
-def _pi3_trunk(model: Any) -> None:
+def _pi3_trunk(model: Any, width: int = 64, blocks: int = 6) -> None:
     from pi3.models.dinov2.layers import MemEffAttention, Mlp, NestedTensorBlock
     from pi3.models.dinov2.models.vision_transformer import DinoVisionTransformer
     from pi3.models.layers.attention import FlashAttentionRope
@@ -58,7 +59,7 @@ def _pi3_trunk(model: Any) -> None:
     model.encoder = DinoVisionTransformer(
         img_size=56,
         patch_size=14,
-        embed_dim=64,
+        embed_dim=width,
         depth=1,
         num_heads=4,
         mlp_ratio=2,
@@ -70,11 +71,11 @@ def _pi3_trunk(model: Any) -> None:
         interpolate_offset=0.1,
     )
     del model.encoder.mask_token
-    model.patch_size, model.patch_start_idx, model.dec_embed_dim = 14, 5, 64
+    model.patch_size, model.patch_start_idx, model.dec_embed_dim = 14, 5, width
     model.rope, model.position_getter = RoPE2D(freq=100), PositionGetter()
     model.decoder = nn.ModuleList(
         BlockRope(
-            dim=64,
+            dim=width,
             num_heads=4,
             mlp_ratio=2,
             qkv_bias=True,
@@ -86,11 +87,16 @@ def _pi3_trunk(model: Any) -> None:
             attn_class=FlashAttentionRope,
             rope=model.rope,
         )
-        for _ in range(6)
+        for _ in range(blocks)
     )
-    model.register_token = nn.Parameter(1e-6 * torch.randn(1, 1, 5, 64))
+    model.register_token = nn.Parameter(1e-6 * torch.randn(1, 1, 5, width))
     decoder = partial(
-        TransformerDecoder, in_dim=128, dec_embed_dim=64, dec_num_heads=4, depth=1, rope=model.rope
+        TransformerDecoder,
+        in_dim=2 * width,
+        dec_embed_dim=width,
+        dec_num_heads=4,
+        depth=1,
+        rope=model.rope,
     )
     model.point_decoder, model.conf_decoder = decoder(out_dim=64), decoder(out_dim=64)
     model.camera_decoder, model.camera_head = decoder(out_dim=64), CameraHead(dim=64)
@@ -110,13 +116,13 @@ def pi3() -> nn.Module:
     return model
 
 
-def pi3x() -> nn.Module:
+def pi3x(width: int = 64, blocks: int = 6) -> Any:
     from pi3.models.layers.conv_head import ConvHead
     from pi3.models.layers.transformer_head import ContextOnlyTransformerDecoder
     from pi3.models.pi3x import Pi3X
 
     model = _bare(Pi3X)
-    _pi3_trunk(model)
+    _pi3_trunk(model, width, blocks)
     model.use_multimodal = False
     dense = partial(
         ConvHead,
@@ -134,11 +140,30 @@ def pi3x() -> nn.Module:
         using_uv=True,
     )
     model.point_head, model.conf_head = dense(dim_out=[2, 1]), dense(dim_out=[1])
-    model.metric_token = nn.Parameter(1e-6 * torch.randn(1, 1, 128))
+    model.metric_token = nn.Parameter(1e-6 * torch.randn(1, 1, 2 * width))
     model.metric_decoder = ContextOnlyTransformerDecoder(
-        in_dim=128, dec_embed_dim=32, dec_num_heads=2, out_dim=32, rope=model.rope
+        in_dim=2 * width, dec_embed_dim=32, dec_num_heads=2, out_dim=32, rope=model.rope
     )
     model.metric_head = nn.Linear(32, 1)
+    return model
+
+
+def pi3x_with_poses() -> nn.Module:
+    """Return Pi3X with its pose injection, for which upstream fixes the width at 1024."""
+    from pi3.models.dinov2.layers import PatchEmbed
+    from pi3.models.layers.block import PoseInjectBlock
+
+    width = 1024
+    model = pi3x(width, blocks=4)
+    model.use_multimodal = True
+    embed = partial(PatchEmbed, img_size=56, patch_size=14, in_chans=2, embed_dim=width)
+    model.depth_encoder, model.ray_embed = deepcopy(model.encoder), embed()
+    model.depth_encoder.patch_embed = embed()
+    model.depth_emb = nn.Parameter(torch.zeros(1, 1, width))
+    model.pose_inject_blk = nn.ModuleList(
+        PoseInjectBlock(dim=width, num_heads=width // 16, qk_norm=True, init_values=0.01)
+        for _ in range(1)
+    )
     return model
 
 
