@@ -1,0 +1,54 @@
+"""A patched model in other precisions, with gradients, and without memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_images, make_model
+from patched import FAITHFUL, depth
+
+import spark3r
+
+
+def test_autocast_runs_reduced(model):
+    images = make_images(8)
+    spark3r.apply(model, FAITHFUL)
+    full = depth(model, images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = depth(model, images)
+    assert low.isfinite().all()
+    torch.testing.assert_close(low.float(), full, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_patched_model_runs_in_other_precisions(model, dtype):
+    images = make_images(8)
+    spark3r.apply(model, FAITHFUL)
+    full = depth(model, images)
+    other = depth(model.to(dtype), images)
+    tolerance = 1e-4 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(other.float(), full, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_of_the_patched_model_are_those_of_finite_differences():
+    model = make_model(seed=3).double()
+    spark3r.apply(model, FAITHFUL)
+    images = make_images(6, 16, 16).double()
+    weight = model.aggregator.global_blocks[0].attn.qkv.weight
+    direction = torch.randn_like(weight)
+    model(images)["depth"].sum().backward()
+    analytic = float((weight.grad * direction).sum())
+    step = 1e-3
+    with torch.no_grad():
+        weight += step * direction
+        above = depth(model, images).double().sum()
+        weight -= 2 * step * direction
+        below = depth(model, images).double().sum()
+    # The outputs are float32, whatever the model: hence the wide step and tolerance.
+    assert float(above - below) / (2 * step) == pytest.approx(analytic, rel=0.02)
+
+
+def test_the_patched_model_runs_on_the_meta_device(model):
+    spark3r.apply(model, FAITHFUL)
+    output = model.to("meta")(torch.empty(6, 3, 24, 16, device="meta"))
+    assert output["depth"].shape == (1, 6, 24, 16, 1)
