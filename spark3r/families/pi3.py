@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import LayoutError
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction import KeySelection, attend, select
@@ -28,6 +27,7 @@ from .projection import join, project
 from .rotary import rotate, without_waiting
 from .structure import (
     attentions,
+    clip_images,
     has,
     is_fused_attention,
     refuse_argument,
@@ -66,11 +66,7 @@ def _attention(root: Any) -> dict[str, nn.Module]:
 
 
 def _layout(root: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, TokenLayout]:
-    images = args[0] if args else kwargs["imgs"]
-    if images.ndim != 5:
-        raise LayoutError(
-            f"the model was given images of shape {list(images.shape)}, expected [B, N, 3, H, W]"
-        )
+    images = clip_images(args, kwargs, "imgs", "model")
     height, width = images.shape[3] // root.patch_size, images.shape[4] // root.patch_size
     getter = getattr(root, "position_getter", None)
     if getter is not None:

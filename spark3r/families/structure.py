@@ -134,9 +134,15 @@ def clip_images(
         entry: What to call it in an error.
 
     Raises:
-        LayoutError: If they have another number of dimensions.
+        LayoutError: If they are missing, no tensor, or have another number of dimensions.
     """
-    images: Tensor = args[0] if args else kwargs[keyword]
+    images = args[0] if args else kwargs.get(keyword)
+    if not isinstance(images, Tensor):
+        given = "no images" if images is None else f"images of type {type(images).__name__}"
+        raise LayoutError(
+            f"the {entry} was given {given}, expected a tensor [B, S, 3, H, W] "
+            f"as its first argument or as {keyword}="
+        )
     if images.ndim != 5:
         raise LayoutError(
             f"the {entry} was given images of shape {list(images.shape)}, expected [B, S, 3, H, W]"

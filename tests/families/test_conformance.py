@@ -245,9 +245,18 @@ def test_a_clip_without_batch_dimension_is_refused_or_works(case: Case, model: n
     entry = detect(model).entry(model)
     with (
         spark3r.apply(model, reducing(case.layers)),
-        pytest.raises(spark3r.LayoutError, match=r"expected \[B, [SN], 3, H, W\]"),
+        pytest.raises(spark3r.LayoutError, match=r"expected \[B, S, 3, H, W\]"),
     ):
         run(entry, images(case, 3)[0])
+
+
+def test_what_is_no_clip_is_named(case: Case, model: nn.Module) -> None:
+    entry: Any = detect(model).entry(model)
+    with spark3r.apply(model, reducing(case.layers)), torch.no_grad():
+        with pytest.raises(spark3r.LayoutError, match="given images of type list, expected a ten"):
+            entry([images(case, 3)])
+        with pytest.raises(spark3r.LayoutError, match="was given no images, expected a tensor"):
+            entry()
 
 
 def _state(model: nn.Module) -> list[Any]:
