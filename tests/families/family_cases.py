@@ -47,7 +47,7 @@ class Case:
         return self.name
 
 
-_DA3 = ("depth_anything_3", "addict", "omegaconf", "einops")
+DA3_PACKAGES = ("depth_anything_3", "addict", "omegaconf", "einops")
 ALL_CASES = (
     Case("vggt-stand-in", "vggt", stand_ins.Vggt, 3),
     Case("pi3-stand-in", "pi3", stand_ins.Pi3, 3),
@@ -57,8 +57,8 @@ ALL_CASES = (
     Case("vggt-upstream", "vggt", upstream.vggt, 4, ("vggt", "huggingface_hub", "einops")),
     Case("pi3-upstream", "pi3", upstream.pi3, 3, ("pi3", "huggingface_hub")),
     Case("pi3x-upstream", "pi3", upstream.pi3x, 3, ("pi3", "huggingface_hub")),
-    Case("da3-tiny-upstream", "da3", upstream.da3_tiny, 3, _DA3),
-    Case("da3-small-upstream", "da3", upstream.da3_small, 4, _DA3),
+    Case("da3-tiny-upstream", "da3", upstream.da3_tiny, 3, DA3_PACKAGES),
+    Case("da3-small-upstream", "da3", upstream.da3_small, 4, DA3_PACKAGES),
     Case("omega-upstream", "omega", upstream.omega, 5, ("vggt_omega",), 16),
 )
 

@@ -8,11 +8,22 @@ from typing import Any
 import pytest
 import stand_ins
 import torch
-from family_cases import CASES, Case, build, difference, images, reducing, run
+import upstream_models as upstream
+from family_cases import (
+    CASES,
+    DA3_PACKAGES,
+    Case,
+    build,
+    difference,
+    images,
+    missing,
+    reducing,
+    run,
+)
 from torch import Tensor, nn
 
 import spark3r
-from spark3r import TokenLayout
+from spark3r import Schedule, TokenLayout
 from spark3r.families import Family, detect
 
 DA3 = [case for case in CASES if case.family == "da3"]
@@ -69,6 +80,25 @@ def test_api_object_and_nested_network() -> None:
             assert handle.layers[0] == "model.backbone.pretrained.blocks.3.attn"
             assert difference(api.inference(clip), dense) > 1e-6
             assert difference(api.inference(clip), api(clip)) == 0.0
+
+
+NESTED = Case("da3-nested-upstream", "da3", upstream.da3_nested, 3, DA3_PACKAGES)
+
+
+@pytest.mark.skipif(bool(missing(NESTED)), reason="NOT VERIFIED: Depth-Anything-3 is missing")
+def test_upstream_nested_network_is_reduced_in_its_any_view_branch() -> None:
+    model, clip = build(NESTED), images(NESTED, 6)
+    dense = run(model, clip)
+    metric = run(model.get_submodule("da3_metric"), clip)
+    with spark3r.apply(model, Schedule.dense(3)):
+        assert difference(run(model, clip), dense) == 0.0
+    with spark3r.apply(model, reducing(3)) as handle:
+        assert all(name.startswith("da3.backbone.pretrained.blocks.") for name in handle.layers)
+        reduced = run(model, clip)
+        assert difference(run(model.get_submodule("da3_metric"), clip), metric) == 0.0
+    assert difference(reduced, dense) > 1e-6
+    assert all(bool(value.isfinite().all()) for value in reduced.values())
+    assert difference(run(model, clip), dense) == 0.0
 
 
 def _noting_layouts(model: nn.Module) -> tuple[Family, list[TokenLayout]]:

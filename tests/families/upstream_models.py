@@ -167,37 +167,53 @@ def pi3x_with_poses() -> nn.Module:
     return model
 
 
+def _da3_backbone(alt_start: int, cat_token: bool) -> nn.Module:
+    from depth_anything_3.model.dinov2.dinov2 import DinoV2
+    from depth_anything_3.model.dinov2.vision_transformer import DinoVisionTransformer
+
+    backbone = _bare(DinoV2)
+    backbone.out_layers = [1, 3, 5, 7]
+    backbone.pretrained = DinoVisionTransformer(
+        img_size=56,
+        patch_size=14,
+        embed_dim=64,
+        depth=8,
+        num_heads=4,
+        mlp_ratio=2,
+        ffn_layer="mlp",
+        cat_token=cat_token,
+        **dict.fromkeys(("alt_start", "qknorm_start", "rope_start"), alt_start),
+    )
+    return backbone
+
+
 def da3_tiny() -> nn.Module:
     from depth_anything_3.model.cam_dec import CameraDec
     from depth_anything_3.model.cam_enc import CameraEnc
     from depth_anything_3.model.da3 import DepthAnything3Net
-    from depth_anything_3.model.dinov2.dinov2 import DinoV2
-    from depth_anything_3.model.dinov2.vision_transformer import DinoVisionTransformer
     from depth_anything_3.model.dualdpt import DualDPT
 
-    class TinyBackbone(DinoV2):
-        def __init__(self) -> None:
-            nn.Module.__init__(self)
-            self.out_layers = [1, 3, 5, 7]
-            start = dict.fromkeys(("alt_start", "qknorm_start", "rope_start"), 2)
-            self.pretrained = DinoVisionTransformer(
-                img_size=56,
-                patch_size=14,
-                embed_dim=64,
-                depth=8,
-                num_heads=4,
-                mlp_ratio=2,
-                ffn_layer="mlp",
-                cat_token=True,
-                **start,
-            )
-
     return DepthAnything3Net(
-        net=TinyBackbone(),
+        net=_da3_backbone(alt_start=2, cat_token=True),
         head=DualDPT(dim_in=128, output_dim=2, features=16, out_channels=[16] * 4),
         cam_dec=CameraDec(dim_in=128),
         cam_enc=CameraEnc(dim_out=64, trunk_depth=1, num_heads=4),
     )
+
+
+def da3_nested() -> nn.Module:
+    """Return the nested network: an any-view branch, and a metric one without global layers."""
+    from depth_anything_3.model.da3 import DepthAnything3Net, NestedDepthAnything3Net
+    from depth_anything_3.model.dpt import DPT
+
+    model = _bare(NestedDepthAnything3Net)
+    model.da3 = da3_tiny()
+    head = DPT(dim_in=64, output_dim=1, features=16, out_channels=[16] * 4)
+    nn.init.constant_(head.scratch.sky_output_conv2[-1].bias, -5.0)  # or all of it is sky
+    model.da3_metric = DepthAnything3Net(
+        net=_da3_backbone(alt_start=-1, cat_token=False), head=head
+    )
+    return model
 
 
 def da3_small() -> nn.Module:
