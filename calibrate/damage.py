@@ -8,10 +8,10 @@ deviation, and k the least-squares slope of d over v (per axis and operators, no
     damage = k·v + (d - k·v) · s² / (s² + e²),   s² = mean of (d - k·v)² - e², at least 0
 
 (empirical Bayes; s is how much layers truly differ from the rule). A damage below 0, a gain, counts
-only where the one-sided 95 % t interval of d lies below 0; elsewhere it is k·v, and never less than
-`LEAST_SLOPE`·v, so that of two reductions of which error says nothing the more faithful one is
-preferred. Last, within one layer and axis damage is made not to fall as the factor grows (isotonic
-regression).
+only where the one-sided 95 % t interval of d lies below 0. Elsewhere, and where only deviation was
+measured, it is k·v, and never less than `LEAST_SLOPE`·v, so that of two reductions of which error
+says nothing the more faithful one is preferred. Last, within one layer and axis damage is made not
+to fall as the factor grows (isotonic regression).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def damages(table: pd.DataFrame, metric: str, operators: Operators) -> dict[Plac
     else:
         keys = ["layer", "axis", "factor"]
         deviation = _differences(table, FAITHFULNESS, operators)[[*keys, "change"]]
-        both = own.merge(deviation, on=keys, how="left", suffixes=("", "_deviation"))
+        # Deviation may be known of factors at which nothing else was measured.
+        both = own.merge(deviation, on=keys, how="outer", suffixes=("", "_deviation"))
         own = pd.concat(
             rows.assign(damage=believed(rows)) for _, rows in both.groupby("axis", sort=False)
         )
@@ -88,21 +89,20 @@ def believed(rows: pd.DataFrame) -> pd.Series:
 
     Args:
         rows: Per layer and factor ``change``, its standard ``error`` over ``clips``, and
-            ``change_deviation``, which is NaN where it is not known.
+            ``change_deviation``; NaN where one or the other is not known.
     """
-    change, error = rows["change"], rows["error"]
+    change, error, clips = rows["change"], rows["error"], rows["clips"].fillna(1)
     deviation = rows["change_deviation"].fillna(0.0).clip(lower=0.0)
-    square = float((deviation * deviation).sum())
+    square = float((deviation * deviation)[change.notna()].sum())
     slope = max(0.0, float((change * deviation).sum()) / square) if square > 0 else 0.0
     expected = slope * deviation
     reduced = rows["factor"] > 1
     spread = float(((change - expected) ** 2 - error**2)[reduced].mean()) if reduced.any() else 0.0
     between = max(0.0, spread)
     trust = between / (between + error**2).where(between + error**2 > 0, 1.0)
-    shrunk = expected + (change - expected) * trust.where(error > 0, 1.0)
-    freedom = (rows["clips"] - 1).clip(lower=1)
-    quantile = student_t.ppf(GAIN_CONFIDENCE, freedom)
-    gains = (rows["clips"] > 1) & (change + quantile * error < 0) & (shrunk < 0)
+    shrunk = (expected + (change - expected) * trust.where(error > 0, 1.0)).fillna(expected)
+    quantile = student_t.ppf(GAIN_CONFIDENCE, (clips - 1).clip(lower=1))
+    gains = (clips > 1) & (change + quantile * error < 0) & (shrunk < 0)
     harms = shrunk.where(shrunk >= 0, expected).clip(lower=LEAST_SLOPE * deviation)
     return shrunk.where(gains, harms)
 

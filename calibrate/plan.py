@@ -42,7 +42,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     settings, depth = job.settings, job.depth
     few = min(PROBED_CLIPS, len(split.search))
     starts = len(KNAPSACK_SHARES) + 2 * BASELINES * (1 + len(OPERATORS))
-    probes = depth * len(OPERATORS) * len(KEY_VALUE_FACTORS) + depth * len(QUERY_FACTORS)
+    probes = depth * (1 + len(OPERATORS))  # where drift can be trusted
     runs = {
         "dense runs": len(split.clips),
         "sensitivity": probes * few,

@@ -12,10 +12,12 @@ from spark3r.layout import TokenLayout
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators
 
-from .damage import sensitive_layers
+from .damage import FAITHFULNESS, sensitive_layers
+from .drift import TRUSTED, drift, rank_agreement, scale_drift
 from .evaluation import DenseRuns, run_dense
 from .sensitivity import SensitivityError, probe
 from .settings import (
+    ANCHOR_FACTOR,
     KEY_VALUE_FACTORS,
     OPERATORS,
     PAPER_POINT,
@@ -46,23 +48,66 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
 def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     """Return the sensitivities around dense, on the first of the clips.
 
-    Each layer is kept on disk as soon as it is measured, so that an interrupted run goes on there.
+    Every layer is probed at one factor per axis. Where drift ranks layers like these probes do
+    (`TRUSTED`, on every axis), drift scaled by them stands for the deviation of all other factors,
+    at a fraction of the cost; elsewhere all factors are probed.
     """
     few = dense.first(PROBED_CLIPS)
-    key = _key(job, few, OPERATORS, point=(1, 1))
+    names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
+    job.progress("drift", 0, 1)
+    drifts = _cached(
+        job,
+        _key(job, few, OPERATORS, profiler="drift", **names),
+        lambda: drift(job.model, few.clips, OPERATORS, family=job.family, **names),
+    )
+    job.progress("drift", 1, 1)
+    probes = _probes(job, few, (ANCHOR_FACTOR,), (ANCHOR_FACTOR,), "sensitivity")
+    agreement = rank_agreement(drifts, probes, FAITHFULNESS)
+    told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
+    if len(agreement) == len(names) and min(agreement.values()) >= TRUSTED:
+        job.say(f"drift ranks layers like probes do (Spearman: {told}) and stands in for them")
+        scaled = scale_drift(drifts, probes, FAITHFULNESS)
+        others = probes[probes["metric"] != FAITHFULNESS]
+        return pd.concat([others, scaled], ignore_index=True)
+    job.say(
+        f"drift does not rank layers like probes do (Spearman: {told or 'too few'}): all probed"
+    )
+    return _probes(job, few, QUERY_FACTORS, KEY_VALUE_FACTORS, "sensitivity, all factors")
+
+
+def _probes(
+    job: Job,
+    dense: DenseRuns,
+    query_factors: Sequence[int],
+    key_value_factors: Sequence[int],
+    step: str,
+) -> pd.DataFrame:
+    """Return probes of all layers around dense.
+
+    Each layer is kept on disk as soon as it is measured, so that an interrupted run goes on there.
+    """
+    key = _key(
+        job,
+        dense,
+        OPERATORS,
+        profiler="probe",
+        point=(1, 1),
+        query_factors=query_factors,
+        key_value_factors=key_value_factors,
+    )
     tables = []
     for layer in range(job.depth):
 
         def progress(done: int, total: int, layer: int = layer) -> None:
-            job.progress("sensitivity", layer * total + done, job.depth * total)
+            job.progress(step, layer * total + done, job.depth * total)
 
         def measure(layer: int = layer, progress: Samples = progress) -> pd.DataFrame:
             return probe(
                 job.model,
-                few,
+                dense,
                 OPERATORS,
-                query_factors=QUERY_FACTORS,
-                key_value_factors=KEY_VALUE_FACTORS,
+                query_factors=query_factors,
+                key_value_factors=key_value_factors,
                 layers=(layer,),
                 objective=job.settings.objective,
                 family=job.family,
@@ -98,7 +143,18 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
             progress=lambda done, total: job.progress("paper's probe", done, total),
         )
 
-    table = _cached(job, _key(job, few, OPERATORS[:1], point=(1, point)), measure)
+    table = _cached(
+        job,
+        _key(
+            job,
+            few,
+            OPERATORS[:1],
+            profiler="probe",
+            point=(1, point),
+            key_value_factors=(PAPER_RAISE * point,),
+        ),
+        measure,
+    )
     try:
         return sensitive_layers(table)
     except SensitivityError:  # no ground truth: judged by what there is
@@ -106,21 +162,13 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
 
 
 def _key(
-    job: Job, dense: DenseRuns, operators: Sequence[Operators], point: tuple[int, int]
+    job: Job, dense: DenseRuns, operators: Sequence[Operators], **settings: object
 ) -> dict[str, Any] | None:
     """Return what a table depends on, None where none is kept."""
     if job.settings.cache is None:
         return None
-    return table_key(
-        job.model,
-        dense.clips,
-        operators,
-        job.family,
-        query=QUERY_FACTORS,
-        key_value=KEY_VALUE_FACTORS,
-        point=point,
-        objective=job.settings.objective,
-    )
+    objective = job.settings.objective
+    return table_key(job.model, dense.clips, operators, job.family, objective=objective, **settings)
 
 
 def _cached(

@@ -24,7 +24,7 @@ def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity,
     """Return the sensitivities as a profile keeps them.
 
     Args:
-        table: From `calibrate.sensitivity.probe` around dense.
+        table: From `calibrate.profiling.sensitivities`.
         split: Clips by role; the first of the search were probed.
     """
     records = []
@@ -46,7 +46,7 @@ def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity,
         records.append(
             Sensitivity(
                 axis="query" if axis == "query" else "key_value",
-                profiler="probe",
+                profiler="drift" if (rows["profiler"] == "drift").all() else "probe",
                 metric=str(metric),
                 clips=tuple(clip.name for clip in clips),
                 frames=min(clip.frames for clip in clips),

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .budget import number_text
+from .damage import FAITHFULNESS
 from .naming import operators_name, operators_text
+from .objective import Source
 from .pictures import TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
 from .settings import OPERATORS
 from .summary import FIGURES, SOURCES, holds, latency_text, percent_text, rows, work_text
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 _DPI = 130
@@ -64,10 +67,19 @@ def draw(result: Calibration) -> dict[str, Figure]:
         source=result.source,
     )
     return {
-        "sensitivity": sensitivity_picture(result.sensitivity, f"score.{result.source}", names),
+        "sensitivity": sensitivity_picture(
+            result.sensitivity, _fullest(result.sensitivity, result.source), names
+        ),
         "schedules": schedules_picture(schedules, result.chosen.name),
         "trade-off": trade_off_picture(shown),
     }
+
+
+def _fullest(table: pd.DataFrame, source: Source) -> str:
+    """Return the score to draw: the source's, or deviation where more factors have that."""
+    counts = table.groupby("metric")["factor"].nunique()
+    own = f"score.{source}"
+    return own if counts[own] >= counts[FAITHFULNESS] else FAITHFULNESS
 
 
 def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> str:

@@ -27,6 +27,9 @@ QUERY_FACTORS = (2, 4)
 KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
 """Factors that sensitivities are measured at; 1 comes with them."""
 
+ANCHOR_FACTOR = 4
+"""Factor of each axis that every layer is probed at, to scale drift by."""
+
 KNAPSACK_SHARES = (0.64, 0.8, 1.25, 1.6)
 """Other goals that the knapsack is also solved for, as shares of the one asked for: of the way from
 the wall to the budget, or of a deviation."""

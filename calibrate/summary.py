@@ -28,7 +28,7 @@ FIGURES: Mapping[str, str] = {
 }
 """Figures shown to people, and what they are called; all others are in the profile."""
 
-PROFILING = ("sensitivity", "paper's probe")
+PROFILING = ("drift", "sensitivity", "sensitivity, all factors", "paper's probe")
 SEARCHING = ("search", "search, corrected")
 
 

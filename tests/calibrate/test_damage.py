@@ -97,6 +97,18 @@ def test_where_error_says_nothing_the_more_faithful_is_preferred() -> None:
     assert 0 < first < second
 
 
+def test_factors_at_which_only_deviation_is_known_follow_its_rule() -> None:
+    table = with_deviation([0.2, 0.4], [0.1, 0.2], 0.0)
+    more = [
+        row(PAPER, layer, "query", 8, deviation) | {"metric": "score.deviation"}
+        for layer, deviation in ((0, 0.3), (1, 0.5))
+    ]
+    found = damages(pd.concat([table, pd.DataFrame(more)]), "score.error", PAPER)
+    assert found[0, "query", 4] == pytest.approx(0.2)
+    assert found[0, "query", 8] == pytest.approx(0.6)
+    assert found[1, "query", 8] == pytest.approx(1.0)
+
+
 def one_layer(means: dict[int, float], spread: float) -> dict[int, float]:
     rows = [row(PAPER, 0, "key_value", factor, mean, spread) for factor, mean in means.items()]
     table = pd.DataFrame(rows).assign(metric="score.deviation")

@@ -1,0 +1,93 @@
+"""Drift stands in for probes only where it ranks layers like them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_job
+from conftest import make_model
+
+import calibrate.profiling
+from calibrate.budget import parse_budget
+from calibrate.damage import choices
+from calibrate.latency import TERMS, LatencyModel
+from calibrate.profiling import dense_runs, sensitivities
+from calibrate.records import sensitivity_records, sensitivity_table
+from calibrate.settings import ANCHOR_FACTOR, OPERATORS, Job, Settings
+from calibrate.splits import split_clips
+from calibrate.steps import unseen
+from spark3r.families.reference import FAMILY
+from spark3r.inference import layout_of
+
+
+def job(said: list[str], cache: Path | None = None) -> Job:
+    settings = Settings(parse_budget("75%"), cache=cache)
+    return Job(make_model(), FAMILY, settings, "error", unseen, said.append)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return split_clips(tiny_job.clips())
+
+
+@pytest.mark.parametrize(("agreement", "trusted"), [(0.9, True), (0.5, False)])
+def test_drift_is_trusted_where_it_ranks_like_probes(
+    agreement: float, trusted: bool, split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        calibrate.profiling,
+        "rank_agreement",
+        lambda *tables: {"query": agreement, "key_value": 0.95},
+    )
+    said: list[str] = []
+    work = job(said)
+    table = sensitivities(work, dense_runs(work, split.search, "search"))
+    by_metric = table.groupby("metric")["profiler"].unique()
+    probed = set(table[table["metric"] == "score.error"]["factor"])
+    if trusted:
+        assert list(by_metric["score.deviation"]) == ["drift"]
+        assert list(by_metric["score.error"]) == ["probe"]
+        assert probed == {1, ANCHOR_FACTOR}
+        assert "stands in for them" in said[0]
+    else:
+        assert set(table["profiler"]) == {"probe"}
+        assert probed > {1, ANCHOR_FACTOR}
+        assert "all probed" in said[0]
+    layout = layout_of(work.model, split.search[0].images, FAMILY)
+    latency = LatencyModel(4, 10.0, dict.fromkeys(TERMS, 1.0))
+    offered = choices(table, "score.error", OPERATORS, latency, layout)
+    factors = set(table[table["axis"] == "key_value"]["factor"])
+    assert {choice.rule.key_value for choice in offered[0]} == factors
+    records = sensitivity_records(table, split)
+    kept = table[table["metric"].str.startswith("score.")]
+    keys = ["operators", "layer", "axis", "factor", "metric"]
+    again = sensitivity_table(records).sort_values(keys).reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        again, kept.sort_values(keys).reset_index(drop=True), check_dtype=False
+    )
+
+
+def test_an_interrupted_probe_goes_on_at_its_layer(
+    split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = calibrate.profiling.probe
+    layers: list[tuple[int, ...]] = []
+
+    def stopped(*args, **kwargs):
+        layers.append(kwargs["layers"])
+        if kwargs["layers"] == (1,) and layers.count((1,)) == 1:
+            raise KeyboardInterrupt
+        return probe(*args, **kwargs)
+
+    monkeypatch.setattr(calibrate.profiling, "probe", stopped)
+    monkeypatch.setattr(
+        calibrate.profiling, "rank_agreement", lambda *tables: {"query": 1.0, "key_value": 1.0}
+    )
+    work = job([], tmp_path)
+    dense = dense_runs(work, split.search, "search")
+    with pytest.raises(KeyboardInterrupt):
+        sensitivities(work, dense)
+    sensitivities(work, dense)
+    assert layers == [(0,), (1,), (1,)]
