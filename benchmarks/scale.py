@@ -41,6 +41,7 @@ from spark3r.families import detect
 from spark3r.fingerprint import fingerprint
 from spark3r.inference import predict, run
 from spark3r.loading import load_model
+from spark3r.memory import keep_freed
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reference.render import rendered_clip
 from spark3r.reference.seeds import CALIBRATION
@@ -378,6 +379,7 @@ def main() -> None:
     parser.add_argument("--grid", type=parse_grid, help="of gpu (default: 28x37)")
     parser.add_argument("--sensitive", type=int, nargs="+", help="of gpu, for other models")
     arguments = parser.parse_args()
+    keep_freed()
     whats[arguments.what](arguments)
 
 
