@@ -101,7 +101,11 @@ class Pi3(nn.Module):
         for i, block in enumerate(self.decoder):
             count = batch if i % 2 else batch * frames
             hidden = block(hidden.reshape(count, -1, WIDTH), xpos=pos.reshape(count, -1, 2))
+            hidden = self.inject(i, hidden)
         return hidden.reshape(batch, frames, -1, WIDTH)
+
+    def inject(self, i: int, hidden: Tensor) -> Tensor:
+        return hidden
 
     def forward(self, imgs: Tensor) -> dict[str, Tensor]:
         batch, frames, _, height, width = imgs.shape
@@ -128,15 +132,8 @@ class Pi3X(Pi3):
         self.metric_decoder = Block(Pi3Attention())
         self.poses: Tensor | None = None
 
-    def decode(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
-        hook = self.decoder[1].register_forward_hook(self._inject)
-        try:
-            return super().decode(hidden, frames, height, width)
-        finally:
-            hook.remove()
-
-    def _inject(self, block: nn.Module, args: Any, hidden: Tensor) -> Tensor:
-        if self.poses is None:
+    def inject(self, i: int, hidden: Tensor) -> Tensor:
+        if self.poses is None or i != 1:
             return hidden
         token = self.poses.flatten(2)[..., :1].repeat_interleave(
             hidden.shape[1] // self.poses.shape[1], dim=1
