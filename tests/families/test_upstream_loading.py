@@ -161,12 +161,20 @@ def test_files_that_are_no_checkpoint(name: str, make: Any, message: str, tmp_pa
     assert not Path("/tmp/spark3r-was-here").exists()
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Take a package off the imported modules; other tests may have imported the real one."""
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize("family", UPSTREAMS)
 def test_missing_code_is_named_with_its_licence(
     family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     upstream = UPSTREAMS[family]
-    monkeypatch.setitem(sys.modules, upstream.entry.partition(".")[0], None)
+    package = upstream.entry.partition(".")[0]
+    forget(monkeypatch, package)
+    monkeypatch.setitem(sys.modules, package, None)
     for rest in ("random", upstream.example, str(tmp_path)):
         with pytest.raises(FamilyError) as caught:
             load_model(f"{family}:{rest}")
@@ -178,6 +186,7 @@ def test_missing_code_is_named_with_its_licence(
 
 
 def test_code_that_needs_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch, "vggt")
     monkeypatch.setitem(sys.modules, "vggt", types.ModuleType("vggt"))
     vars(sys.modules["vggt"])["__path__"] = []
 
