@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
@@ -47,11 +47,13 @@ class Finalist:
         kind: One of `KINDS`.
         trial: Its trial on the clips of the search.
         selection: Its score on each clip of the selection; empty where that was not run.
+        deviation: Its score by deviation there.
     """
 
     kind: str
     trial: Trial
     selection: Mapping[str, float]
+    deviation: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def selection_score(self) -> float | None:
@@ -111,7 +113,8 @@ def finalists(
         progress(number, len(kinds))
         for trial in by_kind[kind][:ATTEMPTS]:
             qualities = judge.qualities(trial.schedule, selection)
-            finalist = Finalist(kind, trial, judge.scores(qualities, selection))
+            faithful = replace(judge, source="deviation").scores(qualities, selection)
+            finalist = Finalist(kind, trial, judge.scores(qualities, selection), faithful)
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
                 chosen.append(finalist)
                 break
@@ -135,15 +138,11 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal) -> Decision:
     chosen, *rivals = [*using, *leaving]
     reasons = []
     for rival in rivals:
-        compared = ratio(rival.selection, chosen.selection)
-        verdict = "better" if compared.is_lower else "not better"
+        is_better, why = _is_better(rival, chosen)
         unused = 1 - rival.trial.latency_ms / goal.budget_ms
         note = f" (it leaves {unused:.0%} of the budget unused)" if rival in leaving else ""
-        reasons.append(
-            f"{rival.kind}{note} against {chosen.kind} on the selection: {compared}, {verdict} "
-            "beyond its interval"
-        )
-        if compared.is_lower:
+        reasons.append(f"{rival.kind}{note} against {chosen.kind} on the selection: {why}")
+        if is_better:
             chosen = rival
     return Decision(candidates, chosen, tuple(reasons))
 
@@ -154,6 +153,22 @@ def best_so_far(found: Found) -> Decision:
     finalist = Finalist(kind_of(trial), trial, {})
     reason = "interrupted before the selection: the best on the clips of the search"
     return Decision((finalist,), finalist, (reason,))
+
+
+def _is_better(rival: Finalist, chosen: Finalist) -> tuple[bool, str]:
+    """Return whether a finalist beats a simpler one beyond doubt, and why."""
+    compared = ratio(rival.selection, chosen.selection)
+    if compared.is_lower:
+        return True, f"{compared}, better beyond its interval"
+    if compared.is_higher or not rival.deviation or not chosen.deviation:
+        return False, f"{compared}, not better beyond its interval"
+    faithful = ratio(rival.deviation, chosen.deviation)
+    if faithful.is_lower:
+        return (
+            True,
+            f"{compared}, which does not tell; more faithful beyond its interval: {faithful}",
+        )
+    return False, f"{compared}, not better beyond its interval, nor more faithful"
 
 
 def ratio(candidate: Mapping[str, float], baseline: Mapping[str, float]) -> PairedRatio:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from calibrate.goal import WithinBudget, WithinDeviation
@@ -31,6 +33,19 @@ def test_the_simpler_one_stays_unless_the_other_is_better_beyond_doubt() -> None
     assert chosen(simple, finalist("search", 100, 0.095, sign=-1)) == "uniform"
     assert chosen(simple, finalist("search", 100, 0.02, sign=-1)) == "search"
     assert chosen(simple, finalist("search", 100, 0.2)) == "uniform"
+
+
+def test_where_the_source_does_not_tell_deviation_may() -> None:
+    simple = replace(finalist("uniform", 99, 0.10), deviation={"a": 0.02, "b": 0.03, "c": 0.02})
+    rival = replace(
+        finalist("search", 100, 0.095, sign=-1), deviation={"a": 0.01, "b": 0.02, "c": 0.012}
+    )
+    decision = choose((simple, rival), BUDGET)
+    assert decision.chosen.kind == "search"
+    assert "more faithful beyond its interval" in decision.reasons[0]
+    assert chosen(simple, replace(rival, deviation=simple.deviation)) == "uniform"
+    worse = replace(finalist("search", 100, 0.2), deviation=rival.deviation)
+    assert chosen(simple, worse) == "uniform"  # worse by the source, however faithful
 
 
 def test_a_budget_is_there_to_be_used() -> None:
