@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..reduction import attend, select
 from ..reference.rope import apply_rope
 from ..schedule import LayerRule
 from . import aggregator
-from .family import Family
+from .chunking import aggregator_in_pieces
+from .family import Family, Replacement
 from .preprocessing import balanced
 from .projection import join, project
 
@@ -43,6 +45,10 @@ def _attend(
     return attn.proj(join(attend(query, key, value, layout, rule, selection)))
 
 
+def _saver(root: Any) -> Iterator[Replacement]:
+    yield from aggregator_in_pieces(root.aggregator, root.aggregator.global_blocks)
+
+
 FAMILY = Family(
     name="reference",
     usage="model(images) or model.aggregator(images)",
@@ -54,4 +60,5 @@ FAMILY = Family(
     predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
     preprocess=partial(balanced, resolution=64, patch=8),  # trained at 64x64
     facts=lambda root: aggregator.facts(root.get_submodule("aggregator"), start=_START),
+    saver=_saver,
 )

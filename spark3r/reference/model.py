@@ -20,6 +20,7 @@ PATCH_SIZE = 8
 STEM_CHANNELS = (32, 64)  # at 1/2 and 1/4 of the resolution
 SKIP_CHANNELS = (48, 24)  # at 1/4 and 1/2
 FOURIER_BANDS = 4
+FRAMES_AT_A_TIME = 64  # in the stem and the depth head, whose pixels outweigh tokens by far
 
 
 class PatchEmbed(nn.Module):
@@ -78,6 +79,22 @@ def fourier_grid(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cat([yx, *(w.sin() for w in waves), *(w.cos() for w in waves)], dim=1)
 
 
+def pieces(frames: int) -> list[slice]:
+    """Cut the frames of the convolutional parts, which would be the peak of a long clip's memory.
+
+    Args:
+        frames: Frames of all clips together.
+
+    Returns:
+        Slices of at most `FRAMES_AT_A_TIME` frames; everything at once with gradients, which keep
+        all of it anyway, and in a traced graph, which would unroll them.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return [slice(0, frames)]
+    starts = range(0, frames, FRAMES_AT_A_TIME)
+    return [slice(start, start + FRAMES_AT_A_TIME) for start in starts]
+
+
 class Aggregator(nn.Module):
     """Alternate attention inside frames and over all frames.
 
@@ -120,9 +137,7 @@ class Aggregator(nn.Module):
             raise ValueError(
                 f"image sides must be multiples of {self.patch_size}, got {height}x{width}"
             )
-        flat = (images.flatten(0, 1) - self.image_mean) / self.image_std
-        flat = flat.to(self.camera_token.dtype)  # a model in half precision takes fp32 images
-        patches, skips = self.patch_embed(flat)
+        patches, skips = self._embed(images.flatten(0, 1))
         special = torch.cat([self.camera_token, self.register_token], dim=2)  # [1, 2, 5, C]
         others = special[:, 1:].expand(batch, frames - 1, -1, -1)
         special = torch.cat([special[:, :1].expand(batch, 1, -1, -1), others], dim=1)
@@ -141,6 +156,17 @@ class Aggregator(nn.Module):
             x = global_block(x.reshape(batch, frames * tokens, channels), global_rope)
             x = x.reshape(batch * frames, tokens, channels)
         return x.reshape(batch, frames, tokens, channels), skips
+
+    def _embed(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Normalise and embed frames `[F, 3, H, W]`, some at a time."""
+        dtype = self.camera_token.dtype  # a model in half precision takes fp32 images
+        parts = [
+            self.patch_embed(((frames[some] - self.image_mean) / self.image_std).to(dtype))
+            for some in pieces(len(frames))
+        ]
+        patches, skips = zip(*parts, strict=True)
+        quarter, half = zip(*skips, strict=True)
+        return torch.cat(patches), (torch.cat(quarter), torch.cat(half))
 
 
 class ReferenceModel(nn.Module):
@@ -175,8 +201,12 @@ class ReferenceModel(nn.Module):
         tokens, skips = self.aggregator(images)
         batch, frames, _, height, width = images.shape
         patch, start = self.aggregator.patch_size, self.aggregator.patch_start_idx
-        raw = self.depth_head(
-            tokens[:, :, start:].flatten(0, 1), skips, (height // patch, width // patch)
+        patches, grid = tokens[:, :, start:].flatten(0, 1), (height // patch, width // patch)
+        raw = torch.cat(
+            [
+                self.depth_head(patches[some], (skips[0][some], skips[1][some]), grid)
+                for some in pieces(len(patches))
+            ]
         )
         raw = raw.reshape(batch, frames, 2, height, width)
         return {

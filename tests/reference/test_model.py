@@ -5,6 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import spark3r
+import spark3r.reference.model as architecture
+from spark3r import Schedule
+from spark3r.families import chunking
 from spark3r.pose_encoding import decode_pose
 from spark3r.reference import ReferenceModel, load
 from spark3r.reference.rope import apply_rope, make_rope
@@ -186,3 +190,34 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="does not hold the reference model"):
         load(weights=tmp_path / "other.safetensors")
+
+
+@torch.no_grad()
+def test_stem_and_depth_head_in_pieces(
+    model: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = torch.rand(7, 3, 16, 24)
+    whole = model(clip)
+    monkeypatch.setattr(architecture, "FRAMES_AT_A_TIME", 3)
+    calls: list[int] = []
+    hook = model.depth_head.register_forward_pre_hook(lambda head, args: calls.append(len(args[0])))
+    parts = model(clip)
+    hook.remove()
+    assert calls == [3, 3, 1]
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_memory_saver_gives_the_same_bits(
+    model: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunking, "MOST_FRAMES", 4)
+    monkeypatch.setattr(chunking, "MOST_TOKENS", 64)
+    clip = torch.rand(11, 3, 16, 24)
+    for schedule in (Schedule.dense(8), Schedule.uniform(8, 2, 4)):
+        with spark3r.apply(model, schedule, save_memory=False):
+            whole = model(clip)
+        with spark3r.apply(model, schedule):
+            saved = model(clip)
+        assert all(torch.equal(saved[name], value) for name, value in whole.items())
