@@ -125,7 +125,8 @@ def _settle(means: Means, problem: Problem, found: Found) -> Settled:
         again = corrected.solved_again([*knapsack, *proposals[:SOLVED_AGAIN]])
         more = means.searched(corrected, trials=0, others=again)
         if more.ranked():
-            problem, found = corrected, replace(more, interrupted=found.interrupted)
+            stopped = found.interrupted or more.interrupted
+            problem, found = corrected, replace(more, interrupted=stopped)
             candidates = finalists(
                 found, judge, dense["selection"], partial(job.progress, "selection, corrected")
             )
