@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def _pickle(path: Path) -> Mapping[str, Any]:
         if not file.read(2).startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle
             raise WeightsError(f"{path} is no PyTorch checkpoint, whatever its name says")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, before the error that says it
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors: reading it would run code of its author's choice, "

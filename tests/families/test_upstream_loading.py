@@ -128,7 +128,7 @@ def pickled_code(path: Path) -> None:
 
 
 def bare_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(RunsCode(), protocol=2))
+    path.write_bytes(pickle.dumps(RunsCode()))
 
 
 def cut_checkpoint(path: Path) -> None:
