@@ -63,11 +63,11 @@ def add_bench(commands: Subparsers) -> None:
         help="rows and columns of patches per frame (default: 28x37; reference: 8x8)",
     )
     command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 ...")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
     command.add_argument(
-        "--autocast",
-        choices=DTYPES[1:],
-        help="run under autocast, as VGGT, π³ and Depth-Anything-3 do with float32 parameters",
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the passes, by autocast (default: float32)",
     )
     command.add_argument(
         "--backend",
@@ -116,7 +116,7 @@ def _bench(options: argparse.Namespace) -> int:
     told = about(options.model)
     if told.notice:
         print(f"spark3r: {told.notice}", file=sys.stderr, flush=True)
-    model = load_model(options.model, device, getattr(torch, options.dtype))
+    model = load_model(options.model, device)
     result = bench(
         model,
         options.frames,
@@ -125,7 +125,7 @@ def _bench(options: argparse.Namespace) -> int:
         grid=options.grid,
         sensitive=options.sensitive,
         backend=options.backend,
-        autocast=None if options.autocast is None else getattr(torch, options.autocast),
+        autocast=None if options.dtype == "float32" else getattr(torch, options.dtype),
         dense_up_to=options.dense_up_to,
         once_from=options.once_from,
         cpu_time=options.cpu_time,

@@ -42,6 +42,13 @@ def test_a_table_or_one_json_object(
     assert "dense: time grows with frames to the power of" in out
 
 
+def test_half_precision_is_autocast(tiny_model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Casting the parameters fails in VGGT's and π³'s own heads.
+    arguments = ["bench", "--model", tiny_model, "--frames", "2", "--grid", "2x2", "--json"]
+    assert main([*arguments, "--schedules", "wall", "--rounds", "1", "--dtype", "bfloat16"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float32, autocast bfloat16"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
