@@ -55,7 +55,7 @@ DA3_LARGE = DA3("DA3-Large", "depth-anything/DA3-LARGE-1.1", blocks=range(9, 24,
 OMEGA = _record(
     "omega",
     "VGGT-Omega-1B",
-    "vggt_omega_1b_512.pt",
+    "facebook/VGGT-Omega/vggt_omega_1b_512.pt",
     "aggregator.inter_frame_blocks.*.attn",
     (block for block in range(24) if block not in OMEGA_REGISTER_BLOCKS),
     patch_size=16,

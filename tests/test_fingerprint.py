@@ -13,6 +13,7 @@ from torch import nn
 
 from spark3r import env
 from spark3r.fingerprint import describe, fingerprint
+from spark3r.loading.hub import HUB_NAME
 from spark3r.profile import ModelRecord, Profile, load_profile
 
 
@@ -226,3 +227,12 @@ def test_profiles_that_were_not_measured_say_so(name: str, said: str) -> None:
         f"the profile is {said} and was not measured on your weights; `calibrate --model "
         f"{profile.model.family}:{profile.model.weights} --budget 50%` measures one"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["da3-giant", "da3-large", "pi3", "pi3x", "vggt-1b", "vggt-omega-1b"]
+)
+def test_shipped_weights_can_be_named_to_calibrate(name: str) -> None:
+    weights = load_profile(name).model.weights
+    assert weights is not None
+    assert HUB_NAME.fullmatch(weights)
