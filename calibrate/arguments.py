@@ -126,7 +126,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="precision of the parameters (default: that of the weights)",
+        help="cast the parameters, which VGGT and π³ do not bear; no autocast as in spark3r run "
+        "(default: leave them as they are)",
     )
 
 
