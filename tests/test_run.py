@@ -14,6 +14,7 @@ from footage_files import frames_of, write_images, write_video
 from profile_documents import reference_profile
 
 from spark3r import Clip, Spark3rError
+from spark3r.cli import main
 from spark3r.deviation import deviation
 from spark3r.families import FAMILIES
 from spark3r.inference import predict
@@ -225,3 +226,14 @@ def test_autocast_is_near_full_precision() -> None:
         "points": pytest.approx(0.0, abs=1e-5),
         "scale_drift": pytest.approx(0.0, abs=1e-5),
     }
+
+
+def test_missing_pillow_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("spark3r.commands.run.find_spec", lambda name: None)
+    assert main(["run", "--clip", "rendered:7", "--output", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+    assert "pip install 'spark3r[video]'" in told
+    assert "running" not in told
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -112,6 +113,7 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
     # What can be refused at once is, before a model of several GB is loaded.
     refuse_folder(options.output)
+    _refuse_without_pillow()  # now, not when a long run is to be written
     check_source(options.clip, options.frames)
     profile = _profile(options)
 
@@ -144,6 +146,14 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     else:
         _print(record, options.output)
     return 0
+
+
+def _refuse_without_pillow() -> None:
+    from ..errors import ClipError
+    from ..footage.frames import INSTALL
+
+    if find_spec("PIL") is None:
+        raise ClipError(f"previews are written with Pillow, which is missing: {INSTALL}")
 
 
 def _say(message: str) -> None:
