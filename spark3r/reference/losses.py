@@ -19,6 +19,7 @@ MATCH_BLOCK, FLOW_BLOCK = 1, 3  # global blocks whose outputs the auxiliary head
 ATTENTION_BLOCKS = (2, 3)  # global blocks whose first head is taught to look at the match
 WEIGHTS = {
     "depth": 1.0,
+    "abs_rel": 0.5,
     "gradient": 0.5,
     "confidence": 0.02,
     "rotation": 1.0,
@@ -26,9 +27,9 @@ WEIGHTS = {
     "relative": 0.3,
     "fov": 0.3,
     "points": 0.5,
-    "flow": 0.5,
-    "match": 0.1,
-    "attention": 0.3,
+    "flow": 0.25,
+    "match": 0.05,
+    "attention": 0.1,
 }
 OCCLUSION = 0.08  # relative depth difference above which a point counts as hidden
 
@@ -111,9 +112,10 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _depth_losses(predictions: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """L1 of log depth and of its gradients; confidence learns the error it is given."""
+    """L1 of log depth and of its gradients, AbsRel; confidence learns the error it is given."""
     difference = predictions["depth"][..., 0].log() - batch.depth.log()
     error = difference.abs()
+    relative = torch.expm1(difference.clamp(max=1.0)).abs()  # clamped: edges of near objects
     gradient = difference.new_zeros(())
     for step in (1, 2, 4):
         gradient = gradient + (difference[..., step:] - difference[..., :-step]).abs().mean()
@@ -122,6 +124,7 @@ def _depth_losses(predictions: dict[str, Tensor], batch: Batch) -> dict[str, Ten
     likelihood = confidence * error.detach() * 5.0 - confidence.log()
     return {
         "depth": error.mean(),
+        "abs_rel": relative.mean(),
         "gradient": gradient / 6.0,
         "confidence": likelihood.mean(),
     }
