@@ -60,7 +60,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each search")
     parser.add_argument("--predicted", action="store_true", help="search without timing")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=10, help="samples of each latency")
+    parser.add_argument("--rounds", type=int, default=10, help="samples of exported latencies")
+    parser.add_argument("--rival-rounds", type=int, default=3, help="samples of their rivals'")
     parser.add_argument("--checks", type=int, default=3, help="samples of the 20 schedules")
     parser.add_argument("--table-seconds", type=float, default=60.0)
     parser.add_argument("--budget", default="40%", help="budget of the default run")
@@ -112,14 +113,20 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     runs = at("quality").bench.complete(seeds, schedules)
     seeds = seeds[: options.long_clips]
     long = at("long", plan.target_frames).bench.complete(seeds, schedules)
-    treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall", **schedules}
+    exported = {name_of(*key, each["exported"]) for key, each in found.items()}
+    treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
+    treatments |= {name: schedules[name] for name in schedules if name in exported}
+    rivals: dict[str, Treatment] = {"wall": "wall"}
+    rivals |= {name: schedules[name] for name in schedules if name not in exported}
     path = plan.folder / f"timing-{plan.target_frames}.json"
     rounds = stages.timing_rounds(at("timing"), path, treatments, options.rounds)
+    path = plan.folder / f"timing-rivals-{plan.target_frames}.json"
+    rival_rounds = stages.timing_rounds(at("timing"), path, rivals, options.rival_rounds)
     report = stages.accuracy(at("accuracy"), options.checks)
     default = stages.default_run(at("default"), options.budget)
     same = stages.twice(at("twice"))
 
-    ms = {name: statistics.median(each[name] for each in rounds) for name in treatments if rounds}
+    ms = medians_ms(rounds) | medians_ms(rival_rounds, as_in=rounds)
     judged = [
         *bars.latency_bars(found, rounds, options.rounds),
         bars.accuracy_bar(report),
@@ -153,9 +160,29 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         "long_figures": bars.mean_figures(long),
         "long_comparisons": bars.comparisons(found, long),
         "rounds_ms": rounds,
+        "rival_rounds_ms": rival_rounds,
         "latency_model": {**plan.table.model.to_dict(), "report": str(plan.table.report)},
         "accuracy": None if report is None else asdict(report),
         "default": default,
+    }
+
+
+def medians_ms(
+    rounds: Sequence[Mapping[str, float]], as_in: Sequence[Mapping[str, float]] = ()
+) -> dict[str, float]:
+    """Return medians over rounds by name, none of no rounds.
+
+    With ``as_in`` they are what would have been measured in those rounds, whose wall differs as the
+    machine's speed does; the wall itself is left out.
+    """
+    names = rounds[0].keys() if rounds else ()
+    if not as_in:
+        return {name: statistics.median(each[name] for each in rounds) for name in names}
+    wall_ms = statistics.median(each["wall"] for each in as_in)
+    return {
+        name: wall_ms * statistics.median(each[name] / each["wall"] for each in rounds)
+        for name in names
+        if name != "wall"
     }
 
 
