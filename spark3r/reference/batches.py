@@ -59,13 +59,16 @@ class Pool:
                 self._shards[path.name] = _Shard(*arrays)
         return sum(len(shard.fov) for shard in self._shards.values())
 
-    def sample(self, batch: int, frames: int, generator: torch.Generator) -> Batch:
+    def sample(
+        self, batch: int, frames: int, generator: torch.Generator, flicker: float = 1.0
+    ) -> Batch:
         """Draw augmented clips.
 
         Args:
             batch: Number of clips, B.
             frames: Frames per clip, S.
             generator: CPU generator.
+            flicker: Strength of noise and of changes of exposure between frames.
 
         Returns:
             The batch, on the CPU.
@@ -78,7 +81,7 @@ class Pool:
             raise ValueError(f"no clips of {frames} frames or more below {self.folder}")
         clips = [_clip(shards, frames, generator) for _ in range(batch)]
         images, depth, extrinsics, fov = (torch.stack(part) for part in zip(*clips, strict=True))
-        batch_ = _normalise(_photometric(images, generator), depth, extrinsics, fov)
+        batch_ = _normalise(_photometric(images, generator, flicker), depth, extrinsics, fov)
         return _mirror(batch_, generator)
 
 
@@ -108,7 +111,7 @@ def _clip(
     )
 
 
-def _photometric(images: Tensor, generator: torch.Generator) -> Tensor:
+def _photometric(images: Tensor, generator: torch.Generator, flicker: float) -> Tensor:
     """Permute channels and vary brightness and contrast per clip, exposure and noise per frame."""
     batch, frames = images.shape[:2]
     order = torch.stack([torch.randperm(3, generator=generator) for _ in range(batch)])
@@ -117,8 +120,8 @@ def _photometric(images: Tensor, generator: torch.Generator) -> Tensor:
     clip = torch.randn(batch, 1, 3, 1, 1, generator=generator)
     frame = torch.randn(batch, frames, 1, 1, 1, generator=generator)
     offset = 0.04 * torch.randn(batch, 1, 3, 1, 1, generator=generator)
-    colours = colours * (1.0 + 0.1 * clip + 0.03 * frame) + offset
-    noise = 0.02 * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+    colours = colours * (1.0 + 0.1 * clip + 0.03 * flicker * frame) + offset
+    noise = 0.02 * flicker * torch.rand(batch, 1, 1, 1, 1, generator=generator)
     return (colours + noise * torch.randn(colours.shape, generator=generator)).clamp_(0.0, 1.0)
 
 

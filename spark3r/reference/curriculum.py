@@ -1,10 +1,11 @@
-"""How long the clips of a step are, and how fast it learns."""
+"""How long the clips of a step are, how much they flicker, and how fast it learns."""
 
 from __future__ import annotations
 
 import random
 
 FRAMES_PER_PROCESS = 16
+FLICKER_STEPS = 18_000
 WARM_UP_STEPS = 150
 MUON_RATE = 0.012
 ADAM_RATE = 0.0015
@@ -33,6 +34,15 @@ def clip_shape(step: int, seed: int) -> tuple[int, int]:
     draw = random.Random(seed * 1_000_003 + step)
     frames = draw.choices(list(lengths), list(lengths.values()))[0]
     return max(1, FRAMES_PER_PROCESS // frames), frames
+
+
+def flicker(step: int) -> float:
+    """Return the strength of noise and changes of exposure: the last steps learn clean clips.
+
+    Args:
+        step: The step.
+    """
+    return 1.0 if step < FLICKER_STEPS else 0.0
 
 
 def rate_factor(step: int, elapsed: float, length: float, decay: float) -> float:

@@ -173,7 +173,8 @@ class ReferenceModel(nn.Module):
     """Depth, confidence and cameras of a clip in one pass.
 
     Conventions are VGGT's: the world is the first camera, extrinsics are world-to-camera (OpenCV
-    axes). The unit of length is the mean depth of the first frame.
+    axes). The unit of length is the mean depth of the first frame, exactly: what the heads say is
+    divided by it.
     """
 
     def __init__(self) -> None:
@@ -209,8 +210,10 @@ class ReferenceModel(nn.Module):
             ]
         )
         raw = raw.reshape(batch, frames, 2, height, width)
+        depth, pose = torch.exp(raw[:, :, 0, :, :, None]), self.camera_head(tokens[:, :, 0])
+        unit = depth[:, :1].mean(dim=(2, 3, 4), keepdim=True)  # [B, 1, 1, 1, 1]
         return {
-            "pose_enc": self.camera_head(tokens[:, :, 0]),
-            "depth": torch.exp(raw[:, :, 0, :, :, None]),
+            "pose_enc": torch.cat([pose[..., :3] / unit[..., 0, 0], pose[..., 3:]], dim=-1),
+            "depth": depth / unit,
             "depth_conf": 1.0 + torch.exp(raw[:, :, 1]),
         }

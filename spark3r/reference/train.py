@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from spark3r.reference.batches import Pool
 from spark3r.reference.blocks import Block
 from spark3r.reference.checkpoints import export_weights, load_checkpoint, save_checkpoint
-from spark3r.reference.curriculum import ADAM_RATE, MUON_RATE, clip_shape, rate_factor
+from spark3r.reference.curriculum import ADAM_RATE, MUON_RATE, clip_shape, flicker, rate_factor
 from spark3r.reference.losses import (
     ATTENTION_BLOCKS,
     FLOW_BLOCK,
@@ -69,7 +69,12 @@ def parser() -> argparse.ArgumentParser:
     add("--run", type=Path, default=Path("runs/reference"), help="folder of checkpoints and log")
     add("--pool", type=Path, default=Path("runs/pool"), help="folder of rendered training clips")
     add("--minutes", type=float, default=60.0, help="length of this sitting")
-    add("--decay", type=float, default=0.0, help="last share of the sitting that decays the rate")
+    add(
+        "--decay",
+        type=float,
+        default=0.0,
+        help="last share of the sitting that decays the rate; above 1 it starts below full rate",
+    )
     add("--processes", type=int, default=2, help="single-threaded processes on a CPU")
     add("--device", default="cpu")
     add("--compile", action="store_true", help="compile the blocks; saves a quarter of the time")
@@ -244,7 +249,7 @@ class _Gradients:
             self._pool.refresh()
         clips, frames = clip_shape(step, self._seed)
         generator = torch.Generator().manual_seed((self._seed << 32) + step * 64 + self._rank)
-        batch = self._pool.sample(clips, frames, generator).to(self._device)
+        batch = self._pool.sample(clips, frames, generator, flicker(step)).to(self._device)
         self._optimiser.zero_grad()
         with _precision(self._device):
             predictions = self._model(batch.images)
