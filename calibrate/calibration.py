@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import optuna
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from spark3r.schedule import LengthRule, Schedule
 from .budget import ResolvedBudget, parse_budget, resolve
 from .evaluation import DenseRuns
 from .export import Evidence, make_profile
+from .from_profile import solve_from
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
 from .latency_timing import LatencyTable, measure_latency
@@ -100,6 +102,7 @@ def run(
     split: Split,
     settings: Settings,
     *,
+    measured: Path | None = None,
     family: Family | None = None,
     progress: Progress = unseen,
     say: Say = unsaid,
@@ -110,11 +113,13 @@ def run(
         model: An unpatched model in evaluation mode; it is as it was afterwards.
         split: Clips by role.
         settings: What is asked for.
+        measured: A profile whose sensitivities and latency model are taken; None measures them.
         family: What is known of the model; None recognises it.
         progress: Told of every step.
         say: Told what the user should know, a line at a time.
 
     Raises:
+        ProfileError: If the profile was measured on something else, or lacks what is needed.
         Spark3rError: As `calibrate`.
     """
     times = StepTimes(progress)
@@ -122,7 +127,8 @@ def run(
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
-        return replace(_run(job, split), seconds=times.seconds)
+        result = _run(job, split) if measured is None else solve_from(measured, job, split)
+    return replace(result, seconds=times.seconds)
 
 
 def plan(
@@ -338,7 +344,14 @@ def _result(
     evidence = Evidence(job, split, replace(table, model=settled.problem.latency), budget)
     records = sensitivity_records(settled.problem.sensitivity, split)
     return Calibration(
-        profile=make_profile(evidence, settled.verified, settled.decision, records, points),
+        profile=make_profile(
+            evidence,
+            settled.verified,
+            settled.decision,
+            records,
+            points,
+            dense["selection"].qualities,
+        ),
         budget=budget,
         source=job.source,
         objective=job.settings.objective,

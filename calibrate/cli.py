@@ -12,7 +12,6 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _calibrate(options, budget)
     except KeyboardInterrupt:
-        what = "interrupted before there was anything to export; --resume goes on where it stopped"
+        what = "interrupted before there was anything to export"
+        if options.profile is None:
+            what += "; --resume goes on where it stopped"
         print(f"calibrate: {what}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
@@ -89,7 +90,6 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     from spark3r.loading import about, load_model
 
     from .calibration import plan, run
-    from .from_profile import run_from
     from .progress import Reporter
     from .settings import Settings
 
@@ -122,14 +122,25 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
             lines = plan(model, split, settings, family=family, progress=progress, say=say)
             print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
             return DONE
-        how = run if options.profile is None else partial(run_from, options.profile)
-        result = how(model, split, settings, family=family, progress=progress, say=say)
+        result = run(
+            model,
+            split,
+            settings,
+            measured=options.profile,
+            family=family,
+            progress=progress,
+            say=say,
+        )
     written = _save(result, output, options.resume)
 
     from .report import write_report
     from .summary import print_json, print_summary
 
-    report = write_report(result, written)
+    report: tuple[Path, ...] = ()
+    try:
+        report = write_report(result, written)
+    except OSError as error:  # what was measured is told all the same
+        print(f"calibrate: the report could not be written, {_told(error)}", file=sys.stderr)
     (print_json if options.json else print_summary)(result, written, report)
     return INTERRUPTED if result.interrupted else DONE
 

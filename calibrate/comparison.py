@@ -40,7 +40,8 @@ class PairedRatio:
         return self.low > 1
 
     def __str__(self) -> str:
-        return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f}, {self.clips} clips)"
+        clips = f"{self.clips} clip{'s' * (self.clips > 1)}"
+        return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f}, {clips})"
 
 
 def paired_ratio(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spark3r.clips import Clip
@@ -16,7 +16,6 @@ from spark3r.profile.evidence import (
     BaselineRun,
     ClipRecord,
     EnvironmentRecord,
-    Figures,
     LatencyModel,
     Measurement,
     Role,
@@ -33,6 +32,7 @@ from .budget import ResolvedBudget
 from .latency import FORM
 from .latency_timing import LatencyTable
 from .quality import Quality
+from .records import figure_records
 from .selection import Decision, Point
 from .settings import Job
 from .splits import Split
@@ -64,6 +64,7 @@ def make_profile(
     decision: Decision | None,
     sensitivity: Sequence[Sensitivity] = (),
     points: Sequence[Point] = (),
+    selection: Sequence[Quality] = (),
 ) -> Profile:
     """Return the profile of the chosen schedule, its rivals, and the trade-off around it.
 
@@ -73,6 +74,7 @@ def make_profile(
         decision: Which schedule is the default; None where dense met the budget.
         sensitivity: The sensitivities.
         points: Slower and faster schedules.
+        selection: Quality of the dense run on the clips that the points' figures are from.
 
     Raises:
         ProfileError: If the parts make no valid profile.
@@ -122,7 +124,7 @@ def make_profile(
         ),
         dense=Run(
             latency=_timing(dense.latency, table.dense_ms),
-            figures=_figures(dense.qualities),
+            figures=figure_records((*dense.qualities, *selection)),
         ),
         wall=_timing(wall.latency, evidence.table.wall_ms),
         schedules=tuple(runs),
@@ -151,7 +153,7 @@ def _schedule_run(each: Verified, name: str, evidence: Evidence) -> ScheduleRun:
         predicted_ms=predicted,
         latency=_timing(each.latency, predicted),
         budget_ms=evidence.budget.clip_ms,
-        figures=_figures(each.qualities),
+        figures=figure_records(each.qualities),
     )
 
 
@@ -160,7 +162,7 @@ def _point_run(point: Point, name: str) -> ScheduleRun:
         schedule=name,
         predicted_ms=point.trial.latency_ms,
         latency=None,
-        figures=_figures(point.qualities),
+        figures=figure_records(point.qualities),
     )
 
 
@@ -174,7 +176,7 @@ def _baseline(each: Verified, against: str) -> BaselineRun:
         latency=_timing(each.latency, each.predicted_ms),
         operators=OperatorsRecord.of(each.schedule.operators),
         factors=tuple((rule.query, rule.key_value) for rule in each.schedule.layers),
-        figures=_figures(each.qualities),
+        figures=figure_records(each.qualities),
     )
 
 
@@ -182,28 +184,6 @@ def _timing(latency: Latency | None, otherwise_ms: float) -> Timing:
     if latency is None:
         return Timing(median_ms=otherwise_ms, spread_ms=0.0, n=1)
     return Timing(median_ms=latency.median_ms, spread_ms=latency.spread_ms, n=latency.n)
-
-
-def _figures(qualities: Sequence[Quality]) -> tuple[Figures, ...]:
-    records = []
-    for quality in qualities:
-        sources: dict[str, dict[str, float]] = {}
-        for name, value in quality.figures().items():
-            source, _, metric = name.partition(".")
-            sources.setdefault(source, {})[metric] = value
-        records.append(
-            Figures(
-                clip=quality.clip,
-                deviation=_or_none(sources, "deviation"),
-                error=_or_none(sources, "error"),
-                consistency=_or_none(sources, "consistency"),
-            )
-        )
-    return tuple(records)
-
-
-def _or_none(sources: Mapping[str, dict[str, float]], source: str) -> dict[str, float] | None:
-    return sources.get(source) or None
 
 
 def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from spark3r.errors import ProfileError
-from spark3r.families import Family
 from spark3r.fingerprint import describe
 from spark3r.inference import device_of, dtype_of, layout_of
 from spark3r.layout import TokenLayout
@@ -24,6 +21,7 @@ from .budget import BudgetError, resolve, time_text
 from .export import Evidence, make_profile
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
+from .kept import kept
 from .latency import FORM, LatencyModel
 from .latency_timing import LatencyTable
 from .problem import Problem, least_ms
@@ -32,42 +30,27 @@ from .records import sensitivity_table
 from .result import Calibration, as_budget, dense_result
 from .search import Trial
 from .selection import Decision, Finalist
-from .settings import Job, Settings, make_job
+from .settings import Job
 from .splits import Split
-from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .target_length import clip_of_length
 from .verify import time_beside_the_wall, verify
 
 
-def run_from(
-    path: Path,
-    model: nn.Module,
-    split: Split,
-    settings: Settings,
-    *,
-    family: Family | None = None,
-    progress: Progress = unseen,
-    say: Say = unsaid,
-) -> Calibration:
+def solve_from(path: Path, job: Job, split: Split) -> Calibration:
     """Solve for a goal by what a profile holds, and verify the answer.
 
     Args:
-        path: The profile.
-        model: The model it was measured on, unpatched; it is as it was afterwards.
+        path: The profile, measured on the job's model.
+        job: The job.
         split: Clips by role; only the held-out ones are run.
-        settings: What is asked for.
-        family: What is known of the model; None recognises it.
-        progress: Told of every step.
-        say: Told what the user should know.
 
     Raises:
         BudgetError: If the budget cannot be reached.
         ProfileError: If the profile was measured on something else, or lacks what is needed.
         SensitivityError: If it has no sensitivities of the source that is to be judged by.
     """
+    settings = job.settings
     profile = Profile.load(path)
-    times = StepTimes(progress)
-    job = make_job(model, split, settings, family, times.progress, say)
     measurement = _measurement(path, profile)
     frames = settings.target_frames or measurement.frames
     images = clip_of_length(split.held_out[0].images, frames)
@@ -82,7 +65,7 @@ def run_from(
         goal, budget = WithinDeviation(settings.max_deviation or 0.0), None
     else:
         budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
-        say(f"budget {settings.budget.text}: {budget.text}")
+        job.say(f"budget {settings.budget.text}: {budget.text}")
         if not budget.binds:
             return dense_result(job, split, table, budget)
         goal = WithinBudget(budget.clip_ms)
@@ -119,7 +102,7 @@ def run_from(
     verified = verify(judge, decision, held_out, latencies, partial(job.progress, "verification"))
     if "knapsack" in latencies:
         measured_ms = latencies["knapsack"].median_ms
-        say(
+        job.say(
             f"predicted {time_text(trial.latency_ms)}, measured {time_text(measured_ms)} "
             f"({measured_ms / trial.latency_ms:.2f})"
         )
@@ -135,8 +118,7 @@ def run_from(
         verified=verified,
         sensitivity=problem.sensitivity,
         decision=decision,
-        gaps={"held out": score} if (score := verified[-1].score) is not None else {},
-        seconds=times.seconds,
+        kept=kept(profile, path.name, problem, settings.objective, budget.clip_ms),
     )
 
 

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from spark3r.schedule import Schedule
-
-from .search import Trial
-from .selection import kind_of
-from .verify import Verified
 
 COLOURS: Mapping[str, str] = {
     "search": "#c1272d",
@@ -31,26 +27,47 @@ _AXES = {"query": "queries", "key_value": "keys and values"}
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a schedule lies in the trade-off.
+
+    Attributes:
+        name: The schedule's; its first word is the kind, which says the colour.
+        latency_ms: Per clip.
+        score: Mean over clips.
+    """
+
+    name: str
+    latency_ms: float
+    score: float
+
+
+@dataclass(frozen=True)
 class TradeOff:
     """What the picture of the trade-off shows.
 
     Attributes:
-        trials: All trials.
+        known: What is known of schedules beside those verified.
+        front: What to call the best of these.
+        are_named: Whether their names are written beside them.
         verified: What was measured at the end.
         budget_ms: The budget.
         dense_ms: Dense latency.
         wall_ms: The wall.
         chosen: Name of the exported schedule.
-        source: What schedules were judged by.
+        source: What the scores are by.
+        title: Which latencies and clips the places are from.
     """
 
-    trials: Sequence[Trial]
-    verified: Sequence[Verified]
+    known: Sequence[Place]
+    front: str
+    are_named: bool
+    verified: Sequence[Place]
     budget_ms: float
     dense_ms: float
     wall_ms: float
     chosen: str
     source: str
+    title: str
 
 
 def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, str]) -> Figure:
@@ -69,9 +86,11 @@ def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, st
         for operators, rows in part[part["axis"] == axis].groupby("operators", sort=True):
             grid = 100 * rows.pivot_table(index="layer", columns="factor", values="mean")
             name = names.get(str(operators), "") if axis == "key_value" else "merged in groups"
-            if not any(grid.equals(other) for _, other in panels):
+            if not any(grid.equals(other) for title, other in panels if title.startswith(what)):
                 panels.append((f"{what}\n{name}", grid))
     bound = max([float(np.nanmax(np.abs(grid.to_numpy()))) for _, grid in panels] + [1e-9])
+    has_gains = any(float(np.nanmin(grid.to_numpy())) < 0 for _, grid in panels)
+    norm = Normalize(-bound if has_gains else 0.0, bound)
     layers = max(len(grid) for _, grid in panels)
     columns = [len(grid.columns) for _, grid in panels]
     figure = Figure(figsize=(1.6 + 0.62 * sum(columns), 1.5 + 0.3 * layers), layout="constrained")
@@ -80,7 +99,7 @@ def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, st
     for axis, (title, grid) in zip(axes, panels, strict=True):
         values = grid.to_numpy()
         image = axis.imshow(
-            values, cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound), aspect="auto"
+            values, cmap="RdBu_r" if has_gains else "Reds", norm=norm, aspect="auto"
         )
         for row, column in np.ndindex(values.shape):
             value = values[row, column]
@@ -112,7 +131,7 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
         schedule = schedules[name]
         # Side by side within a layer, so that equal factors do not hide each other.
         layers = np.arange(len(schedule.layers)) + 0.12 * (number - (len(ordered) - 1) / 2)
-        colour = COLOURS.get(name, "#555555")
+        colour = _colour(name)
         label = f"{name} (exported)" if name == chosen else name
         width = 2.0 if name == chosen else 0.8
         for axis, factors in (
@@ -129,8 +148,13 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
         axis.set_ylabel(f"factor, {title}")
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.set_ylim(bottom=0.85)
-        axis.margins(y=0.15)
+        most = max(
+            factor
+            for each in schedules.values()
+            for rule in each.layers
+            for factor in [rule.query if axis is above else rule.key_value]
+        )
+        axis.set_ylim(0.8, max(2, 1.25 * most))
         axis.grid(alpha=0.25)
     below.set_xlabel("global layer (open: patches of every frame, filled: whole frames)")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -140,37 +164,31 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
 
 
 def trade_off_picture(shown: TradeOff) -> Figure:
-    """Draw score against predicted latency of all trials, and the measured finalists."""
+    """Draw score against latency of what is known, and of what was verified."""
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
-    scored = [
-        (kind_of(trial), trial.latency_ms, 100 * trial.score.value)
-        for trial in shown.trials
-        if trial.score is not None
-    ]
-    for kind in ("search", "knapsack", "paper", "uniform"):
-        points = np.array([place for each, *place in scored if each == kind])
-        if points.size:
-            axis.scatter(points[:, 0], points[:, 1], s=16, alpha=0.5, color=COLOURS[kind])
+    for each in shown.known:
+        place = (each.latency_ms, 100 * each.score)
+        axis.scatter(*place, s=16, alpha=0.5, color=_colour(each.name))
+        if shown.are_named:
+            axis.annotate(each.name, place, (4, 4), textcoords="offset points", fontsize=7)
     best = np.inf
     front: list[tuple[float, float]] = []
-    for _, latency, score in sorted(scored, key=lambda each: each[1:]):
-        if score < best:
-            best = score
-            front.append((latency, score))
+    for each in sorted(shown.known, key=lambda each: (each.latency_ms, each.score)):
+        if each.score < best:
+            best = each.score
+            front.append((each.latency_ms, 100 * each.score))
     if front:
-        label = "best of the trials"
-        axis.step(*zip(*front, strict=True), where="post", color="#999999", lw=1, label=label)
+        places = zip(*front, strict=True)
+        axis.step(*places, where="post", color="#999999", lw=1, label=shown.front)
     for each in shown.verified:
-        if each.schedule is None or each.latency is None or each.score is None:
-            continue
         chosen = each.name == shown.chosen
         axis.scatter(
-            each.latency.median_ms,
+            each.latency_ms,
             100 * each.score,
             s=260 if chosen else 80,
             marker="*" if chosen else "D",
-            color=COLOURS.get(each.name, "#555555"),
+            color=_colour(each.name),
             edgecolor="black",
             zorder=5 if chosen else 4,
             label=f"{each.name}{' (exported)' * chosen}",
@@ -185,9 +203,11 @@ def trade_off_picture(shown: TradeOff) -> Figure:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("latency per clip, ms")
     axis.set_ylabel(f"{shown.source}, % (dense is 0, smaller is better)")
-    axis.set_title(
-        "Dots: trials, predicted, clips of the search. Large: measured, held-out clips", fontsize=9
-    )
+    axis.set_title(shown.title, fontsize=9)
     figure.legend(loc="outside right upper", fontsize=8)
     axis.grid(alpha=0.25)
     return figure
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name.partition(" ")[0], "#555555")

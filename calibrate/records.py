@@ -1,18 +1,21 @@
-"""Sensitivities as a profile keeps them, there and back."""
+"""Sensitivities and figures of quality as a profile keeps them, there and back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
-from spark3r.profile.evidence import Sensitivity
+from spark3r.metrics import ConsistencyMetrics
+from spark3r.profile.evidence import Figures, Sensitivity
 from spark3r.profile.sections import OperatorsRecord
 from spark3r.schedule import Operators
 
 from .naming import operators_text
+from .quality import Distances, Quality
 from .sensitivity import COLUMNS
 from .splits import Split
 
@@ -87,3 +90,55 @@ def sensitivity_table(records: Sequence[Sensitivity]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def figure_records(qualities: Sequence[Quality]) -> tuple[Figures, ...]:
+    """Return the quality of a run, clip by clip, as a profile keeps it."""
+    records = []
+    for quality in qualities:
+        sources: dict[str, dict[str, float]] = {}
+        for name, value in quality.figures().items():
+            source, _, metric = name.partition(".")
+            sources.setdefault(source, {})[metric] = value
+        records.append(
+            Figures(
+                clip=quality.clip,
+                deviation=sources.get("deviation"),
+                error=sources.get("error"),
+                consistency=sources.get("consistency"),
+            )
+        )
+    return tuple(records)
+
+
+def recorded_quality(figures: Figures) -> Quality | None:
+    """Return the quality that `figure_records` kept, None where figures are lacking."""
+    try:
+        return Quality(
+            figures.clip,
+            None if figures.error is None else _distances(figures.error),
+            _consistency(figures.consistency or {}),
+            _distances(figures.deviation or {}),
+        )
+    except KeyError:
+        return None
+
+
+def _distances(table: Mapping[str, float]) -> Distances:
+    values: dict[str, Any] = {
+        each.name: table.get(each.name) if "None" in str(each.type) else table[each.name]
+        for each in fields(Distances)
+        if each.name != "is_pan"
+    }
+    return Distances(**values, is_pan="trajectory" not in table)
+
+
+def _consistency(table: Mapping[str, float]) -> ConsistencyMetrics:
+    return ConsistencyMetrics(
+        log_ratio=table.get("log_ratio"),
+        visible=table["visible"],
+        pairs=int(table["pairs"]),
+        camera_spread=table["camera_spread"],
+        rotation_spread_deg=table["rotation_spread_deg"],
+        depth_spread=table["depth_spread"],
+    )

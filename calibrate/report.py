@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .budget import number_text
 from .damage import FAITHFULNESS
 from .naming import operators_name, operators_text
-from .objective import Source
-from .pictures import TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
+from .objective import Source, mean_score
+from .pictures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
 from .settings import OPERATORS
-from .summary import FIGURES, SOURCES, holds, latency_text, percent_text, rows, work_text
+from .summary import FIGURES, SOURCES, absent, holds, latency_text, percent_text, rows, work_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,33 +53,66 @@ def write_report(result: Calibration, output: Path) -> tuple[Path, ...]:
 
 def draw(result: Calibration) -> dict[str, Figure]:
     """Return the pictures by name; none where dense meets the budget."""
-    if result.sensitivity is None or result.found is None or result.decision is None:
+    if result.sensitivity is None or result.decision is None:
         return {}
     names = {operators_text(each): operators_name(each) for each in OPERATORS}
     schedules = {each.name: each.schedule for each in result.verified if each.schedule is not None}
-    shown = TradeOff(
-        trials=result.found.trials,
-        verified=result.verified,
-        budget_ms=result.budget.clip_ms,
-        dense_ms=result.latency.dense_ms,
-        wall_ms=result.latency.wall_ms,
-        chosen=result.chosen.name,
-        source=result.source,
-    )
-    return {
+    if result.kept is not None and result.kept.paper is not None:
+        schedules["paper (not run)"] = result.kept.paper
+    pictures = {
         "sensitivity": sensitivity_picture(
             result.sensitivity, _fullest(result.sensitivity, result.source), names
         ),
         "schedules": schedules_picture(schedules, result.chosen.name),
-        "trade-off": trade_off_picture(shown),
     }
+    shown = _trade_off(result)
+    return pictures if shown is None else pictures | {"trade-off": trade_off_picture(shown)}
+
+
+def _trade_off(result: Calibration) -> TradeOff | None:
+    """Return what is drawn of the trade-off; None where nothing but the answer is known."""
+    if result.found is not None:
+        source, front = result.source, "best of the trials"
+        known = [
+            Place(trial.name, trial.latency_ms, trial.score.value)
+            for trial in result.found.trials
+            if trial.score is not None
+        ]
+        title = "Dots: trials, predicted, clips of the search. Large: measured, held-out clips"
+    elif result.kept is not None and result.kept.runs:
+        source, front = result.kept.source, f"best of {result.kept.profile}"
+        known = [Place(run.name, run.latency_ms, run.score) for run in result.kept.runs]
+        title = f"Dots: schedules of {result.kept.profile}, as it has them. Large: measured now"
+    else:
+        return None
+    return TradeOff(
+        known=known,
+        front=front,
+        are_named=result.found is None,
+        verified=[
+            Place(
+                each.name,
+                each.latency.median_ms,
+                mean_score(each.qualities, dense, source, result.objective),
+            )
+            for dense in [result.verified[0].qualities]
+            for each in result.verified
+            if each.schedule is not None and each.latency is not None and each.qualities
+        ],
+        budget_ms=result.allowed_ms,
+        dense_ms=result.dense_ms,
+        wall_ms=result.wall_ms,
+        chosen=result.chosen.name,
+        source=source,
+        title=title,
+    )
 
 
 def _fullest(table: pd.DataFrame, source: Source) -> str:
     """Return the score to draw: the source's, or deviation where more factors have that."""
     counts = table.groupby("metric")["factor"].nunique()
     own = f"score.{source}"
-    return own if counts[own] >= counts[FAITHFULNESS] else FAITHFULNESS
+    return own if counts[own] >= counts.get(FAITHFULNESS, 0) else FAITHFULNESS
 
 
 def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> str:
@@ -97,7 +130,10 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent_text
+    environment.filters["percent"] = lambda mean, source: (
+        "–" if mean is None else percent_text(mean, source)
+    )
+    environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
     environment.filters["operators"] = operators_name
     environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
     table = rows(result)
@@ -119,8 +155,12 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         work=work_text(result),
         schedules=result.profile.schedule_names(),
         notes=result.profile.notes,
-        failures=[trial for trial in result.found.trials if trial.failure] if result.found else [],
-        trials=len(result.found.trials) if result.found else 0,
+        trials=result.found.trials if result.found else (),
+        kept=result.kept,
+        absent=absent(result),
+        drawn_by=None
+        if result.sensitivity is None
+        else _fullest(result.sensitivity, result.source).removeprefix("score."),
         layers=result.chosen.schedule.resolve(result.budget.frames)
         if result.chosen.schedule
         else (),

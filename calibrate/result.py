@@ -10,6 +10,7 @@ from spark3r.profile import Profile
 
 from .budget import Budget, ResolvedBudget
 from .export import Evidence, make_profile
+from .kept import Kept
 from .latency_timing import LatencyTable
 from .objective import Objective, Source
 from .search import Found, Trial
@@ -37,6 +38,7 @@ class Calibration:
         was_stopped: Whether Ctrl-C cut selection or verification short.
         seconds: How long each step took, by name.
         searched_clips: Number of clips of the search.
+        kept: What the profile that was solved from holds; None where everything was measured.
     """
 
     profile: Profile
@@ -52,6 +54,7 @@ class Calibration:
     was_stopped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     searched_clips: int = 1
+    kept: Kept | None = None
 
     @property
     def chosen(self) -> Verified:
@@ -71,6 +74,18 @@ class Calibration:
         if now is None or self.latency.dense_extrapolated:
             return None
         return now.median_ms / self.latency.dense_ms
+
+    @property
+    def dense_ms(self) -> float:
+        """Dense latency, beside the verified schedules where it was timed there."""
+        now = self.verified[0].latency
+        return self.latency.dense_ms if now is None else now.median_ms
+
+    @property
+    def wall_ms(self) -> float:
+        """The wall, likewise."""
+        now = self.verified[1].latency
+        return self.latency.wall_ms if now is None else now.median_ms
 
     @property
     def allowed_ms(self) -> float:

@@ -40,7 +40,6 @@ def rows(result: Calibration) -> list[dict[str, Any]]:
     found = []
     for each in result.verified:
         latency_ms = None if each.latency is None else each.latency.median_ms
-        dense_ms = _dense_ms(result)
         found.append(
             {
                 "schedule": each.name,
@@ -50,7 +49,7 @@ def rows(result: Calibration) -> list[dict[str, Any]]:
                 "spread_ms": None if each.latency is None else each.latency.spread_ms,
                 "samples": 0 if each.latency is None else each.latency.n,
                 "of_budget": None if latency_ms is None else latency_ms / result.allowed_ms,
-                "speed_up": None if latency_ms is None else dense_ms / latency_ms,
+                "speed_up": None if latency_ms is None else result.dense_ms / latency_ms,
                 "scores": {
                     source: mean._asdict() for source, mean in _scores(each, result).items()
                 },
@@ -70,11 +69,17 @@ def latency_text(result: Calibration) -> str:
     """Return how far the latency model and dense latency can be trusted, in a few sentences."""
     report = result.latency.report
     lines = [] if report is None else [str(report)]
-    drift = result.dense_then_and_now
-    if drift is not None and result.latency.passes:
+    if result.kept is not None:
         lines.append(
-            f"dense takes {time_text(_dense_ms(result))} beside the verified schedules, "
-            f"{drift:.2f} of what it took before the search"
+            f"the latency model of {result.kept.profile} was off by at most "
+            f"{result.latency.largest_error:.1%} where it was checked"
+        )
+    drift = result.dense_then_and_now
+    if drift is not None and (result.latency.passes or result.kept is not None):
+        before = "before the search" if result.kept is None else f"in {result.kept.profile}"
+        lines.append(
+            f"dense takes {time_text(result.dense_ms)} beside the verified schedules, "
+            f"{drift:.2f} of what it took {before}"
         )
     return "; ".join(lines)
 
@@ -103,6 +108,24 @@ def work_text(result: Calibration) -> str | None:
     return f"{', '.join(parts)} of a calibration clip; {sum(result.seconds.values()):.0f} s in all"
 
 
+def absent(result: Calibration) -> tuple[str, ...]:
+    """Return what the report of a calibration lacks that others have, a line each."""
+    kept = result.kept
+    if kept is None:
+        return ()
+    lines = []
+    if not kept.runs:
+        lines.append(
+            f"no trade-off is drawn: {kept.profile} holds no figures of its schedules' quality"
+        )
+    if kept.paper is None:
+        lines.append(
+            f"the paper's schedule is not drawn: {kept.profile} was not compared with it, or none "
+            "meets the budget"
+        )
+    return tuple(lines)
+
+
 def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> None:
     """Print the table, what does not hold, and how the profile is used."""
     table = rows(result)
@@ -126,17 +149,18 @@ def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> 
     if sources:
         clips = max(len(each.qualities) for each in result.verified)
         print(
-            f"latency per clip of {result.budget.frames} frames; quality on {clips} held-out clips "
-            "with 95 % intervals: error and consistency against dense (0 is as good), deviation "
-            "from dense (1 is where every metric is at its tolerance); smaller is better"
+            f"latency per clip of {result.budget.frames} frames; quality on {clips} held-out "
+            f"clip{'s, with 95 % intervals' * (clips > 1)}: error and consistency against dense "
+            "(0 is as good), deviation from dense (1 is where every metric is at its tolerance); "
+            "smaller is better"
         )
         print(f"judged by {result.source}")
     for reason in () if result.decision is None else result.decision.reasons:
         print(reason)
     if result.gaps:
         gaps = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in result.gaps.items())
-        print(f"{result.source} of the exported schedule on the three sets of clips: {gaps}")
-    for line in (latency_text(result), work_text(result)):
+        print(f"{result.source} of the exported schedule on each set of clips: {gaps}")
+    for line in (latency_text(result), work_text(result), *absent(result)):
         if line:
             print(line)
     if not result.budget.binds:
@@ -158,6 +182,7 @@ def print_json(result: Calibration, output: Path, report: Sequence[Path]) -> Non
     document = {
         "profile": str(output),
         "report": [str(path) for path in report],
+        "report_lacks": list(absent(result)),
         "exported": result.chosen.name,
         "interrupted": result.interrupted,
         "holds": holds(result),
@@ -201,11 +226,6 @@ def _scores(each: Verified, result: Calibration) -> dict[Source, Mean]:
             values = [score(quality, before, source, result.objective) for quality, before in pairs]
             found[source] = mean_interval(values)
     return found
-
-
-def _dense_ms(result: Calibration) -> float:
-    latency = result.verified[0].latency
-    return result.latency.dense_ms if latency is None else latency.median_ms
 
 
 def _number(value: float | None) -> str:

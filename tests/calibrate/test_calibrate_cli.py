@@ -116,6 +116,22 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert not list(Path().glob("*.json"))
 
 
+def test_figures_are_told_though_the_report_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["report"] == []
+    assert "the report could not be written" in err
+    assert "No space left on device" in err
+    assert Profile.load(tmp_path / "a.json").status == "measured"
+
+
 def test_the_slower_of_two_processes_takes_another_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -167,6 +183,51 @@ def test_from_a_profile_measures_nothing_but_the_answer(
     assert second.sensitivity == first.sensitivity
     assert second.measurements[0].latency_model == first.measurements[0].latency_model
     assert "solved by the sensitivities and the latency model of a.json" in second.notes
+
+    names = {"b-sensitivity.png", "b-schedules.png", "b-trade-off.png", "b.html"}
+    assert {*document["report"]} == names
+    assert document["report_lacks"] == []
+    page = (tmp_path / "b.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    assert "it was not run" in page  # the paper's schedule, which a.json was compared with
+
+
+def test_from_a_profile_without_figures_says_what_is_not_drawn(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+    document = json.loads((tmp_path / "a.json").read_text())
+    measurement = document["measurements"][0]
+    measurement["baselines"] = []
+    for run in (measurement["dense"], *measurement["schedules"]):
+        run["figures"] = []
+    (tmp_path / "bare.json").write_text(json.dumps(document))
+    capsys.readouterr()
+    again = ["--budget", "60%", *JOB, "--from", "bare.json", "--output", "b.json", "--quiet"]
+    assert main(again) == 0
+    out = capsys.readouterr().out
+    assert "knapsack (exported)" in out
+    assert "no trade-off is drawn: bare.json" in out
+    assert "the paper's schedule is not drawn" in out
+    page = (tmp_path / "b.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "No trade-off is drawn: bare.json" in page
+    assert not (tmp_path / "b-trade-off.png").exists()
+
+
+def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
+    """As the search scored it: dense stands beside every schedule, on the same clips."""
+    from calibrate.records import recorded_quality
+
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+    measurement = Profile.load(tmp_path / "a.json").measurements[0]
+    dense = {figures.clip for figures in measurement.dense.figures}
+    roles = {clip.name: clip.role for clip in measurement.clips}
+    assert {roles[clip] for clip in dense} == {"selection", "held_out"}
+    for run in (*measurement.schedules, *measurement.baselines):
+        assert {figures.clip for figures in run.figures} <= dense
+        assert all(recorded_quality(figures) for figures in run.figures)
 
 
 @pytest.mark.parametrize(

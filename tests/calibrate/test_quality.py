@@ -16,8 +16,10 @@ from calibrate.objective import (
     score,
 )
 from calibrate.quality import assess, mean_figures
+from calibrate.records import figure_records, recorded_quality
 from spark3r import Clip, ClipError
 from spark3r.metrics import invert_pose
+from spark3r.profile.evidence import Figures
 
 CLIP = make_clip()
 TRUTH = perfect(CLIP)
@@ -191,3 +193,22 @@ def test_scores_are_means_over_paired_clips() -> None:
         mean_score([], [], "error")
     with pytest.raises(ValueError, match="'other' is compared with one on 'curved wall'"):
         mean_score([replace(worse, clip="other")], [OF_DENSE], "error")
+
+
+@pytest.mark.parametrize("clip", [CLIP, Clip(CLIP.name, CLIP.images)], ids=["truth", "bare"])
+@pytest.mark.parametrize("clouds", [False, True])
+def test_a_profile_keeps_quality(clip: Clip, clouds: bool) -> None:
+    quality = assess(noisy(TRUTH, 0.05, seed=2), clip, DENSE, clouds=clouds)
+    (record,) = figure_records([quality])
+    again = Figures.model_validate_json(record.model_dump_json())
+    assert recorded_quality(again) == quality
+
+
+@pytest.mark.parametrize("source", ["consistency", "deviation"])
+def test_quality_that_a_profile_keeps_in_part_is_none(source: str) -> None:
+    (record,) = figure_records([OF_DENSE])
+    assert recorded_quality(record.model_copy(update={source: None})) is None
+    assert recorded_quality(record.model_copy(update={source: {"depth": 0.1}})) is None
+    assert recorded_quality(record.model_copy(update={"error": None})) == replace(
+        OF_DENSE, error=None
+    )

@@ -1,0 +1,148 @@
+"""What a profile holds of earlier runs, to be drawn beside what is solved from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from spark3r.profile import Profile
+from spark3r.profile.evidence import BaselineRun, Measurement, ScheduleRun
+from spark3r.schedule import LayerRule, Schedule
+
+from .baselines import paper_schedules
+from .objective import Objective, Source, score
+from .problem import Problem
+from .records import recorded_quality
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A schedule that was run for a profile.
+
+    Attributes:
+        name: The schedule's name there, or ``uniform`` or ``paper``.
+        latency_ms: Per clip, as measured there; predicted where it was not, or not at this length.
+        score: Mean over the clips it was run on.
+    """
+
+    name: str
+    latency_ms: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a profile holds that is drawn beside what was solved from it.
+
+    Attributes:
+        profile: Name of the profile's file.
+        runs: The schedules whose quality is known.
+        source: What these are judged by: deviation where the profile does not hold what another
+            source needs.
+        paper: The paper's schedule scaled to the budget, not run; None where the profile does not
+            tell which layers are sensitive, or no such schedule meets the budget.
+    """
+
+    profile: str
+    runs: tuple[KeptRun, ...]
+    source: Source
+    paper: Schedule | None
+
+
+def kept(
+    profile: Profile, name: str, problem: Problem, objective: Objective, budget_ms: float
+) -> Kept:
+    """Return what a profile holds of earlier runs.
+
+    Args:
+        profile: The profile, of whose measurements the first is taken.
+        name: Name of its file.
+        problem: What is solved from it.
+        objective: Which metrics count.
+        budget_ms: Latency that a clip may take.
+    """
+    measurement = profile.measurements[0]
+    source = problem.source
+    scores = _scores(measurement, source, objective)
+    if scores is None:
+        source = "deviation"
+        scores = _scores(measurement, source, objective) or {}
+    return Kept(
+        name,
+        tuple(
+            KeptRun(_name(run), _latency_ms(profile, measurement, problem, run), scores[_name(run)])
+            for run in _runs(measurement)
+            if _name(run) in scores
+        ),
+        source,
+        _scaled_paper(profile, measurement, problem, budget_ms),
+    )
+
+
+def _runs(measurement: Measurement) -> tuple[ScheduleRun | BaselineRun, ...]:
+    return (*measurement.schedules, *measurement.baselines)
+
+
+def _name(run: ScheduleRun | BaselineRun) -> str:
+    return run.schedule if isinstance(run, ScheduleRun) else run.baseline
+
+
+def _scores(
+    measurement: Measurement, source: Source, objective: Objective
+) -> dict[str, float] | None:
+    """Return the mean score of each run that has figures; None if that of any cannot be told."""
+    dense = {each.clip: recorded_quality(each) for each in measurement.dense.figures}
+    found: dict[str, float] = {}
+    for run in _runs(measurement):
+        values = []
+        for figures in run.figures:
+            quality = recorded_quality(figures)
+            # Deviation is from dense already, so that the run itself will do to compare with.
+            reference = quality if source == "deviation" else dense.get(figures.clip)
+            if quality is None or reference is None:
+                return None
+            if source == "error" and None in (quality.error, reference.error):
+                return None
+            values.append(score(quality, reference, source, objective))
+        if values:
+            found[_name(run)] = math.fsum(values) / len(values)
+    return found
+
+
+def _latency_ms(
+    profile: Profile, measurement: Measurement, problem: Problem, run: ScheduleRun | BaselineRun
+) -> float:
+    if run.latency is not None and measurement.frames == problem.layout.frames:
+        return run.latency.median_ms
+    if isinstance(run, ScheduleRun):
+        return problem.predict_ms(profile.schedule(run.schedule))
+    return problem.predict_ms(Schedule(_rules(run), run.operators.operators()))
+
+
+def _rules(run: BaselineRun) -> tuple[LayerRule, ...]:
+    return tuple(LayerRule(query, key_value) for query, key_value in run.factors)
+
+
+def _scaled_paper(
+    profile: Profile, measurement: Measurement, problem: Problem, budget_ms: float
+) -> Schedule | None:
+    """Return the paper schedule of a profile, scaled to another budget.
+
+    Sensitive are the layers that keep more keys and values in it. Of those that meet the budget the
+    one with the query factor nearest to its own is taken.
+    """
+    known = [_rules(run) for run in measurement.baselines if run.baseline == "paper"]
+    known += [each.schedule().layers for each in profile.schedules if each.name == "paper"]
+    if not known:
+        return None
+    rules = known[0]
+    least = min(rule.key_value for rule in rules)
+    scaled = paper_schedules(
+        len(rules),
+        [layer for layer, rule in enumerate(rules) if rule.key_value == least],
+        problem.length,
+        problem.short,
+        lambda schedule: problem.predict_ms(schedule) <= budget_ms,
+    )
+    query = rules[0].query
+    return min(scaled.values(), key=lambda each: abs(each.layers[0].query - query), default=None)
