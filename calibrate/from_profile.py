@@ -146,6 +146,7 @@ def _require_same(path: Path, profile: Profile, job: Job, layout: TokenLayout) -
     record = describe(job.family.name, job.family.attention(job.model), job.family.facts(job.model))
     found = profile.compatibility(
         record,
+        name=job.settings.name,
         device=device_of(job.model),
         dtype=dtype_of(job.model),
         grid=(layout.height, layout.width),

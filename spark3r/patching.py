@@ -13,6 +13,7 @@ from torch import nn
 from .errors import FamilyError, PatchError, Spark3rWarning
 from .families import FAMILIES, Family, detect, unwrap
 from .handle import HANDLE, Handle
+from .model_names import name_of
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _check(profile: Profile, root: nn.Module, family: Family, strict: bool) -> N
     parameter = next(iter(root.parameters()), None)
     report = profile.compatibility(
         record,
+        name=name_of(root),
         device=None if parameter is None else parameter.device,
         dtype=None if parameter is None else parameter.dtype,
     )

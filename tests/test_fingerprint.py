@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,9 @@ from torch import nn
 from spark3r import env
 from spark3r.fingerprint import describe, fingerprint
 from spark3r.loading.hub import HUB_NAME
+from spark3r.loading.upstream import UPSTREAMS
 from spark3r.profile import ModelRecord, Profile, load_profile
+from spark3r.profile.compatibility import BY_CHECKPOINT, calibrate_line
 
 
 class Attention(nn.Module):
@@ -195,7 +198,8 @@ def test_evidence_from_elsewhere_is_a_warning() -> None:
     assert other.warnings == (
         "the profile is for Small: width 64, the model's 32",
         "the profile was measured on other weights (fingerprint abababababab, yours "
-        "cdcdcdcdcdcd); `calibrate --model vggt:someone/small --budget 50%` measures one on yours",
+        "cdcdcdcdcdcd); `calibrate --model vggt:WEIGHTS --budget 50%` (WEIGHTS: your checkpoint) "
+        "measures one on yours",
         f"the profile was measured on {env.cpu_name()}, the model is on meta",
         "the profile was measured in float32, the model runs in bfloat16",
         "the profile was measured on grids of 8x10, the clip's is 9x10",
@@ -225,8 +229,31 @@ def test_profiles_that_were_not_measured_say_so(name: str, said: str) -> None:
     (warning,) = profile.compatibility(profile.model, device="cpu", dtype="float32").warnings
     assert warning == (
         f"the profile is {said} and was not measured on your weights; `calibrate --model "
-        f"{profile.model.family}:{profile.model.weights} --budget 50%` measures one"
+        f"{profile.model.family}:WEIGHTS --budget 50%` (WEIGHTS: your checkpoint) measures one"
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "model"),
+    [
+        ("vggt", "vggt:/data/my model.pt", ["vggt:/data/my model.pt"]),
+        ("vggt", "mine.models:make", ["mine.models:make"]),
+        ("reference", "reference:random", ["reference:random"]),
+        ("omega", None, ["omega:WEIGHTS"]),
+        ("reference", None, ["PACKAGE.MODULE:FACTORY"]),
+        ("of my own", None, ["PACKAGE.MODULE:FACTORY"]),
+    ],
+)
+def test_the_command_that_measures_a_profile_can_be_pasted(
+    family: str, name: str | None, model: list[str]
+) -> None:
+    line = calibrate_line(family, name)
+    assert shlex.split(line.split("`")[1]) == ["calibrate", "--model", *model, "--budget", "50%"]
+    assert line.endswith("`") == (name is not None)  # a placeholder is explained
+
+
+def test_families_by_checkpoint_are_those_that_can_be_loaded() -> None:
+    assert set(BY_CHECKPOINT) == set(UPSTREAMS)
 
 
 @pytest.mark.parametrize(

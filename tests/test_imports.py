@@ -24,6 +24,7 @@ ORDER = (
         "layout",
         "memory",
         "metrics",
+        "model_names",
         "pose_encoding",
         "schedule",
         "tables",

@@ -61,5 +61,5 @@ def _fit(profile: Profile, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]
     root = families.unwrap(load_model(name))
     family = families.detect(root)
     record = describe(family.name, family.attention(root), family.facts(root))
-    fit = profile.compatibility(record)
+    fit = profile.compatibility(record, name=name)
     return fit.errors, fit.warnings

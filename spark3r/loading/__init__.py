@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..errors import FamilyError, WeightsError
-from ..families import FAMILIES, detect
+from ..families import FAMILIES, detect, unwrap
+from ..model_names import remember_name
 from .checkpoints import SUFFIXES, fill, read_checkpoint
 from .factories import made_by
 from .hub import HUB_NAME, fetch
@@ -90,7 +91,9 @@ def load_model(
     else:
         hint = f"; for a checkpoint say its family, such as vggt:{name}" * name.endswith(SUFFIXES)
         raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}{hint}")
-    return _moved(name, model, device, dtype).eval()
+    model = _moved(name, model, device, dtype).eval()
+    remember_name(unwrap(model), name)
+    return model
 
 
 def _reference(name: str, variant: str) -> nn.Module:

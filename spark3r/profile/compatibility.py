@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from .sections import ModelRecord
 
 if TYPE_CHECKING:
     from .document import Profile
+
+BY_CHECKPOINT = ("vggt", "pi3", "da3", "omega")
+"""Families that ``--model FAMILY:WEIGHTS`` loads."""
 
 _SHOWN_HEX = 12
 
@@ -33,6 +37,7 @@ def compare(
     profile: Profile,
     record: ModelRecord,
     *,
+    name: str | None = None,
     device: object = None,
     dtype: object = None,
     frames: int | None = None,
@@ -44,22 +49,31 @@ def compare(
         return Compatibility(errors, ())
     warnings = [*_other_architecture(profile.model, record), *_operators(profile)]
     if profile.status == "measured":
-        warnings += _evidence(profile, record, device, dtype, frames, grid)
+        warnings += _evidence(profile, record, name, device, dtype, frames, grid)
     else:
         taken = "a rule of thumb" if profile.status == "prior" else "a paper's schedule"
         warnings.append(
             f"the profile is {taken} and was not measured on your weights; "
-            f"{calibrate_line(profile.model)} measures one"
+            f"{calibrate_line(record.family, name)} measures one"
         )
     return Compatibility(errors, tuple(warnings))
 
 
-def calibrate_line(model: ModelRecord) -> str:
-    """Return the command that would measure a profile for a model."""
-    name = model.family
-    if name != "reference":
-        name += f":{model.weights or 'WEIGHTS'}"
-    return f"`calibrate --model {name} --budget 50%`"
+def calibrate_line(family: str, name: str | None) -> str:
+    """Return the command that measures a profile for a model.
+
+    Args:
+        family: The model's.
+        name: What ``--model`` calls it; None leaves a placeholder, and says what for.
+    """
+    if name is not None:
+        return f"`calibrate --model {shlex.quote(name)} --budget 50%`"
+    if family in BY_CHECKPOINT:
+        return f"`calibrate --model {family}:WEIGHTS --budget 50%` (WEIGHTS: your checkpoint)"
+    return (
+        "`calibrate --model PACKAGE.MODULE:FACTORY --budget 50%` (FACTORY: a function of yours "
+        "that returns the model)"
+    )
 
 
 def _mismatches(expected: ModelRecord, found: ModelRecord) -> Iterator[str]:
@@ -122,6 +136,7 @@ def _operators(profile: Profile) -> Iterator[str]:
 def _evidence(
     profile: Profile,
     record: ModelRecord,
+    name: str | None,
     device: object,
     dtype: object,
     frames: int | None,
@@ -131,15 +146,15 @@ def _evidence(
     if ours is not None and theirs is not None and ours != theirs:
         yield (
             f"the profile was measured on other weights (fingerprint {ours[:_SHOWN_HEX]}, yours "
-            f"{theirs[:_SHOWN_HEX]}); {calibrate_line(record)} measures one on yours"
+            f"{theirs[:_SHOWN_HEX]}); {calibrate_line(record.family, name)} measures one on yours"
         )
     measurements = profile.measurements
     devices = sorted({entry.device for entry in measurements})
-    if device is not None and (name := device_name(device)) not in devices:
-        yield f"the profile was measured on {_either(devices)}, the model is on {name}"
+    if device is not None and (found := device_name(device)) not in devices:
+        yield f"the profile was measured on {_either(devices)}, the model is on {found}"
     dtypes = sorted({entry.dtype for entry in measurements})
-    if dtype is not None and (name := str(dtype).removeprefix("torch.")) not in dtypes:
-        yield f"the profile was measured in {_either(dtypes)}, the model runs in {name}"
+    if dtype is not None and (found := str(dtype).removeprefix("torch.")) not in dtypes:
+        yield f"the profile was measured in {_either(dtypes)}, the model runs in {found}"
     grids = sorted({entry.grid for entry in measurements})
     if grid is not None and grid not in grids:
         measured = _either([f"{rows}x{columns}" for rows, columns in grids])

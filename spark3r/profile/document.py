@@ -164,6 +164,7 @@ class Profile(Section):
         self,
         record: ModelRecord,
         *,
+        name: str | None = None,
         device: object = None,
         dtype: object = None,
         frames: int | None = None,
@@ -173,12 +174,15 @@ class Profile(Section):
 
         Args:
             record: The model, as `fingerprint.describe` sees it.
+            name: What ``--model`` calls it; None when unknown.
             device: The device it is on, as torch takes it; None when unknown.
             dtype: The precision of its pass, likewise.
             frames: Length of the clips it will see, likewise.
             grid: Rows and columns of patches per frame, likewise.
         """
-        return compare(self, record, device=device, dtype=dtype, frames=frames, grid=grid)
+        return compare(
+            self, record, name=name, device=device, dtype=dtype, frames=frames, grid=grid
+        )
 
 
 def _of_another_kind(document: Any) -> list[str]:
