@@ -82,10 +82,39 @@ def test_a_video_reduced_and_compared(folder: Path, profile: str) -> None:
         for line in answer.err.splitlines()
         if line.startswith("spark3r: note: ")
     ]
-    assert any("not measured" in note for note in record["notes"])
+    assert any("`calibrate --model reference --budget 50%`" in note for note in record["notes"])
     assert json.loads(Path("out/cameras.json").read_text())["frames"][-1]["name"] == "frame 7"
     times = [float(line.split()[0]) for line in Path("out/trajectory.txt").read_text().splitlines()]
     assert times == pytest.approx([0.0, 0.2, 0.4, 0.5, 0.7], abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "vggt"}, "the profile is for family 'vggt', the model's is 'reference'"),
+        ({"depth": 3}, "the profile is for 3 global layers"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_refused_before_footage_is_read(
+    changes: dict, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = reference_profile()
+    document["model"]["family"] = changes.get("family", "reference")
+    if depth := changes.get("depth"):
+        document["model"]["global_layers"] = document["model"]["global_layers"][:depth]
+        for schedule in document["schedules"]:
+            schedule["layers"] = schedule["layers"][:depth]
+    Path("mine.json").write_text(json.dumps(document))
+
+    def read(*args: object, **kwargs: object) -> None:
+        raise AssertionError("footage was read")
+
+    monkeypatch.setattr("spark3r.footage.load_clip", read)
+    answer = run("run", "--clip", "rendered:7", "--profile", "mine.json", "--output", "out")
+    assert answer.status == 1
+    assert message in answer.err
+    assert answer.err.count("\n") == 1
+    assert not Path("out").exists()
 
 
 def test_a_dense_schedule_deviates_by_nothing_and_says_so(folder: Path) -> None:

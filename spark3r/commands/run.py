@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .arguments import add_json, add_model, parse_count
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..families import Family
     from ..footage import Footage
     from ..prediction import Prediction
@@ -127,6 +130,8 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     device = options.device or _default_device()
     model = load_model(options.model, device)
     family = detect(model)
+    if profile is not None:
+        _refuse_misfit(model, profile, options.schedule, family)
     footage = _footage(options, family, family.facts(model).get("patch_size", 8))
     with new_folder(options.output) as folder:
         made = reconstruct(
@@ -154,6 +159,17 @@ def _refuse_without_pillow() -> None:
 
     if find_spec("PIL") is None:
         raise ClipError(f"previews are written with Pillow, which is missing: {INSTALL}")
+
+
+def _refuse_misfit(
+    model: nn.Module, profile: Profile, schedule: str | None, family: Family
+) -> None:
+    """Refuse a profile that does not fit the model, before footage is decoded for it."""
+    from ..patching import apply
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are told when it is applied to run
+        apply(model, profile, schedule=schedule, family=family).remove()
 
 
 def _say(message: str) -> None:
