@@ -11,12 +11,9 @@ part of the projection. Then the ways to apply mass correction, against each oth
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 # One busy-waiting thread beside another process distorts everything it touches.
@@ -24,8 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn.functional as F
+from written import write_result
 
-from spark3r.env import environment
 from spark3r.layout import TokenLayout
 from spark3r.memory import peak_extra_mb
 from spark3r.reduction import attend, key_value_length, merge, query_length, select
@@ -231,15 +228,12 @@ def main() -> None:
             )
     if arguments.output:
         record = {
-            "command": "python " + " ".join(sys.argv),
-            "date": date.today().isoformat(),
-            "environment": environment(),
             "threads": torch.get_num_threads(),
             "rows": rows,
             "growth_exponent": growth,
             "mass_correction": correction,
         }
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_result(record, arguments.output)
 
 
 if __name__ == "__main__":

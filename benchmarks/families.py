@@ -23,10 +23,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from written import write_result
 
 import spark3r
 from spark3r import LayerRule, Schedule
-from spark3r.env import environment
 from spark3r.loading import load_model
 from spark3r.memory import peak_extra_mb
 from spark3r.profile import load_profile
@@ -202,11 +202,7 @@ def main() -> None:
         row = guarded(lambda name=name: examine(name, arguments, device))
         rows.append(row if isinstance(row, dict) else {"model": name, "result": row})
         print(json.dumps(rows[-1]), file=sys.stderr)
-    text = json.dumps({"rows": rows, "environment": environment()}, indent=2) + "\n"
-    if arguments.output is None:
-        print(text, end="")
-    else:
-        arguments.output.write_text(text, encoding="utf-8")
+    write_result({"rows": rows}, arguments.output)
 
 
 if __name__ == "__main__":

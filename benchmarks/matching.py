@@ -11,12 +11,9 @@ machine disturbs them little.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import date
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from operators import all_heads, first_head, random_projection
 from torch import Tensor
+from written import write_result
 
-from spark3r.env import environment
 from spark3r.layout import TokenLayout
 from spark3r.reduction import merge
 from spark3r.schedule import LayerRule, Operators
@@ -134,14 +131,11 @@ def main() -> None:
     )
     if arguments.output:
         record = {
-            "command": "python " + " ".join(sys.argv),
-            "date": date.today().isoformat(),
-            "environment": environment(),
             "threads": torch.get_num_threads(),
             "clock": "process",
             "rows": rows,
         }
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_result(record, arguments.output)
 
 
 def row(name: str, question: str, latency: Latency) -> dict[str, object]:

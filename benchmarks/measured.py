@@ -173,8 +173,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary.replace(path)
 
 
-def add_arguments(parser: argparse.ArgumentParser, frames: int) -> None:
-    """Add the options that all scripts on measured qualities have."""
+def add_arguments(parser: argparse.ArgumentParser, frames: int, output: str | None = None) -> None:
+    """Add the options that all scripts on measured qualities have.
+
+    Args:
+        parser: Of the script.
+        frames: Default length of the clips.
+        output: Name of the file in ``results`` that the figures go to by default; None adds no
+            ``--output``.
+    """
     parser.add_argument("--weights", default="shipped", help="as for spark3r.reference.load")
     parser.add_argument("--frames", type=int, default=frames, help="length of the clips")
     parser.add_argument(
@@ -183,6 +190,9 @@ def add_arguments(parser: argparse.ArgumentParser, frames: int) -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs") / "measured", help="folder of raw figures"
     )
+    if output is not None:
+        results = Path(__file__).with_name("results")
+        parser.add_argument("--output", type=Path, default=results / output)
 
 
 def bench(options: argparse.Namespace) -> Bench:

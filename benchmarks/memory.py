@@ -35,10 +35,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from written import write_result
 
 import spark3r
 from spark3r import Operators, Schedule
-from spark3r.env import environment
 from spark3r.loading.upstream import UPSTREAMS
 from spark3r.memory import peak_extra_mb
 from spark3r.profile import load_profile
@@ -216,12 +216,7 @@ def main() -> None:
         return
     frames = arguments.frames
     rows = count(frames) if arguments.what == "count" else measure(frames[0], arguments.case)
-    record = {"what": arguments.what, "rows": rows, "environment": environment()}
-    text = json.dumps(record, indent=2) + "\n"
-    if arguments.output is None:
-        print(text, end="")
-    else:
-        arguments.output.write_text(text, encoding="utf-8")
+    write_result({"what": arguments.what, "rows": rows}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ standard error. Deviation and error disagree; both are shown.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import date
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from written import write_result
 
 import spark3r
 from spark3r import Clip, Operators, Prediction, Schedule
-from spark3r.env import environment
 from spark3r.families import detect
 from spark3r.fingerprint import fingerprint
 from spark3r.metrics import depth_metrics, log_depth_deviation, pose_metrics
@@ -204,15 +201,12 @@ def main() -> None:
             )
     if arguments.output:
         record = {
-            "command": "python " + " ".join(sys.argv),
-            "date": date.today().isoformat(),
-            "environment": environment(),
             "fingerprint": fingerprint(family.attention(model)),
             "frames": FRAMES,
             "clips": [clip.name for clip in clips],
             "rows": rows,
         }
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_result(record, arguments.output)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,12 @@ is lossless. Distances of a model with random weights only say that a step does 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, astuple, dataclass, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -36,12 +34,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import Tensor, nn
+from written import write_result
 
 from spark3r import Clip, Prediction
 from spark3r.benchmark import GRID, REFERENCE_GRID
 from spark3r.benchmark.treatments import Treatment, treatments
 from spark3r.commands.arguments import parse_grid
-from spark3r.env import device_name, environment
+from spark3r.env import device_name
 from spark3r.errors import FamilyError, Spark3rError
 from spark3r.families import Family, detect, unwrap
 from spark3r.families.structure import has, locate
@@ -290,10 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "device": device_name(device),
             "rows": [asdict(row) for row in rows],
             "not_measured": missing,
-            "environment": environment(),
-            "date": date.today().isoformat(),
         }
-        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_result(record, options.output)
 
 
 if __name__ == "__main__":

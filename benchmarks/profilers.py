@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 import stages
 from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
+from written import write_result
 
 from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
 from calibrate.sensitivity import COLUMNS, probe
@@ -82,9 +83,7 @@ def over_clips(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=6, help="calibration clips, and held-out ones")
-    add_arguments(parser, frames=24)
-    default = Path(__file__).with_name("results") / "profilers.json"
-    parser.add_argument("--output", type=Path, default=default)
+    add_arguments(parser, frames=24, output="profilers.json")
     options = parser.parse_args()
     measured = bench(options)
     folder = stages.folder_of(measured) / "profilers"
@@ -116,14 +115,12 @@ def main() -> None:
         cells = [f"{row['spearman']:.2f}" for row in rows if row["profiler"] == name]
         print(f"| {name} | {' | '.join(cells)} |")
     document = {
-        "command": f"python benchmarks/profilers.py --clips {options.clips}",
         **measured.record(),
         "clips": options.clips,
         "trusted": TRUSTED,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_result(document, options.output)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import optuna
@@ -234,9 +233,7 @@ def main() -> None:
     parser.add_argument("--search-clips", type=int, default=4)
     parser.add_argument("--clips", type=int, default=12, help="clips that no search saw")
     parser.add_argument("--designs", nargs="+", default=DESIGNS)
-    add_arguments(parser, frames=24)
-    default = Path(__file__).with_name("results") / "searches.json"
-    parser.add_argument("--output", type=Path, default=default)
+    add_arguments(parser, frames=24, output="searches.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -13,18 +13,17 @@ Intervals are bootstrapped over clips, and over clips and schedules.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from measured import add_arguments, bench, factors
 from scipy.stats import rankdata
+from written import write_result
 
 from calibrate.objective import Objective, Source, score
 from calibrate.quality import Quality
@@ -226,9 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--skip", type=int, default=0, help="clips left out at the beginning")
-    add_arguments(parser, frames=48)
-    default = Path(__file__).with_name("results") / "sources.json"
-    parser.add_argument("--output", type=Path, default=default)
+    add_arguments(parser, frames=48, output="sources.json")
     options = parser.parse_args()
     measured = bench(options)
     first = FIRST_CLIP + options.skip
@@ -275,8 +272,6 @@ def main() -> None:
     for (name, guard), count in sorted(guarded.items()):
         print(f"  {name}: {guard} on {count} of {len(runs)} clips")
     document = {
-        "command": f"python benchmarks/sources.py --clips {options.clips}"
-        f" --frames {options.frames}",
         **measured.record(),
         "clips": [clip["dense"].clip for clip in runs.values()],
         "splits": SPLITS,
@@ -294,8 +289,7 @@ def main() -> None:
             for name in names
         },
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_result(document, options.output)
 
 
 def show(rows: Mapping[str, Mapping[str, Any]], groups: Mapping[str, int]) -> None:

@@ -27,7 +27,13 @@ import calibrate.settling
 from calibrate import cli
 from calibrate.budget import parse_budget
 from calibrate.latency_fit import FitReport, PassSample, check_fit
-from calibrate.latency_timing import LatencyTable, Treatment, measure_latency, resolved_rules
+from calibrate.latency_timing import (
+    LatencyTable,
+    Treatment,
+    apply_treatment,
+    measure_latency,
+    resolved_rules,
+)
 from calibrate.objective import Source
 from calibrate.result import Calibration
 from calibrate.settings import OPERATORS, Settings
@@ -37,11 +43,10 @@ from calibrate.study import decode, encode
 from calibrate.target_length import clip_of_length
 from spark3r import Schedule
 from spark3r.inference import predict, run
-from spark3r.patching import apply, remove
+from spark3r.patching import remove
 from spark3r.reference.render import rendered_clip
 from spark3r.reference.seeds import CALIBRATION
 from spark3r.timing import Call, Latency, interleaved, measure
-from spark3r.wall import apply_wall
 
 CHECKED = 20
 """Schedules that the latency model is checked on."""
@@ -148,13 +153,7 @@ def timing_rounds(
         images, model, family = footage(plan.target_frames), plan.bench.model, plan.bench.family
 
         def before(key: str) -> None:
-            treatment = different[key]
-            if isinstance(treatment, Schedule):
-                apply(model, treatment, family=family)
-            elif treatment == "wall":
-                apply_wall(model, family)
-            else:
-                remove(model)
+            apply_treatment(model, different[key], family)
 
         calls: dict[str, Call] = {key: lambda: run(model, images) for key in different}
         try:

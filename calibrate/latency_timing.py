@@ -259,23 +259,29 @@ def time_passes(
         limit_s: About how many seconds to take, though not less than `samples_to_take` needs.
         progress: Told of the samples taken and their total.
     """
-
-    def before(name: str) -> None:
-        treatment = treatments[name]
-        if isinstance(treatment, Schedule):
-            apply(model, treatment, family=family)
-        elif treatment == "wall":
-            apply_wall(model, family)
-        else:
-            remove(model)
-
     known = detect(model) if family is None else family
     device = device_of(model)
     images = images.to(device)
     calls: dict[str, Call] = {name: lambda: run(model, images, known) for name in treatments}
     try:
-        return _timed_if_they_fit(calls, device, limit_s, before, progress)
+        return _timed_if_they_fit(
+            calls,
+            device,
+            limit_s,
+            lambda name: apply_treatment(model, treatments[name], family),
+            progress,
+        )
     finally:
+        remove(model)
+
+
+def apply_treatment(model: nn.Module, treatment: Treatment, family: Family | None = None) -> None:
+    """Leave the model under a schedule, at the wall, or dense."""
+    if isinstance(treatment, Schedule):
+        apply(model, treatment, family=family)
+    elif treatment == "wall":
+        apply_wall(model, family)
+    else:
         remove(model)
 
 

@@ -18,13 +18,12 @@ published.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..families import Family, detect, unwrap
 from ..handle import Handle
@@ -32,6 +31,7 @@ from ..layout import TokenLayout
 from ..patching import apply
 from ..reduction import merge
 from ..schedule import LayerRule, Operators, Schedule
+from .products import InPlaceOfProducts
 
 CELL = 2
 PROTECTED = 0.1
@@ -77,7 +77,7 @@ def apply_fastvggt(model: nn.Module, family: Family | None = None) -> Handle:
     def attend(
         attn: nn.Module, layout: TokenLayout, rule: LayerRule, x: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        with _MergedAttention(x, joint_plan(layout, x.device)):
+        with InPlaceOfProducts(partial(_attend, x, joint_plan(layout, x.device))):
             return dense.attend(attn, layout, LayerRule(operators=Operators()), x, *args, **kwargs)
 
     layers = len(family.attention(root))
@@ -133,22 +133,6 @@ def joint_places(hidden: Tensor, plan: JointPlan) -> Tensor:
     ]
     own = torch.arange(plan.kept, device=hidden.device).expand(hidden.shape[0], -1)
     return torch.cat((own, *best), dim=1).index_select(1, plan.restore)
-
-
-class _MergedAttention(TorchFunctionMode):
-    """Answers scaled dot-product attention over all tokens with that over merged ones."""
-
-    def __init__(self, hidden: Tensor, plan: JointPlan) -> None:
-        super().__init__()
-        self.hidden, self.plan = hidden, plan
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        return _attend(self.hidden, self.plan, *args, **kwargs)
 
 
 def _attend(

@@ -17,13 +17,13 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..families import Family, detect, unwrap
 from ..inference import device_of
 from ..reduction import merge
 from ..timing import Clock
 from . import fastvggt
+from .products import InPlaceOfProducts
 
 PARTS = (
     "encoder",
@@ -88,33 +88,23 @@ class _Meter:
         self.stack.pop()
 
 
-class _Products(TorchFunctionMode):
+class _Products:
     """Charges the products of global attention to ``attention``, and notes their shapes."""
 
     def __init__(self, meter: _Meter) -> None:
-        super().__init__()
         self.meter = meter
         self.shapes: list[Shapes] = []
         self.biased: list[bool] = []
         self.dtypes: list[torch.dtype] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.meter.stack[-1] != "global projections":
-            return func(*args, **kwargs)
+            return F.scaled_dot_product_attention(*args, **kwargs)
         query, key, value = args[:3]
         self.shapes.append((tuple(query.shape), tuple(key.shape), tuple(value.shape)))
         self.biased.append(kwargs.get("attn_mask") is not None)
         self.dtypes.append(query.dtype)
-        self.meter.enter("attention")
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.meter.leave()
+        return _charged(F.scaled_dot_product_attention, "attention", self.meter)(*args, **kwargs)
 
 
 def record(
@@ -147,7 +137,8 @@ def record(
         ):
             charged = _charged(getattr(home, name), part, meter)
             stack.enter_context(patch.object(home, name, charged))
-        products = stack.enter_context(_Products(meter))
+        products = _Products(meter)
+        stack.enter_context(InPlaceOfProducts(products.attend))
         with torch.inference_mode():
             wait()
             meter.since = clock()
