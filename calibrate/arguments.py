@@ -15,8 +15,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = """examples:
   calibrate --budget 2.5x
         the reference model on rendered clips, 2.5 times as fast as dense
-  calibrate --budget 30ms --model vggt:facebook/VGGT-1B --clip walk.mp4 --target-frames 500
-        VGGT on your footage: clips of 500 frames in 15 s
+  calibrate --budget 30ms --model vggt:facebook/VGGT-1B --clip walk.mp4 --target-frames 500 \\
+      --device cuda --dtype bfloat16
+        VGGT on your footage, as it is run on a GPU: clips of 500 frames in 15 s
   calibrate --budget 25% --from reference-2.5x.json
         another budget from what a profile has measured already, in seconds
 
@@ -126,8 +127,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="cast the parameters, which VGGT and π³ do not bear; no autocast as in spark3r run "
-        "(default: leave them as they are)",
+        default="float32",
+        help="precision of the passes, by autocast as in spark3r run (default: float32)",
     )
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import optuna
+import torch
 from torch import Tensor, nn
 
 from spark3r.clips import Clip
@@ -64,6 +65,7 @@ def calibrate(
     source: Source | None = None,
     seed: int = 0,
     family: Family | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Profile:
     """Profile a live model, search a schedule under a budget, verify it and return its profile.
 
@@ -79,12 +81,17 @@ def calibrate(
         source: What schedules are judged by: ``error``, ``consistency`` or ``deviation``.
         seed: Of everything random.
         family: What is known of the model; None recognises it.
+        dtype: Precision of every pass by autocast, ``float32`` for none: then it is that of the
+            parameters, which are never cast here.
 
     Raises:
         BudgetError: If the budget cannot be read or (`UnreachableBudgetError`) reached.
         ClipError: If the clips cannot be split, or lack the ground truth that is asked for.
         FamilyError: If the model is of no known family.
         SensitivityError: If the model returns NaN; the message names layer and factor.
+        Spark3rError: If the model does not run in this precision, or carries a schedule, or
+            autocast is on already.
+        ValueError: If the precision is none of ``float32``, ``bfloat16`` and ``float16``.
     """
     settings = Settings(
         budget=parse_budget(budget),
@@ -93,6 +100,7 @@ def calibrate(
         objective=objective,
         source=source,
         seed=seed,
+        dtype=dtype,
     )
     return run(model, split_clips(clips, held_out), settings, family=family).profile
 
@@ -160,6 +168,7 @@ def _run(job: Job, split: Split) -> Calibration:
         images,
         OPERATORS,
         family=job.family,
+        dtype=job.dtype,
         limit_s=settings.timing_s,
         progress=job.progress,
     )
@@ -172,7 +181,7 @@ def _run(job: Job, split: Split) -> Calibration:
     if table.dense_extrapolated:
         job.say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
     shortest = min(split.clips, key=lambda clip: clip.frames)
-    short = layout_of(job.model, shortest.images, job.family)
+    short = layout_of(job.model, shortest.images, job.family, job.dtype)
     cheapest_ms = least_ms(table.model, table.layout, short, job.depth)
     goal: Goal
     budget: ResolvedBudget | None = None
@@ -209,7 +218,7 @@ def _run(job: Job, split: Split) -> Calibration:
         sensitive=sensitive,
         goal=goal,
     )
-    judge = Judge(job.model, job.family, job.source, settings.objective)
+    judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     problem = _right_at_the_goal(job, judge, problem, images)
     name = study_name(job, split, frames)
     searched = partial(_searched, job, judge, dense["search"], _storage(settings), name)
@@ -374,6 +383,7 @@ def study_name(job: Job, split: Split, frames: int) -> str:
         split.clips,
         OPERATORS,
         job.family,
+        job.dtype,
         budget=None if budget is None else budget.text,
         max_deviation=job.settings.max_deviation,
         objective=job.settings.objective,

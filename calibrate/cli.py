@@ -94,8 +94,7 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     from .settings import Settings
 
     known = about(options.model)
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    model = load_model(options.model, options.device, dtype)
+    model = load_model(options.model, options.device)
     family = detect(model)
     settings = Settings(
         budget=budget,
@@ -111,6 +110,7 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
         cache=_cache_folder(),
         name=options.model,
         weights=known.weights,
+        dtype=getattr(torch, options.dtype),
     )
     with Reporter(quiet=options.quiet) as reporter:
         if known.notice:

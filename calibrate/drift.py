@@ -48,6 +48,7 @@ def drift(
     query_factors: Sequence[int] = (),
     key_value_factors: Sequence[int] = (),
     family: Family | None = None,
+    dtype: torch.dtype | None = None,
 ) -> pd.DataFrame:
     """Measure the residual drift of every layer and candidate around the dense model.
 
@@ -58,6 +59,7 @@ def drift(
         query_factors: Query factors to try.
         key_value_factors: Key-value factors to try.
         family: What is known of the model; None recognises it.
+        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
 
     Returns:
         A table as of `calibrate.sensitivity`, ``profiler`` being ``drift`` and the only metric
@@ -72,17 +74,17 @@ def drift(
     root = unwrap(model)
     family = detect(root) if family is None else family
     attention = family.attention(root)
-    shortest = layout_of(model, min(clips, key=lambda clip: clip.frames).images, family)
+    shortest = layout_of(model, min(clips, key=lambda clip: clip.frames).images, family, dtype)
     candidates = _candidates(operators, query_factors, key_value_factors, shortest)
     samples: dict[tuple[int, _Candidate], list[float]] = {}
     for clip in clips:
-        layout = layout_of(model, clip.images, family)
+        layout = layout_of(model, clip.images, family, dtype)
         with ExitStack() as hooks:
             for layer, (name, module) in enumerate(attention.items()):
                 block = root.get_submodule(name.rpartition(".")[0])
                 keep = partial(_keep, samples, layer, f"{name}, clip '{clip.name}'")
                 _watch(hooks, family, module, block, layout, candidates, keep)
-            run(model, clip.images, family)
+            run(model, clip.images, family, dtype)
     rows = []
     for (layer, (each, axis, factor)), values in samples.items():
         rows.append(

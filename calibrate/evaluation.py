@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from spark3r.clips import Clip
@@ -36,8 +37,13 @@ class DenseRuns:
         return DenseRuns(self.clips[:count], self.predictions[:count], self.qualities[:count])
 
 
-def run_dense(model: nn.Module, clips: Sequence[Clip], family: Family | None = None) -> DenseRuns:
-    """Return the dense runs of an unpatched model.
+def run_dense(
+    model: nn.Module,
+    clips: Sequence[Clip],
+    family: Family | None = None,
+    dtype: torch.dtype | None = None,
+) -> DenseRuns:
+    """Return the dense runs of an unpatched model, in a precision as `spark3r.inference.run` takes.
 
     Raises:
         ValueError: If there is no clip, or two have the same name.
@@ -46,7 +52,7 @@ def run_dense(model: nn.Module, clips: Sequence[Clip], family: Family | None = N
     names = [clip.name for clip in clips]
     if not clips or len(set(names)) < len(names):
         raise ValueError(f"expected clips with different names, got {names}")
-    predictions = tuple(predict(model, clip, family) for clip in clips)
+    predictions = tuple(predict(model, clip, family, dtype) for clip in clips)
     qualities = tuple(
         assess(dense, clip, dense) for dense, clip in zip(predictions, clips, strict=True)
     )
@@ -60,6 +66,7 @@ def evaluate(
     family: Family | None = None,
     *,
     clouds: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Quality, ...]:
     """Return the quality of a schedule on each clip; the model is unpatched afterwards.
 
@@ -69,6 +76,7 @@ def evaluate(
         dense: The clips and their dense runs.
         family: What is known of the model; None recognises it.
         clouds: Whether to compute accuracy and completeness of the points.
+        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
 
     Raises:
         PredictionError: If the model returns NaN or no prediction.
@@ -76,6 +84,6 @@ def evaluate(
     family = detect(model) if family is None else family
     with apply(model, schedule, family=family):
         return tuple(
-            assess(predict(model, clip, family), clip, reference, clouds=clouds)
+            assess(predict(model, clip, family, dtype), clip, reference, clouds=clouds)
             for clip, reference in zip(dense.clips, dense.predictions, strict=True)
         )

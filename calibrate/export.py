@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from spark3r.clips import Clip
 from spark3r.env import device_name, environment
 from spark3r.fingerprint import describe
-from spark3r.inference import device_of, dtype_of
+from spark3r.inference import device_of, precision_of
+from spark3r.precision import dtype_name
 from spark3r.profile import Profile
 from spark3r.profile.evidence import (
     BaselineRun,
@@ -111,9 +112,10 @@ def make_profile(
         if point.trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = point.trial.schedule
             runs.append(_point_run(point, name))
+    images = evidence.split.search[0].images
     measurement = Measurement(
         device=device_name(device_of(job.model)),
-        dtype=str(dtype_of(job.model)).removeprefix("torch."),
+        dtype=dtype_name(precision_of(job.model, images, job.family, job.dtype)),
         attention_backend=f"torch sdpa ({device_of(job.model).type})",
         frames=evidence.budget.frames,
         grid=(table.layout.height, table.layout.width),

@@ -9,9 +9,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from spark3r.errors import ProfileError
 from spark3r.fingerprint import describe
-from spark3r.inference import device_of, dtype_of, layout_of
+from spark3r.inference import device_of, layout_of, precision_of
 from spark3r.layout import TokenLayout
 from spark3r.profile import Profile
 from spark3r.profile.evidence import Measurement
@@ -54,11 +56,12 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
     measurement = _measurement(path, profile)
     frames = settings.target_frames or measurement.frames
     images = clip_of_length(split.held_out[0].images, frames)
-    layout = layout_of(job.model, images, job.family)
-    _require_same(path, profile, job, layout)
+    layout = layout_of(job.model, images, job.family, job.dtype)
+    running = precision_of(job.model, images, job.family, job.dtype)
+    _require_same(path, profile, job, layout, running)
     table = _table(path, measurement, layout, job.depth)
     shortest = min(split.clips, key=lambda clip: clip.frames)
-    short = layout_of(job.model, shortest.images, job.family)
+    short = layout_of(job.model, shortest.images, job.family, job.dtype)
     cheapest_ms = least_ms(table.model, layout, short, job.depth)
     goal: Goal
     if settings.budget is None:
@@ -90,7 +93,7 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
     reason = f"solved by the sensitivities and the latency model of {path.name}"
     finalist = Finalist("knapsack", trial, {})
     decision = Decision((finalist,), finalist, (reason,))
-    judge = Judge(job.model, job.family, job.source, settings.objective)
+    judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     latencies = time_beside_the_wall(
         judge,
         {"knapsack": schedule},
@@ -137,7 +140,9 @@ def _measurement(path: Path, profile: Profile) -> Measurement:
     return measurement
 
 
-def _require_same(path: Path, profile: Profile, job: Job, layout: TokenLayout) -> None:
+def _require_same(
+    path: Path, profile: Profile, job: Job, layout: TokenLayout, running: torch.dtype
+) -> None:
     """Refuse a profile whose measurements do not hold for a model.
 
     Raises:
@@ -148,7 +153,7 @@ def _require_same(path: Path, profile: Profile, job: Job, layout: TokenLayout) -
         record,
         name=job.settings.name,
         device=device_of(job.model),
-        dtype=dtype_of(job.model),
+        dtype=running,
         grid=(layout.height, layout.width),
     )
     reasons = (*found.errors, *found.warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from spark3r.families import Family
@@ -23,16 +24,18 @@ class Judge:
         family: What is known of it.
         source: What schedules are judged by.
         objective: Which metrics count.
+        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
     """
 
     model: nn.Module
     family: Family
     source: Source
     objective: Objective
+    dtype: torch.dtype | None = None
 
     def qualities(self, schedule: Schedule, dense: DenseRuns) -> tuple[Quality, ...]:
         """Return the quality of a schedule on each clip."""
-        return evaluate(self.model, schedule, dense, self.family)
+        return evaluate(self.model, schedule, dense, self.family, dtype=self.dtype)
 
     def scores(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> dict[str, float]:
         """Return the score of each clip, by its name."""

@@ -21,6 +21,7 @@ from spark3r.inference import device_of, first_attention_call, layout_of, run
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.patching import apply, remove
+from spark3r.precision import autocast
 from spark3r.reduction import clamp
 from spark3r.schedule import LayerRule, Operators, Schedule
 from spark3r.timing import (
@@ -94,6 +95,7 @@ def measure_latency(
     operators: Sequence[Operators],
     *,
     family: Family | None = None,
+    dtype: torch.dtype | None = None,
     query_factors: Sequence[int] = QUERY_FACTORS,
     key_value_factors: Sequence[int] = KEY_VALUE_FACTORS,
     limit_s: float | None = None,
@@ -106,6 +108,7 @@ def measure_latency(
         images: A clip of the target length, ``[S, 3, H, W]``.
         operators: The operators that schedules may use, each of which is timed.
         family: What is known of the model; None recognises it.
+        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
         query_factors: Query factors of the layer grid.
         key_value_factors: Key-value factors of the layer grid.
         limit_s: About how many seconds the layers, and again the passes, may take; None for no
@@ -117,16 +120,20 @@ def measure_latency(
     """
     root = unwrap(model)
     family = detect(root) if family is None else family
-    layout = layout_of(model, images, family)
+    layout = layout_of(model, images, family, dtype)
     rules = layer_grid(operators, query_factors, key_value_factors)
     step = partial(progress, "latency of layers")
-    layers = time_layers(model, images, rules, family=family, limit_s=limit_s, progress=step)
+    layers = time_layers(
+        model, images, rules, family=family, dtype=dtype, limit_s=limit_s, progress=step
+    )
     fitted, checked = passes_to_time(
         len(family.attention(root)), operators, query_factors, key_value_factors
     )
     treatments = fitted | checked
     step = partial(progress, "latency of passes")
-    passes = time_passes(model, images, treatments, family=family, limit_s=limit_s, progress=step)
+    passes = time_passes(
+        model, images, treatments, family=family, dtype=dtype, limit_s=limit_s, progress=step
+    )
     if "wall" not in passes:
         raise FamilyError(
             f"a clip of {layout.frames} frames does not fit even without global attention: choose "
@@ -203,6 +210,7 @@ def time_layers(
     rules: Sequence[LayerRule],
     *,
     family: Family | None = None,
+    dtype: torch.dtype | None = None,
     limit_s: float | None = None,
     progress: Samples = uncounted,
 ) -> tuple[tuple[LayerRule | None, Latency], ...]:
@@ -216,15 +224,17 @@ def time_layers(
     root = unwrap(model)
     family = detect(root) if family is None else family
     _require_alike(family.attention(root))
-    layout = layout_of(model, images, family)
-    module, args, kwargs = first_attention_call(model, images, family)
+    layout = layout_of(model, images, family, dtype)
+    module, args, kwargs, lowered = first_attention_call(model, images, family, dtype)
+    device = device_of(model)
     zeros = wall_family(family).attend
     within: dict[LayerRule | None, None] = {None: None}
     within |= {clamp(rule, layout): None for rule in rules}
 
     def call_of(rule: LayerRule | None) -> Call:
         def call() -> object:
-            with torch.inference_mode():
+            # A context per call, so that weights are cast in each, as they are in each pass.
+            with torch.inference_mode(), autocast(device, lowered):
                 if rule is None:
                     return zeros(module, layout, LayerRule(), *args, **kwargs)
                 if rule.is_dense:
@@ -234,7 +244,7 @@ def time_layers(
         return call
 
     calls = {str(number): call_of(rule) for number, rule in enumerate(within)}
-    timed = _timed_if_they_fit(calls, device_of(model), limit_s, progress=progress)
+    timed = _timed_if_they_fit(calls, device, limit_s, progress=progress)
     return tuple((rule, timed[str(n)]) for n, rule in enumerate(within) if str(n) in timed)
 
 
@@ -244,6 +254,7 @@ def time_passes(
     treatments: Mapping[str, Treatment],
     *,
     family: Family | None = None,
+    dtype: torch.dtype | None = None,
     limit_s: float | None = None,
     progress: Samples = uncounted,
 ) -> dict[str, Latency]:
@@ -256,13 +267,14 @@ def time_passes(
         images: ``[S, 3, H, W]``.
         treatments: What to time, by name.
         family: What is known of the model; None recognises it.
+        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
         limit_s: About how many seconds to take, though not less than `samples_to_take` needs.
         progress: Told of the samples taken and their total.
     """
     known = detect(model) if family is None else family
     device = device_of(model)
     images = images.to(device)
-    calls: dict[str, Call] = {name: lambda: run(model, images, known) for name in treatments}
+    calls: dict[str, Call] = {name: lambda: run(model, images, known, dtype) for name in treatments}
     try:
         return _timed_if_they_fit(
             calls,

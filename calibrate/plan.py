@@ -7,7 +7,8 @@ import time
 from spark3r.schedule import Operators, Schedule
 
 from .budget import time_text
-from .evaluation import evaluate, run_dense
+from .evaluation import run_dense
+from .judge import Judge
 from .latency_timing import passes_to_time, samples_to_take
 from .selection import FRONT_POINTS, KINDS
 from .settings import (
@@ -84,9 +85,10 @@ def _timed_s(durations_s: list[float], limit_s: float) -> float:
 
 
 def _seconds_per_run(job: Job, split: Split) -> float:
-    dense = run_dense(job.model, split.search[:1], job.family)
+    dense = run_dense(job.model, split.search[:1], job.family, job.dtype)
     schedule = Schedule.uniform(job.depth, 1, 2, operators=Operators())
-    evaluate(job.model, schedule, dense, job.family)  # the first run is slower than the others
+    judge = Judge(job.model, job.family, job.source, job.settings.objective, job.dtype)
+    judge.qualities(schedule, dense)  # the first run is slower than the others
     begin = time.perf_counter()
-    evaluate(job.model, schedule, dense, job.family)
+    judge.qualities(schedule, dense)
     return time.perf_counter() - begin

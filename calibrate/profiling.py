@@ -36,7 +36,7 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
     runs = []
     for number, clip in enumerate(clips):
         job.progress(step, number, len(clips))
-        runs.append(run_dense(job.model, [clip], job.family))
+        runs.append(run_dense(job.model, [clip], job.family, job.dtype))
     job.progress(step, len(clips), len(clips))
     return DenseRuns(
         tuple(clips),
@@ -58,7 +58,7 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     drifts = _cached(
         job,
         _key(job, few, OPERATORS, profiler="drift", **names),
-        lambda: drift(job.model, few.clips, OPERATORS, family=job.family, **names),
+        lambda: drift(job.model, few.clips, OPERATORS, family=job.family, dtype=job.dtype, **names),
     )
     job.progress("drift", 1, 1)
     probes = _probes(job, few, (ANCHOR_FACTOR,), (ANCHOR_FACTOR,), "sensitivity")
@@ -111,6 +111,7 @@ def _probes(
                 layers=(layer,),
                 objective=job.settings.objective,
                 family=job.family,
+                dtype=job.dtype,
                 progress=progress,
             )
 
@@ -140,6 +141,7 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
             operating_point=(1, point),
             objective=job.settings.objective,
             family=job.family,
+            dtype=job.dtype,
             progress=lambda done, total: job.progress("paper's probe", done, total),
         )
 
@@ -167,8 +169,15 @@ def _key(
     """Return what a table depends on, None where none is kept."""
     if job.settings.cache is None:
         return None
-    objective = job.settings.objective
-    return table_key(job.model, dense.clips, operators, job.family, objective=objective, **settings)
+    return table_key(
+        job.model,
+        dense.clips,
+        operators,
+        job.family,
+        job.dtype,
+        objective=job.settings.objective,
+        **settings,
+    )
 
 
 def _cached(

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from spark3r.errors import Spark3rError
@@ -54,6 +55,7 @@ def probe(
     layers: Iterable[int] | None = None,
     objective: Objective = "balanced",
     family: Family | None = None,
+    dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """Measure sensitivities end to end.
@@ -70,6 +72,7 @@ def probe(
         layers: Which layers to probe; None for all.
         objective: Which metrics the scores count.
         family: What is known of the model; None recognises it.
+        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
         progress: Called with the schedules run and their total.
 
     Returns:
@@ -80,7 +83,8 @@ def probe(
     """
     family = detect(model) if family is None else family
     names = list(family.attention(unwrap(model)))
-    layout = layout_of(model, min(dense.clips, key=lambda clip: clip.frames).images, family)
+    shortest = min(dense.clips, key=lambda clip: clip.frames)
+    layout = layout_of(model, shortest.images, family, dtype)
     chosen = range(len(names)) if layers is None else tuple(layers)
     plan: list[tuple[Operators, int, str, int]] = []
     for each in operators:
@@ -90,7 +94,7 @@ def probe(
                 within = {_within(axis, factor, each, layout) for factor in factors}
                 plan += [(each, layer, axis, f) for f in sorted(within - {point[axis]})]
     compared: set[tuple[Operators, int, str, int]] = set()
-    done = _Runs(model, dense, family)
+    done = _Runs(model, dense, family, dtype)
     rows: list[dict[str, Any]] = []
     for number, (each, layer, axis, factor) in enumerate(plan):
         point = _point(operating_point, each, layout)
@@ -129,8 +133,10 @@ def scores_and_figures(
 class _Runs:
     """Qualities of the schedules that were run; those that do the same are run once."""
 
-    def __init__(self, model: nn.Module, dense: DenseRuns, family: Family) -> None:
-        self._model, self._dense, self._family = model, dense, family
+    def __init__(
+        self, model: nn.Module, dense: DenseRuns, family: Family, dtype: torch.dtype | None
+    ) -> None:
+        self._model, self._dense, self._family, self._dtype = model, dense, family, dtype
         self._known: dict[object, tuple[Quality, ...]] = {}
 
     def quality(self, schedule: Schedule, what: str) -> tuple[Quality, ...]:
@@ -139,7 +145,9 @@ class _Runs:
             return self._dense.qualities
         if key not in self._known:
             try:
-                self._known[key] = evaluate(self._model, schedule, self._dense, self._family)
+                self._known[key] = evaluate(
+                    self._model, schedule, self._dense, self._family, dtype=self._dtype
+                )
             except PredictionError as error:
                 raise SensitivityError(f"{what}: {error}") from error
         return self._known[key]

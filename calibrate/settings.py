@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from spark3r.errors import Spark3rError
 from spark3r.families import Family, detect, unwrap
+from spark3r.inference import device_of
 from spark3r.patching import is_applied
+from spark3r.precision import HALF, product_dtype
 from spark3r.schedule import Operators
 
 from .budget import Budget
@@ -62,6 +65,8 @@ class Settings:
         timing_s: About how many seconds each timing may take.
         name: What people call the model.
         weights: Where its weights are found.
+        dtype: Precision of every pass by autocast, ``float32`` for none: then it is that of the
+            parameters, which nothing here casts.
     """
 
     budget: Budget | None = None
@@ -78,10 +83,15 @@ class Settings:
     timing_s: float = 15.0
     name: str | None = None
     weights: str | None = None
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.max_deviation is None):
             raise ValueError("expected either a budget or a largest deviation")
+        if self.dtype not in (torch.float32, *HALF):
+            raise ValueError(
+                f"dtype is {self.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"
+            )
 
     @property
     def asked(self) -> str:
@@ -116,6 +126,11 @@ class Job:
         """Number of global attention layers."""
         return len(self.family.attention(self.model))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of every pass by autocast."""
+        return self.settings.dtype
+
 
 def default_source(split: Split, settings: Settings) -> Source:
     """Return what schedules are judged by: what was asked for, or what the clips can tell.
@@ -142,10 +157,15 @@ def make_job(
 
     Raises:
         FamilyError: If the model is of no known family and none is given.
-        Spark3rError: If the model carries a schedule.
+        Spark3rError: If the model carries a schedule, or autocast is on already.
     """
     root = unwrap(model)
     if is_applied(root):
         raise Spark3rError("the model carries a schedule already: remove it before calibrating")
+    if product_dtype(torch.float32, device_of(root)) != torch.float32:
+        raise Spark3rError(
+            "calibrate is called inside torch.autocast, which would also cover what is computed "
+            "from the model's outputs: leave that block and say the precision by dtype="
+        )
     family = detect(root) if family is None else family
     return Job(root, family, settings, default_source(split, settings), progress, say)

@@ -26,6 +26,7 @@ from spark3r.clips import Clip
 from spark3r.errors import Spark3rWarning
 from spark3r.families import Family, detect, unwrap
 from spark3r.fingerprint import fingerprint
+from spark3r.precision import dtype_name
 from spark3r.schedule import OPERATORS_REVISION, Operators
 
 from .sensitivity import COLUMNS
@@ -39,6 +40,7 @@ def table_key(
     clips: Sequence[Clip],
     operators: Sequence[Operators],
     family: Family | None = None,
+    dtype: torch.dtype = torch.float32,
     **settings: object,
 ) -> dict[str, Any]:
     """Return what a table of sensitivities depends on, as plain JSON values.
@@ -48,6 +50,7 @@ def table_key(
         clips: The clips, in order.
         operators: The operators probed.
         family: What is known of the model; None recognises it.
+        dtype: Precision of the passes by autocast, ``float32`` for none.
         **settings: The profiler's other arguments: factors, operating point, objective.
     """
     root = unwrap(model)
@@ -60,7 +63,8 @@ def table_key(
         "torch": torch.__version__,
         "family": family.name,
         "model": fingerprint({"model": root}),
-        "dtype": None if parameter is None else str(parameter.dtype),
+        "parameters": None if parameter is None else dtype_name(parameter.dtype),
+        "autocast": dtype_name(dtype),
         "device": None if parameter is None else parameter.device.type,
         "clips": [[clip.name, clip.digest(), clip.has_ground_truth] for clip in clips],
         "operators": [asdict(each) for each in operators],

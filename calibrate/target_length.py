@@ -122,8 +122,10 @@ def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
     Raises:
         Spark3rError: If a clip does not fit into memory even without global attention.
     """
-    limit_s = job.settings.timing_s / 8
-    passes = time_passes(job.model, images, {"wall": "wall"}, family=job.family, limit_s=limit_s)
+    limit_s, dtype = job.settings.timing_s / 8, job.dtype
+    passes = time_passes(
+        job.model, images, {"wall": "wall"}, family=job.family, dtype=dtype, limit_s=limit_s
+    )
     if "wall" not in passes:
         raise Spark3rError(
             f"a clip of {images.shape[0]} frames does not fit even without global attention: give "
@@ -131,7 +133,8 @@ def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
         )
     wall_ms = passes["wall"].median_ms
     rule = LayerRule(operators=Operators())
-    layers = dict(time_layers(job.model, images, [rule], family=job.family, limit_s=limit_s))
+    timed = time_layers(job.model, images, [rule], family=job.family, dtype=dtype, limit_s=limit_s)
+    layers = dict(timed)
     if rule not in layers:
         return 1e3 * wall_ms, wall_ms
     layer_ms = layers[rule].median_ms - layers[None].median_ms

@@ -76,7 +76,13 @@ def time_beside_the_wall(
     if dense:
         treatments["dense"] = "dense"
     return time_passes(
-        judge.model, images, treatments, family=judge.family, limit_s=limit_s, progress=progress
+        judge.model,
+        images,
+        treatments,
+        family=judge.family,
+        dtype=judge.dtype,
+        limit_s=limit_s,
+        progress=progress,
     )
 
 

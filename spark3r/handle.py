@@ -22,6 +22,7 @@ from .errors import PatchError, Spark3rWarning
 from .families import Family
 from .layout import TokenLayout
 from .passes import Pass, Passes
+from .precision import dtype_name, dtype_of, product_dtype
 from .reduction import resolve
 from .schedule import LayerRule, Schedule
 
@@ -39,6 +40,7 @@ class Handle:
         schedule: What is applied.
         layers: Qualified names of the global attention modules.
         grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
+        dtypes: Precisions, such as ``bfloat16``, that it was measured in; empty when unknown.
         saves_memory: Whether the family's lossless memory saver comes with it.
     """
 
@@ -48,11 +50,13 @@ class Handle:
         family: Family,
         schedule: Schedule,
         grids: frozenset[tuple[int, int]] = frozenset(),
+        dtypes: frozenset[str] = frozenset(),
         saves_memory: bool = True,
     ) -> None:
         self.family = family
         self.schedule = schedule
         self.grids = grids
+        self.dtypes = dtypes
         self.saves_memory = saves_memory
         self._root = root
         self._modules = family.attention(root)
@@ -167,14 +171,16 @@ class Handle:
         if not self._enabled:
             return
         batch, layout = self.family.layout(entry, args, kwargs)
+        tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
+        device = next((each.device.type for each in tensors), "cpu")
         if torch.compiler.is_compiling():
-            _warn_when_traced(self, *layout.fields)
+            _warn_when_traced(self, device, *layout.fields)
             self._passes.trace(Pass(layout, resolve(self.schedule, layout)))
             return
         rules = self._resolved.get(layout)
         if rules is None:
             rules = self._resolved[layout] = resolve(self.schedule, layout)
-            self._warn(layout, rules)
+            self._warn(layout, rules, device)
         self._passes.begin(batch, Pass(layout, rules))
 
     def _close(self, entry: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -182,7 +188,7 @@ class Handle:
         if not torch.compiler.is_compiling():
             self._passes.end(output)
 
-    def _warn(self, layout: TokenLayout, rules: tuple[LayerRule, ...]) -> None:
+    def _warn(self, layout: TokenLayout, rules: tuple[LayerRule, ...], device: str) -> None:
         asked = self.schedule.resolve(layout.frames)
         if any(
             a.query > b.query or a.key_value > b.key_value
@@ -207,6 +213,15 @@ class Handle:
                 f"the schedule was not measured on frames of {layout.height}x{layout.width} "
                 "patches; its factors are used all the same",
             )
+        if self.dtypes:
+            own = dtype_of(next(iter(self._modules.values())))
+            running = dtype_name(product_dtype(own, device))
+            if running not in self.dtypes:
+                self._warn_once(
+                    "dtype",
+                    f"the schedule was measured in {' or '.join(sorted(self.dtypes))}, this pass "
+                    f"runs in {running}; its factors are used all the same",
+                )
 
     def _warn_once(self, subject: str, message: str) -> None:
         if subject not in self._warned:
@@ -238,10 +253,10 @@ _ABSENT = "<absent>"
 
 
 @torch.compiler.assume_constant_result
-def _warn_when_traced(handle: Handle, *fields: Any) -> bool:
+def _warn_when_traced(handle: Handle, device: str, *fields: Any) -> bool:
     """Give a traced pass the warnings of an eager one; a constant to the compiler."""
     layout = TokenLayout(*fields)
-    handle._warn(layout, resolve(handle.schedule, layout))
+    handle._warn(layout, resolve(handle.schedule, layout), device)
     return True
 
 

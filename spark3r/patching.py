@@ -39,8 +39,9 @@ def apply(
             ``.json``), a `Profile`, or a `Schedule`.
         schedule: Which of a profile's schedules; None takes its default.
         family: What is known of the model, or a family's name; None recognises it by structure.
-        strict: Refuse what would otherwise be a warning: other weights, device or dtype than the
-            profile's evidence.
+        strict: Refuse what would otherwise be a warning: other weights or another device than the
+            profile's evidence. Precision and patch grid are those of a pass, and are warned of in
+            the first one that the evidence does not cover.
         save_memory: Drop, while the schedule is applied, what the family knows that no head of the
             model reads. Outputs stay the same bit for bit, also in ``disabled()``.
 
@@ -68,7 +69,7 @@ def apply(
             raise PatchError(
                 "schedule= names one of a profile's schedules, but a Schedule was given"
             )
-        chosen, grids = profile, frozenset[tuple[int, int]]()
+        chosen, grids, dtypes = profile, frozenset[tuple[int, int]](), frozenset[str]()
     else:
         from .profile import load_profile  # pydantic is not needed for a Schedule
 
@@ -76,8 +77,9 @@ def apply(
         chosen = loaded.schedule(schedule)
         _check(loaded, root, family, strict)
         grids = frozenset(entry.grid for entry in loaded.measurements)
+        dtypes = frozenset(entry.dtype for entry in loaded.measurements)
 
-    handle = Handle(root, family, chosen, grids, save_memory)
+    handle = Handle(root, family, chosen, grids, dtypes, save_memory)
     if len(chosen.layers) != len(handle.layers):
         raise PatchError(
             f"the schedule has {len(chosen.layers)} layer rules, but {type(root).__name__} has "
@@ -113,12 +115,8 @@ def _check(profile: Profile, root: nn.Module, family: Family, strict: bool) -> N
     attention = family.attention(root)
     record = describe(family.name, attention, family.facts(root))
     parameter = next(iter(root.parameters()), None)
-    report = profile.compatibility(
-        record,
-        name=name_of(root),
-        device=None if parameter is None else parameter.device,
-        dtype=None if parameter is None else parameter.dtype,
-    )
+    device = None if parameter is None else parameter.device
+    report = profile.compatibility(record, name=name_of(root), device=device)
     problems = report.errors + (report.warnings if strict else ())
     if problems:
         raise PatchError("the profile does not fit the model: " + "; ".join(problems))

@@ -16,7 +16,7 @@ from .clips import Clip
 from .deviation import Deviation, deviation
 from .errors import FamilyError, Spark3rError, Spark3rWarning
 from .families import Family, detect
-from .inference import device_of, run
+from .inference import device_of, precision_of, run
 from .memory import is_out_of_memory, peak_extra_mb
 from .patching import apply
 from .prediction import Prediction
@@ -52,12 +52,14 @@ class Reconstruction:
 
     Attributes:
         run: The pass that was asked for.
+        dtype: Precision that it ran in.
         dense: The dense pass beside it, where it was asked for.
         deviation: How far the run is from dense, where that was run.
         notes: What spark3r warned of.
     """
 
     run: Run
+    dtype: torch.dtype
     dense: Run | None = None
     deviation: Deviation | None = None
     notes: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ def reconstruct(
     schedule: str | None = None,
     family: Family | None = None,
     compare_dense: bool = False,
-    dtype: str = "float32",
+    dtype: torch.dtype = torch.float32,
     say: Say = lambda message: None,
 ) -> Reconstruction:
     """Run a model over a clip, dense or reduced.
@@ -83,7 +85,8 @@ def reconstruct(
         schedule: Which of its schedules; None takes its default.
         family: What is known of the model; None recognises it.
         compare_dense: Whether to run dense as well, with the family's memory saver.
-        dtype: Precision of the pass by autocast, ``float32`` for none.
+        dtype: Precision of the pass by autocast, ``float32`` for none: then it is that of the
+            parameters.
         say: Told what is being done, and what spark3r warns of.
 
     Raises:
@@ -94,10 +97,12 @@ def reconstruct(
     """
     family = detect(model) if family is None else family
     timed = partial(_timed, model, family=family, dtype=dtype)
-    timed(clip.select(slice(0, WARM_UP_FRAMES)))
+    few = clip.select(slice(0, WARM_UP_FRAMES))
+    timed(few)
+    running = precision_of(model, few.images, family, dtype)
     if profile is None:
         say("running dense")
-        return Reconstruction(timed(clip))
+        return Reconstruction(timed(clip), running)
     with _notes(say) as notes, apply(model, profile, schedule=schedule, family=family) as handle:
         if all(rule.is_dense for rule in handle.schedule.resolve(clip.frames)):
             notes.append(f"the schedule is dense at {clip.frames} frames: nothing is reduced")
@@ -109,10 +114,10 @@ def reconstruct(
         say("running reduced")
         reduced = timed(clip)
     compared = None if dense is None else deviation(reduced.prediction, dense.prediction)
-    return Reconstruction(reduced, dense, compared, tuple(notes))
+    return Reconstruction(reduced, running, dense, compared, tuple(notes))
 
 
-def _timed(model: nn.Module, clip: Clip, family: Family, dtype: str) -> Run:
+def _timed(model: nn.Module, clip: Clip, family: Family, dtype: torch.dtype) -> Run:
     if family.predict is None:
         raise FamilyError(f"family '{family.name}' cannot read the model's output")
     images = clip.images.to(device_of(model))
@@ -121,14 +126,10 @@ def _timed(model: nn.Module, clip: Clip, family: Family, dtype: str) -> Run:
     stopwatch = make_stopwatch(images.device)
 
     def call() -> None:
-        outputs.append(run(model, images, family))
+        outputs.append(run(model, images, family, dtype))
 
-    kind = images.device.type
     try:
-        with (
-            _without_upstream_warnings(),
-            torch.autocast(kind, getattr(torch, dtype), enabled=dtype != "float32"),
-        ):
+        with _without_upstream_warnings():
             peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
     except Exception as error:
         if is_out_of_memory(error):
@@ -136,13 +137,7 @@ def _timed(model: nn.Module, clip: Clip, family: Family, dtype: str) -> Run:
                 f"out of memory at {clip.frames} frames: give fewer frames, or a profile that "
                 "reduces more"
             ) from error
-        if dtype != "float32" and isinstance(error, RuntimeError | TypeError):
-            raise Spark3rError(
-                f"the model does not run in {dtype} on {kind} ({str(error).splitlines()[0]}): use "
-                "float32"
-            ) from error
         raise
-    # Outside autocast: points and cameras are computed in full precision.
     return Run(family.predict(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
 
 

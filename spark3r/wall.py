@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -80,9 +79,8 @@ class _NoProducts(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, _, value = _three(*args, **kwargs)
-        return torch.zeros(
-            (*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device
-        )
+        # The values' precision: under autocast a query norm may have left queries in float32.
+        return value.new_zeros((*query.shape[:-1], value.shape[-1]))
 
 
 def _three(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:

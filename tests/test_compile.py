@@ -10,7 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import spark3r
 from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
-from spark3r.families import generic
+from spark3r.families import detect, generic
+from spark3r.handle import Handle
 from spark3r.layout import TokenLayout
 from spark3r.reduction import attend, select
 
@@ -124,3 +125,13 @@ def test_warnings_reach_the_user_of_a_compiled_model(model):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad(), pytest.warns(Spark3rWarning, match="larger than a clip of 3 frames"):
         compiled(make_images(3, 16, 16))
+
+
+def test_a_compiled_pass_knows_its_precision(model):
+    Handle(model, detect(model), PAPER, dtypes=frozenset({"bfloat16"})).install()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            compiled(make_images(5, 16, 16))  # warnings are errors here
+        with pytest.warns(Spark3rWarning, match="measured in bfloat16, this pass runs in float32"):
+            compiled(make_images(6, 16, 16))

@@ -26,6 +26,7 @@ ORDER = (
         "metrics",
         "model_names",
         "pose_encoding",
+        "precision",
         "schedule",
         "tables",
         "timing",

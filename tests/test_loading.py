@@ -44,10 +44,10 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reference() -> None:
     before = torch.random.get_rng_state()
-    model = load_model("reference:random", dtype=torch.bfloat16)
+    model = load_model("reference:random")
     assert isinstance(model, ReferenceModel)
     assert not model.training
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -235,7 +235,7 @@ def test_a_precision_that_a_model_does_not_run_in(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(model, "forward", unsupported)
     with pytest.raises(Spark3rError, match=r"run in bfloat16 on cpu \(not .* 'BFloat16'\): use fl"):
-        reconstruct(model, clip, dtype="bfloat16")
+        reconstruct(model, clip, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="not implemented"):
         reconstruct(model, clip)
 
@@ -244,7 +244,7 @@ def test_autocast_is_near_full_precision() -> None:
     model = load_model("reference")
     clip = Clip("noise", torch.rand(3, 3, 16, 16))
     full = reconstruct(model, clip).run.prediction
-    low = reconstruct(model, clip, dtype="bfloat16").run.prediction
+    low = reconstruct(model, clip, dtype=torch.bfloat16).run.prediction
     assert low.depth.dtype == torch.float32
     figures = deviation(low, full)
     assert 0 < figures.depth < 0.05
@@ -255,6 +255,27 @@ def test_autocast_is_near_full_precision() -> None:
         "points": pytest.approx(0.0, abs=1e-5),
         "scale_drift": pytest.approx(0.0, abs=1e-5),
     }
+
+
+def make_cast() -> torch.nn.Module:
+    return load_model("reference:random").bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--model", "reference:random", "--dtype", "bfloat16"), "bfloat16"),
+        (("--model", "test_run:make_cast"), "bfloat16"),
+        (("--model", "test_run:make_cast", "--dtype", "bfloat16"), "bfloat16"),
+    ],
+)
+def test_the_precision_that_the_pass_ran_in_is_recorded(
+    options: tuple[str, ...], expected: str
+) -> None:
+    job = ("run", "--clip", "rendered:7", "--frames", "2", "--device", "cpu", "--output", "out")
+    answer = run(*job, *options, "--json")
+    assert answer.status == 0, answer.err
+    assert answer.object["dtype"] == expected
 
 
 def test_missing_pillow_is_told_before_the_run(

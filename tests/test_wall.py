@@ -93,6 +93,28 @@ class ToyAttention(nn.Module):
         return attended.transpose(1, 2).flatten(2)
 
 
+class FullPrecisionQueries(ToyAttention):
+    """Queries and keys in float32 also under autocast, where a norm leaves VGGT's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended: Tensor = nn.functional.scaled_dot_product_attention(q.float(), k.float(), v)
+        return attended.transpose(1, 2).flatten(2)
+
+
+def test_zeros_have_the_precision_of_the_products_they_stand_for() -> None:
+    family = generic("attn", patch_size=8)
+    toy = Toy().eval()
+    toy.attn = FullPrecisionQueries()
+    seen: list[torch.dtype] = []
+    toy.attn.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    images = torch.rand(3, 3, 16, 16)
+    run(toy, images, family, torch.bfloat16)
+    with apply_wall(toy, family):
+        run(toy, images, family, torch.bfloat16)
+    assert seen == [torch.bfloat16] * 2
+
+
 def test_the_generic_family_has_a_wall_too() -> None:
     family = generic("attn", patch_size=8)
     toy = Toy().eval()
@@ -120,10 +142,11 @@ def test_the_layout_and_the_first_attention_call_of_a_pass(model: nn.Module) -> 
     images = torch.rand(3, 3, 16, 24)
     layout = layout_of(model, images)
     assert layout == TokenLayout(3, 2, 3, special=5, anchor_frame=0)
-    module, args, kwargs = first_attention_call(model, images)
+    module, args, kwargs, lowered = first_attention_call(model, images)
     assert module is model.aggregator.global_blocks[0].attn  # type: ignore[union-attr,index]
     assert args[0].shape == (1, layout.tokens, 128)
     assert kwargs == {}
+    assert lowered == torch.float32
     assert not model.aggregator._forward_pre_hooks  # type: ignore[union-attr]
     with spark3r.apply(model, Schedule.uniform(LAYERS, 1, 2)):
         assert layout_of(model, images) == layout

@@ -120,6 +120,8 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     check_source(options.clip, options.frames)
     profile = _profile(options)
 
+    import torch
+
     from ..families import detect
     from ..loading import about, load_model
     from ..reconstruction import reconstruct
@@ -141,7 +143,7 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
             schedule=options.schedule,
             family=family,
             compare_dense=options.compare_dense,
-            dtype=options.dtype,
+            dtype=getattr(torch, options.dtype),
             say=_say,
         )
         record = _record(options, family, footage, made, profile, device)
@@ -221,6 +223,7 @@ def _record(
     """Return what was run and how it went, as JSON."""
     from ..env import environment
     from ..loading import about
+    from ..precision import dtype_name
 
     told = about(options.model)
     height, width = made.run.prediction.image_size
@@ -238,7 +241,7 @@ def _record(
         "width": width,
         "skipped": list(footage.skipped),
         "device": device,
-        "dtype": options.dtype,
+        "dtype": dtype_name(made.dtype),
         "seconds": made.run.seconds,
         "peak_memory_mb": made.run.peak_mb,
         "dense": None,

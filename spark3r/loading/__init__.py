@@ -61,11 +61,7 @@ def about(name: str) -> About:
     return About(name)
 
 
-def load_model(
-    name: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> nn.Module:
+def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
     """Load a model, in evaluation mode.
 
     Args:
@@ -74,7 +70,6 @@ def load_model(
             ``FAMILY:random-VARIANT``; or ``package.module:factory``, where the factory is called
             without arguments and returns the model.
         device: Where the model goes.
-        dtype: Precision of its parameters; None leaves it as it is loaded.
 
     Raises:
         FamilyError: If the name is of no known kind, the model's own code is missing or not the
@@ -91,7 +86,7 @@ def load_model(
     else:
         hint = f"; for a checkpoint say its family, such as vggt:{name}" * name.endswith(SUFFIXES)
         raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}{hint}")
-    model = _moved(name, model, device, dtype).eval()
+    model = _moved(name, model, device).eval()
     remember_name(unwrap(model), name)
     return model
 
@@ -175,11 +170,9 @@ def _is_published(weights: str) -> bool:
     return weights.count("/") > 1 or not weights.endswith(SUFFIXES)
 
 
-def _moved(
-    name: str, model: nn.Module, device: torch.device | str, dtype: torch.dtype | None
-) -> nn.Module:
+def _moved(name: str, model: nn.Module, device: torch.device | str) -> nn.Module:
     try:
-        return model.to(device=device, dtype=dtype)
+        return model.to(device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise FamilyError(
             f"model '{name}' cannot be moved to device '{device}': {str(error).splitlines()[0]}"

@@ -112,9 +112,9 @@ def test_operators_of_an_axis_that_is_not_reduced_are_not_run_again(
 ) -> None:
     runs: list[Schedule] = []
 
-    def counted(model: nn.Module, schedule: Schedule, *rest: object) -> object:
+    def counted(model: nn.Module, schedule: Schedule, *rest: object, **how: object) -> object:
         runs.append(schedule)
-        return evaluate(model, schedule, *rest)  # type: ignore[arg-type]
+        return evaluate(model, schedule, *rest, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sensitivity, "evaluate", counted)
     probe(model, dense, [PAPER, FAITHFUL], query_factors=(2,), key_value_factors=(2,))

@@ -115,6 +115,8 @@ def test_the_key_holds_everything_a_table_depends_on(model: nn.Module) -> None:
         key(clips=[CLIP, darker]),
         key(operators=[Operators(group=3)]),
         key(factors=(2, 8)),
+        key(dtype=torch.bfloat16),
+        key(dtype=torch.float16),
     ]
     with torch.no_grad():
         head = next(iter(model.camera_head.parameters()))  # type: ignore[union-attr]

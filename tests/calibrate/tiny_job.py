@@ -116,3 +116,15 @@ def make_hungry() -> nn.Module:
 
     model.aggregator.global_blocks[1].attn.proj.register_forward_pre_hook(refuse)
     return model
+
+
+def make_single() -> nn.Module:
+    """A model with a head that does not run under autocast, as π³'s on a CPU."""
+    model = make_model()
+
+    def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        if (args[0] @ args[0].mT).dtype != torch.float32:
+            raise RuntimeError("lu_cpu not implemented for 'BFloat16'\nat some place")
+
+    model.camera_head.register_forward_pre_hook(refuse)
+    return model

@@ -1,0 +1,188 @@
+"""Calibration under autocast: every pass in half precision, everything computed from it in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_job
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import calibrate
+import calibrate.evaluation
+from calibrate.budget import parse_budget
+from calibrate.calibration import run, study_name
+from calibrate.cli import main
+from calibrate.latency_timing import measure_latency, time_layers
+from calibrate.settings import Settings, make_job
+from calibrate.splits import split_clips
+from calibrate.steps import unsaid, unseen
+from spark3r import LayerRule, Operators, Profile, Spark3rError, Spark3rWarning, apply
+from spark3r.precision import product_dtype
+from spark3r.prediction import Prediction
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+JOB = ["--budget", "75%", "--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "1"]
+JOB += [part for seed in range(4) for part in ("--clip", f"rendered:{1_000_000 + seed}")]
+JOB += ["--quiet", "--model"]
+
+
+class Products(TorchFunctionMode):
+    """Notes the precision of every attention product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            self.dtypes.append(output.dtype)
+        return output
+
+
+@pytest.fixture
+def assessed(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Precisions that predictions come in and metrics are computed in."""
+    seen: list[torch.dtype] = []
+    assess = calibrate.evaluation.assess
+
+    def noted(prediction: Prediction, *args: Any, **kwargs: Any) -> Any:
+        seen.extend((prediction.depth.dtype, prediction.points.dtype, product_dtype(F32, "cpu")))
+        return assess(prediction, *args, **kwargs)
+
+    monkeypatch.setattr(calibrate.evaluation, "assess", noted)
+    return seen
+
+
+@pytest.fixture
+def _job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_job.without_clock(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("_job")
+def test_whole_job_under_autocast(assessed: list[torch.dtype], tmp_path: Path) -> None:
+    model, clips = tiny_job.make_tiny(), tiny_job.clips()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with Products() as products:
+        profile = calibrate.calibrate(
+            model, clips, budget="75%", target_frames=64, trials=1, dtype=BF16
+        )
+    assert len(products.dtypes) > 100
+    assert set(products.dtypes) == {BF16}
+    assert set(assessed) == {F32}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert profile.measurements[0].dtype == "bfloat16"
+
+    profile.save(tmp_path / "tiny.json")
+    images = clips[0].images
+    with apply(model, tmp_path / "tiny.json"), torch.autocast("cpu", BF16):
+        model(images)  # warnings are errors here
+    with apply(model, tmp_path / "tiny.json"), pytest.warns(Spark3rWarning, match="in bfloat16"):
+        model(images)
+
+
+@pytest.mark.usefixtures("_job")
+def test_parameters_that_the_user_cast_stay_so(assessed: list[torch.dtype]) -> None:
+    model = tiny_job.make_tiny().bfloat16()
+    with Products() as products:
+        profile = calibrate.calibrate(
+            model, tiny_job.clips(), budget="75%", target_frames=64, trials=1
+        )
+    assert set(products.dtypes) == {BF16}
+    assert set(assessed) == {F32}
+    assert {parameter.dtype for parameter in model.parameters()} == {BF16}
+    assert profile.measurements[0].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_latency_is_of_products_in_that_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    images = torch.rand(6, 3, 16, 16)
+    operators = [Operators(), Operators(key_value="token_stride", mass_correction=1.0)]
+    with Products() as products:
+        table = measure_latency(
+            model,
+            images,
+            operators,
+            dtype=dtype,
+            query_factors=(1, 2),
+            key_value_factors=(1, 2, 4),
+            limit_s=0.05,
+        )
+    assert set(products.dtypes) == {dtype}
+    assert {"dense", "wall"} <= table.passes.keys()
+
+
+def test_layers_are_timed_as_the_model_calls_them(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lowered(images: torch.Tensor) -> Any:
+        with torch.autocast("cpu", BF16):
+            return type(model).forward(model, images)
+
+    monkeypatch.setattr(model, "forward", lowered)
+    rules = [LayerRule(operators=Operators()), LayerRule(2, 2, Operators(group=2))]
+    with Products() as products:
+        time_layers(model, torch.rand(4, 3, 16, 16), rules, dtype=F32, limit_s=0.01)
+    assert set(products.dtypes) == {BF16}
+
+
+def test_precisions_have_studies_of_their_own() -> None:
+    model, split = tiny_job.make_tiny(), split_clips(tiny_job.clips())
+
+    def name(dtype: torch.dtype) -> str:
+        settings = Settings(parse_budget("75%"), dtype=dtype)
+        return study_name(make_job(model, split, settings, None, unseen, unsaid), split, 64)
+
+    assert len({name(dtype) for dtype in (F32, BF16, F16)}) == 3
+
+
+def test_what_cannot_be_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"dtype is torch.float64, expected torch.float32"):
+        Settings(parse_budget("75%"), dtype=torch.float64)
+    split = split_clips(tiny_job.clips())
+    with torch.autocast("cpu", BF16), pytest.raises(Spark3rError, match=r"say .* by dtype="):
+        run(tiny_job.make_tiny(), split, Settings(parse_budget("75%")))
+
+
+@pytest.mark.usefixtures("_job")
+def test_another_budget_from_a_profile_needs_its_precision(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = [*JOB, "tiny_job:make_tiny", "--output"]
+    assert main([*job, "a.json", "--dtype", "bfloat16"]) == 0
+    again = [*job, "b.json", "--from", "a.json", "--budget", "60%"]
+    capsys.readouterr()
+    assert main(again) == 1
+    told = capsys.readouterr().err
+    assert "the profile was measured in bfloat16, the model runs in float32" in told
+    assert main([*again, "--dtype", "float16"]) == 1
+    assert "the model runs in float16" in capsys.readouterr().err
+    assert main([*again, "--dtype", "bfloat16"]) == 0
+    assert Profile.load("b.json").measurements[0].dtype == "bfloat16"
+
+
+@pytest.mark.usefixtures("_job")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tiny_job:make_single", "calibrate: the model does not run in bfloat16 on cpu (lu_cpu"),
+        ("tiny_job:make_nan", "calibrate: layer 1 (aggregator.global_blocks.1.attn), "),
+    ],
+)
+def test_a_model_that_does_not_bear_it(
+    model: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*JOB, model, "--dtype", "bfloat16"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(message)
+    assert told.count("\n") == 1
+    assert not list(Path().glob("*.json"))
