@@ -40,7 +40,7 @@ from .quality import mean_figures
 from .records import sensitivity_records
 from .result import Calibration, as_budget, dense_result
 from .search import Found, Score, Trial, search
-from .selection import trade_off
+from .selection import Point, trade_off
 from .settings import OPERATORS, Job, Settings, make_job
 from .settling import Means, Settled, settle
 from .splits import Split, split_clips
@@ -337,13 +337,20 @@ def _result(
     dense: dict[str, DenseRuns],
 ) -> Calibration:
     chosen = settled.decision.chosen
-    points = trade_off(
-        settled.found,
-        chosen.trial,
-        judge,
-        dense["selection"],
-        partial(job.progress, "trade-off"),
-    )
+    points: tuple[Point, ...] = ()
+    was_stopped = settled.interrupted
+    if not was_stopped:
+        try:
+            points = trade_off(
+                settled.found,
+                chosen.trial,
+                judge,
+                dense["selection"],
+                partial(job.progress, "trade-off"),
+            )
+        except KeyboardInterrupt:
+            job.say("interrupted: exported without other schedules of the trade-off")
+            was_stopped = True
     measured = next(each for each in settled.verified if each.name == chosen.kind)
     gaps = {
         "search": chosen.trial.score.value if chosen.trial.score else None,
@@ -359,7 +366,7 @@ def _result(
             settled.decision,
             records,
             points,
-            dense["selection"].qualities,
+            dense["selection"].qualities if points else (),
         ),
         budget=budget,
         source=job.source,
@@ -370,7 +377,7 @@ def _result(
         found=settled.found,
         decision=settled.decision,
         gaps={role: value for role, value in gaps.items() if value is not None},
-        was_stopped=settled.interrupted,
+        was_stopped=was_stopped,
         searched_clips=len(split.search),
     )
 

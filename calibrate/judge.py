@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from spark3r.errors import Spark3rError
 from spark3r.families import Family
+from spark3r.memory import is_out_of_memory
 from spark3r.schedule import Schedule
 
 from .evaluation import DenseRuns, evaluate
@@ -43,3 +45,8 @@ class Judge:
             quality.clip: score(quality, reference, self.source, self.objective)
             for quality, reference in zip(qualities, dense.qualities, strict=True)
         }
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an error says that a schedule cannot be run: NaN, or out of memory."""
+    return isinstance(error, Spark3rError) or is_out_of_memory(error)

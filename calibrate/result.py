@@ -35,7 +35,7 @@ class Calibration:
         found: The search, likewise.
         decision: Which schedule is exported, likewise.
         gaps: Mean score of the chosen schedule on search, selection and held-out clips.
-        was_stopped: Whether Ctrl-C cut selection or verification short.
+        was_stopped: Whether Ctrl-C cut selection, verification or the trade-off short.
         seconds: How long each step took, by name.
         searched_clips: Number of clips of the search.
         kept: What the profile that was solved from holds; None where everything was measured.
@@ -64,7 +64,7 @@ class Calibration:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C stopped the search, the selection or the verification."""
+        """Whether Ctrl-C stopped the search or what follows it."""
         return self.was_stopped or (self.found is not None and self.found.interrupted)
 
     @property

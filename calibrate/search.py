@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from spark3r.errors import Spark3rError
-from spark3r.memory import is_out_of_memory
 from spark3r.schedule import Schedule
 
 from .goal import Goal
+from .judge import is_failure
 from .space import Space
 from .study import Storage, Studies, decode, encode, finished, open_studies
 
@@ -200,7 +199,7 @@ class _Run:
         try:
             score = self.objective(schedule)
         except Exception as error:
-            if not (isinstance(error, Spark3rError) or is_out_of_memory(error)):
+            if not is_failure(error):
                 raise
             return None, f"{type(error).__name__}: {error}"
         if not math.isfinite(score.value):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
 from .goal import Goal, WithinBudget
-from .judge import Judge
+from .judge import Judge, is_failure
 from .quality import Quality
 from .search import Found, Trial
 from .steps import Samples, uncounted
@@ -101,8 +101,8 @@ def finalists(
 ) -> tuple[Finalist, ...]:
     """Return the best trial that is allowed of each kind, run again on the selection.
 
-    Where a deviation is the limit, what exceeds it on the selection is left out, and the next best
-    takes its place.
+    Where a deviation is the limit, what exceeds it on the selection is left out, as is what cannot
+    be run there, and the next best takes its place.
     """
     by_kind: dict[str, list[Trial]] = {}
     for trial in found.ranked():
@@ -112,7 +112,12 @@ def finalists(
     for number, kind in enumerate(kinds):
         progress(number, len(kinds))
         for trial in by_kind[kind][:ATTEMPTS]:
-            qualities = judge.qualities(trial.schedule, selection)
+            try:
+                qualities = judge.qualities(trial.schedule, selection)
+            except Exception as error:
+                if not is_failure(error):
+                    raise
+                continue
             faithful = replace(judge, source="deviation").scores(qualities, selection)
             finalist = Finalist(kind, trial, judge.scores(qualities, selection), faithful)
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
@@ -149,9 +154,28 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal) -> Decision:
 
 def best_so_far(found: Found) -> Decision:
     """Return the decision for the best trial of the search alone, without a selection."""
-    trial = found.ranked()[0]
+    return _alone(
+        found.ranked()[0],
+        "interrupted before the selection: the best on the clips of the search",
+    )
+
+
+def most_faithful(found: Found) -> Decision:
+    """Return the decision where nothing that ran on the selection is allowed there.
+
+    Of the trials that are allowed on the clips of the search it is the one of least score: within a
+    deviation dense itself, if nothing else.
+    """
+    ranked = [trial for trial in found.ranked() if trial.score is not None]
+    return _alone(
+        min(ranked, key=lambda trial: trial.score.value if trial.score else math.inf),
+        "no schedule that ran on the selection is allowed there: the one of least score on the "
+        "clips of the search",
+    )
+
+
+def _alone(trial: Trial, reason: str) -> Decision:
     finalist = Finalist(kind_of(trial), trial, {})
-    reason = "interrupted before the selection: the best on the clips of the search"
     return Decision((finalist,), finalist, (reason,))
 
 
@@ -188,6 +212,8 @@ def trade_off(
 ) -> tuple[Point, ...]:
     """Return schedules of the search's trade-off, slower and faster ones, run on the selection.
 
+    What cannot be run there is left out.
+
     Args:
         found: The search.
         chosen: The exported trial; the others differ from it, and from each other, in latency.
@@ -211,7 +237,11 @@ def trade_off(
     points = []
     for number, trial in enumerate(others):
         progress(number, len(others))
-        points.append(Point(trial, judge.qualities(trial.schedule, selection)))
+        try:
+            points.append(Point(trial, judge.qualities(trial.schedule, selection)))
+        except Exception as error:
+            if not is_failure(error):
+                raise
     progress(len(others), len(others))
     return tuple(points)
 

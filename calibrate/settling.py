@@ -18,7 +18,15 @@ from .goal import WithinBudget
 from .judge import Judge
 from .problem import Problem
 from .search import Found
-from .selection import SLACK, Decision, best_so_far, choose, finalists, kind_of
+from .selection import (
+    SLACK,
+    Decision,
+    best_so_far,
+    choose,
+    finalists,
+    kind_of,
+    most_faithful,
+)
 from .settings import Job
 from .verify import Verified, time_beside_the_wall, verify
 
@@ -106,7 +114,7 @@ def _settle(means: Means, problem: Problem, found: Found) -> Settled:
     job, judge, dense = means.job, means.judge, means.dense
     progress = partial(job.progress, "selection")
     candidates = finalists(found, judge, dense["selection"], progress)
-    decision = choose(candidates, problem.goal) if candidates else best_so_far(found)
+    decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
     latencies = _timed(means, decision, "latency of finalists")
     missed = _missed(job, problem, decision, latencies)
     if missed is not None:
@@ -130,7 +138,7 @@ def _settle(means: Means, problem: Problem, found: Found) -> Settled:
             candidates = finalists(
                 found, judge, dense["selection"], partial(job.progress, "selection, corrected")
             )
-            decision = choose(candidates, problem.goal)
+            decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
             latencies = _timed(means, decision, "latency, corrected")
     progress = partial(job.progress, "verification")
     verified = verify(judge, decision, dense["held out"], latencies, progress)

@@ -17,7 +17,7 @@ from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from .evaluation import DenseRuns
-from .judge import Judge
+from .judge import Judge, is_failure
 from .latency_timing import Treatment, time_passes
 from .quality import Quality
 from .selection import Decision
@@ -95,6 +95,8 @@ def verify(
 ) -> tuple[Verified, ...]:
     """Measure the quality of every finalist on the held-out clips.
 
+    A rival that cannot be run there is left out; if the chosen one cannot, that is an error.
+
     Args:
         judge: Runs and scores.
         decision: The finalists.
@@ -104,6 +106,9 @@ def verify(
 
     Returns:
         Dense, the wall, and the finalists.
+
+    Raises:
+        PredictionError: If the chosen schedule gives NaN there.
     """
     dense_scores = judge.scores(held_out.qualities, held_out)
     verified = [
@@ -112,7 +117,12 @@ def verify(
     ]
     for number, each in enumerate(decision.finalists):
         progress(number, len(decision.finalists))
-        qualities = judge.qualities(each.trial.schedule, held_out)
+        try:
+            qualities = judge.qualities(each.trial.schedule, held_out)
+        except Exception as error:
+            if each is decision.chosen or not is_failure(error):
+                raise
+            continue
         verified.append(
             Verified(
                 each.kind,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -272,16 +273,22 @@ def test_the_fastest_schedule_within_a_deviation(
     assert exported["measured_ms"] == pytest.approx(tiny_job.DENSE_MS)
 
 
-@pytest.mark.parametrize("step", ["calibrate.settling.finalists", "calibrate.settling.verify"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "calibrate.settling.finalists",
+        "calibrate.settling.verify",
+        "calibrate.calibration.trade_off",
+    ],
+)
 def test_interrupted_after_the_search(
     step: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    import calibrate.settling
-
-    original = getattr(calibrate.settling, step.rpartition(".")[2])
+    module, _, name = step.rpartition(".")
+    original = getattr(importlib.import_module(module), name)
     calls = iter(range(10))
 
     def stopped(*args: object, **kwargs: object) -> object:

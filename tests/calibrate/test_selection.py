@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
 from calibrate.goal import WithinBudget, WithinDeviation
 from calibrate.search import Found, Score, Trial
-from calibrate.selection import Finalist, best_so_far, choose, trade_off
+from calibrate.selection import (
+    Finalist,
+    best_so_far,
+    choose,
+    finalists,
+    most_faithful,
+    trade_off,
+)
+from calibrate.verify import verify
 from spark3r import Schedule
+from spark3r.prediction import PredictionError
 
 BUDGET = WithinBudget(100.0)
 NOISE = (-0.01, 0.0, 0.01, 0.005)
@@ -93,3 +103,58 @@ def test_the_trade_off_spans_the_front_with_few_points() -> None:
     assert kept[0] == 50
     assert kept[-1] == 200
     assert not {99, 100, 51, 110} & set(kept)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Cannot run schedules of some key-value factors."""
+
+    broken: tuple[int, ...]
+    source: str = "error"
+
+    def qualities(self, schedule: Schedule, dense: object) -> tuple:
+        if schedule.layers[0].key_value in self.broken:
+            raise PredictionError("depth is NaN")
+        return ()
+
+    def scores(self, qualities: tuple, dense: object) -> dict[str, float]:
+        return {"a": 0.1, "b": 0.2}
+
+
+RUNS = SimpleNamespace(qualities=())
+
+
+def test_what_cannot_be_run_on_the_selection_is_replaced_by_the_next_best() -> None:
+    trials = (
+        trial("uniform 1/2", 90, 0.1, 2),
+        trial("uniform 1/3", 90, 0.2, 3),
+        trial("search 1", 90, 0.1, 4),
+    )
+    found = Found(trials, BUDGET)
+    kept = finalists(found, Broken((2,)), RUNS)  # type: ignore[arg-type]
+    assert [each.trial.name for each in kept] == ["uniform 1/3", "search 1"]
+    assert finalists(found, Broken((2, 3, 4)), RUNS) == ()  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
+    trials = (trial("uniform 1/2", 90, 0.1, 2), trial("a", 50, 0.5, 6), trial("b", 70, 0.4, 7))
+    points = trade_off(Found(trials, BUDGET), trials[0], Broken((6,)), RUNS)  # type: ignore[arg-type]
+    assert [point.trial.name for point in points] == ["b"]
+
+
+def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
+    first, second = finalist("uniform", 99, 0.1), finalist("search", 99, 0.1, sign=-1)
+    second = replace(second, trial=trial("search 1", 99, 0.1, 4))
+    decision = choose((first, second), BUDGET)
+    assert decision.chosen is first
+    found = verify(Broken((4,)), decision, RUNS, {})  # type: ignore[arg-type]
+    assert [each.name for each in found] == ["dense", "wall", "uniform"]
+    with pytest.raises(PredictionError):
+        verify(Broken((2,)), decision, RUNS, {})  # type: ignore[arg-type]
+
+
+def test_where_nothing_is_faithful_enough_on_the_selection_the_most_faithful_is_taken() -> None:
+    trials = (trial("uniform 1/2", 50, 0.19), trial("uniform 1/1", 100, 0.0, 1))
+    decision = most_faithful(Found(trials, WithinDeviation(0.2)))
+    assert decision.chosen.trial.name == "uniform 1/1"
+    assert "interrupted" not in decision.reasons[0]
