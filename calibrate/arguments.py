@@ -75,7 +75,8 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="PROFILE",
         help="a measured profile of the same model and device: solve for the goal by its "
-        "sensitivities and latency model, measure only the answer (default: measure all)",
+        "sensitivities and latency model, measure only the answer; there is no search, so that its "
+        "options do nothing (default: measure all)",
     )
 
 
@@ -156,7 +157,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--timeout",
         type=_seconds,
         metavar="S",
-        help="seconds of search after which no further trial begins (default: no limit)",
+        help="seconds of search after which no further schedule is proposed (default: no limit)",
     )
     group.add_argument(
         "--storage",

@@ -358,7 +358,7 @@ def _result(
         "held out": measured.score,
     }
     evidence = Evidence(job, split, replace(table, model=settled.problem.latency), budget)
-    records = sensitivity_records(settled.problem.sensitivity, split)
+    records = sensitivity_records(settled.problem.sensitivity, split, job.settings.objective)
     return Calibration(
         profile=make_profile(
             evidence,

@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(str(error))
     if options.max_deviation is not None and options.objective_from not in (None, "deviation"):
         command.error("--max-deviation judges by deviation: leave out --objective-from")
+    if options.dry_run and options.profile is not None:
+        command.error("--dry-run plans a whole calibration, and --from measures only the answer")
     sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
     try:
         return _calibrate(options, budget)

@@ -112,7 +112,7 @@ def make_profile(
         if point.trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = point.trial.schedule
             runs.append(_point_run(point, name))
-    images = evidence.split.search[0].images
+    images = evidence.split.held_out[0].images
     measurement = Measurement(
         device=device_name(device_of(job.model)),
         dtype=dtype_name(precision_of(job.model, images, job.family, job.dtype)),
@@ -125,10 +125,11 @@ def make_profile(
             relative_error=table.largest_error,
         ),
         dense=Run(
-            latency=_timing(dense.latency, table.dense_ms),
+            latency=_timing(dense.latency or table.passes.get("dense")),
             figures=figure_records((*dense.qualities, *selection)),
         ),
-        wall=_timing(wall.latency, evidence.table.wall_ms),
+        wall=_timing(wall.latency or table.passes.get("wall"))
+        or Timing(median_ms=table.wall_ms, spread_ms=0.0, n=1),
         schedules=tuple(runs),
         baselines=tuple(baselines),
         clips=_clips(evidence.split, used=decision is not None),
@@ -153,7 +154,7 @@ def _schedule_run(each: Verified, name: str, evidence: Evidence) -> ScheduleRun:
     return ScheduleRun(
         schedule=name,
         predicted_ms=predicted,
-        latency=_timing(each.latency, predicted),
+        latency=_timing(each.latency),
         budget_ms=evidence.budget.clip_ms,
         figures=figure_records(each.qualities),
     )
@@ -175,16 +176,16 @@ def _baseline(each: Verified, against: str) -> BaselineRun:
         baseline="uniform" if each.name == "uniform" else "paper",
         against=against,
         predicted_ms=each.predicted_ms,
-        latency=_timing(each.latency, each.predicted_ms),
+        latency=_timing(each.latency),
         operators=OperatorsRecord.of(each.schedule.operators),
         factors=tuple((rule.query, rule.key_value) for rule in each.schedule.layers),
         figures=figure_records(each.qualities),
     )
 
 
-def _timing(latency: Latency | None, otherwise_ms: float) -> Timing:
+def _timing(latency: Latency | None) -> Timing | None:
     if latency is None:
-        return Timing(median_ms=otherwise_ms, spread_ms=0.0, n=1)
+        return None
     return Timing(median_ms=latency.median_ms, spread_ms=latency.spread_ms, n=latency.n)
 
 

@@ -6,15 +6,19 @@ the held-out clips, and what it takes is told beside what was predicted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from spark3r.env import device_name
 from spark3r.errors import ProfileError
 from spark3r.fingerprint import describe
 from spark3r.inference import device_of, layout_of, precision_of
 from spark3r.layout import TokenLayout
+from spark3r.precision import dtype_name
 from spark3r.profile import Profile
 from spark3r.profile.evidence import Measurement
 from spark3r.schedule import LengthRule, Schedule
@@ -52,16 +56,28 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         SensitivityError: If it has no sensitivities of the source that is to be judged by.
     """
     settings = job.settings
+    split = replace(split, search=(), selection=())  # these are not run, and stand for nothing
+    footage = split.held_out[0].images
     profile = Profile.load(path)
-    measurement = _measurement(path, profile)
+    measurement = _measurement(path, profile, job, footage)
+    sensitivity = sensitivity_table(profile.sensitivity, settings.objective)
+    if sensitivity.empty:
+        known = ", ".join(sorted({record.metric for record in profile.sensitivity}))
+        raise ProfileError(
+            f"{path}: has no sensitivities of --objective {settings.objective} (only {known}); "
+            "calibrate without --from"
+        )
     frames = settings.target_frames or measurement.frames
-    images = clip_of_length(split.held_out[0].images, frames)
+    images = clip_of_length(footage, frames)
     layout = layout_of(job.model, images, job.family, job.dtype)
-    running = precision_of(job.model, images, job.family, job.dtype)
-    _require_same(path, profile, job, layout, running)
     table = _table(path, measurement, layout, job.depth)
-    shortest = min(split.clips, key=lambda clip: clip.frames)
-    short = layout_of(job.model, shortest.images, job.family, job.dtype)
+    least = profile.schedule().length.min_frames
+    if split.shortest < least:
+        raise ProfileError(
+            f"{path}: holds for clips of at least {least} frames, and a held-out one has "
+            f"{split.shortest}: give as many --frames"
+        )
+    short = layout_of(job.model, clip_of_length(footage, least), job.family, job.dtype)
     cheapest_ms = least_ms(table.model, layout, short, job.depth)
     goal: Goal
     if settings.budget is None:
@@ -73,14 +89,12 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
             return dense_result(job, split, table, budget)
         goal = WithinBudget(budget.clip_ms)
     problem = Problem(
-        sensitivity=sensitivity_table(profile.sensitivity),
+        sensitivity=sensitivity,
         source=job.source,
         latency=table.model,
         layout=layout,
         short=short,
-        length=LengthRule(
-            "constant", frames, min(split.shortest, frames), max(split.shortest, frames)
-        ),
+        length=LengthRule("constant", frames, min(least, frames), max(least, frames)),
         sensitive=(),
         goal=goal,
     )
@@ -121,17 +135,40 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         verified=verified,
         sensitivity=problem.sensitivity,
         decision=decision,
-        kept=kept(profile, path.name, problem, settings.objective, budget.clip_ms),
+        kept=kept(profile, measurement, path.name, problem, settings.objective, budget.clip_ms),
     )
 
 
-def _measurement(path: Path, profile: Profile) -> Measurement:
+def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:
+    """Return the measurement of a profile that was taken as the job runs.
+
+    Args:
+        path: The profile's file.
+        profile: The profile.
+        job: The job.
+        footage: Frames as it sees them, ``[S, 3, H, W]``.
+
+    Raises:
+        ProfileError: If there is none, or the profile is of other weights or another revision.
+    """
     if not profile.measurements or not profile.sensitivity:
         lacking = "measurements" if not profile.measurements else "sensitivities"
         raise ProfileError(
             f"{path}: has no {lacking} to solve from; calibrate without --from measures them"
         )
-    measurement = profile.measurements[0]
+    layout = layout_of(job.model, footage, job.family, job.dtype)
+    grid = (layout.height, layout.width)
+    running = precision_of(job.model, footage, job.family, job.dtype)
+    _require_same(path, profile, job, grid, running)
+    here = (device_name(device_of(job.model)), dtype_name(running), grid)
+    fitting = [m for m in profile.measurements if (m.device, m.dtype, m.grid) == here]
+    if not fitting:
+        raise ProfileError(
+            f"{path}: none of its measurements is on {here[0]} in {here[1]} with "
+            f"{grid[0]}x{grid[1]} patches at once; calibrate without --from"
+        )
+    wanted = job.settings.target_frames
+    measurement = next((m for m in fitting if m.frames == wanted), fitting[0])
     if measurement.latency_model.form != FORM:
         raise ProfileError(
             f"{path}: its latency model has the form '{measurement.latency_model.form}', expected "
@@ -141,7 +178,7 @@ def _measurement(path: Path, profile: Profile) -> Measurement:
 
 
 def _require_same(
-    path: Path, profile: Profile, job: Job, layout: TokenLayout, running: torch.dtype
+    path: Path, profile: Profile, job: Job, grid: tuple[int, int], running: torch.dtype
 ) -> None:
     """Refuse a profile whose measurements do not hold for a model.
 
@@ -154,7 +191,7 @@ def _require_same(
         name=job.settings.name,
         device=device_of(job.model),
         dtype=running,
-        grid=(layout.height, layout.width),
+        grid=grid,
     )
     reasons = (*found.errors, *found.warnings)
     if reasons:

@@ -50,18 +50,23 @@ class Kept:
 
 
 def kept(
-    profile: Profile, name: str, problem: Problem, objective: Objective, budget_ms: float
+    profile: Profile,
+    measurement: Measurement,
+    name: str,
+    problem: Problem,
+    objective: Objective,
+    budget_ms: float,
 ) -> Kept:
     """Return what a profile holds of earlier runs.
 
     Args:
-        profile: The profile, of whose measurements the first is taken.
+        profile: The profile.
+        measurement: The one of its measurements that is solved from.
         name: Name of its file.
         problem: What is solved from it.
         objective: Which metrics count.
         budget_ms: Latency that a clip may take.
     """
-    measurement = profile.measurements[0]
     source = problem.source
     scores = _scores(measurement, source, objective)
     if scores is None:

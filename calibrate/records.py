@@ -15,6 +15,7 @@ from spark3r.profile.sections import OperatorsRecord
 from spark3r.schedule import Operators
 
 from .naming import operators_text
+from .objective import Objective
 from .quality import Distances, Quality
 from .sensitivity import COLUMNS
 from .splits import Split
@@ -23,12 +24,15 @@ METRICS = ("score.error", "score.consistency", "score.deviation")
 """Metrics that a profile keeps."""
 
 
-def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity, ...]:
+def sensitivity_records(
+    table: pd.DataFrame, split: Split, objective: Objective = "balanced"
+) -> tuple[Sensitivity, ...]:
     """Return the sensitivities as a profile keeps them.
 
     Args:
         table: From `calibrate.profiling.sensitivities`.
         split: Clips by role; the first of the search were probed.
+        objective: Which metrics the scores count.
     """
     records = []
     layers = int(table["layer"].max()) + 1
@@ -50,7 +54,7 @@ def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity,
             Sensitivity(
                 axis="query" if axis == "query" else "key_value",
                 profiler="drift" if (rows["profiler"] == "drift").all() else "probe",
-                metric=str(metric),
+                metric=_metric_name(str(metric), objective),
                 clips=tuple(clip.name for clip in clips),
                 frames=min(clip.frames for clip in clips),
                 operators=OperatorsRecord.of(Operators(**json.loads(str(operators)))),
@@ -63,14 +67,20 @@ def sensitivity_records(table: pd.DataFrame, split: Split) -> tuple[Sensitivity,
     return tuple(records)
 
 
-def sensitivity_table(records: Sequence[Sensitivity]) -> pd.DataFrame:
+def sensitivity_table(
+    records: Sequence[Sensitivity], objective: Objective = "balanced"
+) -> pd.DataFrame:
     """Return the table that `sensitivity_records` kept; where a spread is unknown it is 0.
 
     Args:
-        records: Of a profile.
+        records: Of a profile; those of another objective are left out.
+        objective: Which metrics the scores count.
     """
+    metrics = {_metric_name(metric, objective): metric for metric in METRICS}
     rows: list[dict[str, Any]] = []
     for record in records:
+        if record.metric not in metrics:
+            continue
         for layer, values in enumerate(record.values):
             spreads = record.spreads[layer] if record.spreads else (None,) * len(values)
             for factor, value, spread in zip(record.factors, values, spreads, strict=True):
@@ -83,13 +93,18 @@ def sensitivity_table(records: Sequence[Sensitivity]) -> pd.DataFrame:
                         "layer": layer,
                         "axis": record.axis,
                         "factor": factor,
-                        "metric": record.metric,
+                        "metric": metrics[record.metric],
                         "mean": value,
                         "spread": spread or 0.0,
                         "clips": len(record.clips),
                     }
                 )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _metric_name(metric: str, objective: Objective) -> str:
+    """Return what a profile calls a score: which metrics it counts, unless all as usual."""
+    return metric if objective == "balanced" else f"{metric} of {objective}"
 
 
 def figure_records(qualities: Sequence[Quality]) -> tuple[Figures, ...]:

@@ -61,6 +61,7 @@ def test_json_is_one_object_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str
         (["--max-deviation", "1"], "expected a percentage"),
         (["--max-deviation", "1%", "--objective-from", "error"], "judges by deviation"),
         (["--budget", "75%", "--timeout", "-1"], "above 0"),
+        (["--budget", "75%", "--from", "a.json", "--dry-run"], "measures only the answer"),
     ],
 )
 def test_wrong_usage(
@@ -194,6 +195,25 @@ def test_from_a_profile_measures_nothing_but_the_answer(
     assert "it was not run" in page  # the paper's schedule, which a.json was compared with
 
 
+def test_from_a_profile_takes_what_was_measured_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    job = [*JOB, "--objective", "depth", "--quiet"]
+    assert main(["--budget", "75%", *job, "--output", "a.json"]) == 0
+    document = json.loads((tmp_path / "a.json").read_text())
+    (here,) = document["measurements"]
+    other = json.loads(json.dumps(here)) | {"device": "another GPU"}
+    other["latency_model"]["constants"]["rest_ms"] *= 1000
+    document["measurements"] = [other, here]
+    (tmp_path / "both.json").write_text(json.dumps(document))
+    again = ["--budget", "60%", *job, "--from", "both.json", "--output", "b.json"]
+    assert main(again) == 0
+    (measurement,) = Profile.load(tmp_path / "b.json").measurements
+    assert measurement.latency_model.constants == here["latency_model"]["constants"]
+    # Clips of the other roles were not run, and are not among the evidence.
+    assert {clip.role for clip in measurement.clips} == {"held_out"}
+
+
 def test_from_a_profile_without_figures_says_what_is_not_drawn(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -238,6 +258,8 @@ def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
         ({}, ["--dtype", "bfloat16"], "the model runs in bfloat16"),
         ({}, ["--model", "reference"], "the profile is for 2 global layers"),
         ({}, ["--budget", "10x"], "cannot be reached"),
+        ({}, ["--objective", "depth"], "has no sensitivities of --objective depth"),
+        ({}, ["--frames", "3"], "holds for clips of at least 4 frames, and a held-out one has 3"),
     ],
 )
 def test_profiles_that_nothing_can_be_solved_from(

@@ -96,6 +96,22 @@ def test_what_a_profile_keeps_scores_as_it_did(clips: list, tmp_path: Path) -> N
     assert second.latency.model.predict_ms(paper, second.latency.layout) <= 85
 
 
+def test_what_was_not_timed_is_not_said_to_be(clips: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    import calibrate.verify
+
+    def nothing(*args: object, **kwargs: object) -> dict[str, Latency]:
+        return {}  # nothing fits beside what others hold
+
+    monkeypatch.setattr(calibrate.verify, "time_passes", nothing)
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings())
+    (measurement,) = result.profile.measurements
+    assert all(each.latency is None for each in measurement.schedules)
+    assert all(each.latency is None for each in measurement.baselines)
+    assert measurement.dense.latency is not None
+    assert (measurement.dense.latency.median_ms, measurement.dense.latency.n) == (100, 3)
+    assert (measurement.wall.median_ms, measurement.wall.n) == (50, 3)
+
+
 def test_same_seed_same_profile(clips: list) -> None:
     first, second = (
         run(tiny_job.make_tiny(), split_clips(clips), settings(trials=2)) for _ in range(2)
