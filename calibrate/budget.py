@@ -232,7 +232,9 @@ def time_text(ms: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return a positive number with at least three digits and without an exponent."""
+    """Return a number of at least 0 with at least three digits and without an exponent."""
+    if value == 0:
+        return "0"
     decimals = 2 - math.floor(math.log10(_three_digits(value)))
     return f"{value:.{max(0, decimals)}f}"
 

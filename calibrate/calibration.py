@@ -45,6 +45,7 @@ from .settings import OPERATORS, Job, Settings, make_job
 from .settling import Means, Settled, settle
 from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
+from .study import check_storage
 from .table_cache import table_key
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .verify import time_beside_the_wall
@@ -163,6 +164,8 @@ def _run(job: Job, split: Split) -> Calibration:
     settings = job.settings
     frames = _target_frames(job, split)
     images = clip_of_length(split.search[0].images, frames)
+    storage, name = _storage(settings), study_name(job, split, frames)
+    check_storage(storage, name, settings.resume)  # now, not after minutes of measuring
     table = measure_latency(
         job.model,
         images,
@@ -220,8 +223,7 @@ def _run(job: Job, split: Split) -> Calibration:
     )
     judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     problem = _right_at_the_goal(job, judge, problem, images)
-    name = study_name(job, split, frames)
-    searched = partial(_searched, job, judge, dense["search"], _storage(settings), name)
+    searched = partial(_searched, job, judge, dense["search"], storage, name)
     found = searched(problem, trials=settings.trials)
     if not found.ranked():
         if found.interrupted:

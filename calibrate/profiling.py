@@ -185,4 +185,4 @@ def _cached(
 ) -> pd.DataFrame:
     if job.settings.cache is None or key is None:
         return measure()
-    return cached_table(job.settings.cache, key, measure)
+    return cached_table(job.settings.cache, key, measure, job.say)

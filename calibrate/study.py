@@ -62,21 +62,7 @@ def open_studies(
             ``resume`` is not set, or if only others exist and it is.
     """
     with _quiet():
-        try:
-            kept = _storage(storage)
-            names = [] if kept is None else optuna.get_all_study_names(storage=kept)
-        except Exception as error:  # whatever the driver of a data base raises
-            raise StudyError(f"study storage {storage}: cannot be opened ({error})") from error
-        if name in names and not resume:
-            raise StudyError(
-                f"study storage {storage} holds a study of this search already: --resume goes on "
-                "with it, another --output begins anew"
-            )
-        if resume and names and name not in names:
-            raise StudyError(
-                f"study storage {storage} holds no study of this model, clips, budget and settings "
-                "to go on with; leave out --resume to begin one"
-            )
+        kept = _opened(storage, name, resume)
         try:
             studies = Studies(
                 *(
@@ -92,6 +78,39 @@ def open_studies(
         except Exception as error:
             raise StudyError(f"study storage {storage}: cannot be written ({error})") from error
     return studies
+
+
+def check_storage(storage: Storage, name: str, resume: bool) -> None:
+    """Refuse what `open_studies` would, before anything is measured for it; make nothing.
+
+    The arguments are those of `open_studies`.
+
+    Raises:
+        StudyError: As `open_studies`.
+    """
+    if _is_journal(storage) and not Path(str(storage)).exists():
+        return
+    with _quiet():
+        _opened(storage, name, resume)
+
+
+def _opened(storage: Storage, name: str, resume: bool) -> optuna.storages.BaseStorage | None:
+    try:
+        kept = _storage(storage)
+        names = [] if kept is None else optuna.get_all_study_names(storage=kept)
+    except Exception as error:  # whatever the driver of a data base raises
+        raise StudyError(f"study storage {storage}: cannot be opened ({error})") from error
+    if name in names and not resume:
+        raise StudyError(
+            f"study storage {storage} holds a study of this search already: --resume goes on "
+            "with it, another --output begins anew"
+        )
+    if resume and names and name not in names:
+        raise StudyError(
+            f"study storage {storage} holds no study of this model, clips, budget and settings "
+            "to go on with; leave out --resume to begin one"
+        )
+    return kept
 
 
 def finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
@@ -137,11 +156,15 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def _is_journal(storage: Storage) -> bool:
+    return isinstance(storage, Path) or (isinstance(storage, str) and "://" not in storage)
+
+
 def _storage(storage: Storage) -> optuna.storages.BaseStorage | None:
     if storage is None or isinstance(storage, optuna.storages.BaseStorage):
         return storage
-    if isinstance(storage, str) and "://" in storage:
-        return optuna.storages.get_storage(storage)
+    if not _is_journal(storage):
+        return optuna.storages.get_storage(str(storage))
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 
 A table is stored under a hash of everything it depends on, and that key is stored with it. A file
 that cannot be read, or holds another key, is measured anew; a folder that cannot be written costs
-the saving only, and a warning says so.
+the saving only, which is said.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +22,13 @@ from torch import nn
 
 import spark3r
 from spark3r.clips import Clip
-from spark3r.errors import Spark3rWarning
 from spark3r.families import Family, detect, unwrap
 from spark3r.fingerprint import fingerprint
 from spark3r.precision import dtype_name
 from spark3r.schedule import OPERATORS_REVISION, Operators
 
 from .sensitivity import COLUMNS
+from .steps import Say, unsaid
 
 REVISION = 1
 """Raised whenever a profiler's numbers change their meaning."""
@@ -75,7 +74,10 @@ def table_key(
 
 
 def cached_table(
-    folder: Path, key: Mapping[str, Any], measure: Callable[[], pd.DataFrame]
+    folder: Path,
+    key: Mapping[str, Any],
+    measure: Callable[[], pd.DataFrame],
+    say: Say = unsaid,
 ) -> pd.DataFrame:
     """Return the table stored under a key, or measure and store it.
 
@@ -83,6 +85,7 @@ def cached_table(
         folder: Where tables are stored; made when it is missing.
         key: From `table_key`.
         measure: Measures the table.
+        say: Told if it could not be stored.
     """
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
@@ -93,11 +96,7 @@ def cached_table(
     try:
         _write(path, key, table)
     except OSError as error:
-        warnings.warn(
-            f"the sensitivities could not be stored ({error}), another run measures them again",
-            Spark3rWarning,
-            stacklevel=2,
-        )
+        say(f"the sensitivities could not be stored ({error}), another run measures them again")
     return table
 
 

@@ -215,6 +215,10 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number_text(value) == text
 
 
+def test_no_time_at_all_has_a_text() -> None:
+    assert time_text(0.0) == "0 ms"
+
+
 @pytest.mark.parametrize(
     ("ms", "text"), [(0.5, "0.500 ms"), (30, "30.0 ms"), (999.97, "1.00 s"), (7680, "7.68 s")]
 )

@@ -188,17 +188,24 @@ def test_nan_names_layer_and_factor(clips: list) -> None:
         run(tiny_job.make_nan(), split_clips(clips), settings())
 
 
-def test_resume_needs_a_study_and_a_study_needs_resume(clips: list, tmp_path: Path) -> None:
+def test_resume_needs_a_study_and_a_study_needs_resume(
+    clips: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = tmp_path / "a.journal"
     split, cache = split_clips(clips), tmp_path / "cache"
     first = run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
     assert list(cache.rglob("*"))
-    with pytest.raises(StudyError, match="--resume"):
-        run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
     again = run(
         tiny_job.make_tiny(), split, settings(trials=1, storage=storage, resume=True, cache=cache)
     )
     assert again.found == first.found
+
+    def measured(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured for nothing")
+
+    monkeypatch.setattr("calibrate.calibration.measure_latency", measured)
+    with pytest.raises(StudyError, match="--resume"):
+        run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
     with pytest.raises(StudyError, match="holds no study"):
         run(
             tiny_job.make_tiny(),
