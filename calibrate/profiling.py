@@ -160,7 +160,8 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
     try:
         return sensitive_layers(table)
     except SensitivityError:  # no ground truth: judged by what there is
-        return sensitive_layers(table, (f"{job.source}.log_ratio", "deviation.trajectory_step_deg"))
+        own = "consistency.log_ratio" if job.source == "consistency" else "deviation.depth_log"
+        return sensitive_layers(table, (own, "deviation.trajectory_step_deg"))
 
 
 def _key(

@@ -91,30 +91,42 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
     unused where the latency model said that it would not, is not exported: the model is corrected
     by what was measured, and everything that it decides is decided once more.
 
-    After Ctrl-C the best of the search is verified alone; a second one goes through.
+    After Ctrl-C what was chosen last is verified alone, or the best of the search where nothing was
+    yet; a second one goes through.
 
     Args:
         means: What to do it with.
         problem: What was searched.
         found: The trials.
     """
+    choices: list[tuple[Problem, Found, Decision]] = []
     try:
-        return _settle(means, problem, found)
+        return _settle(means, problem, found, choices)
     except KeyboardInterrupt:
         means.job.say(
             "interrupted: the best so far is verified alone and exported, the study is kept"
         )
         decision = best_so_far(found)
+        if choices:
+            problem, found, chosen = choices[-1]
+            decision = replace(chosen, finalists=(chosen.chosen,))
         latencies = _timed(means, decision, "verification of the best")
         verified = verify(means.judge, decision, means.dense["held out"], latencies)
         return Settled(problem, found, decision, verified, interrupted=True)
 
 
-def _settle(means: Means, problem: Problem, found: Found) -> Settled:
+def _settle(
+    means: Means,
+    problem: Problem,
+    found: Found,
+    choices: list[tuple[Problem, Found, Decision]],
+) -> Settled:
+    """Settle on a schedule; ``choices`` has every decision as soon as it is made."""
     job, judge, dense = means.job, means.judge, means.dense
     progress = partial(job.progress, "selection")
     candidates = finalists(found, judge, dense["selection"], progress)
     decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
+    choices.append((problem, found, decision))
     latencies = _timed(means, decision, "latency of finalists")
     missed = _missed(job, problem, decision, latencies)
     if missed is not None:
@@ -139,6 +151,7 @@ def _settle(means: Means, problem: Problem, found: Found) -> Settled:
                 found, judge, dense["selection"], partial(job.progress, "selection, corrected")
             )
             decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
+            choices.append((problem, found, decision))
             latencies = _timed(means, decision, "latency, corrected")
     progress = partial(job.progress, "verification")
     verified = verify(judge, decision, dense["held out"], latencies, progress)

@@ -324,6 +324,9 @@ def test_interrupted_after_the_search(
     assert document["interrupted"] is True
     assert document["holds"] is True
     assert Profile.load(tmp_path / "a.json").default == document["exported"]
+    selected = "interrupted before the selection" not in document["decision"][0]
+    assert selected == (name != "finalists")  # what was chosen by then is what is exported
+    assert ("selection" in document["score_by_clips"]) == selected
 
 
 def test_interrupted_search_exports_and_resumes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ import calibrate.profiling
 from calibrate.budget import parse_budget
 from calibrate.damage import choices
 from calibrate.latency import TERMS, LatencyModel
-from calibrate.profiling import dense_runs, sensitivities
+from calibrate.profiling import dense_runs, paper_layers, sensitivities
 from calibrate.records import sensitivity_records, sensitivity_table
 from calibrate.settings import ANCHOR_FACTOR, OPERATORS, Job, Settings
 from calibrate.splits import split_clips
@@ -91,3 +92,28 @@ def test_an_interrupted_probe_goes_on_at_its_layer(
         sensitivities(work, dense)
     sensitivities(work, dense)
     assert layers == [(0,), (1,), (1,)]
+
+
+def test_the_papers_probe_without_ground_truth_goes_by_what_there_is(
+    split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deviation of depth, or where that is the source, consistency."""
+
+    def probed(*args: object, **kwargs: object) -> pd.DataFrame:
+        grown = {0: "consistency.log_ratio", 1: "deviation.depth_log"}
+        rows = [
+            {"layer": layer, "axis": "key_value", "factor": factor, "metric": metric}
+            | {"mean": 2.0 if factor > 1 and grown.get(layer) == metric else 1.0}
+            for layer in range(3)
+            for factor in (1, 8)
+            for metric in grown.values()
+        ]
+        return pd.DataFrame(rows)
+
+    monkeypatch.setattr(calibrate.profiling, "probe", probed)
+    clip = replace(split.search[0], depth=None)
+    work = job([])
+    short = layout_of(work.model, clip.images, FAMILY)
+    dense = dense_runs(work, [clip], "search")
+    for source, expected in (("deviation", (1,)), ("consistency", (0,))):
+        assert paper_layers(replace(work, source=source), dense, short) == expected  # type: ignore[arg-type]
