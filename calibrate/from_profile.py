@@ -1,7 +1,8 @@
 """Another budget from a profile: its sensitivities and latency model, solved again.
 
-Nothing of either is measured. The knapsack's answer is run once, beside dense and the wall and on
-the held-out clips, and what it takes is told beside what was predicted.
+Nothing of either is measured. The knapsack's answer is timed beside dense and the wall; where it
+misses the budget, the latency model is corrected by that and solved once more. What comes out is
+run on the held-out clips.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from spark3r.precision import dtype_name
 from spark3r.profile import Profile
 from spark3r.profile.evidence import Measurement
 from spark3r.schedule import LengthRule, Schedule
+from spark3r.timing import Latency
 
 from .budget import BudgetError, resolve, time_text
 from .export import Evidence, make_profile
@@ -37,6 +39,7 @@ from .result import Calibration, as_budget, dense_result
 from .search import Trial
 from .selection import Decision, Finalist
 from .settings import Job
+from .settling import corrected_where_missed
 from .splits import Split
 from .target_length import clip_of_length
 from .verify import time_beside_the_wall, verify
@@ -98,23 +101,20 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         sensitive=(),
         goal=goal,
     )
-    schedule = problem.knapsack()
-    if schedule is None:
+    decision = _decision(path, problem)
+    if decision is None:
         raise BudgetError(
             f"{path} has no schedule for {settings.asked}: its factors do not suffice"
         )
-    trial = Trial("knapsack", schedule, problem.predict_ms(schedule), None)
-    reason = f"solved by the sensitivities and the latency model of {path.name}"
-    finalist = Finalist("knapsack", trial, {})
-    decision = Decision((finalist,), finalist, (reason,))
     judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
-    latencies = time_beside_the_wall(
-        judge,
-        {"knapsack": schedule},
-        images,
-        limit_s=settings.timing_s,
-        progress=partial(job.progress, "latency"),
-    )
+    latencies = _timed(job, judge, decision, images, "latency")
+    corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
+    again = None if corrected is None else _decision(path, corrected)
+    if corrected is not None and again is not None:
+        problem, decision = corrected, again
+        table = replace(table, model=corrected.latency)
+        latencies = _timed(job, judge, decision, images, "latency, corrected")
+    trial = decision.chosen.trial
     held_out = dense_runs(job, split.held_out, "held out")
     verified = verify(judge, decision, held_out, latencies, partial(job.progress, "verification"))
     if "knapsack" in latencies:
@@ -125,6 +125,8 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         )
     if budget is None:
         budget = as_budget(settings, trial, frames, table, cheapest_ms)
+    goal = problem.goal
+    allowed_ms = goal.budget_ms if isinstance(goal, WithinBudget) else budget.clip_ms
     evidence = Evidence(job, split, table, budget)
     return Calibration(
         profile=make_profile(evidence, verified, decision, profile.sensitivity),
@@ -135,7 +137,30 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         verified=verified,
         sensitivity=problem.sensitivity,
         decision=decision,
-        kept=kept(profile, measurement, path.name, problem, settings.objective, budget.clip_ms),
+        kept=kept(profile, measurement, path.name, problem, settings.objective, allowed_ms),
+    )
+
+
+def _decision(path: Path, problem: Problem) -> Decision | None:
+    """Return the knapsack's answer as a decision, None if there is none."""
+    schedule = problem.knapsack()
+    if schedule is None:
+        return None
+    trial = Trial("knapsack", schedule, problem.predict_ms(schedule), None)
+    finalist = Finalist("knapsack", trial, {})
+    reason = f"solved by the sensitivities and the latency model of {path.name}"
+    return Decision((finalist,), finalist, (reason,))
+
+
+def _timed(
+    job: Job, judge: Judge, decision: Decision, images: Tensor, step: str
+) -> dict[str, Latency]:
+    return time_beside_the_wall(
+        judge,
+        {"knapsack": decision.chosen.trial.schedule},
+        images,
+        limit_s=job.settings.timing_s,
+        progress=partial(job.progress, step),
     )
 
 
@@ -208,13 +233,15 @@ def _table(path: Path, measurement: Measurement, layout: TokenLayout, depth: int
         raise ProfileError(f"{path}: {error}") from error
     dense = measurement.dense.latency if measurement.frames == layout.frames else None
     predicted_ms = latency.predict_ms(Schedule.dense(depth), layout)
+    # Dense was timed at the end, on a machine faster or slower than the model's: walls made equal.
+    drift = measurement.wall.median_ms / latency.wall_ms(layout)
     return LatencyTable(
         layout=layout,
         layers=(),
         passes={},
         model=latency,
         report=None,
-        dense_ms=predicted_ms if dense is None else dense.median_ms,
+        dense_ms=predicted_ms if dense is None else dense.median_ms / drift,
         dense_extrapolated=dense is None,
         wall_ms=latency.wall_ms(layout),
         known_error=measurement.latency_model.relative_error,

@@ -21,6 +21,7 @@ from .search import Found
 from .selection import (
     SLACK,
     Decision,
+    Finalist,
     best_so_far,
     choose,
     finalists,
@@ -128,18 +129,8 @@ def _settle(
     decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
     choices.append((problem, found, decision))
     latencies = _timed(means, decision, "latency of finalists")
-    missed = _missed(job, problem, decision, latencies)
-    if missed is not None:
-        chosen = decision.chosen
-        job.say(
-            f"{chosen.kind} takes {time_text(latencies[chosen.kind].median_ms)} where "
-            f"{time_text(missed)} are allowed and {time_text(chosen.trial.latency_ms)} were "
-            "predicted: the latency model is corrected and solved once more"
-        )
-        wall_ms, measured_ms = latencies["wall"].median_ms, latencies[chosen.kind].median_ms
-        corrected = replace(problem, goal=WithinBudget(missed)).corrected(
-            wall_ms, chosen.trial.schedule, measured_ms
-        )
+    corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
+    if corrected is not None:
         proposals = [trial for trial in found.ranked() if trial.parameters]
         knapsack = [trial for trial in proposals if kind_of(trial) == "knapsack"]
         again = corrected.solved_again([*knapsack, *proposals[:SOLVED_AGAIN]])
@@ -168,11 +159,39 @@ def _timed(means: Means, decision: Decision, step: str) -> dict[str, Latency]:
     )
 
 
+def corrected_where_missed(
+    job: Job, problem: Problem, chosen: Finalist, latencies: Mapping[str, Latency]
+) -> Problem | None:
+    """Return the problem as it was measured, where the chosen schedule misses the budget.
+
+    Args:
+        job: The job.
+        problem: The problem.
+        chosen: The schedule chosen.
+        latencies: Of it, by its kind, and of dense and the wall, measured beside each other.
+
+    Returns:
+        The problem with a latency model that is right about the schedule and the wall, and a
+        relative budget taken of dense as it is now; None where nothing was missed.
+    """
+    missed = _missed(job, problem, chosen, latencies)
+    if missed is None:
+        return None
+    wall_ms, measured_ms = latencies["wall"].median_ms, latencies[chosen.kind].median_ms
+    job.say(
+        f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(missed)} are allowed and "
+        f"{time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected and "
+        "solved once more"
+    )
+    goal = WithinBudget(missed)
+    return replace(problem, goal=goal).corrected(wall_ms, chosen.trial.schedule, measured_ms)
+
+
 def _missed(
-    job: Job, problem: Problem, decision: Decision, latencies: Mapping[str, Latency]
+    job: Job, problem: Problem, chosen: Finalist, latencies: Mapping[str, Latency]
 ) -> float | None:
     """Return the milliseconds allowed where the chosen schedule misses them, None where not."""
-    budget, chosen = job.settings.budget, decision.chosen
+    budget = job.settings.budget
     if budget is None or not latencies.keys() >= {"wall", chosen.kind}:
         return None
     assert isinstance(problem.goal, WithinBudget)

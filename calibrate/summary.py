@@ -76,10 +76,12 @@ def latency_text(result: Calibration) -> str:
         )
     drift = result.dense_then_and_now
     if drift is not None and (result.latency.passes or result.kept is not None):
-        before = "before the search" if result.kept is None else f"in {result.kept.profile}"
+        before = "took before the search"
+        if result.kept is not None:
+            before = f"takes by {result.kept.profile}"
         lines.append(
             f"dense takes {time_text(result.dense_ms)} beside the verified schedules, "
-            f"{drift:.2f} of what it took {before}"
+            f"{drift:.2f} of what it {before}"
         )
     return "; ".join(lines)
 

@@ -96,6 +96,53 @@ def test_what_a_profile_keeps_scores_as_it_did(clips: list, tmp_path: Path) -> N
     assert second.latency.model.predict_ms(paper, second.latency.layout) <= 85
 
 
+def test_from_a_profile_of_a_faster_hour(clips: list, tmp_path: Path) -> None:
+    """Dense was timed when the machine was slower than when the latency model was made."""
+    path, split = tmp_path / "a.json", split_clips(clips)
+    run(tiny_job.make_tiny(), split, settings()).profile.save(path)
+    document = json.loads(path.read_text())
+    (measurement,) = document["measurements"]
+    measurement["dense"]["latency"]["median_ms"] *= 2
+    measurement["wall"]["median_ms"] *= 2
+    path.write_text(json.dumps(document))
+    lines: list[str] = []
+    result = run(tiny_job.make_tiny(), split, settings("85%"), measured=path, say=lines.append)
+    assert not any("corrected" in line for line in lines)  # right at once
+    assert result.chosen.latency is not None
+    assert 75 < result.chosen.latency.median_ms <= 85 * (1 + 1e-6)
+
+
+def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
+    clips: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import calibrate.verify
+
+    path, split = tmp_path / "a.json", split_clips(clips)
+    run(tiny_job.make_tiny(), split, settings()).profile.save(path)
+
+    def slower(model, images, treatments, **kwargs):
+        timed = tiny_job.timed_passes(model, images, treatments)
+        for name, treatment in treatments.items():
+            if isinstance(treatment, Schedule):
+                work_ms = timed[name].median_ms - tiny_job.WALL_MS
+                timed[name] = Latency((tiny_job.WALL_MS + 1.5 * work_ms,))
+        return timed
+
+    monkeypatch.setattr(calibrate.verify, "time_passes", slower)
+    lines: list[str] = []
+    result = run(
+        tiny_job.make_tiny(), split, settings("75ms/clip"), measured=path, say=lines.append
+    )
+    assert any("corrected and solved once more" in line for line in lines)
+    assert result.chosen.latency is not None
+    assert 0.8 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
+    assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
+    constants = result.profile.measurements[0].latency_model.constants
+    assert constants["attention_ms"] == pytest.approx(
+        1.5 * Profile.load(path).measurements[0].latency_model.constants["attention_ms"]
+    )
+
+
 def test_what_was_not_timed_is_not_said_to_be(clips: list, monkeypatch: pytest.MonkeyPatch) -> None:
     import calibrate.verify
 
