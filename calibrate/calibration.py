@@ -359,7 +359,8 @@ def _result(
         "selection": chosen.selection_score,
         "held out": measured.score,
     }
-    evidence = Evidence(job, split, replace(table, model=settled.problem.latency), budget)
+    table = replace(table, model=settled.problem.latency)
+    evidence = Evidence(job, split, table, budget)
     records = sensitivity_records(settled.problem.sensitivity, split, job.settings.objective)
     return Calibration(
         profile=make_profile(

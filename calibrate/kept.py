@@ -21,7 +21,8 @@ class KeptRun:
 
     Attributes:
         name: The schedule's name there, or ``uniform`` or ``paper``.
-        latency_ms: Per clip, as measured there; predicted where it was not, or not at this length.
+        latency_ms: Per clip, as measured there on a machine whose wall was that of the latency
+            model; predicted where it was not measured, or not at this length.
         score: Mean over the clips it was run on.
     """
 
@@ -118,7 +119,8 @@ def _latency_ms(
     profile: Profile, measurement: Measurement, problem: Problem, run: ScheduleRun | BaselineRun
 ) -> float:
     if run.latency is not None and measurement.frames == problem.layout.frames:
-        return run.latency.median_ms
+        drift = measurement.wall.median_ms / problem.latency.wall_ms(problem.layout)
+        return run.latency.median_ms / drift
     if isinstance(run, ScheduleRun):
         return problem.predict_ms(profile.schedule(run.schedule))
     return problem.predict_ms(Schedule(_rules(run), run.operators.operators()))

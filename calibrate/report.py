@@ -70,19 +70,30 @@ def draw(result: Calibration) -> dict[str, Figure]:
 
 
 def _trade_off(result: Calibration) -> TradeOff | None:
-    """Return what is drawn of the trade-off; None where nothing but the answer is known."""
+    """Return what is drawn of the trade-off; None where nothing but the answer is known.
+
+    What is predicted, or was measured before, is of a faster or slower hour than what was verified:
+    it is drawn as if the walls had been equal.
+    """
+    drift = result.wall_ms / result.latency.model.wall_ms(result.latency.layout)
     if result.found is not None:
         source, front = result.source, "best of the trials"
         known = [
-            Place(trial.name, trial.latency_ms, trial.score.value)
+            Place(trial.name, drift * trial.latency_ms, trial.score.value)
             for trial in result.found.trials
             if trial.score is not None
         ]
-        title = "Dots: trials, predicted, clips of the search. Large: measured, held-out clips"
+        title = (
+            "Dots: trials, predicted (walls made equal), clips of the search. "
+            "Large: measured, held-out clips"
+        )
     elif result.kept is not None and result.kept.runs:
         source, front = result.kept.source, f"best of {result.kept.profile}"
-        known = [Place(run.name, run.latency_ms, run.score) for run in result.kept.runs]
-        title = f"Dots: schedules of {result.kept.profile}, as it has them. Large: measured now"
+        known = [Place(run.name, drift * run.latency_ms, run.score) for run in result.kept.runs]
+        title = (
+            f"Dots: schedules of {result.kept.profile}, as it has them (walls made equal). "
+            "Large: measured now"
+        )
     else:
         return None
     return TradeOff(

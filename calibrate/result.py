@@ -29,7 +29,7 @@ class Calibration:
         budget: The budget on this device.
         source: What schedules were judged by.
         objective: Which metrics counted.
-        latency: What was timed before the search.
+        latency: What was timed before the search, and the latency model that was right in the end.
         verified: What was measured at the end, dense and the wall first.
         sensitivity: The sensitivities, None where dense met the budget.
         found: The search, likewise.
