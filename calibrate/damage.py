@@ -1,17 +1,14 @@
 """What the sensitivities say: damage of each factor, the knapsack's choices, the paper's rule.
 
-Error and consistency of few clips are noisy, and much of what looks like a gain is luck. Deviation
-is not, and ranks schedules nearly as well. So each damage by another source is shrunk towards what
-deviation lets expect. With d the mean over clips and e its standard error, v the damage by
-deviation, and k the least-squares slope of d over v (per axis and operators, not below 0):
+Damage is deviation from dense, whatever schedules are judged by in the end. Error of a few clips is
+noisy, and much of what looks like a gain is luck; deviation is not, and a knapsack over it finds
+schedules of less error than one over error itself (docs/method.md).
 
-    damage = k·v + (d - k·v) · s² / (s² + e²),   s² = mean of (d - k·v)² - e², at least 0
-
-(empirical Bayes; s is how much layers truly differ from the rule). A damage below 0, a gain, counts
-only where the one-sided 95 % t interval of d lies below 0. Elsewhere, and where only deviation was
-measured, it is k·v, and never less than `LEAST_SLOPE`·v, so that of two reductions of which error
-says nothing the more faithful one is preferred. Last, within one layer and axis damage is made not
-to fall as the factor grows (isotonic regression).
+Within one layer and axis it is made not to fall as the factor grows (isotonic regression), and is
+taken to be linear in the logarithm of the factor between those measured. Layers and axes deviate in
+different directions, so that what they do together is nearer the root of the sum of squares than
+the sum: the knapsack adds up damages to the power of `POWER`. (A sum makes it reduce a few layers to
+the utmost.)
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
-from scipy.stats import t as student_t
 
 from spark3r.layout import TokenLayout
 from spark3r.schedule import LayerRule, Operators
@@ -37,11 +33,11 @@ SENSITIVE_RATIO = 1.05
 PAPER_METRICS = ("error.trajectory", "error.trajectory_step", "error.trajectory_step_deg")
 """The errors of its probe: ATE, and translation and rotation from frame to frame (RPE)."""
 
-GAIN_CONFIDENCE = 0.95
-"""One-sided confidence from which on a gain is believed."""
+POWER = 2.0
+"""Power to which damages are added up: 2 takes them for independent."""
 
-LEAST_SLOPE = 0.01
-"""Damage, at least, of as much deviation."""
+OFFERED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+"""Factors to choose from, with those measured, up to the largest measured."""
 
 FAITHFULNESS = "score.deviation"
 
@@ -49,71 +45,40 @@ Place = tuple[int, str, int]
 """Layer, axis and factor."""
 
 
-def damages(table: pd.DataFrame, metric: str, operators: Operators) -> dict[Place, float]:
-    """Return what each factor does to a metric beyond factor 1, by layer, axis and factor.
+def damages(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
+    """Return the deviation of each factor by layer, axis and factor.
 
     Args:
         table: From `probe` around the dense model, or `calibrate.drift.scale_drift`.
-        metric: Such as ``score.deviation``.
         operators: Which operators.
 
     Raises:
         SensitivityError: If the table has no such rows, or none at factor 1 to compare with.
     """
-    own = _differences(table, metric, operators)
+    own = _differences(table, operators)
     if own.empty:
-        raise SensitivityError(f"the sensitivities have no metric '{metric}' for these operators")
-    found: dict[Place, float] = {}
-    if metric == FAITHFULNESS:
-        own["damage"] = own["change"]
-    else:
-        keys = ["layer", "axis", "factor"]
-        deviation = _differences(table, FAITHFULNESS, operators)[[*keys, "change"]]
-        # Deviation may be known of factors at which nothing else was measured.
-        both = own.merge(deviation, on=keys, how="outer", suffixes=("", "_deviation"))
-        own = pd.concat(
-            rows.assign(damage=believed(rows)) for _, rows in both.groupby("axis", sort=False)
+        raise SensitivityError(
+            f"the sensitivities have no metric '{FAITHFULNESS}' for these operators"
         )
+    found: dict[Place, float] = {}
     for (layer, axis), rows in own.groupby(["layer", "axis"]):
         found[int(layer), str(axis), 1] = 0.0
         ordered = rows[rows["factor"] > 1].sort_values("factor")
         if not ordered.empty:
-            rising = isotonic_regression(ordered["damage"].to_numpy()).x
+            rising = isotonic_regression(ordered["change"].to_numpy()).x
             for factor, damage in zip(ordered["factor"], rising, strict=True):
-                found[int(layer), str(axis), int(factor)] = float(damage)
+                found[int(layer), str(axis), int(factor)] = max(0.0, float(damage))
     return found
 
 
-def believed(rows: pd.DataFrame) -> pd.Series:
-    """Return the damages of one axis, shrunk as the head of this file says.
-
-    Args:
-        rows: Per layer and factor ``change``, its standard ``error`` over ``clips``, and
-            ``change_deviation``; NaN where one or the other is not known.
-    """
-    change, error, clips = rows["change"], rows["error"], rows["clips"].fillna(1)
-    deviation = rows["change_deviation"].fillna(0.0).clip(lower=0.0)
-    square = float((deviation * deviation)[change.notna()].sum())
-    slope = max(0.0, float((change * deviation).sum()) / square) if square > 0 else 0.0
-    expected = slope * deviation
-    reduced = rows["factor"] > 1
-    spread = float(((change - expected) ** 2 - error**2)[reduced].mean()) if reduced.any() else 0.0
-    between = max(0.0, spread)
-    trust = between / (between + error**2).where(between + error**2 > 0, 1.0)
-    shrunk = (expected + (change - expected) * trust.where(error > 0, 1.0)).fillna(expected)
-    quantile = student_t.ppf(GAIN_CONFIDENCE, (clips - 1).clip(lower=1))
-    gains = (clips > 1) & (change + quantile * error < 0) & (shrunk < 0)
-    harms = shrunk.where(shrunk >= 0, expected).clip(lower=LEAST_SLOPE * deviation)
-    return shrunk.where(gains, harms)
-
-
-def _differences(table: pd.DataFrame, metric: str, operators: Operators) -> pd.DataFrame:
-    """Return mean changes from factor 1 with their standard errors, a row per place.
+def _differences(table: pd.DataFrame, operators: Operators) -> pd.DataFrame:
+    """Return mean changes of deviation from factor 1, a row per place.
 
     Raises:
         SensitivityError: If there is nothing at factor 1 to compare with.
     """
-    part = table[(table["metric"] == metric) & (table["operators"] == operators_text(operators))]
+    own = table["operators"] == operators_text(operators)
+    part = table[(table["metric"] == FAITHFULNESS) & own]
     dense = part[part["factor"] == 1][["layer", "axis", "mean"]]
     both = part.merge(dense, on=["layer", "axis"], how="left", suffixes=("", "_dense"))
     lacking = both[both["mean_dense"].isna()]
@@ -123,24 +88,21 @@ def _differences(table: pd.DataFrame, metric: str, operators: Operators) -> pd.D
             f"the sensitivities of {place} were measured around another point than dense: they say "
             "nothing of what a factor does beyond 1"
         )
-    return both.assign(
-        change=both["mean"] - both["mean_dense"],
-        error=both["spread"] / np.sqrt(both["clips"].astype(float)),
-    )
+    return both.assign(change=both["mean"] - both["mean_dense"])
 
 
 def choices(
     table: pd.DataFrame,
-    metric: str,
     operators: Sequence[Operators],
     latency: LatencyModel,
     layout: TokenLayout,
 ) -> list[list[Choice]]:
-    """Return the knapsack's choices: all pairs of measured factors, their damages added.
+    """Return the knapsack's choices: all pairs of factors that are `OFFERED`.
+
+    The damage of a choice is that of its two axes, each to the power of `POWER`.
 
     Args:
         table: Sensitivities around dense.
-        metric: What counts as damage.
         operators: Which operators a layer may choose from.
         latency: Predicts what a layer costs at the target length.
         layout: Token layout there.
@@ -150,7 +112,7 @@ def choices(
     """
     found: dict[int, dict[tuple[int, int, Operators | None], Choice]] = {}
     for each in operators:
-        by_factor = damages(table, metric, each)
+        by_factor = damages(table, each)
         for layer in sorted({layer for layer, _, _ in by_factor}):
             queries = _axis(by_factor, layer, "query")
             keys = _axis(by_factor, layer, "key_value")
@@ -160,7 +122,7 @@ def choices(
                 rule = LayerRule(query, key_value, each)
                 identity = (query, key_value, None if rule.is_dense else each)
                 cost_ms = latency.layer_ms(rule, layout)
-                choice = Choice(rule, cost_ms, harm_q + harm_kv)
+                choice = Choice(rule, cost_ms, harm_q**POWER + harm_kv**POWER)
                 found.setdefault(layer, {}).setdefault(identity, choice)
     return [list(found[layer].values()) for layer in sorted(found)]
 
@@ -189,7 +151,12 @@ def sensitive_layers(
     return tuple(sorted(found))
 
 
-def _axis(damage: Mapping[tuple[int, str, int], float], layer: int, axis: str) -> dict[int, float]:
+def _axis(damage: Mapping[Place, float], layer: int, axis: str) -> dict[int, float]:
     """Return the damages of one layer and axis by factor; 0 at factor 1 if it was not measured."""
-    measured = {key[2]: harm for key, harm in damage.items() if key[:2] == (layer, axis)}
-    return dict(sorted(measured.items())) or {1: 0.0}
+    measured = sorted((key[2], harm) for key, harm in damage.items() if key[:2] == (layer, axis))
+    if not measured:
+        return {1: 0.0}
+    known, harms = zip(*measured, strict=True)
+    factors = sorted({*known, *(each for each in OFFERED if each < known[-1])})
+    between = np.interp(np.log(factors), np.log(known), harms)
+    return dict(zip(factors, map(float, between), strict=True))

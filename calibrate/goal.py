@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from spark3r.schedule import Schedule
 
+from .damage import POWER
 from .space import ROUNDING, Space
 
 
@@ -42,8 +43,8 @@ class WithinBudget:
 class WithinDeviation:
     """The least latency of all schedules that are faithful enough.
 
-    The sum of the damages of single layers is not the deviation of the whole, so how much damage is
-    allowed is a parameter of the search.
+    What single layers do is not quite what they do together, so how much damage is allowed is a
+    parameter of the search.
 
     Attributes:
         most: Largest mean score by deviation.
@@ -57,7 +58,8 @@ class WithinDeviation:
 
     def proposed(self, space: Space, parameters: Mapping[str, float]) -> Schedule | None:
         """Return the fastest schedule of as much damage as the parameters allow."""
-        return space.cheapest(self.most * math.exp(parameters.get("damage", 0.0)), parameters)
+        most = self.most * math.exp(parameters.get("damage", 0.0))
+        return space.cheapest(most**POWER, parameters)
 
     def value(self, latency_ms: float, score: float) -> float:
         """Return what is minimised."""

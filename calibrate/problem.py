@@ -51,9 +51,8 @@ class Problem:
     @cached_property
     def space(self) -> Space:
         """What a search chooses from."""
-        metric = f"score.{self.source}"
         return Space(
-            choices(self.sensitivity, metric, self.operators, self.latency, self.layout),
+            choices(self.sensitivity, self.operators, self.latency, self.layout),
             self.operators,
             self.length,
             self.latency.wall_ms(self.layout),
