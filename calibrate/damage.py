@@ -7,8 +7,8 @@ schedules of less error than one over error itself (docs/method.md).
 Within one layer and axis it is made not to fall as the factor grows (isotonic regression), and is
 taken to be linear in the logarithm of the factor between those measured. Layers and axes deviate in
 different directions, so that what they do together is nearer the root of the sum of squares than
-the sum: the knapsack adds up damages to the power of `POWER`. (A sum makes it reduce a few layers to
-the utmost.)
+the sum: the knapsack adds up damages to the power of `POWER`. (A mere sum makes it reduce a few
+layers to the utmost.)
 """
 
 from __future__ import annotations
