@@ -103,15 +103,8 @@ def main() -> None:
         rows.append(
             {"name": name, "schedule": factors(schedule), "means": means[name], "ratios": kept}
         )
-    write_result(
-        options.output,
-        {
-            **measured.record(),
-            "target_frames": target,
-            "clips": len(qualities),
-            "rows": rows,
-        },
-    )
+    document = {"target_frames": target, "clips": len(qualities), "rows": rows}
+    write_result(measured.record() | document, options.output)
 
 
 if __name__ == "__main__":
