@@ -48,7 +48,7 @@ from spark3r.schedule import LayerRule, Operators, Schedule
 FACTORS = (2, 3, 4, 8, 16, 32)
 FIRST_CLIP = 1000  # among the evaluation seeds: none of the evaluation table's scenes
 PAPER = Operators()
-GRID = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+GRID = Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0)
 IN_FRAME = Operators(group=1)
 SERIES = {
     "queries, groups of 20 frames": ("query", PAPER),

@@ -119,17 +119,19 @@ def paired_ratio(above: Latency, below: Latency) -> float:
 def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, object]]:
     """Ways to add log-mass to thinned patch keys: their time, and their error against float64."""
     layout = TokenLayout(frames, *GRID, SPECIAL, anchor_frame=0)
-    operators = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+    operators = Operators(
+        key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0
+    )
     selection = select(layout, LayerRule(1, 8, operators), torch.device("cpu"))
     assert selection is not None
-    assert selection.thinned is not None
+    assert selection.mass is not None
     query = torch.randn(1, HEADS, layout.tokens, DIM)
     key, value = torch.randn(2, 1, HEADS, selection.length, DIM).unbind(0)
     bias = selection.bias(torch.float32)
     assert bias is not None
     mask = bias.view(1, 1, 1, -1)
-    heavy = selection.thinned.nonzero().squeeze(1)
-    light = (~selection.thinned).nonzero().squeeze(1)
+    heavy = selection.mass.nonzero().squeeze(1)
+    light = (selection.mass == 0).nonzero().squeeze(1)
 
     def plain() -> torch.Tensor:
         return F.scaled_dot_product_attention(query, key, value)
@@ -153,7 +155,7 @@ def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, ob
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         first, first_lse = flash(query, key[:, :, light], value[:, :, light])
         second, second_lse = flash(query, key[:, :, heavy], value[:, :, heavy])
-        share = torch.sigmoid(second_lse + selection.mass - first_lse)
+        share = torch.sigmoid(second_lse + selection.mass.max() - first_lse)
         return torch.lerp(first, second, share.unsqueeze(-1))
 
     calls = {

@@ -56,7 +56,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budgets", type=float, nargs="+", default=[50, 25, 10], metavar="PERCENT")
     modes: list[Source] = ["error", "deviation"]
     parser.add_argument("--mode", nargs="+", choices=get_args(Source), default=modes)
-    parser.add_argument("--search-clips", type=int, default=24, help="clips of each search")
     parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each search")
     parser.add_argument("--predicted", action="store_true", help="search without timing")
     parser.add_argument("--seed", type=int, default=0)
@@ -83,7 +82,6 @@ def main() -> None:
         target_frames=options.target_frames,
         shares=tuple(percent / 100 for percent in options.budgets),
         modes=tuple(options.mode),
-        search_clips=options.search_clips,
         trials=options.trials,
         seed=options.seed,
         predicted=options.predicted,

@@ -26,6 +26,7 @@ import stages
 from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
 
 from calibrate.budget import parse_budget
+from calibrate.damage import OFFERED
 from calibrate.evaluation import DenseRuns
 from calibrate.goal import WithinBudget
 from calibrate.objective import Source, score
@@ -42,6 +43,8 @@ from spark3r.schedule import LengthRule
 FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds
 STARTUP = 5  # random trials before a sampler trusts its model
 DESIGNS = ("weights TPE", "weights GP", "direct TPE", "direct GP", "weights random")
+QUERIES = tuple(factor for factor in OFFERED if factor <= max(QUERY_FACTORS))
+KEYS = tuple(factor for factor in OFFERED if factor <= max(KEY_VALUE_FACTORS))
 SHOWN = (1, 10, 20, 30, 40, 80)
 
 Propose = Callable[[optuna.Trial], Schedule]
@@ -62,13 +65,12 @@ def by_weights(space: Space, budget_ms: float) -> Propose:
 
 def directly(space: Space) -> Propose:
     """Propose factors and operators of each layer, whatever they cost."""
-    queries, keys = (1, *QUERY_FACTORS), (1, *KEY_VALUE_FACTORS)
 
     def propose(trial: optuna.Trial) -> Schedule:
         rules = [
             LayerRule(
-                queries[trial.suggest_int(f"query {layer}", 0, len(queries) - 1)],
-                keys[trial.suggest_int(f"key value {layer}", 0, len(keys) - 1)],
+                QUERIES[trial.suggest_int(f"query {layer}", 0, len(QUERIES) - 1)],
+                KEYS[trial.suggest_int(f"key value {layer}", 0, len(KEYS) - 1)],
                 OPERATORS[trial.suggest_categorical(f"operators {layer}", range(len(OPERATORS)))],
             )
             for layer in range(len(space.layers))
@@ -80,11 +82,10 @@ def directly(space: Space) -> Propose:
 
 def as_direct(schedule: Schedule) -> dict[str, int]:
     """Return the parameters of `directly` that propose a schedule."""
-    queries, keys = (1, *QUERY_FACTORS), (1, *KEY_VALUE_FACTORS)
     found: dict[str, int] = {}
     for layer, rule in enumerate(schedule.layers):
-        found[f"query {layer}"] = queries.index(rule.query)
-        found[f"key value {layer}"] = keys.index(rule.key_value)
+        found[f"query {layer}"] = QUERIES.index(rule.query)
+        found[f"key value {layer}"] = KEYS.index(rule.key_value)
         found[f"operators {layer}"] = OPERATORS.index(rule.operators or schedule.operators)
     return found
 

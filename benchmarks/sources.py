@@ -33,8 +33,8 @@ from spark3r.reference.seeds import EVALUATION
 
 FIRST_CLIP = 2000  # among the evaluation seeds: none of the evaluation table's or other scripts'
 PAPER = Operators()
-GRID = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
-HALF = Operators(key_value="token_stride", keep_anchor=True, mass_correction=0.5)
+GRID = Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0)
+HALF = Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=0.5)
 LEVELS = {"mild": (1, 2, 4), "middle": (2, 4, 8, 16), "harsh": (8, 16, 32, 64)}
 QUERY_LEVELS = {"mild": (1, 2), "middle": (2, 3, 4), "harsh": (4, 8, 16)}
 OBJECTIVES: tuple[Objective, ...] = ("balanced", "depth", "pose", "points")

@@ -26,6 +26,7 @@ import calibrate.calibration
 import calibrate.settling
 from calibrate import cli
 from calibrate.budget import parse_budget
+from calibrate.inputs import SEARCH_CLIPS, SELECTION_CLIPS
 from calibrate.latency_fit import FitReport, PassSample, check_fit
 from calibrate.latency_timing import (
     LatencyTable,
@@ -37,7 +38,7 @@ from calibrate.latency_timing import (
 from calibrate.objective import Source
 from calibrate.result import Calibration
 from calibrate.settings import OPERATORS, Settings
-from calibrate.splits import split_clips
+from calibrate.splits import Split
 from calibrate.stratified import stratified_schedules
 from calibrate.study import decode, encode
 from calibrate.target_length import clip_of_length
@@ -68,7 +69,6 @@ class Plan:
         target_frames: Length that budgets hold for.
         shares: Budgets, as shares of the way from the wall to dense.
         modes: What schedules are searched by.
-        search_clips: Clips of each search, a third of them for selection.
         trials: Trials of each search beyond those it starts from.
         seed: Of the searches.
         table: The latency table of all searches.
@@ -80,7 +80,6 @@ class Plan:
     target_frames: int
     shares: tuple[float, ...]
     modes: tuple[Source, ...]
-    search_clips: int
     trials: int
     seed: int
     table: LatencyTable
@@ -213,17 +212,24 @@ def _given(table: LatencyTable, predicted: bool) -> Iterator[None]:
 
 
 def calibration(
-    plan: Plan, mode: Source, share: float, clips: int, trials: int, storage: Path | None
+    plan: Plan,
+    mode: Source,
+    share: float,
+    storage: Path | None,
+    *,
+    search_clips: int = SEARCH_CLIPS,
+    selection_clips: int = SELECTION_CLIPS,
+    trials: int | None = None,
 ) -> Calibration:
     """Return a calibration for a budget, as a share of the way from the wall to dense."""
     table, first = plan.table, FIRST_CLIP + 1
-    seeds = CALIBRATION[first : first + clips + 1]
+    seeds = CALIBRATION[first : first + search_clips + selection_clips + 1]
     footage = [rendered_clip(seed, plan.bench.frames) for seed in seeds]
     settings = Settings(
         # As a share of dense it follows the machine's speed of the moment.
         budget=parse_budget(f"{100 * budget_ms(table, share) / table.dense_ms:.6f}%"),
         target_frames=plan.target_frames,
-        trials=trials,
+        trials=plan.trials if trials is None else trials,
         source=mode,
         seed=plan.seed,
         storage=storage,
@@ -231,7 +237,9 @@ def calibration(
         cache=plan.folder / "sensitivities",
     )
     # What is held out here is not looked at: the quality stage has clips of its own.
-    split = split_clips(footage[:-1], footage[-1:])
+    split = Split(
+        tuple(footage[:search_clips]), tuple(footage[search_clips:-1]), tuple(footage[-1:])
+    )
     with _given(table, plan.predicted):
         return calibrate.calibration.run(
             plan.bench.model, split, settings, family=plan.bench.family
@@ -244,14 +252,14 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
     Raises:
         OutOfTimeError: If it is not done yet and the time is over.
     """
-    stem = f"{mode}-{share:g}-{plan.bench.frames}-{plan.search_clips}-{plan.trials}-{plan.seed}"
+    stem = f"{mode}-{share:g}-{plan.bench.frames}-{plan.trials}-{plan.seed}"
     stem += "-predicted" if plan.predicted else ""
     path = plan.folder / f"{stem}.json"
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             raise OutOfTimeError
         journal = plan.folder / f"{stem}.journal"
-        found = calibration(plan, mode, share, plan.search_clips, plan.trials, journal)
+        found = calibration(plan, mode, share, journal)
         assert found.decision is not None
         document = {
             "budget_ms": found.budget.clip_ms,
@@ -290,7 +298,15 @@ def twice(plan: Plan) -> bool | None:
         plan = replace(plan, predicted=True)
         tried = []
         for _ in range(2):
-            found = calibration(plan, plan.modes[0], plan.shares[-1], 6, 8, None)
+            found = calibration(
+                plan,
+                plan.modes[0],
+                plan.shares[-1],
+                None,
+                search_clips=4,
+                selection_clips=2,
+                trials=8,
+            )
             assert found.found is not None
             assert found.decision is not None
             schedules = [encode(trial.schedule) for trial in found.found.trials]

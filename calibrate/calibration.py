@@ -25,6 +25,7 @@ from spark3r.inference import layout_of
 from spark3r.profile import Profile
 from spark3r.schedule import LengthRule, Schedule
 
+from . import damage
 from .budget import ResolvedBudget, parse_budget, resolve
 from .evaluation import DenseRuns
 from .export import Evidence, make_profile
@@ -301,8 +302,8 @@ def _searched(
 
     def objective(schedule: Schedule) -> Score:
         qualities = judge.qualities(schedule, dense)
-        scores = judge.scores(qualities, dense)
-        return Score(sum(scores.values()) / len(scores), mean_figures(qualities))
+        value, mean = judge.search_value(qualities, dense)
+        return Score(value, mean_figures(qualities), mean)
 
     def tell(trial: Trial) -> None:
         nonlocal ran
@@ -355,7 +356,7 @@ def _result(
             was_stopped = True
     measured = next(each for each in settled.verified if each.name == chosen.kind)
     gaps = {
-        "search": chosen.trial.score.value if chosen.trial.score else None,
+        "search": chosen.trial.score.mean if chosen.trial.score else None,
         "selection": chosen.selection_score,
         "held out": measured.score,
     }
@@ -400,6 +401,7 @@ def study_name(job: Job, split: Split, frames: int) -> str:
         source=job.source,
         frames=frames,
         seed=job.settings.seed,
+        choices=damage.REVISION,
     )
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -33,6 +33,9 @@ SENSITIVE_RATIO = 1.05
 PAPER_METRICS = ("error.trajectory", "error.trajectory_step", "error.trajectory_step_deg")
 """The errors of its probe: ATE, and translation and rotation from frame to frame (RPE)."""
 
+REVISION = 2
+"""Raised whenever the same sensitivities come to other choices; earlier searches stay apart."""
+
 POWER = 2.0
 """Power to which damages are added up: 2 takes them for independent."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from spark3r.memory import is_out_of_memory
 from spark3r.schedule import Schedule
 
 from .evaluation import DenseRuns, evaluate
-from .objective import Objective, Source, score
+from .objective import DEVIATION_WEIGHT, Objective, Source, score
 from .quality import Quality
 
 
@@ -45,6 +46,14 @@ class Judge:
             quality.clip: score(quality, reference, self.source, self.objective)
             for quality, reference in zip(qualities, dense.qualities, strict=True)
         }
+
+    def search_value(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> tuple[float, float]:
+        """Return what a search minimises, and the mean score by the source alone."""
+        mean = fmean(self.scores(qualities, dense).values())
+        if self.source != "error":
+            return mean, mean
+        faithful = replace(self, source="deviation").scores(qualities, dense)
+        return mean + DEVIATION_WEIGHT * fmean(faithful.values()), mean
 
 
 def is_failure(error: Exception) -> bool:

@@ -131,7 +131,7 @@ def terms(rule: LayerRule, layout: TokenLayout) -> tuple[float, ...]:
     queries, keys = query_length(layout, rule), key_value_length(layout, rule)
     selection, merge_plan = select(layout, rule, cpu), plan(layout, rule, cpu)
     products = queries * keys / 1e6
-    has_bias = selection is not None and selection.thinned is not None
+    has_bias = selection is not None and selection.mass is not None
     by_index = selection is not None and selection.index is not None
     pairs = 0
     if merge_plan is not None:

@@ -22,6 +22,11 @@ The tolerance of consistency is 0.001. The steps of deviation are about as large
 the pilot a depth deviation of 0.01 came with 0.8° of rotation, and four times as many degrees of
 translation direction.
 
+Error of a few clips is noisy, deviation is not, and ranks schedules like the error of other clips
+(docs/method.md). So a search for error minimises their sum, deviation weighed by
+`DEVIATION_WEIGHT`: about as much as error grows with it, so that each counts half. What is exported
+is decided by error itself.
+
 Cameras that stop moving and depth that flattens are consistent with themselves. A run whose spread
 of cameras or of depth fell below half of dense's counts as collapsed, and its consistency scores
 `COLLAPSED` on that clip: as if ten times as inconsistent as dense, yet finite, so that a mean over
@@ -50,6 +55,9 @@ DEVIATION_TOLERANCE: Mapping[str, float] = MappingProxyType(
     {"depth_log": 0.01, "rotation_deg": 1.0, "translation_deg": 4.0, "points": 0.01}
 )
 CONSISTENCY_TOLERANCE = 0.001
+
+DEVIATION_WEIGHT = 10.0
+"""Weight of deviation in a search for error."""
 
 COLLAPSED = math.log(10)
 """Consistency score of a run whose cameras stopped moving or whose depth flattened."""

@@ -79,7 +79,7 @@ def _trade_off(result: Calibration) -> TradeOff | None:
     if result.found is not None:
         source, front = result.source, "best of the trials"
         known = [
-            Place(trial.name, drift * trial.latency_ms, trial.score.value)
+            Place(trial.name, drift * trial.latency_ms, trial.score.mean)
             for trial in result.found.trials
             if trial.score is not None
         ]

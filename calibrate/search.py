@@ -42,10 +42,17 @@ class Score:
     Attributes:
         value: What the search minimises.
         figures: Everything else worth keeping, by name.
+        judged: What schedules are judged by in the end, None where that is ``value``.
     """
 
     value: float
     figures: Mapping[str, float] = field(default_factory=dict)
+    judged: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean score by the source that schedules are judged by."""
+        return self.value if self.judged is None else self.judged
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ class _Run:
             study.tell(trial, state=TrialState.FAIL)
         else:
             trial.set_user_attr("score", score.value)
+            trial.set_user_attr("judged", score.mean)
             trial.set_user_attr("figures", dict(score.figures))
             study.tell(trial, self.goal.value(latency_ms, score.value))
         self.done.append(Trial(name, schedule, latency_ms, score, failure, dict(trial.params)))
@@ -241,7 +249,9 @@ def _sampler(seed: int) -> optuna.samplers.BaseSampler:
 
 def _restored(trial: FrozenTrial, predict_ms: Callable[[Schedule], float]) -> Trial:
     kept = trial.user_attrs
-    score = Score(kept["score"], kept.get("figures", {})) if "score" in kept else None
+    score = None
+    if "score" in kept:
+        score = Score(kept["score"], kept.get("figures", {}), kept.get("judged"))
     schedule = decode(kept["schedule"])
     latency_ms, failure = predict_ms(schedule), kept.get("failure")
     return Trial(kept["name"], schedule, latency_ms, score, failure, dict(trial.params))

@@ -19,7 +19,7 @@ QUERY_OPERATORS: tuple[QueryOperator, ...] = ("intra_group",)
 KEY_VALUE_OPERATORS: tuple[KeyValueOperator, ...] = ("temporal_stride", "token_stride")
 LENGTH_MODES: tuple[LengthMode, ...] = ("constant", "constant_kept_frames", "paper")
 
-OPERATORS_REVISION = 2
+OPERATORS_REVISION = 3
 """Raised whenever an operator's result changes, so that a profile's evidence can be told apart."""
 
 PAPER_GROUP = 20
@@ -63,11 +63,12 @@ class Operators:
         merge_anchor: Whether the anchor frame's patches take part in query merging.
         key_value: ``temporal_stride`` keeps every r-th frame, ``token_stride`` every r-th patch
             of each frame, at a phase that moves from frame to frame.
-        keep_special: Whether the special tokens of every frame stay among keys and values; with
-            ``token_stride`` they always do.
+        keep_special: Whether the special tokens of every frame stay among keys and values; else
+            those of every r-th frame do.
         keep_anchor: Whether the whole anchor frame stays among keys and values.
-        mass_correction: Strength β in [0, 1] of the bias β·log(patches stood for / patches kept)
-            on thinned patch keys; 0 is off, 1 restores their share of the softmax.
+        mass_correction: Strength β in [0, 1] of the bias β·log(tokens stood for / tokens kept) on
+            the keys of thinned patches, and likewise of thinned special tokens; 0 is off, 1
+            restores their share of the softmax.
 
     Raises:
         ScheduleError: If a value is out of range.

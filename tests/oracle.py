@@ -58,35 +58,31 @@ def kept_keys(layout: TokenLayout, rule: LayerRule) -> dict[int, float]:
     grid = [(y, x) for y in range(layout.height) for x in range(layout.width)]
     anchor = layout.anchor_frame if ops.keep_anchor else None
     kept: dict[int, float] = {}
-    thinned: list[int] = []
-    stood_for = 0
+    thinned: dict[str, list[int]] = {"patch": [], "special": []}
+    stood_for = {"patch": 0, "special": 0}
     for frame in range(layout.frames):
         whole = frame == anchor
+        strided = frame % rule.key_value == 0
+        first = frame * layout.tokens_per_frame
+        if layout.special_last:
+            first += layout.height * layout.width
+        tokens = [
+            ("special", first + i, ops.keep_special or strided) for i in range(layout.special)
+        ]
         for y, x in grid:
-            if ops.key_value == "temporal_stride":
-                stays = frame % rule.key_value == 0
-            else:
-                stays = in_subset(frame, y, x, rule.key_value)
+            inside = in_subset(frame, y, x, rule.key_value)
+            stays = strided if ops.key_value == "temporal_stride" else inside
+            tokens.append(("patch", token_of(layout, frame, y, x), stays))
+        for kind, token, stays in tokens:
             if not whole:
-                stood_for += 1
+                stood_for[kind] += 1
             if stays or whole:
-                kept[token_of(layout, frame, y, x)] = 0.0
+                kept[token] = 0.0
                 if not whole:
-                    thinned.append(token_of(layout, frame, y, x))
-        frame_stays = (
-            ops.key_value == "token_stride"
-            or ops.keep_special
-            or whole
-            or frame % rule.key_value == 0
-        )
-        if frame_stays:
-            first = frame * layout.tokens_per_frame
-            if layout.special_last:
-                first += layout.height * layout.width
-            for offset in range(layout.special):
-                kept[first + offset] = 0.0
-    for token in thinned:
-        kept[token] = ops.mass_correction * math.log(stood_for / len(thinned))
+                    thinned[kind].append(token)
+    for kind, those in thinned.items():
+        for token in those:
+            kept[token] = ops.mass_correction * math.log(stood_for[kind] / len(those))
     for offset in range(layout.tail):
         kept[layout.frames * layout.tokens_per_frame + offset] = 0.0
     return kept

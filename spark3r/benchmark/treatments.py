@@ -25,7 +25,9 @@ ACCEPTED = (
     "profile's path (with a separator, or ending in .json)"
 )
 
-THINNED = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+THINNED = Operators(
+    key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0
+)
 """Operators of ``token_stride``; those of ``uniform`` are the paper's."""
 
 REFERENCE_SENSITIVE = (1, 2, 6)

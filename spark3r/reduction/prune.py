@@ -26,21 +26,19 @@ class KeySelection:
         frame_stride: Set when they are all tokens of every so many frames and none else: then
             `take` reads a strided view and needs no index.
         index: Otherwise their positions in the sequence, ``[M]`` int64.
-        thinned: Which of them stand for dropped patches too, ``[M]`` bool, or None when mass
-            correction is off.
-        mass: What mass correction adds to those keys' attention logits.
+        mass: What mass correction adds to their attention logits, ``[M]``, more than 0 for those
+            that stand for dropped tokens too; None when it is off.
     """
 
     length: int
     frames: int
     frame_stride: int | None = None
     index: Tensor | None = None
-    thinned: Tensor | None = None
-    mass: float = 0.0
+    mass: Tensor | None = None
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """Return what mass correction adds to the logits of the kept keys, ``[M]``, or None."""
-        return None if self.thinned is None else self.thinned.to(dtype) * self.mass
+        return None if self.mass is None else self.mass.to(dtype)
 
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
         """Return the kept tokens of ``[..., N, ...]`` along a ``dim`` >= 0 as ``[..., M, ...]``."""
@@ -83,21 +81,19 @@ def key_value_length(layout: TokenLayout, rule: LayerRule) -> int:
     operators = rule.operators
     assert operators is not None, "resolve the schedule first"
     frame = torch.arange(layout.frames, device="cpu")
-    specials = torch.full_like(frame, layout.special)
+    stays = frame % rule.key_value == 0
+    specials = layout.special * (stays | operators.keep_special)
     if operators.key_value == "token_stride":
         patches = members(frame, layout.height, layout.width, rule.key_value)
     else:
-        stays = frame % rule.key_value == 0
         patches = layout.patches * stays
-        if not operators.keep_special:
-            specials = layout.special * stays
     if operators.keep_anchor and layout.anchor_frame is not None:
         patches[layout.anchor_frame] = layout.patches
         specials[layout.anchor_frame] = layout.special
     return int(patches.sum() + specials.sum()) + layout.tail
 
 
-_Parts = tuple[int, int, int | None, Tensor | None, Tensor | None, float]
+_Parts = tuple[int, int, int | None, Tensor | None, Tensor | None]
 
 
 @torch.compiler.assume_constant_result
@@ -115,36 +111,49 @@ def _build(
     layout = TokenLayout(*fields)
     operator, keep_special, keep_anchor, mass_correction = operators
     patches = _kept_patches(layout, factor, operator)  # [S, h*w]
-    thinned = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
-    if keep_anchor and layout.anchor_frame is not None:
-        thinned[layout.anchor_frame] = False
-        patches[layout.anchor_frame] = True
-
     specials = torch.zeros(layout.frames, layout.special, dtype=torch.bool, device="cpu")
-    specials[patches.all(dim=1) if operator == "temporal_stride" else slice(None)] = True
-    if keep_special:
-        specials[:] = True
-    frames = torch.cat((patches, specials) if layout.special_last else (specials, patches), dim=1)
-    kept = torch.cat((frames.flatten(), torch.ones(layout.tail, dtype=torch.bool, device="cpu")))
-
-    stands_for_more, mass = None, 0.0
-    remaining = int(patches[thinned].sum())
-    if mass_correction > 0 and remaining:
-        mass = mass_correction * log(int(thinned.sum()) * layout.patches / remaining)
-        among = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool, device="cpu")
-        among[:, layout.patch_start : layout.patch_start + layout.patches] = thinned.view(-1, 1)
-        among = torch.cat(
-            (among.flatten(), torch.zeros(layout.tail, dtype=torch.bool, device="cpu"))
-        )
-        stands_for_more = among[kept].to(device)
-
+    specials[:: 1 if keep_special else factor] = True
+    whole = None
+    if keep_anchor and layout.anchor_frame is not None:
+        whole = layout.anchor_frame
+        patches[whole] = specials[whole] = True
+    kept = _in_sequence(layout, patches, specials, tail=True)
     length = int(kept.sum())
+
+    mass = None
+    if mass_correction > 0:
+        masses = (_log_mass(patches, whole), _log_mass(specials, whole))
+        if any(part.any() for part in masses):
+            exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
+            mass = mass_correction * _in_sequence(layout, *masses, tail=0.0)[kept]
+            mass = mass.to(device, exact)
+
     stride = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool, device="cpu")
     stride[::factor] = True
     if layout.tail == 0 and torch.equal(kept, stride.flatten()):
-        return length, layout.frames, factor, None, stands_for_more, mass
+        return length, layout.frames, factor, None, mass
     positions = kept.nonzero().squeeze(1).to(device)
-    return length, layout.frames, None, positions, stands_for_more, mass
+    return length, layout.frames, None, positions, mass
+
+
+def _log_mass(kept: Tensor, whole: int | None) -> Tensor:
+    """Return log(tokens stood for / tokens kept) of alike tokens, ``[S, T]``.
+
+    Args:
+        kept: Which of them stay, ``[S, T]`` bool.
+        whole: A frame whose tokens all stay and stand for themselves alone, if any.
+    """
+    thinned = torch.ones_like(kept)
+    if whole is not None:
+        thinned[whole] = False
+    remaining = int((kept & thinned).sum())
+    return thinned.double() * (log(int(thinned.sum()) / remaining) if remaining else 0.0)
+
+
+def _in_sequence(layout: TokenLayout, patches: Tensor, specials: Tensor, tail: float) -> Tensor:
+    """Return ``[N]`` of values of patches ``[S, h*w]`` and special tokens ``[S, special]``."""
+    frames = (patches, specials) if layout.special_last else (specials, patches)
+    return torch.cat((torch.cat(frames, dim=1).flatten(), patches.new_full((layout.tail,), tail)))
 
 
 def _kept_patches(layout: TokenLayout, factor: int, operator: KeyValueOperator) -> Tensor:

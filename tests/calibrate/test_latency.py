@@ -171,7 +171,7 @@ def test_terms_count_realised_lengths() -> None:
     assert stride["keys"] == 5 * LAYOUT.tokens_per_frame / 1e3  # frames 0, 8, 16, 24, 32
     assert (stride["masked"], stride["gathered"]) == (0, 0)
     faithful = amounts(LayerRule(1, 8, FAITHFUL))
-    assert faithful["keys"] == (40 * 5 + 64 + 39 * 8) / 1e3
+    assert faithful["keys"] == (5 * 5 + 64 + 39 * 8) / 1e3  # special tokens of five frames
     assert faithful["masked"] == faithful["attention"]
     assert faithful["gathered"] == faithful["keys"]
     merged = amounts(LayerRule(4, 1, PAPER))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import oracle
@@ -195,19 +196,26 @@ def test_token_stride_spreads_over_frames_and_columns():
     assert torch.bincount(selection.index // 32).tolist() == [4] * 8
 
 
-def test_full_mass_correction_of_identical_patches_equals_dense():
-    # Every patch of a thinned frame carries the same key and value: weight times count is all.
+@pytest.mark.parametrize("operator", ["token_stride", "temporal_stride"])
+@pytest.mark.parametrize("keep_special", [True, False])
+def test_full_mass_correction_of_identical_tokens_equals_dense(operator, keep_special):
+    # Every patch of a thinned frame carries the same key and value, and every special token where
+    # some are dropped: weight times count is all.
     layout = TokenLayout(6, 4, 4, special=3, anchor_frame=0)
-    ops = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+    ops = Operators(
+        key_value=operator, keep_special=keep_special, keep_anchor=True, mass_correction=1.0
+    )
     rule = LayerRule(1, 4, ops)
     query, key, value = random_qkv(layout)
     for frame in range(1, 6):
         first = oracle.token_of(layout, frame, 0, 0)
-        key[:, :, first : first + 16] = key[:, :, 7:8]
-        value[:, :, first : first + 16] = value[:, :, 7:8]
+        for tensor in (key, value):
+            tensor[:, :, first : first + 16] = tensor[:, :, 7:8]
+            if not keep_special:
+                tensor[:, :, first - 3 : first] = tensor[:, :, 2:3]
     dense = F.scaled_dot_product_attention(query, key, value)
     assert (reduced(query, key, value, layout, rule) - dense).abs().max() < 1e-12
-    without = LayerRule(1, 4, Operators(key_value="token_stride", keep_anchor=True))
+    without = LayerRule(1, 4, replace(ops, mass_correction=0.0))
     assert (reduced(query, key, value, layout, without) - dense).abs().max() > 1e-3
 
 
