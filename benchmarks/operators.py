@@ -125,6 +125,11 @@ def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], o
             keys(**grid, keep_anchor=True, mass_correction=1.0),
             lambda: pattern(still),
         ),
+        "token stride, anchor and specials kept, beta 1": (
+            "specials",
+            keys(**grid, keep_special=True, keep_anchor=True, mass_correction=1.0),
+            None,
+        ),
     }
 
 
@@ -168,7 +173,7 @@ def main() -> None:
 
     dense = [run(clip) for clip in clips]
     rows = []
-    print(f"{'':<38} {'r':>3}  log depth %  rotation deg  error vs dense %")
+    print(f"{'':<46} {'r':>3}  log depth %  rotation deg  error vs dense %")
     for name, (question, schedule, context) in variants().items():
         for factor in arguments.factors:
             with ExitStack() as stack:
@@ -194,7 +199,7 @@ def main() -> None:
                 row[k] for k in ("log_depth", "rotation_deg", "log_error_ratio")
             )
             print(
-                f"{name:<38} {factor:>3}  {depth[0] * 100:5.2f} ± {depth[1] * 100:4.2f}  "
+                f"{name:<46} {factor:>3}  {depth[0] * 100:5.2f} ± {depth[1] * 100:4.2f}  "
                 f"{rotation[0]:5.2f} ± {rotation[1]:4.2f}  "
                 f"{100 * math.expm1(error[0]):+6.1f} ± {100 * error[1]:4.1f}",
                 flush=True,

@@ -7,9 +7,12 @@ import pytest
 import torch
 from faulty_runs import altered, frozen_cameras, make_clip, noisy, perfect, turn
 
+from calibrate.evaluation import DenseRuns
+from calibrate.judge import Judge
 from calibrate.objective import (
     COLLAPSED,
     DEVIATION_TOLERANCE,
+    DEVIATION_WEIGHT,
     ERROR_TOLERANCE,
     Source,
     mean_score,
@@ -18,6 +21,7 @@ from calibrate.objective import (
 from calibrate.quality import assess, mean_figures
 from calibrate.records import figure_records, recorded_quality
 from spark3r import Clip, ClipError
+from spark3r.families import FAMILIES
 from spark3r.metrics import invert_pose
 from spark3r.profile.evidence import Figures
 
@@ -193,6 +197,17 @@ def test_scores_are_means_over_paired_clips() -> None:
         mean_score([], [], "error")
     with pytest.raises(ValueError, match="'other' is compared with one on 'curved wall'"):
         mean_score([replace(worse, clip="other")], [OF_DENSE], "error")
+
+
+@pytest.mark.parametrize("source", ["error", "consistency", "deviation"])
+def test_only_a_search_for_error_minimises_deviation_as_well(source: Source) -> None:
+    dense = DenseRuns((CLIP,), (DENSE,), (OF_DENSE,))
+    worse = assess(noisy(DENSE, 0.1), CLIP, DENSE)
+    judge = Judge(torch.nn.Identity(), FAMILIES["reference"], source, "balanced")
+    value, mean = judge.search_value((worse,), dense)
+    assert mean == score(worse, OF_DENSE, source)
+    deviation = score(worse, OF_DENSE, "deviation")
+    assert value == pytest.approx(mean + DEVIATION_WEIGHT * deviation * (source == "error"))
 
 
 @pytest.mark.parametrize("clip", [CLIP, Clip(CLIP.name, CLIP.images)], ids=["truth", "bare"])

@@ -41,6 +41,7 @@ def test_additive_toy_is_solved_by_the_knapsack() -> None:
     assert best.score is not None
     assert best.score.value == pytest.approx(toys.best_value(toys.additive, BUDGET_MS))
     assert best.score.figures == {"twice": 2 * best.score.value}
+    assert best.score.mean == 3 * best.score.value
 
 
 def test_interactions_are_found() -> None:

@@ -43,7 +43,7 @@ def predict_ms(schedule: Schedule) -> float:
 
 def additive(schedule: Schedule) -> Score:
     value = sum(damage(layer, rule) for layer, rule in enumerate(schedule.resolve(10)))
-    return Score(value, {"twice": 2 * value})
+    return Score(value, {"twice": 2 * value}, judged=3 * value)
 
 
 def interacting(schedule: Schedule) -> Score:
