@@ -24,7 +24,6 @@ from written import write_result
 import calibrate.damage
 from calibrate.arguments import FRAMES
 from calibrate.budget import parse_budget
-from calibrate.evaluation import DenseRuns
 from calibrate.goal import WithinBudget
 from calibrate.problem import Problem
 from calibrate.profiling import sensitivities
@@ -55,13 +54,7 @@ def main() -> None:
     job = Job(
         measured.model, measured.family, settings, "deviation", lambda *_: None, lambda _: None
     )
-    runs = [measured.dense(seed) for seed in PROBED]
-    dense = DenseRuns(
-        tuple(each.clips[0] for each in runs),
-        tuple(each.predictions[0] for each in runs),
-        tuple(each.qualities[0] for each in runs),
-    )
-    sensitivity = sensitivities(job, dense)
+    sensitivity = sensitivities(job, measured.dense_of(PROBED))
     target = options.target_frames
     found: dict[str, Schedule] = {}
     for percent, power, (name, offered) in product(options.budgets, POWERS, OFFERED.items()):

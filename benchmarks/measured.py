@@ -93,6 +93,15 @@ class Bench:
         dense = Prediction.from_depth(*(kept[name] for name in KEPT))
         return DenseRuns((clip,), (dense,), (assess(dense, clip, dense),))
 
+    def dense_of(self, seeds: Iterable[int]) -> DenseRuns:
+        """Return rendered clips and their dense runs together."""
+        runs = [self.dense(seed) for seed in seeds]
+        return DenseRuns(
+            tuple(each.clips[0] for each in runs),
+            tuple(each.predictions[0] for each in runs),
+            tuple(each.qualities[0] for each in runs),
+        )
+
     def qualities(self, seed: int, schedules: Iterable[Schedule]) -> tuple[Quality, list[Quality]]:
         """Return the quality of the dense run and of schedules on one clip, in their order.
 

@@ -27,7 +27,6 @@ from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
 
 from calibrate.budget import parse_budget
 from calibrate.damage import OFFERED
-from calibrate.evaluation import DenseRuns
 from calibrate.goal import WithinBudget
 from calibrate.objective import Source, score
 from calibrate.problem import Problem
@@ -116,14 +115,8 @@ class Task:
         job = Job(
             measured.model, measured.family, settings, self.mode, lambda *_: None, lambda _: None
         )
-        runs = [measured.dense(seed) for seed in self.searched]
-        dense = DenseRuns(
-            tuple(each.clips[0] for each in runs),
-            tuple(each.predictions[0] for each in runs),
-            tuple(each.qualities[0] for each in runs),
-        )
         problem = Problem(
-            sensitivity=sensitivities(job, dense),
+            sensitivity=sensitivities(job, measured.dense_of(self.searched)),
             source=self.mode,
             latency=self.table.model,
             layout=self.table.layout,

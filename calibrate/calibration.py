@@ -6,15 +6,12 @@ verification, export: each step takes what the one before it gave.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import optuna
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +20,8 @@ from spark3r.errors import Spark3rError, Spark3rWarning
 from spark3r.families import Family
 from spark3r.inference import layout_of
 from spark3r.profile import Profile
-from spark3r.schedule import LengthRule, Schedule
+from spark3r.schedule import LengthRule
 
-from . import damage
 from .budget import ResolvedBudget, parse_budget, resolve
 from .evaluation import DenseRuns
 from .export import Evidence, make_profile
@@ -37,17 +33,15 @@ from .objective import Objective, Source
 from .plan import plan_lines
 from .problem import Problem, least_ms
 from .profiling import dense_runs, paper_layers, sensitivities
-from .quality import mean_figures
 from .records import sensitivity_records
 from .result import Calibration, as_budget, dense_result
-from .search import Found, Score, Trial, search
+from .searching import nothing_ran, searched, storage_of, study_name
 from .selection import Point, trade_off
 from .settings import OPERATORS, Job, Settings, make_job
 from .settling import Means, Settled, settle
 from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .study import check_storage
-from .table_cache import table_key
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .verify import time_beside_the_wall
 
@@ -165,7 +159,7 @@ def _run(job: Job, split: Split) -> Calibration:
     settings = job.settings
     frames = _target_frames(job, split)
     images = clip_of_length(split.search[0].images, frames)
-    storage, name = _storage(settings), study_name(job, split, frames)
+    storage, name = storage_of(settings), study_name(job, split, frames)
     check_storage(storage, name, settings.resume)  # now, not after minutes of measuring
     table = measure_latency(
         job.model,
@@ -224,15 +218,15 @@ def _run(job: Job, split: Split) -> Calibration:
     )
     judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     problem = _right_at_the_goal(job, judge, problem, images)
-    searched = partial(_searched, job, judge, dense["search"], storage, name)
-    found = searched(problem, trials=settings.trials)
+    search_with = partial(searched, job, judge, dense["search"], storage, name)
+    found = search_with(problem, trials=settings.trials)
     if not found.ranked():
         if found.interrupted:
             raise KeyboardInterrupt
-        raise Spark3rError(_nothing_ran(found, problem))
+        raise Spark3rError(nothing_ran(found, problem))
     if found.interrupted:
         job.say("interrupted: the best so far is verified and exported, the study is kept")
-    settled = settle(Means(job, judge, dense, images, searched), problem, found)
+    settled = settle(Means(job, judge, dense, images, search_with), problem, found)
     if budget is None:
         budget = as_budget(settings, settled.decision.chosen.trial, frames, table, cheapest_ms)
     return _result(job, split, table, budget, settled, judge, dense)
@@ -246,13 +240,6 @@ def _target_frames(job: Job, split: Split) -> int:
     target = measured_target_length(job, split.search[0].images)
     job.say(target.text)
     return target.frames
-
-
-def _storage(settings: Settings) -> optuna.storages.BaseStorage | str:
-    """Return where trials are kept, in memory if nowhere else, so that a search can go on."""
-    if settings.storage is None:
-        return optuna.storages.InMemoryStorage()
-    return settings.storage if isinstance(settings.storage, str) else str(settings.storage)
 
 
 def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor) -> Problem:
@@ -281,53 +268,6 @@ def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor)
     ratio = measured_ms / problem.predict_ms(seed)
     job.say(f"the knapsack's schedule takes {ratio:.3f} of what is predicted, walls made equal")
     return problem.corrected(wall_ms, seed, measured_ms)
-
-
-def _searched(
-    job: Job,
-    judge: Judge,
-    dense: DenseRuns,
-    storage: optuna.storages.BaseStorage | str,
-    name: str,
-    problem: Problem,
-    *,
-    trials: int,
-    others: dict[str, Schedule] | None = None,
-) -> Found:
-    """Search, or go on with a search under a corrected latency model, which ``others`` come of."""
-    settings = job.settings
-    starts = problem.starts() | (others or {})
-    total = len(starts) + trials
-    ran = 0
-
-    def objective(schedule: Schedule) -> Score:
-        qualities = judge.qualities(schedule, dense)
-        value, mean = judge.search_value(qualities, dense)
-        return Score(value, mean_figures(qualities), mean)
-
-    def tell(trial: Trial) -> None:
-        nonlocal ran
-        ran += 1
-        job.progress(step, min(ran, total), total)
-
-    step = "search" if others is None else "search, corrected"
-    job.progress(step, 0, total)
-    found = search(
-        problem.space,
-        starts,
-        objective,
-        problem.predict_ms,
-        problem.goal,
-        trials=trials,
-        seed=settings.seed,
-        storage=storage,
-        name=name,
-        resume=settings.resume or others is not None,
-        timeout_s=settings.timeout_s,
-        on_trial=tell,
-    )
-    job.progress(step, total, total)
-    return found
 
 
 def _result(
@@ -384,39 +324,3 @@ def _result(
         was_stopped=was_stopped,
         searched_clips=len(split.search),
     )
-
-
-def study_name(job: Job, split: Split, frames: int) -> str:
-    """Return a name that only a search of the same model, clips and settings has."""
-    budget = job.settings.budget
-    key = table_key(
-        job.model,
-        split.clips,
-        OPERATORS,
-        job.family,
-        job.dtype,
-        budget=None if budget is None else budget.text,
-        max_deviation=job.settings.max_deviation,
-        objective=job.settings.objective,
-        source=job.source,
-        frames=frames,
-        seed=job.settings.seed,
-        choices=damage.REVISION,
-    )
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _nothing_ran(found: Found, problem: Problem) -> str:
-    failures = [trial for trial in found.trials if trial.failure]
-    if failures:
-        return (
-            f"{len(failures)} of {len(found.trials)} trials failed and no other is allowed, the "
-            f"first ('{failures[0].name}') with {failures[0].failure}"
-        )
-    scores = [trial.score.value for trial in found.trials if trial.score is not None]
-    if isinstance(problem.goal, WithinDeviation) and scores:
-        return (
-            f"no schedule that was tried deviates at most {problem.goal.most:.2%} from dense, the "
-            f"least is {min(scores):.2%}: allow more, or give more --trials"
-        )
-    return "the search was stopped before a schedule within the budget had run"

@@ -172,7 +172,7 @@ def test_from_a_profile_measures_nothing_but_the_answer(
 
     monkeypatch.setattr("calibrate.calibration.measure_latency", fail)
     monkeypatch.setattr("calibrate.profiling.probe", fail)
-    monkeypatch.setattr("calibrate.calibration.search", fail)
+    monkeypatch.setattr("calibrate.searching.search", fail)
     again = ["--budget", "60%", *JOB, "--from", "a.json", "--output", "b.json", "--json"]
     assert main(again) == 0
     out, err = capsys.readouterr()

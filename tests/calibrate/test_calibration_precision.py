@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 import calibrate
 import calibrate.evaluation
 from calibrate.budget import parse_budget
-from calibrate.calibration import run, study_name
+from calibrate.calibration import run
 from calibrate.cli import main
 from calibrate.latency_timing import measure_latency, time_layers
+from calibrate.searching import study_name
 from calibrate.settings import Settings, make_job
 from calibrate.splits import split_clips
 from calibrate.steps import unsaid, unseen
