@@ -10,8 +10,7 @@
 The first two are `spark3r.benchmark.bench` on the reference model and on Depth-Anything-3 small's
 own code with random weights; ``peer`` times the faithful one of our schedules in turns with
 FastVGGT's merging, ``deviation`` compares all with it on rendered clips, by distance from dense and
-by error. Each writes a JSON under `benchmarks/results/`
-and prints its bars as met or not met.
+by error. Each writes a JSON under `benchmarks/results/` and prints its bars as met or not met.
 """
 
 from __future__ import annotations
@@ -32,10 +31,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from operators import mean_and_error, relative_error
+from scale_bars import (
+    DA3_SCHEDULE,
+    OURS,
+    PEER,
+    da3_bars,
+    peer_bars,
+    print_bars,
+    reference_bars,
+)
 
 from spark3r import Prediction
 from spark3r.benchmark import bench
-from spark3r.benchmark.result import COLUMNS, PARTS, Row, cells, growth_exponent, part_cells
+from spark3r.benchmark.result import COLUMNS, PARTS, Row, cells, part_cells
 from spark3r.benchmark.treatments import treatments
 from spark3r.commands.arguments import parse_grid
 from spark3r.env import environment
@@ -50,13 +58,9 @@ from spark3r.reference.seeds import CALIBRATION
 from spark3r.tables import print_table
 
 RESULTS = Path(__file__).parent / "results"
-PEER = "fastvggt"
 REFERENCE_FRAMES = (128, 256, 512, 1024)
-OURS = "token_stride:2:8"
-"""Ours where faithfulness counts: every eighth patch among keys and values, mass corrected."""
 REFERENCE_SCHEDULES = ("dense", "wall", "paper", OURS, PEER)
 DA3_FRAMES = (64, 128)
-DA3_SCHEDULE = "uniform:4:16"
 DA3_SCHEDULES = ("dense", "wall", DA3_SCHEDULE)
 DA3_GRID = (8, 10)
 """112x140 pixels: tokens per frame as few as on the reference model, so that 128 frames run in
@@ -66,8 +70,6 @@ DEVIATION_SCHEDULES = ("paper", OURS, PEER)
 
 GPU_FRAMES = (100, 300, 500, 1000)
 GPU_MODELS = ("vggt:random", "pi3:random", "da3:random-giant", "omega:random")
-
-Bar = tuple[str, bool, str]
 
 
 def progress(message: str) -> None:
@@ -87,10 +89,6 @@ def read(name: str) -> dict[str, Any] | None:
 
 def rows_of(record: dict[str, Any]) -> list[Row]:
     return [Row(**row) for row in record["rows"]]
-
-
-def find(rows: Sequence[Row], frames: int, schedule: str) -> Row:
-    return next(row for row in rows if (row.frames, row.schedule) == (frames, schedule))
 
 
 def reference(arguments: argparse.Namespace) -> None:
@@ -125,90 +123,6 @@ def peer(arguments: argparse.Namespace) -> None:
     print_rows(list(result.rows))
 
 
-def reference_bars(rows: Sequence[Row]) -> list[Bar]:
-    """Bars on the reference model, those whose lengths were measured."""
-    lengths = sorted({row.frames for row in rows})
-    bars: list[Bar] = []
-    if 512 in lengths:
-        paper, wall, dense = (find(rows, 512, name) for name in ("paper", "wall", "dense"))
-        assert paper.bare_ms is not None
-        assert paper.parts_ms is not None
-        allowed = 1.3 * paper.bare_ms + 0.05 * wall.ms
-        over = paper.ms - wall.ms
-        told = f"{over:.0f} ms, allowed {allowed:.0f} ms"
-        bars.append(("512 frames, paper: above the wall by 1.3 bare + 5 %", over <= allowed, told))
-        share = (paper.parts_ms["matching"] + paper.parts_ms["merging"]) / sum(
-            paper.parts_ms.values()
-        )
-        bars.append(("512 frames, paper: matching and merging", share <= 0.05, f"{share:.1%}"))
-        bars.append(("512 frames, paper: selection 0 within noise", *selection(paper, wall)))
-        if paper.peak_mb is not None and dense.peak_mb is not None:
-            told = f"{paper.peak_mb:.0f} MB, dense {dense.peak_mb:.0f} MB"
-            bars.append(
-                ("512 frames, paper: peak memory below dense", paper.peak_mb < dense.peak_mb, told)
-            )
-    if {128, 1024} <= set(lengths):
-        exponent = growth_exponent(
-            [(row.frames, row.ms) for row in rows if row.schedule == "paper"]
-        )
-        bars.append(("paper: growth exponent at most 1.10", exponent <= 1.10, f"{exponent:.3f}"))
-    for length in lengths:
-        for ours in ("paper", OURS):
-            ratio = times_as_fast(rows, length, ours)
-            if length >= 128 and ratio is not None:
-                name = f"{length} frames, {ours}: faster than {PEER}"
-                bars.append((name, ratio > 1, f"{ratio:.2f} times as fast"))
-    return bars
-
-
-def times_as_fast(rows: Sequence[Row], frames: int, schedule: str) -> float | None:
-    """Return how much faster than the peer a schedule is, None if one of them was not timed."""
-    ms = {row.schedule: row.ms for row in rows if row.frames == frames}
-    return ms[PEER] / ms[schedule] if {PEER, schedule} <= ms.keys() else None
-
-
-def peer_bars(timed: Sequence[Sequence[Row]], deviations: Sequence[dict[str, Any]]) -> list[Bar]:
-    """Judge at each length whether any of our schedules beats the peer in both respects.
-
-    Args:
-        timed: Rows of runs; a ratio is of one run, the first that has both.
-        deviations: Rows of the record that ``deviation`` writes.
-    """
-    bars = []
-    for frames in sorted({row["frames"] for row in deviations}):
-        found, told = False, []
-        for row in deviations:
-            if row["frames"] != frames or row["schedule"] == PEER:
-                continue
-            ratios = (times_as_fast(rows, frames, row["schedule"]) for rows in timed)
-            ratio = next((each for each in ratios if each is not None), None)
-            if ratio is None:
-                continue
-            difference = row["log_depth_minus_peer"][0]
-            found |= ratio > 1 and difference <= 0
-            told.append(
-                f"{row['schedule']} {ratio:.2f} times as fast, log depth {100 * difference:+.2f} "
-                "points"
-            )
-        if told:
-            name = f"{frames} frames: faster than {PEER} at equal or lower deviation"
-            bars.append((name, found, "; ".join(told)))
-    return bars
-
-
-def selection(paper: Row, wall: Row) -> tuple[bool, str]:
-    """Judge what selecting keys and values adds to the projections that the wall has as well.
-
-    Parts are of a single pass; the noise is their share of the spreads of whole passes.
-    """
-    assert paper.parts_ms is not None
-    assert wall.parts_ms is not None
-    ours, least = (row.parts_ms["global projections"] for row in (paper, wall))
-    noise = least * sum((row.spread_ms or 0.0) / row.ms for row in (paper, wall))
-    told = f"{ours - least:+.0f} ms of {least:.0f} ms, noise {noise:.0f} ms"
-    return ours - least <= noise, told
-
-
 def da3(arguments: argparse.Namespace) -> None:
     result = bench(
         load_model("da3:random-small"),
@@ -223,16 +137,6 @@ def da3(arguments: argparse.Namespace) -> None:
     write("da3", result.to_dict())
     print_rows(list(result.rows))
     print_bars(da3_bars(list(result.rows)))
-
-
-def da3_bars(rows: Sequence[Row]) -> list[Bar]:
-    """Speed-up over dense as a share of the largest there can be."""
-    bars = []
-    for length in sorted({row.frames for row in rows}):
-        share = find(rows, length, "wall").ms / find(rows, length, DA3_SCHEDULE).ms
-        name = f"da3-small, {length} frames: speed-up at least 85 % of dense ÷ wall"
-        bars.append((name, share >= 0.85, f"{share:.1%}"))
-    return bars
 
 
 def deviation(arguments: argparse.Namespace) -> None:
@@ -305,12 +209,6 @@ def print_rows(rows: Sequence[Row]) -> None:
     print("\nmilliseconds by part, in a pass of its own:\n")
     measured = [part_cells(row) for row in rows if row.parts_ms is not None]
     print_table(("frames", "schedule", *PARTS), measured)
-
-
-def print_bars(bars: Sequence[Bar]) -> None:
-    print()
-    for name, met, told in bars:
-        print(f"{'met    ' if met else 'NOT MET'}  {name}: {told}")
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

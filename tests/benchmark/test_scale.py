@@ -18,10 +18,10 @@ FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 
 @pytest.fixture
 def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not (FOLDER / "scale.py").exists():
+    if not (FOLDER / "scale_bars.py").exists():
         pytest.skip("benchmarks are not installed with the package")
     monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("scale")
+    return importlib.import_module("scale_bars")
 
 
 def row(frames: int, schedule: str, ms: float, **changes: object) -> Row:
