@@ -16,6 +16,7 @@ from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
 from .goal import Goal, WithinBudget
 from .judge import Judge, is_failure
+from .objective import Source
 from .quality import Quality
 from .search import Found, Trial
 from .steps import Samples, uncounted
@@ -31,6 +32,9 @@ FASTER = 0.98
 
 ATTEMPTS = 3
 """Trials of a kind that are run on the selection until one is faithful enough there as well."""
+
+LEAST_DEVIATION = 1e-4
+"""Deviation that does not matter, added to both sides before they are divided."""
 
 FRONT_POINTS = 4
 """Schedules of the trade-off that are kept beside the chosen one."""
@@ -127,8 +131,13 @@ def finalists(
     return tuple(chosen)
 
 
-def choose(candidates: tuple[Finalist, ...], goal: Goal) -> Decision:
+def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Decision:
     """Return the simplest finalist that no other beats beyond doubt.
+
+    Args:
+        candidates: From `finalists`.
+        goal: What was to be reached.
+        source: What they are judged by.
 
     Raises:
         ValueError: If there is no finalist.
@@ -143,7 +152,7 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal) -> Decision:
     chosen, *rivals = [*using, *leaving]
     reasons = []
     for rival in rivals:
-        is_better, why = _is_better(rival, chosen)
+        is_better, why = _is_better(rival, chosen, source)
         unused = 1 - rival.trial.latency_ms / goal.budget_ms
         note = f" (it leaves {unused:.0%} of the budget unused)" if rival in leaving else ""
         reasons.append(f"{rival.kind}{note} against {chosen.kind} on the selection: {why}")
@@ -179,14 +188,14 @@ def _alone(trial: Trial, reason: str) -> Decision:
     return Decision((finalist,), finalist, (reason,))
 
 
-def _is_better(rival: Finalist, chosen: Finalist) -> tuple[bool, str]:
+def _is_better(rival: Finalist, chosen: Finalist, source: Source) -> tuple[bool, str]:
     """Return whether a finalist beats a simpler one beyond doubt, and why."""
-    compared = ratio(rival.selection, chosen.selection)
+    compared = ratio(rival.selection, chosen.selection, source)
     if compared.is_lower:
         return True, f"{compared}, better beyond its interval"
-    if compared.is_higher or not rival.deviation or not chosen.deviation:
+    if compared.is_higher or source == "deviation" or not (rival.deviation and chosen.deviation):
         return False, f"{compared}, not better beyond its interval"
-    faithful = ratio(rival.deviation, chosen.deviation)
+    faithful = ratio(rival.deviation, chosen.deviation, "deviation")
     if faithful.is_lower:
         return (
             True,
@@ -195,12 +204,17 @@ def _is_better(rival: Finalist, chosen: Finalist) -> tuple[bool, str]:
     return False, f"{compared}, not better beyond its interval, nor more faithful"
 
 
-def ratio(candidate: Mapping[str, float], baseline: Mapping[str, float]) -> PairedRatio:
-    """Compare scores, which are logarithms, clip by clip."""
-    return paired_ratio(
-        {clip: math.exp(value) for clip, value in candidate.items()},
-        {clip: math.exp(value) for clip, value in baseline.items()},
-    )
+def ratio(
+    candidate: Mapping[str, float], baseline: Mapping[str, float], source: Source
+) -> PairedRatio:
+    """Compare scores clip by clip: deviations as they are, others are logarithms of ratios."""
+
+    def compared(scores: Mapping[str, float]) -> dict[str, float]:
+        if source == "deviation":
+            return {clip: value + LEAST_DEVIATION for clip, value in scores.items()}
+        return {clip: math.exp(value) for clip, value in scores.items()}
+
+    return paired_ratio(compared(candidate), compared(baseline))
 
 
 def trade_off(

@@ -126,7 +126,7 @@ def _settle(
     job, judge, dense = means.job, means.judge, means.dense
     progress = partial(job.progress, "selection")
     candidates = finalists(found, judge, dense["selection"], progress)
-    decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
+    decision = choose(candidates, problem.goal, job.source) if candidates else most_faithful(found)
     choices.append((problem, found, decision))
     latencies = _timed(means, decision, "latency of finalists")
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
@@ -141,7 +141,9 @@ def _settle(
             candidates = finalists(
                 found, judge, dense["selection"], partial(job.progress, "selection, corrected")
             )
-            decision = choose(candidates, problem.goal) if candidates else most_faithful(found)
+            decision = (
+                choose(candidates, problem.goal, job.source) if candidates else most_faithful(found)
+            )
             choices.append((problem, found, decision))
             latencies = _timed(means, decision, "latency, corrected")
     progress = partial(job.progress, "verification")

@@ -35,7 +35,7 @@ def finalist(kind: str, latency_ms: float, score: float, sign: int = 1) -> Final
 
 
 def chosen(*candidates: Finalist) -> str:
-    return choose(candidates, BUDGET).chosen.kind
+    return choose(candidates, BUDGET, "error").chosen.kind
 
 
 def test_the_simpler_one_stays_unless_the_other_is_better_beyond_doubt() -> None:
@@ -50,7 +50,7 @@ def test_where_the_source_does_not_tell_deviation_may() -> None:
     rival = replace(
         finalist("search", 100, 0.095, sign=-1), deviation={"a": 0.01, "b": 0.02, "c": 0.012}
     )
-    decision = choose((simple, rival), BUDGET)
+    decision = choose((simple, rival), BUDGET, "error")
     assert decision.chosen.kind == "search"
     assert "more faithful beyond its interval" in decision.reasons[0]
     assert chosen(simple, replace(rival, deviation=simple.deviation)) == "uniform"
@@ -58,9 +58,23 @@ def test_where_the_source_does_not_tell_deviation_may() -> None:
     assert chosen(simple, worse) == "uniform"  # worse by the source, however faithful
 
 
+def test_deviations_are_compared_by_their_ratio() -> None:
+    # Clip by clip 0.7 times as far from dense; as logarithms they would differ by a percent or less
+    # and not be told apart.
+    far, near = {"a": 0.002, "b": 0.04, "c": 0.01}, {"a": 0.0014, "b": 0.028, "c": 0.007}
+    simple = replace(finalist("uniform", 99, 0.02), selection=far, deviation=far)
+    rival = replace(finalist("search", 100, 0.015), selection=near, deviation=near)
+    assert choose((simple, rival), BUDGET, "error").chosen.kind == "search"
+    decision = choose((simple, rival), BUDGET, "deviation")
+    assert decision.chosen.kind == "search"
+    assert "selection: 0.70" in decision.reasons[0]
+    same = replace(rival, selection=far, deviation=far)
+    assert choose((simple, same), BUDGET, "deviation").chosen.kind == "uniform"
+
+
 def test_a_budget_is_there_to_be_used() -> None:
     slack, full = finalist("uniform", 80, 0.10), finalist("search", 99, 0.10, sign=-1)
-    decision = choose((slack, full), BUDGET)
+    decision = choose((slack, full), BUDGET, "error")
     assert decision.chosen.kind == "search"
     assert "leaves 20% of the budget unused" in decision.reasons[0]
     better = finalist("uniform", 80, 0.01)
@@ -71,8 +85,8 @@ def test_a_budget_is_there_to_be_used() -> None:
 def test_within_a_deviation_the_fastest_is_chosen() -> None:
     goal = WithinDeviation(0.2)
     simple, same = finalist("uniform", 100, 0.1), finalist("search", 99, 0.1)
-    assert choose((simple, same), goal).chosen.kind == "uniform"
-    assert choose((simple, finalist("search", 90, 0.19)), goal).chosen.kind == "search"
+    assert choose((simple, same), goal, "error").chosen.kind == "uniform"
+    assert choose((simple, finalist("search", 90, 0.19)), goal, "error").chosen.kind == "search"
 
 
 def test_without_a_selection_the_best_of_the_search_is_taken() -> None:
@@ -81,7 +95,7 @@ def test_without_a_selection_the_best_of_the_search_is_taken() -> None:
     assert decision.chosen.kind == "search"
     assert decision.chosen.selection_score is None
     with pytest.raises(ValueError, match="no schedule that is allowed"):
-        choose((), BUDGET)
+        choose((), BUDGET, "error")
 
 
 class Judged:
@@ -145,7 +159,7 @@ def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
 def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
     first, second = finalist("uniform", 99, 0.1), finalist("search", 99, 0.1, sign=-1)
     second = replace(second, trial=trial("search 1", 99, 0.1, 4))
-    decision = choose((first, second), BUDGET)
+    decision = choose((first, second), BUDGET, "error")
     assert decision.chosen is first
     found = verify(Broken((4,)), decision, RUNS, {})  # type: ignore[arg-type]
     assert [each.name for each in found] == ["dense", "wall", "uniform"]
