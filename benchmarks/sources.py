@@ -100,7 +100,7 @@ def predictors() -> dict[str, Callable[[Quality, Quality], float]]:
         for objective in OBJECTIVES if source != "consistency" else OBJECTIVES[:1]:
             name = source if source == "consistency" else f"{source}, {objective}"
             found[name] = lambda run, dense, s=source, o=objective: score(run, dense, s, o)
-    for weight in (1, 4):
+    for weight in (4, 10, 30):
         found[f"error + {weight} × deviation"] = lambda run, dense, w=weight: (
             score(run, dense, "error") + w * score(run, dense, "deviation")
         )

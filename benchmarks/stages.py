@@ -319,14 +319,15 @@ def twice(plan: Plan) -> bool | None:
 def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
     """Return how long `calibrate --budget` takes with no other argument, step by step.
 
-    None if that is not known and the time is over.
+    The profile stays beside what is kept of it. None if that is not known and the time is over.
     """
     path = plan.folder / f"default-{budget}.json".replace("%", "pct")
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             return None
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "profile.json"
+            output = path.with_suffix(".profile.json")
+            output.unlink(missing_ok=True)
             told = io.StringIO()
             begin = time.monotonic()
             with (
