@@ -11,6 +11,10 @@ from spark3r.schedule import Schedule
 from .damage import POWER
 from .space import ROUNDING, Space
 
+AIM = 0.97
+"""Share of a budget that is searched for: the same schedule takes some percent more or less from
+one pass to the next, and most passes shall keep to the budget."""
+
 
 @dataclass(frozen=True)
 class WithinBudget:
@@ -22,13 +26,19 @@ class WithinBudget:
 
     budget_ms: float
 
+    @property
+    def aim_ms(self) -> float:
+        """Latency that is aimed at."""
+        return AIM * self.budget_ms
+
     def parameters(self, space: Space) -> tuple[str, ...]:
         """Return the names of the search's parameters."""
         return space.parameters()
 
     def proposed(self, space: Space, parameters: Mapping[str, float]) -> Schedule | None:
         """Return the schedule that parameters stand for, within the budget; None if none is."""
-        return space.schedule(self.budget_ms, parameters)
+        aimed = space.schedule(self.aim_ms, parameters)
+        return space.schedule(self.budget_ms, parameters) if aimed is None else aimed
 
     def value(self, latency_ms: float, score: float) -> float:
         """Return what is minimised."""

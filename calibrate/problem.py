@@ -123,10 +123,10 @@ class Problem:
         """Return the latencies whose frontiers of baselines run; see `calibrate.baselines`."""
         wall_ms = self.space.rest_ms
         if isinstance(self.goal, WithinBudget):
-            budget_ms = self.goal.budget_ms
+            aim_ms = self.goal.aim_ms
             if self.source == "deviation":
-                return (budget_ms,)
-            return budget_ms, (wall_ms + budget_ms) / 2
+                return (aim_ms,)
+            return aim_ms, (wall_ms + aim_ms) / 2
         seed = self.knapsack()
         beyond_ms = 0.0 if seed is None else self.predict_ms(seed) - wall_ms
         return tuple(wall_ms + share * beyond_ms for share in (1.0, *KNAPSACK_SHARES))

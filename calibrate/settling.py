@@ -31,7 +31,7 @@ from .selection import (
 from .settings import Job
 from .verify import Verified, time_beside_the_wall, verify
 
-OVER = 0.03
+OVER = 0.02
 """Share of the budget by which a measured schedule may exceed it before the model is corrected."""
 
 SOLVED_AGAIN = 5
