@@ -194,7 +194,7 @@ class _Run:
             study.tell(trial, state=TrialState.FAIL)
         else:
             trial.set_user_attr("score", score.value)
-            trial.set_user_attr("judged", score.mean)
+            trial.set_user_attr("judged", score.judged)
             trial.set_user_attr("figures", dict(score.figures))
             study.tell(trial, self.goal.value(latency_ms, score.value))
         self.done.append(Trial(name, schedule, latency_ms, score, failure, dict(trial.params)))
