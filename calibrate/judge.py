@@ -47,13 +47,16 @@ class Judge:
             for quality, reference in zip(qualities, dense.qualities, strict=True)
         }
 
+    def deviations(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> dict[str, float]:
+        """Return the score by deviation of each clip, by its name."""
+        return replace(self, source="deviation").scores(qualities, dense)
+
     def search_value(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> tuple[float, float]:
         """Return what a search minimises, and the mean score by the source alone."""
         mean = fmean(self.scores(qualities, dense).values())
         if self.source != "error":
             return mean, mean
-        faithful = replace(self, source="deviation").scores(qualities, dense)
-        return mean + DEVIATION_WEIGHT * fmean(faithful.values()), mean
+        return mean + DEVIATION_WEIGHT * fmean(self.deviations(qualities, dense).values()), mean
 
 
 def is_failure(error: Exception) -> bool:

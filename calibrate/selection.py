@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
@@ -122,7 +122,7 @@ def finalists(
                 if not is_failure(error):
                     raise
                 continue
-            faithful = replace(judge, source="deviation").scores(qualities, selection)
+            faithful = judge.deviations(qualities, selection)
             finalist = Finalist(kind, trial, judge.scores(qualities, selection), faithful)
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
                 chosen.append(finalist)

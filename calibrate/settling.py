@@ -124,9 +124,7 @@ def _settle(
 ) -> Settled:
     """Settle on a schedule; ``choices`` has every decision as soon as it is made."""
     job, judge, dense = means.job, means.judge, means.dense
-    progress = partial(job.progress, "selection")
-    candidates = finalists(found, judge, dense["selection"], progress)
-    decision = choose(candidates, problem.goal, job.source) if candidates else most_faithful(found)
+    decision = _decided(means, problem, found, "selection")
     choices.append((problem, found, decision))
     latencies = _timed(means, decision, "latency of finalists")
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
@@ -138,17 +136,20 @@ def _settle(
         if more.ranked():
             stopped = found.interrupted or more.interrupted
             problem, found = corrected, replace(more, interrupted=stopped)
-            candidates = finalists(
-                found, judge, dense["selection"], partial(job.progress, "selection, corrected")
-            )
-            decision = (
-                choose(candidates, problem.goal, job.source) if candidates else most_faithful(found)
-            )
+            decision = _decided(means, problem, found, "selection, corrected")
             choices.append((problem, found, decision))
             latencies = _timed(means, decision, "latency, corrected")
     progress = partial(job.progress, "verification")
     verified = verify(judge, decision, dense["held out"], latencies, progress)
     return Settled(problem, found, decision, verified)
+
+
+def _decided(means: Means, problem: Problem, found: Found, step: str) -> Decision:
+    progress = partial(means.job.progress, step)
+    candidates = finalists(found, means.judge, means.dense["selection"], progress)
+    if not candidates:
+        return most_faithful(found)
+    return choose(candidates, problem.goal, means.job.source)
 
 
 def _timed(means: Means, decision: Decision, step: str) -> dict[str, Latency]:
