@@ -115,7 +115,13 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
     treatments |= {name: schedules[name] for name in schedules if name in exported}
     rivals: dict[str, Treatment] = {"wall": "wall"}
-    rivals |= {name: schedules[name] for name in schedules if name not in exported}
+    best = {
+        bars.best_of(found, runs, *key, kind, figure)
+        for key in found
+        for kind in bars.RIVALS
+        for figure in bars.FIGURES
+    }
+    rivals |= {name: schedules[name] for name in schedules if name in best - exported}
     path = plan.folder / f"timing-{plan.target_frames}.json"
     rounds = stages.timing_rounds(at("timing"), path, treatments, options.rounds)
     path = plan.folder / f"timing-rivals-{plan.target_frames}.json"

@@ -20,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 from measured import Bench, OutOfTimeError, effect, replace_file
+from rivals import rivals
 from torch import Tensor
 
 import calibrate.calibration
@@ -247,7 +248,7 @@ def calibration(
 
 
 def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
-    """Return what a search found for a mode and budget: schedules by kind, and which is exported.
+    """Return what a search found for a mode and budget: which is exported, and its rivals by name.
 
     Raises:
         OutOfTimeError: If it is not done yet and the time is over.
@@ -261,6 +262,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
         journal = plan.folder / f"{stem}.journal"
         found = calibration(plan, mode, share, journal)
         assert found.decision is not None
+        at_ours = rivals(found, plan.bench.layout)
         document = {
             "budget_ms": found.budget.clip_ms,
             "exported": found.decision.chosen.kind,
@@ -276,13 +278,17 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
                 }
                 for each in found.decision.finalists
             },
+            "rivals": {name: encode(each) for name, each in at_ours.items()},
         }
         text = json.dumps(document, indent=1)
         replace_file(path, lambda temporary: temporary.write_text(text))
     document = json.loads(path.read_text())
+    # What its kind is compared by takes no longer than ours; the finalists themselves may.
     document["schedules"] = {
-        kind: decode(each["schedule"]) for kind, each in document["finalists"].items()
-    }
+        kind: decode(each["schedule"])
+        for kind, each in document["finalists"].items()
+        if kind in ("knapsack", "search", document["exported"])
+    } | {name: decode(each) for name, each in document["rivals"].items()}
     return document
 
 

@@ -257,7 +257,7 @@ def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor)
         {"knapsack": seed},
         images,
         dense=False,
-        limit_s=job.settings.timing_s / 2,
+        limit_s=job.settings.timing_s,
         progress=partial(job.progress, "latency at the goal"),
     )
     if not latencies.keys() >= {"wall", "knapsack"}:

@@ -11,7 +11,7 @@ from spark3r.schedule import Schedule
 from .damage import POWER
 from .space import ROUNDING, Space
 
-AIM = 0.97
+AIM = 0.98
 """Share of a budget that is searched for: the same schedule takes some percent more or less from
 one pass to the next, and most passes shall keep to the budget."""
 

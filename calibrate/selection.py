@@ -24,6 +24,10 @@ from .steps import Samples, uncounted
 KINDS = ("uniform", "paper", "knapsack", "search")
 """Kinds of schedules, the simplest first. A trial's name begins with its kind."""
 
+SOLVED = ("knapsack", "search")
+"""Kinds that are solved for a budget. They are solved for tighter ones as well, and on the few
+clips of the search one of those may look best: it stands for its kind only if nothing else does."""
+
 SLACK = 0.08
 """Share of the budget that may be left unused."""
 
@@ -108,14 +112,11 @@ def finalists(
     Where a deviation is the limit, what exceeds it on the selection is left out, as is what cannot
     be run there, and the next best takes its place.
     """
-    by_kind: dict[str, list[Trial]] = {}
-    for trial in found.ranked():
-        by_kind.setdefault(kind_of(trial), []).append(trial)
-    kinds = [kind for kind in KINDS if kind in by_kind]
+    by_kind = ranked_by_kind(found)
     chosen = []
-    for number, kind in enumerate(kinds):
-        progress(number, len(kinds))
-        for trial in by_kind[kind][:ATTEMPTS]:
+    for number, (kind, trials) in enumerate(by_kind.items()):
+        progress(number, len(by_kind))
+        for trial in trials[:ATTEMPTS]:
             try:
                 qualities = judge.qualities(trial.schedule, selection)
             except Exception as error:
@@ -127,8 +128,22 @@ def finalists(
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
                 chosen.append(finalist)
                 break
-    progress(len(kinds), len(kinds))
+    progress(len(by_kind), len(by_kind))
     return tuple(chosen)
+
+
+def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:
+    """Return the trials that are allowed by kind, the simplest kind first, the best trial first.
+
+    Of what is solved for a budget, trials that use it come before those that do not.
+    """
+    ranked = found.ranked()
+    by_kind = {kind: [trial for trial in ranked if kind_of(trial) == kind] for kind in KINDS}
+    if isinstance(found.goal, WithinBudget):
+        least_ms = _least_ms(found.goal)
+        for kind in SOLVED:
+            by_kind[kind].sort(key=lambda trial: trial.latency_ms < least_ms)
+    return {kind: trials for kind, trials in by_kind.items() if trials}
 
 
 def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Decision:
@@ -146,7 +161,7 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Deci
         raise ValueError("no schedule that is allowed could be run")
     if not isinstance(goal, WithinBudget):
         return _fastest(candidates)
-    least_ms = (1 - SLACK) * goal.budget_ms
+    least_ms = _least_ms(goal)
     using = [each for each in candidates if each.trial.latency_ms >= least_ms]
     leaving = [each for each in candidates if each.trial.latency_ms < least_ms]
     chosen, *rivals = [*using, *leaving]
@@ -181,6 +196,11 @@ def most_faithful(found: Found) -> Decision:
         "no schedule that ran on the selection is allowed there: the one of least score on the "
         "clips of the search",
     )
+
+
+def _least_ms(goal: WithinBudget) -> float:
+    """Return the latency below which a schedule leaves too much of the budget unused."""
+    return (1 - SLACK) * goal.budget_ms
 
 
 def _alone(trial: Trial, reason: str) -> Decision:

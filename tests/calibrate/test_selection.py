@@ -152,6 +152,17 @@ def test_what_cannot_be_run_on_the_selection_is_replaced_by_the_next_best() -> N
     assert finalists(found, Broken((2, 3, 4)), RUNS) == ()  # type: ignore[arg-type]
 
 
+def test_what_is_solved_for_a_tighter_budget_stands_for_its_kind_only_if_nothing_else_does() -> (
+    None
+):
+    tighter, own = trial("knapsack 0.8", 85, 0.1, 3), trial("knapsack", 98, 0.2, 2)
+    uniform = trial("uniform 1/5", 80, 0.1, 5), trial("uniform 1/4", 98, 0.2, 4)
+    kept = finalists(Found((tighter, own, *uniform), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
+    assert [each.trial.name for each in kept] == ["uniform 1/5", "knapsack"]
+    kept = finalists(Found((tighter,), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
+    assert [each.trial.name for each in kept] == ["knapsack 0.8"]
+
+
 def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
     trials = (trial("uniform 1/2", 90, 0.1, 2), trial("a", 50, 0.5, 6), trial("b", 70, 0.4, 7))
     points = trade_off(Found(trials, BUDGET), trials[0], Broken((6,)), RUNS)  # type: ignore[arg-type]

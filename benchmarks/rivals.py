@@ -1,0 +1,50 @@
+"""The rivals of what a calibration exports: all that take no longer, as far as was measured."""
+
+from __future__ import annotations
+
+from calibrate.baselines import paper_schedules, uniform_schedules
+from calibrate.result import Calibration
+from calibrate.settings import OPERATORS
+from calibrate.verify import Verified
+from spark3r import Schedule
+from spark3r.layout import TokenLayout
+
+
+def rivals(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
+    """Return the frontiers of paper and uniform schedules at the latency that ours measured.
+
+    The latency model may be some percent off, and not by as much for all operators. So what it says
+    of the paper's operators is scaled to the paper finalist as it was measured beside ours, and of
+    the others to ours.
+
+    Args:
+        found: A calibration that exported a schedule.
+        short: Token layout of the shortest clip, which bounds the factors.
+    """
+    model, layout = found.latency.model, found.latency.layout
+    measured = {each.name: each for each in found.verified}
+    ours, paper = found.chosen, measured["paper"]
+    assert ours.schedule is not None
+    assert paper.schedule is not None
+
+    def predicted_ms(schedule: Schedule) -> float:
+        """Return what is predicted beyond the wall."""
+        return model.predict_ms(schedule, layout) - model.wall_ms(layout)
+
+    def taken_ms(each: Verified) -> float:
+        assert each.latency is not None
+        return each.latency.median_ms - found.wall_ms
+
+    gains = dict.fromkeys(OPERATORS, taken_ms(ours) / predicted_ms(ours.schedule))
+    gains[paper.schedule.operators] = taken_ms(paper) / predicted_ms(paper.schedule)
+
+    def fits(schedule: Schedule) -> bool:
+        return gains[schedule.operators] * predicted_ms(schedule) <= taken_ms(ours)
+
+    depth, length = len(ours.schedule.layers), ours.schedule.length
+    tier = min(rule.key_value for rule in paper.schedule.layers)
+    sensitive = [n for n, rule in enumerate(paper.schedule.layers) if rule.key_value == tier]
+    return {
+        **paper_schedules(depth, sensitive, length, short, fits),
+        **uniform_schedules(depth, OPERATORS, length, short, fits),
+    }
