@@ -1,11 +1,13 @@
-"""What the knapsack should add up: damages or their squares, over which factors?
+"""What the knapsack should add up: damages or their squares, of which factors?
 
     python benchmarks/damages.py [--clips 48] [--budgets 50 25 10]
 
 The knapsack alone, without a search, under three budgets (wall + so many percent of the way to
 dense at the target length; `python benchmarks/calibration.py --only table` times it first), on
-clips that nothing was measured on. Compared, clip by clip, with plain sums over the factors that
-sensitivities are measured at.
+clips that nothing was measured on. Sensitivities are measured at *few* factors, powers of two up to
+4 for queries and 32 for keys and values; *between* takes what lies between them to be linear in the
+logarithm of the factor; *all* is what `calibrate` measures. Compared, clip by clip, with plain sums
+over few.
 """
 
 from __future__ import annotations
@@ -22,20 +24,24 @@ from measured import add_arguments, bench, factors
 from written import write_result
 
 import calibrate.damage
+import calibrate.profiling
 from calibrate.arguments import FRAMES
 from calibrate.budget import parse_budget
+from calibrate.damage import OFFERED
 from calibrate.goal import WithinBudget
 from calibrate.problem import Problem
 from calibrate.profiling import sensitivities
-from calibrate.settings import Job, Settings
+from calibrate.settings import KEY_VALUE_FACTORS, QUERY_FACTORS, Job, Settings
 from spark3r import Schedule
 from spark3r.reference.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
 
 PROBED, FIRST_CLIP = CALIBRATION[300:304], 5100
 POWERS = (1.0, 1.5, 2.0)
-OFFERED = {"measured": (), "finer": calibrate.damage.OFFERED}
-FIRST = "1, measured"
+FEW = (2, 4), (2, 4, 8, 16, 32)
+ALL = QUERY_FACTORS, KEY_VALUE_FACTORS
+MEASURED = {"few": (FEW, ()), "between": (FEW, OFFERED), "all": (ALL, OFFERED)}
+FIRST = "1, few"
 
 
 def main() -> None:
@@ -54,12 +60,18 @@ def main() -> None:
     job = Job(
         measured.model, measured.family, settings, "deviation", lambda *_: None, lambda _: None
     )
-    sensitivity = sensitivities(job, measured.dense_of(PROBED))
     target = options.target_frames
     found: dict[str, Schedule] = {}
-    for percent, power, (name, offered) in product(options.budgets, POWERS, OFFERED.items()):
+    tables = {}
+    for name, ((query_factors, key_value_factors), _) in MEASURED.items():
+        with (
+            patch.object(calibrate.profiling, "QUERY_FACTORS", query_factors),
+            patch.object(calibrate.profiling, "KEY_VALUE_FACTORS", key_value_factors),
+        ):
+            tables[name] = sensitivities(job, measured.dense_of(PROBED))
+    for percent, power, (name, (_, offered)) in product(options.budgets, POWERS, MEASURED.items()):
         problem = Problem(
-            sensitivity=sensitivity,
+            sensitivity=tables[name],
             source="deviation",
             latency=table.model,
             layout=table.layout,

@@ -24,11 +24,11 @@ from written import write_result
 
 from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
 from calibrate.sensitivity import COLUMNS, probe
-from calibrate.settings import OPERATORS, QUERY_FACTORS
+from calibrate.settings import OPERATORS
 from spark3r.reference.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
-KEY_VALUE_FACTORS = (2, 4, 8, 16)
+QUERY_FACTORS, KEY_VALUE_FACTORS = (2, 4, 8), (2, 4, 8, 16)
 SCALED_BY = 4  # the factor that slopes are learnt at
 METRICS = ("score.deviation", "score.error", "score.consistency")
 KEYS = ["operators", "layer", "axis", "factor"]

@@ -40,7 +40,7 @@ POWER = 2.0
 """Power to which damages are added up: 2 takes them for independent."""
 
 OFFERED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-"""Factors to choose from, with those measured, up to the largest measured."""
+"""Factors to choose from, with those measured, up to the largest measured of an axis."""
 
 FAITHFULNESS = "score.deviation"
 

@@ -23,6 +23,10 @@ COLOURS: Mapping[str, str] = {
 }
 """Colour of each kind of schedule, the same in all pictures."""
 
+CEILING = 2.0
+"""Scores above so many times the worst one verified are drawn at the edge: a ruined schedule of the
+search would press all others together."""
+
 _AXES = {"query": "queries", "key_value": "keys and values"}
 
 
@@ -167,9 +171,13 @@ def trade_off_picture(shown: TradeOff) -> Figure:
     """Draw score against latency of what is known, and of what was verified."""
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
+    worst = max((each.score for each in shown.verified), default=0.0)
+    ceiling = CEILING * worst if worst > 0 else np.inf
+    beyond = sum(each.score > ceiling for each in shown.known)
     for each in shown.known:
-        place = (each.latency_ms, 100 * each.score)
-        axis.scatter(*place, s=16, alpha=0.5, color=_colour(each.name))
+        place = (each.latency_ms, 100 * min(each.score, ceiling))
+        marker = "^" if each.score > ceiling else "o"
+        axis.scatter(*place, s=16, marker=marker, alpha=0.5, color=_colour(each.name))
         if shown.are_named:
             axis.annotate(each.name, place, (4, 4), textcoords="offset points", fontsize=7)
     best = np.inf
@@ -197,6 +205,9 @@ def trade_off_picture(shown: TradeOff) -> Figure:
     axis.axvline(shown.wall_ms, color=COLOURS["wall"], linestyle=":", label="wall")
     axis.axvline(shown.budget_ms, color="black", linestyle="--", linewidth=1, label="budget")
     axis.axhline(0.0, color="black", linewidth=0.5)
+    if beyond:
+        axis.set_ylim(top=105 * ceiling)
+        axis.plot([], [], "^", color="#999999", markersize=4, label=f"beyond the axis: {beyond}")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axis.xaxis.set_major_formatter("{x:g}")

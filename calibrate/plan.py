@@ -63,7 +63,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     timings = {
         "latency of layers": 4 * LAYERS_TIMED * (dense_s - wall_s) / depth,
         "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * others], settings.timing_s),
-        "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s / 2),
+        "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s),
         "latency of finalists": _timed_s(
             [wall_s, dense_s, *[goal_s] * len(KINDS)], 2 * settings.timing_s
         ),

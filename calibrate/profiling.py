@@ -23,6 +23,8 @@ from .settings import (
     PAPER_POINT,
     PAPER_RAISE,
     PROBED_CLIPS,
+    PROBED_KEY_VALUE_FACTORS,
+    PROBED_QUERY_FACTORS,
     QUERY_FACTORS,
     Job,
 )
@@ -72,7 +74,9 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     job.say(
         f"drift does not rank layers like probes do (Spearman: {told or 'too few'}): all probed"
     )
-    return _probes(job, few, QUERY_FACTORS, KEY_VALUE_FACTORS, "sensitivity, all factors")
+    return _probes(
+        job, few, PROBED_QUERY_FACTORS, PROBED_KEY_VALUE_FACTORS, "sensitivity, all factors"
+    )
 
 
 def _probes(

@@ -26,9 +26,13 @@ OPERATORS = (
 )
 """What layers choose from: the paper's operators, and the ones most faithful to dense."""
 
-QUERY_FACTORS = (2, 4)
-KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
-"""Factors that sensitivities are measured at; 1 comes with them."""
+QUERY_FACTORS = (2, 3, 4, 6, 8)
+KEY_VALUE_FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+"""Factors that drift is measured at; 1 comes with them."""
+
+PROBED_QUERY_FACTORS = (2, 4, 8)
+PROBED_KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
+"""Those that are probed where drift cannot be trusted: a probe costs a whole run."""
 
 ANCHOR_FACTOR = 4
 """Factor of each axis that every layer is probed at, to scale drift by."""
