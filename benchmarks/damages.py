@@ -36,7 +36,7 @@ from spark3r import Schedule
 from spark3r.reference.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
 
-PROBED, FIRST_CLIP = CALIBRATION[300:304], 5100
+PROBED, FIRST_CLIP = CALIBRATION[300:308], 5100
 POWERS = (1.0, 1.5, 2.0)
 FEW = (2, 4), (2, 4, 8, 16, 32)
 ALL = QUERY_FACTORS, KEY_VALUE_FACTORS

@@ -151,19 +151,8 @@ class Bench:
 
 def effect(schedule: Schedule, layout: TokenLayout) -> str:
     """Return what a schedule does to clips of a layout; equal texts are equal runs."""
-    parts = []
-    for resolved in schedule.resolve(layout.frames):
-        rule = clamp(resolved, layout)
-        each = rule.operators or Operators()
-        queries = (each.query, each.group, each.merge_anchor)
-        keys = (each.key_value, each.keep_special, each.keep_anchor, each.mass_correction)
-        parts.append(
-            [
-                (rule.query, *queries) if rule.query > 1 else None,
-                (rule.key_value, *keys) if rule.key_value > 1 else None,
-            ]
-        )
-    return json.dumps(parts)
+    rules = [clamp(resolved, layout) for resolved in schedule.resolve(layout.frames)]
+    return json.dumps([rule.effect(Operators()) for rule in rules])
 
 
 def factors(schedule: Schedule) -> str:

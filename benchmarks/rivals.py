@@ -42,9 +42,7 @@ def rivals(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
         return gains[schedule.operators] * predicted_ms(schedule) <= taken_ms(ours)
 
     depth, length = len(ours.schedule.layers), ours.schedule.length
-    tier = min(rule.key_value for rule in paper.schedule.layers)
-    sensitive = [n for n, rule in enumerate(paper.schedule.layers) if rule.key_value == tier]
     return {
-        **paper_schedules(depth, sensitive, length, short, fits),
+        **paper_schedules(depth, found.sensitive, length, short, fits),
         **uniform_schedules(depth, OPERATORS, length, short, fits),
     }

@@ -40,6 +40,7 @@ from spark3r.reference.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
 
 FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds
+PROFILED = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + 8]
 STARTUP = 5  # random trials before a sampler trusts its model
 DESIGNS = ("weights TPE", "weights GP", "direct TPE", "direct GP", "weights random")
 QUERIES = tuple(factor for factor in OFFERED if factor <= max(QUERY_FACTORS))
@@ -116,7 +117,7 @@ class Task:
             measured.model, measured.family, settings, self.mode, lambda *_: None, lambda _: None
         )
         problem = Problem(
-            sensitivity=sensitivities(job, measured.dense_of(self.searched)),
+            sensitivity=sensitivities(job, measured.dense_of(PROFILED)),
             source=self.mode,
             latency=self.table.model,
             layout=self.table.layout,
@@ -221,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mode", choices=get_args(Source), default="deviation")
     parser.add_argument("--budget", type=float, default=10, help="percent from wall to dense")
-    parser.add_argument("--target-frames", type=int, default=128)
+    parser.add_argument("--target-frames", type=int, default=256)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--search-clips", type=int, default=4)

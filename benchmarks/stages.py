@@ -253,7 +253,8 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
     Raises:
         OutOfTimeError: If it is not done yet and the time is over.
     """
-    stem = f"{mode}-{share:g}-{plan.bench.frames}-{plan.trials}-{plan.seed}"
+    length = f"{plan.bench.frames}-{plan.target_frames}"
+    stem = f"{mode}-{share:g}-{length}-{plan.trials}-{plan.seed}"
     stem += "-predicted" if plan.predicted else ""
     path = plan.folder / f"{stem}.json"
     if not path.exists():
@@ -297,7 +298,7 @@ def twice(plan: Plan) -> bool | None:
 
     None if that is not known and the time is over.
     """
-    path = plan.folder / "twice.json"
+    path = plan.folder / f"twice-{plan.bench.frames}-{plan.target_frames}-{plan.seed}.json"
     if not path.exists():
         if time.monotonic() > plan.bench.deadline:
             return None

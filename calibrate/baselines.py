@@ -95,6 +95,7 @@ def uniform_schedules(
         fits: Whether a schedule meets the budget.
     """
     found: dict[str, Schedule] = {}
+    effects = set()
     for each in operators:
 
         def uniform(query: int, key_value: int, each: Operators = each) -> Schedule:
@@ -102,7 +103,11 @@ def uniform_schedules(
 
         query, key_value = largest_factors(each, short)
         pairs = frontier(range(1, query + 1), key_value, lambda q, r: fits(uniform(q, r)))
-        found |= {f"uniform {q}/{r} {operators_name(each)}": uniform(q, r) for q, r in pairs}
+        for q, r in pairs:
+            effect = LayerRule(q, r).effect(each)
+            if effect not in effects:
+                effects.add(effect)
+                found[f"uniform {q}/{r} {operators_name(each)}"] = uniform(q, r)
     return found
 
 

@@ -41,9 +41,12 @@ from .settings import OPERATORS, Job, Settings, make_job
 from .settling import Means, Settled, settle
 from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
-from .study import check_storage
+from .study import alone, check_storage
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .verify import time_beside_the_wall
+
+FEW = 4
+"""With fewer clips of the selection than these the user is told what that means."""
 
 UNREST = 0.1
 """Spread of timings above which the user is told."""
@@ -67,7 +70,8 @@ def calibrate(
 
     Args:
         model: An unpatched model in evaluation mode; it is as it was afterwards.
-        clips: Clips to calibrate on, on the CPU.
+        clips: Clips to calibrate on, on the CPU. Half are searched on, a quarter selects what is
+            exported, a quarter is held out: sixteen or more let that tell schedules apart.
         budget: Such as ``30ms``, ``1.5s/clip``, ``2.5x`` or ``25%``; see `calibrate.budget`.
         held_out: Clips that only the reported figures are measured on; without them some of
             ``clips`` are kept back.
@@ -131,7 +135,11 @@ def run(
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
-        result = _run(job, split) if measured is None else solve_from(measured, job, split)
+        if measured is None:
+            with alone(settings.storage):
+                result = _run(job, split)
+        else:
+            result = solve_from(measured, job, split)
     return replace(result, seconds=times.seconds)
 
 
@@ -178,6 +186,11 @@ def _run(job: Job, split: Split) -> Calibration:
         )
     if table.dense_extrapolated:
         job.say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
+    if len(split.selection) < FEW:
+        job.say(
+            f"{len(split.selection)} clips to select on hardly tell schedules apart, so that the "
+            "simplest is likely to stay: give more footage"
+        )
     shortest = min(split.clips, key=lambda clip: clip.frames)
     short = layout_of(job.model, shortest.images, job.family, job.dtype)
     cheapest_ms = least_ms(table.model, table.layout, short, job.depth)
@@ -218,6 +231,8 @@ def _run(job: Job, split: Split) -> Calibration:
     )
     judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     problem = _right_at_the_goal(job, judge, problem, images)
+    if settings.budget is not None:  # the least that can be reached may be more than was said
+        budget = resolve(settings.budget, frames, table.dense_ms, problem.space.least_ms)
     search_with = partial(searched, job, judge, dense["search"], storage, name)
     found = search_with(problem, trials=settings.trials)
     if not found.ranked():
@@ -323,4 +338,6 @@ def _result(
         gaps={role: value for role, value in gaps.items() if value is not None},
         was_stopped=was_stopped,
         searched_clips=len(split.search),
+        sensitive=tuple(settled.problem.sensitive),
+        max_deviation=job.settings.max_deviation,
     )

@@ -151,7 +151,7 @@ def _default_output(options: argparse.Namespace) -> Path:
     goal = options.budget
     if goal is None:
         goal = f"within {100 * options.max_deviation:g}%"
-    text = f"{options.model}-{goal}".replace("%", "pct").replace("/", "-per-")
+    text = f"{options.model}-{goal.replace('/', '-per-')}".replace("%", "pct")
     return Path(re.sub(r"[^A-Za-z0-9.-]+", "-", text) + ".json")
 
 
@@ -164,7 +164,9 @@ def _check_output(output: Path, resume: bool) -> None:
     if output.suffix != ".json":
         raise Spark3rError(f"--output {output} does not end in .json, the form of a profile")
     if output.exists() and not resume:
-        raise Spark3rError(f"{output} exists already: choose another --output, or move it away")
+        raise Spark3rError(
+            f"{output} exists already: choose another --output, or --resume its search"
+        )
     folder = output.absolute().parent
     if not folder.is_dir():
         raise Spark3rError(f"--output {output}: there is no folder {folder}")

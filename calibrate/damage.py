@@ -113,7 +113,7 @@ def choices(
     Raises:
         SensitivityError: As `damages`.
     """
-    found: dict[int, dict[tuple[int, int, Operators | None], Choice]] = {}
+    found: dict[int, dict[object, Choice]] = {}
     for each in operators:
         by_factor = damages(table, each)
         for layer in sorted({layer for layer, _, _ in by_factor}):
@@ -123,10 +123,9 @@ def choices(
                 (q, k) for q in queries.items() for k in keys.items()
             ):
                 rule = LayerRule(query, key_value, each)
-                identity = (query, key_value, None if rule.is_dense else each)
                 cost_ms = latency.layer_ms(rule, layout)
                 choice = Choice(rule, cost_ms, harm_q**POWER + harm_kv**POWER)
-                found.setdefault(layer, {}).setdefault(identity, choice)
+                found.setdefault(layer, {}).setdefault(rule.effect(each), choice)
     return [list(found[layer].values()) for layer in sorted(found)]
 
 

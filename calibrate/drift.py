@@ -227,12 +227,13 @@ def _watch(
         # Blocks that take their input in another shape still have as many numbers in it.
         fits = bool(stream) and stream[0].numel() == dense.numel()
         size = _rms(stream[0].float().reshape(dense.shape) + dense) if fits else _rms(dense)
+        known = {LayerRule().effect(Operators()): 0.0}
         for candidate, rule in candidates.items():
-            if rule.is_dense:
-                keep(candidate, 0.0)
-            else:
+            effect = rule.effect(candidate[0])
+            if effect not in known:
                 reduced = scaled(family.attend(module, layout, rule, *args, **kwargs))
-                keep(candidate, float(_rms(reduced - dense) / size))
+                known[effect] = float(_rms(reduced - dense) / size)
+            keep(candidate, known[effect])
 
     if block is not module:
         hooks.callback(block.register_forward_pre_hook(before_block).remove)

@@ -107,8 +107,11 @@ def make_profile(
         elif each.schedule not in schedules.values():
             schedules[each.name] = each.schedule
             runs.append(_schedule_run(each, each.name, evidence))
+    dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
+    wall_ms = table.wall_ms if wall.latency is None else wall.latency.median_ms
+    drift = wall_ms / table.model.wall_ms(table.layout)  # since the latencies were predicted
     for point in points:
-        name = f"{table.dense_ms / point.trial.latency_ms:.2f}x"
+        name = f"{dense_ms / (drift * point.trial.latency_ms):.2f}x"
         if point.trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = point.trial.schedule
             runs.append(_point_run(point, name))

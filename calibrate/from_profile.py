@@ -25,7 +25,7 @@ from spark3r.profile.evidence import Measurement
 from spark3r.schedule import LengthRule, Schedule
 from spark3r.timing import Latency
 
-from .budget import BudgetError, resolve, time_text
+from .budget import resolve, time_text
 from .export import Evidence, make_profile
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
@@ -54,7 +54,7 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         split: Clips by role; only the held-out ones are run.
 
     Raises:
-        BudgetError: If the budget cannot be reached.
+        UnreachableBudgetError: If the budget cannot be reached.
         ProfileError: If the profile was measured on something else, or lacks what is needed.
         SensitivityError: If it has no sensitivities of the source that is to be judged by.
     """
@@ -103,9 +103,10 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
     )
     decision = _decision(path, problem)
     if decision is None:
-        raise BudgetError(
-            f"{path} has no schedule for {settings.asked}: its factors do not suffice"
-        )
+        # Only a budget may have no answer: within any deviation there is dense.
+        assert settings.budget is not None
+        resolve(settings.budget, frames, table.dense_ms, problem.space.least_ms)
+        raise AssertionError("the knapsack found no schedule within a budget that has one")
     judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     latencies = _timed(job, judge, decision, images, "latency")
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
@@ -137,6 +138,7 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         verified=verified,
         sensitivity=problem.sensitivity,
         decision=decision,
+        max_deviation=settings.max_deviation,
         kept=kept(profile, measurement, path.name, problem, settings.objective, allowed_ms),
     )
 

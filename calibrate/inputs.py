@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,9 @@ SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 8, 32, 24
 """Rendered clips of each role by default. Few suffice to search, since what is found is chosen and
 reported on others."""
 
-STRETCHES = 8
-"""Into so many consecutive stretches footage is cut that has to serve for all roles."""
+STRETCHES = 16
+"""So many consecutive stretches few pieces of footage are cut into. With fewer the selection, which
+gets a quarter of them, could hardly tell schedules apart."""
 
 Read = Callable[[str, int], Footage]
 """Reads footage by name, so many frames of it or all where there are fewer."""
@@ -67,8 +69,8 @@ def read_split(
     Args:
         sources: Folders of images, videos, or ``rendered:SEED``.
         held_out: The same for the reported figures; empty keeps some of ``sources`` back.
-        frames: Of each clip. Footage that has to serve for several roles is read `STRETCHES` times
-            as long, or as long as it is, and cut into stretches.
+        frames: Of each clip. Fewer pieces of footage than `STRETCHES` are read so much longer that
+            they can be cut into as many, or as long as they are.
         read: Reads footage.
         progress: Told of the footage read.
         say: Told what was skipped.
@@ -77,13 +79,13 @@ def read_split(
         ClipError: If footage cannot be read, or is too short to be cut.
     """
     roles = 3 if held_out else 4
-    is_cut = len(sources) < roles
+    longest = max(math.ceil(STRETCHES / len(sources)), roles if len(sources) < roles else 1)
     total = len(sources) + len(held_out)
     clips: list[Clip] = []
     skipped: list[str] = []
     for number, source in enumerate((*sources, *held_out)):
         progress("reading", number, total)
-        longer = STRETCHES if is_cut and number < len(sources) else 1
+        longer = longest if number < len(sources) else 1
         footage = read(source, longer * frames)
         if footage.skipped:
             say(

@@ -81,14 +81,13 @@ class Problem:
     def starts(self) -> dict[str, Schedule]:
         """Return the schedules that a search starts from, by name.
 
-        The knapsack solved for looser and tighter goals, which the trade-off is drawn from, the
+        The knapsack, also for looser and tighter goals, which the trade-off is drawn from, the
         scaled paper schedules, and the uniform ones.
         """
-        found: dict[str, Schedule] = {}
+        solved = {"knapsack": self.knapsack()}
         for share in KNAPSACK_SHARES:
-            schedule = self._scaled(share).proposed(self.space, {})
-            if schedule is not None:
-                found[f"knapsack {share:g}"] = schedule
+            solved[f"knapsack {share:g}"] = self._scaled(share).proposed(self.space, {})
+        found = {name: schedule for name, schedule in solved.items() if schedule is not None}
         if isinstance(self.goal, WithinDeviation):
             depth = len(self.space.layers)
             found["uniform 1/1"] = Schedule.uniform(depth, length=self.length)  # always faithful

@@ -50,27 +50,29 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
 def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     """Return the sensitivities around dense, on the first of the clips.
 
-    Every layer is probed at one factor per axis. Where drift ranks layers like these probes do
-    (`TRUSTED`, on every axis), drift scaled by them stands for the deviation of all other factors,
-    at a fraction of the cost; elsewhere all factors are probed.
+    Every layer is probed at one factor per axis. Where drift on other clips ranks layers like these
+    probes do (`TRUSTED`, on every axis), drift scaled by them stands for the deviation of all other
+    factors, at a fraction of the cost; elsewhere more factors are probed. With a single clip both
+    are of that.
     """
-    few = dense.first(PROBED_CLIPS)
+    few = dense.first(min(PROBED_CLIPS, max(1, len(dense.clips) // 2)))
+    others = dense.clips[len(few.clips) :][:PROBED_CLIPS] or few.clips
     names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
     job.progress("drift", 0, 1)
     drifts = _cached(
         job,
-        _key(job, few, OPERATORS, profiler="drift", **names),
-        lambda: drift(job.model, few.clips, OPERATORS, family=job.family, dtype=job.dtype, **names),
+        _key(job, others, OPERATORS, profiler="drift", **names),
+        lambda: drift(job.model, others, OPERATORS, family=job.family, dtype=job.dtype, **names),
     )
     job.progress("drift", 1, 1)
     probes = _probes(job, few, (ANCHOR_FACTOR,), (ANCHOR_FACTOR,), "sensitivity")
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
     told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
-    if len(agreement) == len(names) and min(agreement.values()) >= TRUSTED:
+    if len(agreement) == len(names) and all(each >= TRUSTED for each in agreement.values()):
         job.say(f"drift ranks layers like probes do (Spearman: {told}) and stands in for them")
         scaled = scale_drift(drifts, probes, FAITHFULNESS)
-        others = probes[probes["metric"] != FAITHFULNESS]
-        return pd.concat([others, scaled], ignore_index=True)
+        probed = probes[probes["metric"] != FAITHFULNESS]
+        return pd.concat([probed, scaled], ignore_index=True)
     job.say(
         f"drift does not rank layers like probes do (Spearman: {told or 'too few'}): all probed"
     )
@@ -92,7 +94,7 @@ def _probes(
     """
     key = _key(
         job,
-        dense,
+        dense.clips,
         OPERATORS,
         profiler="probe",
         point=(1, 1),
@@ -153,7 +155,7 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
         job,
         _key(
             job,
-            few,
+            few.clips,
             OPERATORS[:1],
             profiler="probe",
             point=(1, point),
@@ -169,14 +171,14 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
 
 
 def _key(
-    job: Job, dense: DenseRuns, operators: Sequence[Operators], **settings: object
+    job: Job, clips: Sequence[Clip], operators: Sequence[Operators], **settings: object
 ) -> dict[str, Any] | None:
     """Return what a table depends on, None where none is kept."""
     if job.settings.cache is None:
         return None
     return table_key(
         job.model,
-        dense.clips,
+        clips,
         operators,
         job.family,
         job.dtype,

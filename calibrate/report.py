@@ -17,7 +17,7 @@ from .objective import Source, mean_score
 from .pictures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
 from .settings import OPERATORS
-from .summary import FIGURES, SOURCES, absent, holds, latency_text, percent_text, rows, work_text
+from .summary import FIGURES, SOURCES, absent, latency_text, missed, percent_text, rows, work_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ def _fullest(table: pd.DataFrame, source: Source) -> str:
     """Return the score to draw: the source's, or deviation where more factors have that."""
     counts = table.groupby("metric")["factor"].nunique()
     own = f"score.{source}"
-    return own if counts[own] >= counts.get(FAITHFULNESS, 0) else FAITHFULNESS
+    return own if counts.get(own, 0) >= counts.get(FAITHFULNESS, 0) else FAITHFULNESS
 
 
 def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> str:
@@ -155,7 +155,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         measurement=measurement,
         environment=measurement.environment.model_dump(),
         budget=result.budget,
-        holds=holds(result),
+        missed=missed(result),
         source=result.source,
         sources=[name for name in SOURCES if any(name in row["scores"] for row in table)],
         rows=table,

@@ -38,6 +38,8 @@ class Calibration:
         was_stopped: Whether Ctrl-C cut selection, verification or the trade-off short.
         seconds: How long each step took, by name.
         searched_clips: Number of clips of the search.
+        sensitive: Layers that are sensitive by the paper's probe, where that ran.
+        max_deviation: The largest deviation asked for, None where there was a budget.
         kept: What the profile that was solved from holds; None where everything was measured.
     """
 
@@ -54,6 +56,8 @@ class Calibration:
     was_stopped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     searched_clips: int = 1
+    sensitive: tuple[int, ...] = ()
+    max_deviation: float | None = None
     kept: Kept | None = None
 
     @property

@@ -4,12 +4,12 @@ Sensitivities say what each layer bears alone. What they miss are interactions b
 Optuna corrects them: its parameters are the logarithms of weights on the damages of each layer, of
 the query axis and of all operators but the first. For any weights the knapsack answers with the
 schedule of least weighted damage within the budget, so that every trial is feasible by the latency
-model and uses the budget up; all weights 1 is the knapsack's own answer, the first trial. (For the
-dual, `WithinDeviation`, it answers with the fastest schedule of as much damage as is allowed.)
+model and uses the budget up. (For the dual, `WithinDeviation`, it answers with the fastest schedule
+of as much damage as is allowed.)
 
-The schedules to start from (the knapsack at several budgets, the scaled paper schedule, the best
-uniform ones) run before. Whatever ran is kept with its latency and figures, so that the trade-off
-between latency and quality comes out of the same search.
+The schedules to start from (the knapsack's own answer, which is that of all weights 1, and at other
+budgets, the scaled paper schedule, the best uniform ones) run before. Whatever ran is kept with its
+latency and figures, so that the trade-off between latency and quality comes out of the same search.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _run_proposed(
     study = studies.proposed
     names = run.goal.parameters(space)
     number = len(finished(study))
-    if number == 0:
+    if number == 0:  # the knapsack's own answer, so that the sampler knows of it
         study.enqueue_trial(dict.fromkeys(names, 0.0), skip_if_exists=True)
     while number < trials and not is_over():
         trial = study.ask()
@@ -238,8 +238,8 @@ def _run_proposed(
         if schedule is None:
             study.tell(trial, state=TrialState.FAIL)
             return
-        run.tell(study, trial, f"search {number}" if number else "knapsack", schedule)
         number += 1
+        run.tell(study, trial, f"search {number}", schedule)
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:

@@ -62,10 +62,6 @@ def searched(
     """Search, or go on with a search under a corrected latency model, which ``others`` come of."""
     settings = job.settings
     starts = problem.starts() | (others or {})
-    knapsack = problem.knapsack() if settings.resume else None
-    if knapsack is not None:
-        # The latency model is another each time: what was proposed then may not fit any more.
-        starts["knapsack again"] = knapsack
     total = len(starts) + trials
     ran = 0
 

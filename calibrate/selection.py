@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
-from .goal import Goal, WithinBudget
+from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge, is_failure
 from .objective import Source
 from .quality import Quality
@@ -116,7 +116,13 @@ def finalists(
     chosen = []
     for number, (kind, trials) in enumerate(by_kind.items()):
         progress(number, len(by_kind))
-        for trial in trials[:ATTEMPTS]:
+        attempts, most = 0, math.inf
+        for trial in trials:
+            if attempts == ATTEMPTS:
+                break
+            if trial.score is None or trial.score.mean > most:
+                continue
+            attempts += 1
             try:
                 qualities = judge.qualities(trial.schedule, selection)
             except Exception as error:
@@ -128,6 +134,9 @@ def finalists(
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
                 chosen.append(finalist)
                 break
+            if isinstance(found.goal, WithinDeviation) and finalist.selection_score:
+                # As much as it exceeds the limit here, the next one must stay below it there.
+                most = trial.score.mean * found.goal.most / finalist.selection_score
     progress(len(by_kind), len(by_kind))
     return tuple(chosen)
 

@@ -96,6 +96,7 @@ def probe(
     compared: set[tuple[Operators, int, str, int]] = set()
     done = _Runs(model, dense, family, dtype)
     rows: list[dict[str, Any]] = []
+    progress(0, len(plan))
     for number, (each, layer, axis, factor) in enumerate(plan):
         point = _point(operating_point, each, layout)
         base = Schedule.uniform(len(names), point["query"], point["key_value"], operators=each)
@@ -140,7 +141,7 @@ class _Runs:
         self._known: dict[object, tuple[Quality, ...]] = {}
 
     def quality(self, schedule: Schedule, what: str) -> tuple[Quality, ...]:
-        key = tuple(_effect(rule, schedule.operators) for rule in schedule.layers)
+        key = tuple(rule.effect(schedule.operators) for rule in schedule.layers)
         if all(rule.is_dense for rule in schedule.layers):
             return self._dense.qualities
         if key not in self._known:
@@ -151,21 +152,6 @@ class _Runs:
             except PredictionError as error:
                 raise SensitivityError(f"{what}: {error}") from error
         return self._known[key]
-
-
-def _effect(rule: LayerRule, operators: Operators) -> tuple[object, ...]:
-    """Return what of a rule makes a difference: operators of an axis that is not reduced do not."""
-    query = (operators.query, operators.group, operators.merge_anchor)
-    key_value = (
-        operators.key_value,
-        operators.keep_special,
-        operators.keep_anchor,
-        operators.mass_correction,
-    )
-    return (
-        (rule.query, query if rule.query > 1 else None),
-        (rule.key_value, key_value if rule.key_value > 1 else None),
-    )
 
 
 def _within(axis: str, factor: int, operators: Operators, layout: TokenLayout) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spark3r.errors import Spark3rError
+from spark3r.errors import ClipError, Spark3rError
 from spark3r.families import Family, detect, unwrap
 from spark3r.inference import device_of
 from spark3r.patching import is_applied
@@ -141,12 +141,21 @@ def default_source(split: Split, settings: Settings) -> Source:
 
     Without ground truth it is deviation, which on the reference model ranks schedules more like
     error on other clips than consistency does (docs/method.md).
+
+    Raises:
+        ClipError: If error is asked for, and a clip has no ground truth.
     """
     if settings.max_deviation is not None:
         return "deviation"
+    lacking = [clip.name for clip in split.clips if not clip.has_ground_truth]
+    if settings.source == "error" and lacking:
+        raise ClipError(
+            f"clip '{lacking[0]}' has no ground truth, so that there is no error to judge by: "
+            "judge by deviation or consistency, or calibrate on rendered clips"
+        )
     if settings.source is not None:
         return settings.source
-    return "error" if all(clip.has_ground_truth for clip in split.clips) else "deviation"
+    return "deviation" if lacking else "error"
 
 
 def make_job(

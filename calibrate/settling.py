@@ -25,7 +25,6 @@ from .selection import (
     best_so_far,
     choose,
     finalists,
-    kind_of,
     most_faithful,
 )
 from .settings import Job
@@ -130,8 +129,7 @@ def _settle(
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
         proposals = [trial for trial in found.ranked() if trial.parameters]
-        knapsack = [trial for trial in proposals if kind_of(trial) == "knapsack"]
-        again = corrected.solved_again([*knapsack, *proposals[:SOLVED_AGAIN]])
+        again = corrected.solved_again(proposals[:SOLVED_AGAIN])
         more = means.searched(corrected, trials=0, others=again)
         if more.ranked():
             stopped = found.interrupted or more.interrupted

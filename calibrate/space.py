@@ -36,6 +36,11 @@ class Space:
         others = [f"operators {index}" for index in range(1, len(self.operators))]
         return (*layers, "query", *others)
 
+    @property
+    def least_ms(self) -> float:
+        """Latency of the fastest schedule."""
+        return self.rest_ms + sum(min(choice.cost_ms for choice in layer) for layer in self.layers)
+
     def schedule(self, budget_ms: float, log_weights: Mapping[str, float]) -> Schedule | None:
         """Return the schedule of least weighted damage within a budget, None if none is.
 

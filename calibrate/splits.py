@@ -61,14 +61,15 @@ def split_clips(
 ) -> Split:
     """Deal out clips: half to the search, a quarter each to selection and to be held out.
 
-    Fewer clips than four (three with ``held_out``) are cut into consecutive stretches first: the
-    first half of each clip serves the search, and so on.
+    Clips are cut into consecutive stretches where ``frames`` says how long. Fewer clips than four
+    (three with ``held_out``) are always cut, and serve all roles: the first half of each the
+    search, and so on.
 
     Args:
         clips: Clips with different names.
         held_out: Clips that only the report may see; empty holds out some of ``clips``.
-        frames: Frames of a stretch where clips are long enough; None cuts as few as there are
-            roles.
+        frames: Frames of a stretch where clips are long enough; None cuts only where it must be,
+            into as few as there are roles.
         skipped: What could not be read of the footage.
 
     Raises:
@@ -86,7 +87,8 @@ def split_clips(
     dealt: list[list[Clip]] = [[] for _ in range(roles)]
     if len(clips) >= roles:
         for number, clip in enumerate(clips):
-            dealt[number % roles].append(clip)
+            count = clip.frames // frames if frames else 1
+            dealt[number % roles] += _stretches(clip, count) if count > 1 else [clip]
     else:
         for clip in clips:
             count = max(roles, clip.frames // frames if frames else 0)

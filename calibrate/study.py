@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -80,6 +81,37 @@ def open_studies(
     return studies
 
 
+@contextmanager
+def alone(storage: Storage) -> Iterator[None]:
+    """Keep other processes off a journal for as long as this one searches.
+
+    What is no journal is not kept, and is for the data base to share.
+
+    Raises:
+        StudyError: If another process is at it, or its folder cannot be written.
+    """
+    if not _is_journal(storage):
+        yield
+        return
+    mark = Path(f"{storage}.busy")
+    lock = FileLock(mark)
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise StudyError(
+            f"study storage {storage}: another process is searching there right now; wait for it, "
+            "or choose another --output (or --storage, where that is given)"
+        ) from error
+    except OSError as error:
+        raise StudyError(f"study storage {storage}: cannot be written ({error})") from error
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+        lock.release()
+
+
 def check_storage(storage: Storage, name: str, resume: bool) -> None:
     """Refuse what `open_studies` would, before anything is measured for it; make nothing.
 
@@ -103,7 +135,7 @@ def _opened(storage: Storage, name: str, resume: bool) -> optuna.storages.BaseSt
     if name in names and not resume:
         raise StudyError(
             f"study storage {storage} holds a study of this search already: --resume goes on "
-            "with it, another --output begins anew"
+            "with it, another --output (or --storage, where that is given) begins anew"
         )
     if resume and names and name not in names:
         raise StudyError(

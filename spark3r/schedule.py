@@ -122,6 +122,20 @@ class LayerRule:
         """Whether the layer is left alone."""
         return self.query == 1 and self.key_value == 1
 
+    def effect(self, operators: Operators) -> tuple[tuple[object, ...] | None, ...]:
+        """Return what of the rule makes a difference: operators of an axis left alone do not.
+
+        Args:
+            operators: The schedule's, for a layer without its own.
+        """
+        each = self.operators or operators
+        query = (self.query, each.query, each.group, each.merge_anchor)
+        key_value = (
+            *(self.key_value, each.key_value),
+            *(each.keep_special, each.keep_anchor, each.mass_correction),
+        )
+        return (query if self.query > 1 else None, key_value if self.key_value > 1 else None)
+
 
 @dataclass(frozen=True)
 class LengthRule:

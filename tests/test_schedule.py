@@ -168,3 +168,13 @@ def test_numpy_integers_are_integers():
     assert rule == LayerRule(4, 2)
     assert type(rule.query) is int
     assert Schedule.dense(2).resolve(np.int64(7)) == Schedule.dense(2).resolve(7)
+
+
+def test_operators_of_an_axis_that_is_left_alone_make_no_difference() -> None:
+    paper, thin = Operators(), Operators(key_value="token_stride", keep_anchor=True)
+    assert LayerRule(4, 1, thin).effect(paper) == LayerRule(4, 1).effect(paper)
+    assert LayerRule(4, 2, thin).effect(paper) != LayerRule(4, 2).effect(paper)
+    assert LayerRule(1, 2).effect(thin) == LayerRule(1, 2, thin).effect(paper)
+    assert LayerRule(1, 2, Operators(group=4)).effect(paper) == LayerRule(1, 2).effect(paper)
+    assert LayerRule(2, 1, Operators(group=4)).effect(paper) != LayerRule(2, 1).effect(paper)
+    assert LayerRule().effect(thin) == LayerRule().effect(paper)

@@ -48,12 +48,13 @@ def starts(clips: tuple) -> list[str]:
 
 def test_one_folder_serves_all_roles_in_separate_stretches(tmp_path: Path) -> None:
     split, said = read([folder(tmp_path / "walk", 100)], [])
-    assert starts(split.search) == ["0:4", "4:8", "8:12", "12:16"]
-    assert starts(split.selection) == ["16:20", "20:24"]
-    assert starts(split.held_out) == ["24:28", "28:32"]
+    parts = [f"{first}:{first + 4}" for first in range(0, 64, 4)]
+    assert starts(split.search) == parts[:8]
+    assert starts(split.selection) == parts[8:12]
+    assert starts(split.held_out) == parts[12:]
     assert sum(clip.frames for clip in split.clips) == STRETCHES * FRAMES
     assert len({clip.digest() for clip in split.clips}) == STRETCHES
-    assert said == ["clips of 4 frames: search 4, selection 2, held out 2"]
+    assert said == ["clips of 4 frames: search 8, selection 4, held out 4"]
 
 
 def test_short_footage_is_cut_as_it_is(tmp_path: Path) -> None:
@@ -71,9 +72,19 @@ def test_held_out_footage_is_only_held_out(tmp_path: Path) -> None:
     assert all(clip.name.rpartition("/")[2].startswith("a[") for clip in split.search)
 
 
+def test_a_few_clips_have_one_role_each_and_are_cut(tmp_path: Path) -> None:
+    split, _ = read([folder(tmp_path / str(n), 40, seed=n) for n in range(4)], [])
+    names = [
+        {clip.name.rpartition("/")[2].partition("[")[0] for clip in clips}
+        for clips in (split.search, split.selection, split.held_out)
+    ]
+    assert names == [{"0", "1"}, {"2"}, {"3"}]
+    assert [clip.frames for clip in split.clips] == [FRAMES] * STRETCHES
+
+
 def test_many_clips_are_dealt_out_whole(tmp_path: Path) -> None:
-    split, _ = read([folder(tmp_path / str(n), 6, seed=n) for n in range(4)], [])
-    assert [clip.frames for clip in split.clips] == [FRAMES] * 4
+    split, _ = read([folder(tmp_path / str(n), 6, seed=n) for n in range(STRETCHES)], [])
+    assert [clip.frames for clip in split.clips] == [FRAMES] * STRETCHES
 
 
 def test_a_video_is_cut_into_stretches(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_job
@@ -15,6 +17,7 @@ from calibrate.sensitivity import SensitivityError
 from calibrate.settings import Settings
 from calibrate.splits import split_clips
 from calibrate.study import StudyError
+from calibrate.summary import missed
 from calibrate.target_length import clip_of_length
 from spark3r import Clip, ClipError, Profile, Schedule, Spark3rError, apply
 from spark3r.timing import Latency
@@ -228,6 +231,49 @@ def test_budget_below_what_can_be_reached(clips: list) -> None:
     with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
         run(tiny_job.make_tiny(), split_clips(clips), settings("10x"))
     assert caught.value.minimum_ms > tiny_job.WALL_MS
+
+
+def test_a_minimum_that_turns_out_larger_is_said_before_the_search(
+    clips: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slower(*args: Any, **kwargs: Any) -> dict[str, Latency]:
+        """The knapsack's schedule takes twice what is predicted beyond the wall."""
+        found = tiny_job.timed_passes(args[0].model, args[2], {"wall": "wall", **args[1]})
+        taken_ms = found["knapsack"].median_ms
+        return found | {"knapsack": Latency((2 * taken_ms - tiny_job.WALL_MS,))}
+
+    monkeypatch.setattr("calibrate.calibration.time_beside_the_wall", slower)
+    monkeypatch.setattr("calibrate.calibration.searched", lambda *_, **__: pytest.fail("searched"))
+    least = run_least(clips)
+    with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
+        run(tiny_job.make_tiny(), split_clips(clips), settings(f"{1.05 * least:.4f}ms/clip"))
+    assert caught.value.minimum_ms > 1.05 * least
+
+
+def run_least(clips: list) -> float:
+    """Return the least latency that a calibration says can be reached."""
+    with pytest.raises(UnreachableBudgetError) as caught:
+        run(tiny_job.make_tiny(), split_clips(clips), settings("10x"))
+    return caught.value.minimum_ms
+
+
+def test_error_without_ground_truth_is_refused_at_once(clips: list) -> None:
+    blind = [replace(clip, depth=None, extrinsics=None) for clip in clips]
+    with pytest.raises(ClipError, match="no ground truth"):
+        run(tiny_job.make_tiny(), split_clips(blind), replace(settings(), source="error"))
+
+
+def test_what_was_asked_for_is_compared_with_what_was_measured(clips: list) -> None:
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings(source="deviation"))
+    assert missed(result) is None
+    slow = replace(result.chosen, latency=Latency((1.06 * result.allowed_ms,)))
+    others = [each for each in result.verified if each is not result.chosen]
+    assert "ms are allowed" in str(missed(replace(result, verified=(*others, slow))))
+    score = result.chosen.score
+    assert score is not None
+    assert missed(replace(result, max_deviation=score)) is None
+    told = missed(replace(result, max_deviation=score / 1.06))
+    assert f"deviates by {score:.2%}" in str(told)
 
 
 def test_nan_names_layer_and_factor(clips: list) -> None:

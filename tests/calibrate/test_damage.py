@@ -61,10 +61,12 @@ def test_a_larger_factor_of_a_layer_does_no_less_harm() -> None:
     assert found == pytest.approx({1: 0.0, 2: 0.1, 4: 0.4, 8: 0.4, 16: 0.9})
 
 
-def test_choices_are_all_pairs_with_dense_once() -> None:
+def test_choices_are_all_pairs_and_what_does_the_same_stands_once() -> None:
     layers = choices(made(), [PAPER, FAITHFUL], LATENCY, LAYOUT)
     offered = sum(factor <= 16 for factor in OFFERED)
-    assert [len(layer) for layer in layers] == [2 * offered**2 - 1] * 2
+    # Operators of keys and values tell nothing apart where these are left alone.
+    assert [len(layer) for layer in layers] == [2 * offered**2 - offered] * 2
+    assert len({choice.rule.effect(PAPER) for choice in layers[0]}) == len(layers[0])
     by_rule = {choice.rule: choice for choice in layers[1]}
     both = by_rule[LayerRule(4, 16, FAITHFUL)]
     assert both.damage == pytest.approx(15**POWER + 10**POWER)

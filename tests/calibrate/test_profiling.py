@@ -70,6 +70,30 @@ def test_drift_is_trusted_where_it_ranks_like_probes(
     )
 
 
+def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_with(
+    split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[str]] = {"drift": set(), "probe": set()}
+    drift, probe = calibrate.profiling.drift, calibrate.profiling.probe
+
+    def drifts(model, clips, *args, **kwargs):
+        seen["drift"] |= {clip.name for clip in clips}
+        return drift(model, clips, *args, **kwargs)
+
+    def probes(model, dense, *args, **kwargs):
+        seen["probe"] |= {clip.name for clip in dense.clips}
+        return probe(model, dense, *args, **kwargs)
+
+    monkeypatch.setattr(calibrate.profiling, "drift", drifts)
+    monkeypatch.setattr(calibrate.profiling, "probe", probes)
+    work = job([])
+    sensitivities(work, dense_runs(work, split.search, "search"))
+    assert len(split.search) > 1
+    assert seen["drift"]
+    assert seen["probe"]
+    assert not seen["drift"] & seen["probe"]
+
+
 def test_an_interrupted_probe_goes_on_at_its_layer(
     split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import toys
 
 from calibrate.goal import WithinBudget, WithinDeviation
 from calibrate.search import Found, Score, Trial, search
-from calibrate.study import StudyError, decode, encode
+from calibrate.study import StudyError, alone, decode, encode
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
 
 BUDGET_MS = 18.0
@@ -38,7 +38,7 @@ def run(objective=toys.additive, trials: int = 6, **settings) -> Found:
 def test_additive_toy_is_solved_by_the_knapsack() -> None:
     found = run(trials=1)
     best = found.ranked()[0]
-    assert best.name == "knapsack"
+    assert best.name == "search 1"
     assert best.score is not None
     assert best.score.value == pytest.approx(toys.best_value(toys.additive, AIM_MS))
     assert best.score.figures == {"twice": 2 * best.score.value}
@@ -62,7 +62,7 @@ def test_interactions_are_found() -> None:
     wanted = toys.best_value(toys.interacting, AIM_MS)
     found = run(toys.interacting, trials=80, seed=1)
     values = {trial.name: trial.score.value for trial in found.trials if trial.score}
-    assert values["knapsack"] > wanted + 0.5
+    assert values["search 1"] > wanted + 0.5
     best = found.ranked()[0].score
     assert best is not None
     assert best.value == pytest.approx(wanted)
@@ -92,7 +92,7 @@ def test_the_dual_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
     assert best.score.value <= most
     assert best.latency_ms == pytest.approx(min(allowed))
     assert "uniform" not in {trial.name for trial in found.ranked()}  # fast, but it deviates more
-    by_knapsack = next(trial for trial in found.trials if trial.name == "knapsack")
+    by_knapsack = next(trial for trial in found.trials if trial.name == "search 1")
     assert by_knapsack.latency_ms >= best.latency_ms
 
 
@@ -110,6 +110,25 @@ def test_trials_gone_on_with_are_predicted_anew(tmp_path: Path) -> None:
         2 * trial.latency_ms for trial in first.trials
     ]
     assert not slower.ranked()
+
+
+def test_one_process_at_a_time_is_at_a_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    with (
+        alone(journal),
+        pytest.raises(StudyError, match="another process is searching"),
+        alone(journal),
+    ):
+        raise AssertionError("two are at it")
+    with alone(journal), alone(tmp_path / "other.journal"), alone(None):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StudyError, match="cannot be written"),
+        alone(tmp_path / "file" / "a.journal"),
+    ):
+        raise AssertionError("there is no such folder")
 
 
 def test_front_is_sorted_and_undominated() -> None:

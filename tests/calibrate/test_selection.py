@@ -163,6 +163,34 @@ def test_what_is_solved_for_a_tighter_budget_stands_for_its_kind_only_if_nothing
     assert [each.trial.name for each in kept] == ["knapsack 0.8"]
 
 
+@dataclass(frozen=True)
+class Harder:
+    """On the selection everything deviates twice as much as on the clips of the search."""
+
+    source: str = "deviation"
+
+    def qualities(self, schedule: Schedule, dense: object) -> tuple:
+        return (schedule.layers[0].key_value,)
+
+    def scores(self, qualities: tuple, dense: object) -> dict[str, float]:
+        return {"a": 2 * 0.1 * qualities[0], "b": 2 * 0.1 * qualities[0]}
+
+    deviations = scores
+
+
+def test_what_deviates_too_much_on_the_selection_gives_way_to_what_deviates_that_much_less() -> (
+    None
+):
+    # The fastest first; of many at the limit only one is tried before one at half of it.
+    trials = tuple(
+        trial(f"search {n}", 50 + n, 0.1 * factor, factor)
+        for n, factor in enumerate((8, 8, 8, 8, 7, 7, 6, 5, 4, 3, 2, 1))
+    )
+    (kept,) = finalists(Found(trials, WithinDeviation(0.85)), Harder(), RUNS)  # type: ignore[arg-type]
+    assert kept.trial.schedule.layers[0].key_value == 4
+    assert kept.selection_score == pytest.approx(0.8)
+
+
 def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
     trials = (trial("uniform 1/2", 90, 0.1, 2), trial("a", 50, 0.5, 6), trial("b", 70, 0.4, 7))
     points = trade_off(Found(trials, BUDGET), trials[0], Broken((6,)), RUNS)  # type: ignore[arg-type]
