@@ -97,7 +97,7 @@ def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, st
     norm = Normalize(-bound if has_gains else 0.0, bound)
     layers = max(len(grid) for _, grid in panels)
     columns = [len(grid.columns) for _, grid in panels]
-    figure = Figure(figsize=(1.6 + 0.62 * sum(columns), 1.5 + 0.3 * layers), layout="constrained")
+    figure = Figure(figsize=(1.6 + 0.48 * sum(columns), 1.5 + 0.3 * layers), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=columns)[0]
     image = None
     for axis, (title, grid) in zip(axes, panels, strict=True):

@@ -78,20 +78,23 @@ class Problem:
         latency = self.latency.corrected(self.layout, wall_ms, predicted_ms, measured_ms)
         return replace(self, latency=latency)
 
-    def starts(self) -> dict[str, Schedule]:
+    def starts(self, *, at_the_goal: bool = False) -> dict[str, Schedule]:
         """Return the schedules that a search starts from, by name.
 
         The knapsack, also for looser and tighter goals, which the trade-off is drawn from, the
         scaled paper schedules, and the uniform ones.
+
+        Args:
+            at_the_goal: Whether to leave out what looser and tighter goals say.
         """
         solved = {"knapsack": self.knapsack()}
-        for share in KNAPSACK_SHARES:
+        for share in () if at_the_goal else KNAPSACK_SHARES:
             solved[f"knapsack {share:g}"] = self._scaled(share).proposed(self.space, {})
         found = {name: schedule for name, schedule in solved.items() if schedule is not None}
         if isinstance(self.goal, WithinDeviation):
             depth = len(self.space.layers)
             found["uniform 1/1"] = Schedule.uniform(depth, length=self.length)  # always faithful
-        for most_ms in self._frontiers():
+        for most_ms in self._frontiers()[: 1 if at_the_goal else None]:
             fits = self._within(most_ms)
             depth = len(self.space.layers)
             made = paper_schedules(depth, self.sensitive, self.length, self.short, fits)

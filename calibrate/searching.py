@@ -61,7 +61,7 @@ def searched(
 ) -> Found:
     """Search, or go on with a search under a corrected latency model, which ``others`` come of."""
     settings = job.settings
-    starts = problem.starts() | (others or {})
+    starts = problem.starts(at_the_goal=others is not None) | (others or {})
     total = len(starts) + trials
     ran = 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
@@ -105,14 +105,26 @@ def kind_of(trial: Trial) -> str:
 
 
 def finalists(
-    found: Found, judge: Judge, selection: DenseRuns, progress: Samples = uncounted
+    found: Found,
+    judge: Judge,
+    selection: DenseRuns,
+    progress: Samples = uncounted,
+    earlier: tuple[Finalist, ...] = (),
 ) -> tuple[Finalist, ...]:
     """Return the best trial that is allowed of each kind, run again on the selection.
 
     Where a deviation is the limit, what exceeds it on the selection is left out, as is what cannot
     be run there, and the next best takes its place.
+
+    Args:
+        found: The search.
+        judge: Runs and scores.
+        selection: Clips of the selection.
+        progress: Told of the kinds done.
+        earlier: Finalists of the same clips, which need not run again.
     """
     by_kind = ranked_by_kind(found)
+    known = {each.trial.schedule: each for each in earlier if each.selection}
     chosen = []
     for number, (kind, trials) in enumerate(by_kind.items()):
         progress(number, len(by_kind))
@@ -123,14 +135,10 @@ def finalists(
             if trial.score is None or trial.score.mean > most:
                 continue
             attempts += 1
-            try:
-                qualities = judge.qualities(trial.schedule, selection)
-            except Exception as error:
-                if not is_failure(error):
-                    raise
+            finalist = known.get(trial.schedule) or _selected(kind, trial, judge, selection)
+            if finalist is None:
                 continue
-            faithful = judge.deviations(qualities, selection)
-            finalist = Finalist(kind, trial, judge.scores(qualities, selection), faithful)
+            finalist = replace(finalist, kind=kind, trial=trial)
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
                 chosen.append(finalist)
                 break
@@ -139,6 +147,18 @@ def finalists(
                 most = trial.score.mean * found.goal.most / finalist.selection_score
     progress(len(by_kind), len(by_kind))
     return tuple(chosen)
+
+
+def _selected(kind: str, trial: Trial, judge: Judge, selection: DenseRuns) -> Finalist | None:
+    """Return a trial run on the selection, None where it cannot be run."""
+    try:
+        qualities = judge.qualities(trial.schedule, selection)
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        return None
+    faithful = judge.deviations(qualities, selection)
+    return Finalist(kind, trial, judge.scores(qualities, selection), faithful)
 
 
 def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:

@@ -134,28 +134,34 @@ def _settle(
         if more.ranked():
             stopped = found.interrupted or more.interrupted
             problem, found = corrected, replace(more, interrupted=stopped)
-            decision = _decided(means, problem, found, "selection, corrected")
+            decision = _decided(means, problem, found, "selection, corrected", decision.finalists)
             choices.append((problem, found, decision))
-            latencies = _timed(means, decision, "latency, corrected")
+            latencies = _timed(means, decision, "latency, corrected", share=1.0)
     progress = partial(job.progress, "verification")
     verified = verify(judge, decision, dense["held out"], latencies, progress)
     return Settled(problem, found, decision, verified)
 
 
-def _decided(means: Means, problem: Problem, found: Found, step: str) -> Decision:
+def _decided(
+    means: Means,
+    problem: Problem,
+    found: Found,
+    step: str,
+    earlier: tuple[Finalist, ...] = (),
+) -> Decision:
     progress = partial(means.job.progress, step)
-    candidates = finalists(found, means.judge, means.dense["selection"], progress)
+    candidates = finalists(found, means.judge, means.dense["selection"], progress, earlier)
     if not candidates:
         return most_faithful(found)
     return choose(candidates, problem.goal, means.job.source)
 
 
-def _timed(means: Means, decision: Decision, step: str) -> dict[str, Latency]:
+def _timed(means: Means, decision: Decision, step: str, share: float = 2.0) -> dict[str, Latency]:
     return time_beside_the_wall(
         means.judge,
         {each.kind: each.trial.schedule for each in decision.finalists},
         means.images,
-        limit_s=2 * means.job.settings.timing_s,
+        limit_s=share * means.job.settings.timing_s,
         progress=partial(means.job.progress, step),
     )
 
