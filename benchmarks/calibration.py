@@ -149,7 +149,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     show_figures(f"{len(long)} held-out clips of {plan.target_frames} frames", long, schedules, ms)
     show_bars(judged)
     return {
-        "command": "python benchmarks/calibration.py",
+        "command": f"python benchmarks/calibration.py --trials {options.trials}",
         **plan.bench.record(),
         "target_frames": plan.target_frames,
         "clips": len(runs),

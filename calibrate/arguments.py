@@ -8,7 +8,7 @@ from pathlib import Path
 from spark3r import __version__
 
 FRAMES = 24
-TRIALS = 40
+TRIALS = 30
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -36,7 +36,7 @@ from .profiling import dense_runs, paper_layers, sensitivities
 from .records import sensitivity_records
 from .result import Calibration, as_budget, dense_result
 from .searching import nothing_ran, searched, storage_of, study_name
-from .selection import Point, trade_off
+from .selection import TRADE_OFF_CLIPS, Point, trade_off
 from .settings import OPERATORS, Job, Settings, make_job
 from .settling import Means, Settled, settle
 from .splits import Split, split_clips
@@ -59,7 +59,7 @@ def calibrate(
     *,
     held_out: Sequence[Clip] = (),
     target_frames: int | None = None,
-    trials: int = 40,
+    trials: int = 30,
     objective: Objective = "balanced",
     source: Source | None = None,
     seed: int = 0,
@@ -296,6 +296,7 @@ def _result(
 ) -> Calibration:
     chosen = settled.decision.chosen
     points: tuple[Point, ...] = ()
+    few = dense["selection"].first(TRADE_OFF_CLIPS)
     was_stopped = settled.interrupted
     if not was_stopped:
         try:
@@ -303,7 +304,7 @@ def _result(
                 settled.found,
                 chosen.trial,
                 judge,
-                dense["selection"],
+                few,
                 partial(job.progress, "trade-off"),
             )
         except KeyboardInterrupt:
@@ -325,7 +326,7 @@ def _result(
             settled.decision,
             records,
             points,
-            dense["selection"].qualities if points else (),
+            few.qualities if points else (),
         ),
         budget=budget,
         source=job.source,

@@ -10,7 +10,7 @@ from .budget import time_text
 from .evaluation import run_dense
 from .judge import Judge
 from .latency_timing import passes_to_time, samples_to_take
-from .selection import FRONT_POINTS, KINDS
+from .selection import FRONT_POINTS, KINDS, TRADE_OFF_CLIPS
 from .settings import (
     KEY_VALUE_FACTORS,
     KNAPSACK_SHARES,
@@ -49,7 +49,8 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         "sensitivity": probes * few,
         "paper's probe": (depth + 1) * few,
         "search": (starts + settings.trials) * len(split.search),
-        "selection and trade-off": (len(KINDS) + FRONT_POINTS) * len(split.selection),
+        "selection": len(KINDS) * len(split.selection),
+        "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, len(split.selection)),
         "verification": len(KINDS) * len(split.held_out),
     }
     run_s = _seconds_per_run(job, split)
@@ -65,7 +66,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * others], settings.timing_s),
         "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s),
         "latency of finalists": _timed_s(
-            [wall_s, dense_s, *[goal_s] * len(KINDS)], 2 * settings.timing_s
+            [wall_s, dense_s, *[goal_s] * len(KINDS)], 1.5 * settings.timing_s
         ),
     }
     lines = [f"{settings.asked}, judged by {job.source}, clips of {frames} frames to time"]

@@ -43,6 +43,9 @@ LEAST_DEVIATION = 1e-4
 FRONT_POINTS = 4
 """Schedules of the trade-off that are kept beside the chosen one."""
 
+TRADE_OFF_CLIPS = 16
+"""Clips of the selection that they run on: nothing is decided by them."""
+
 APART = 1.06
 """Ratio of latencies by which points of the trade-off differ at least."""
 

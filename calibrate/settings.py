@@ -76,7 +76,7 @@ class Settings:
     budget: Budget | None = None
     max_deviation: float | None = None
     target_frames: int | None = None
-    trials: int = 40
+    trials: int = 30
     timeout_s: float | None = None
     objective: Objective = "balanced"
     source: Source | None = None

@@ -156,7 +156,7 @@ def _decided(
     return choose(candidates, problem.goal, means.job.source)
 
 
-def _timed(means: Means, decision: Decision, step: str, share: float = 2.0) -> dict[str, Latency]:
+def _timed(means: Means, decision: Decision, step: str, share: float = 1.5) -> dict[str, Latency]:
     return time_beside_the_wall(
         means.judge,
         {each.kind: each.trial.schedule for each in decision.finalists},
