@@ -61,7 +61,9 @@ def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: in
 
 def accuracy_bar(report: FitReport | None) -> Bar:
     """Judge the latency model."""
-    asked = "latency model over 20 schedules: median error at most 5 %, largest 12 %"
+    asked = (
+        "latency model over 20 schedules, walls made equal: median error at most 5 %, largest 12 %"
+    )
     if report is None:
         return Bar(asked, "", None)
     return Bar(asked, str(report), report.median_error <= 0.05 and report.largest_error <= 0.12)

@@ -174,7 +174,11 @@ def timing_rounds(
 
 
 def accuracy(plan: Plan, rounds: int) -> FitReport | None:
-    """Return how well the latency model predicts stratified schedules; None if not yet timed."""
+    """Return how well the latency model predicts stratified schedules; None if not yet timed.
+
+    The machine may have become slower or faster since the table was timed, which the wall shows. As
+    in a calibration, walls are made equal.
+    """
     table = plan.table
     depth = plan.bench.depth
     schedules = stratified_schedules(
@@ -186,9 +190,10 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     done = timing_rounds(plan, path, treatments, rounds)
     if not done:
         return None
+    drift = Latency(tuple(each["wall"] for each in done)).median_ms / table.wall_ms
     samples = []
     for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
-        ms = Latency(tuple(each[name] for each in done)).median_ms
+        ms = Latency(tuple(each[name] for each in done)).median_ms / drift
         samples.append(PassSample(name, resolved_rules(schedule, depth, table.layout), ms))
     return check_fit(table.model, samples, table.layout)
 
