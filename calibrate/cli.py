@@ -88,6 +88,7 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
 
     import torch
 
+    from spark3r import Profile
     from spark3r.families import detect
     from spark3r.loading import about, load_model
 
@@ -95,6 +96,8 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     from .progress import Reporter
     from .settings import Settings
 
+    if options.profile is not None:
+        Profile.load(options.profile)  # what cannot be read is said before clips are made
     known = about(options.model)
     model = load_model(options.model, options.device)
     family = detect(model)

@@ -161,6 +161,15 @@ def test_a_trial_out_of_memory_is_counted_and_the_search_goes_on(
     assert document["holds"] is True
 
 
+def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("calibrate.cli._split", lambda *_: pytest.fail("clips were made"))
+    (tmp_path / "bad.json").write_text("hi")
+    assert main(["--budget", "75%", *JOB, "--from", "bad.json", "--output", "a.json"]) == 1
+    assert "bad.json: not JSON" in capsys.readouterr().err
+
+
 def test_from_a_profile_measures_nothing_but_the_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
