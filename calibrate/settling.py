@@ -88,8 +88,9 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
     """Choose the schedule to export, and verify it and its rivals.
 
     A schedule that is measured more than `OVER` above the budget, or leaves more than `SLACK` of it
-    unused where the latency model said that it would not, is not exported: the model is corrected
-    by what was measured, and everything that it decides is decided once more.
+    unused where the latency model said that it would not, is replaced: the model is corrected by
+    what was measured, and everything that it decides is decided once more. What comes of that is
+    exported as it is.
 
     After Ctrl-C what was chosen last is verified alone, or the best of the search where nothing was
     yet; a second one goes through.
