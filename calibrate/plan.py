@@ -19,6 +19,7 @@ from .settings import (
     QUERY_FACTORS,
     Job,
 )
+from .settling import FINALISTS
 from .splits import Split
 from .target_length import clip_of_length, dense_and_wall
 
@@ -66,7 +67,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * others], settings.timing_s),
         "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s),
         "latency of finalists": _timed_s(
-            [wall_s, dense_s, *[goal_s] * len(KINDS)], 1.5 * settings.timing_s
+            [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS * settings.timing_s
         ),
     }
     lines = [f"{settings.asked}, judged by {job.source}, clips of {frames} frames to time"]

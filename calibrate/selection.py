@@ -260,13 +260,12 @@ def ratio(
     candidate: Mapping[str, float], baseline: Mapping[str, float], source: Source
 ) -> PairedRatio:
     """Compare scores clip by clip: deviations as they are, others are logarithms of ratios."""
-
-    def compared(scores: Mapping[str, float]) -> dict[str, float]:
-        if source == "deviation":
-            return {clip: value + LEAST_DEVIATION for clip, value in scores.items()}
-        return {clip: math.exp(value) for clip, value in scores.items()}
-
-    return paired_ratio(compared(candidate), compared(baseline))
+    if source == "deviation":
+        return paired_ratio(candidate, baseline, tolerance=LEAST_DEVIATION)
+    ratios = (
+        {clip: math.exp(each) for clip, each in scores.items()} for scores in (candidate, baseline)
+    )
+    return paired_ratio(*ratios)
 
 
 def trade_off(

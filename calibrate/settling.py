@@ -33,6 +33,9 @@ from .verify import Verified, time_beside_the_wall, verify
 OVER = 0.02
 """Share of the budget by which a measured schedule may exceed it before the model is corrected."""
 
+FINALISTS = 1.5
+"""How long the finalists are timed, as a share of what other timings may take."""
+
 SOLVED_AGAIN = 5
 """Proposals of the search that are solved again after that."""
 
@@ -157,7 +160,9 @@ def _decided(
     return choose(candidates, problem.goal, means.job.source)
 
 
-def _timed(means: Means, decision: Decision, step: str, share: float = 1.5) -> dict[str, Latency]:
+def _timed(
+    means: Means, decision: Decision, step: str, share: float = FINALISTS
+) -> dict[str, Latency]:
     return time_beside_the_wall(
         means.judge,
         {each.kind: each.trial.schedule for each in decision.finalists},
