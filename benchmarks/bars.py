@@ -18,6 +18,9 @@ Found = Mapping[tuple[Source, float], Mapping[str, Any]]
 
 RIVALS = ("paper", "uniform", "knapsack", "search")
 
+BEHIND = 1.15
+"""A schedule so many times worse than the best of its kind on a few clips runs on no others."""
+
 FIGURES: Mapping[str, Callable[[Quality, Quality], float]] = {
     # Scores of errors are means of logarithms of ratios to dense: their geometric mean.
     "error": lambda run, dense: math.exp(score(run, dense, "error")),
@@ -139,17 +142,26 @@ def best_of(found: Found, runs: Runs, mode: Source, share: float, kind: str, fig
     """
     if kind == "dense":
         return kind
-    of = FIGURES[figure]
-    names = [
-        name_of(mode, share, name)
-        for name in found[mode, share]["schedules"]
-        if name.partition(" ")[0] == kind
-    ]
+    means = _mean_logs(found, runs, mode, share, kind, figure)
+    return min(means, key=means.__getitem__, default=name_of(mode, share, kind))
 
-    def mean_log(name: str) -> float:
-        return math.fsum(math.log(of(clip[name], clip["dense"])) for clip in runs.values())
 
-    return min(names, key=mean_log, default=name_of(mode, share, kind))
+def contenders(found: Found, runs: Runs) -> set[str]:
+    """Return the names of schedules that may still be the best of their kind by some figure.
+
+    Args:
+        found: All searches.
+        runs: On some of the held-out clips.
+    """
+    kept = set()
+    for mode, share in found:
+        for kind in RIVALS:
+            for figure in FIGURES:
+                means = _mean_logs(found, runs, mode, share, kind, figure)
+                least = min(means.values(), default=0.0)
+                kept |= {name for name, mean in means.items() if mean <= least + math.log(BEHIND)}
+        kept.add(name_of(mode, share, found[mode, share]["exported"]))
+    return kept
 
 
 def compare(runs: Runs, ours: str, rival: str, figure: str) -> PairedRatio | None:
@@ -196,6 +208,25 @@ def comparisons(found: Found, runs: Runs) -> list[dict[str, Any]]:
                 if ratio is not None:
                     rows.append({"ours": ours, "rival": rival, "figure": figure, **asdict(ratio)})
     return rows
+
+
+def _mean_logs(
+    found: Found, runs: Runs, mode: Source, share: float, kind: str, figure: str
+) -> dict[str, float]:
+    """Return the mean logarithm of a figure by name, of the schedules of a kind that ran."""
+    of = FIGURES[figure]
+    ran = next(iter(runs.values()), {})
+    names = [
+        name_of(mode, share, name)
+        for name in found[mode, share]["schedules"]
+        if name.partition(" ")[0] == kind
+    ]
+    return {
+        name: math.fsum(math.log(of(clip[name], clip["dense"])) for clip in runs.values())
+        / len(runs)
+        for name in names
+        if name in ran
+    }
 
 
 def _short(name: str) -> str:

@@ -31,11 +31,17 @@ from bars import Bar, Found, Runs, name_of
 from measured import Bench, OutOfTimeError, add_arguments, bench, factors
 from stages import Plan
 
-from calibrate.arguments import FRAMES, TRIALS
+from calibrate.arguments import TRIALS
 from calibrate.latency_timing import Treatment
 from calibrate.objective import Source
 from spark3r import Schedule
 from spark3r.reference.seeds import EVALUATION
+
+FRAMES = 48
+"""Length of the clips, somewhat above the default of `calibrate`, which is to take five minutes."""
+
+HEAT = 16
+"""Held-out clips that all rivals run on; those far behind are left out on the others."""
 
 STAGES = ("table", "schedules", "quality", "long", "timing", "accuracy", "default", "twice")
 FIRST_CLIP = 3000  # among the evaluation seeds: none of the evaluation table's or other scripts'
@@ -108,9 +114,12 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         for kind, schedule in document["schedules"].items()
     }
     seeds = EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips]
-    runs = at("quality").bench.complete(seeds, schedules)
+    heat = at("quality").bench.complete(seeds[:HEAT], schedules)
+    contenders = bars.contenders(found, heat)
+    left = {name: each for name, each in schedules.items() if name in contenders}
+    runs = at("quality").bench.complete(seeds, left)
     seeds = seeds[: options.long_clips]
-    long = at("long", plan.target_frames).bench.complete(seeds, schedules)
+    long = at("long", plan.target_frames).bench.complete(seeds, left)
     exported = {name_of(*key, each["exported"]) for key, each in found.items()}
     treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
     treatments |= {name: schedules[name] for name in schedules if name in exported}

@@ -25,7 +25,6 @@ from written import write_result
 
 import calibrate.damage
 import calibrate.profiling
-from calibrate.arguments import FRAMES
 from calibrate.budget import parse_budget
 from calibrate.damage import OFFERED
 from calibrate.goal import WithinBudget
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--target-frames", type=int, default=256)
     parser.add_argument("--budgets", type=float, nargs="+", default=[50, 25, 10], metavar="PERCENT")
     default = Path(__file__).with_name("results") / "damages.json"
-    add_arguments(parser, frames=FRAMES)
+    add_arguments(parser, frames=24)
     parser.add_argument("--output", type=Path, default=default)
     options = parser.parse_args()
     measured = bench(options)

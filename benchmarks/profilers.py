@@ -22,13 +22,16 @@ import stages
 from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
 from written import write_result
 
-from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
+from calibrate.drift import drift, rank_agreement, scale_drift
 from calibrate.sensitivity import COLUMNS, probe
 from calibrate.settings import OPERATORS
 from spark3r.reference.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
 QUERY_FACTORS, KEY_VALUE_FACTORS = (2, 4, 8), (2, 4, 8, 16)
+TRUSTED = 0.8
+"""Rank correlation that drift has to reach to be the default."""
+
 SCALED_BY = 4  # the factor that slopes are learnt at
 METRICS = ("score.deviation", "score.error", "score.consistency")
 KEYS = ["operators", "layer", "axis", "factor"]

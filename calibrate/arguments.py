@@ -7,8 +7,8 @@ from pathlib import Path
 
 from spark3r import __version__
 
-FRAMES = 24
-TRIALS = 30
+FRAMES = 40
+TRIALS = 12
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -59,7 +59,7 @@ def calibrate(
     *,
     held_out: Sequence[Clip] = (),
     target_frames: int | None = None,
-    trials: int = 30,
+    trials: int = 12,
     objective: Objective = "balanced",
     source: Source | None = None,
     seed: int = 0,

@@ -48,15 +48,15 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
 
 
 def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
-    """Return the sensitivities around dense, on the first of the clips.
+    """Return the sensitivities around dense.
 
-    Every layer is probed at one factor per axis. Where drift on other clips ranks layers like these
-    probes do (`TRUSTED`, on every axis), drift scaled by them stands for the deviation of all other
-    factors, at a fraction of the cost; elsewhere more factors are probed. With a single clip both
-    are of that.
+    Every layer is probed at one factor per axis on the first of the clips. Where drift on all the
+    others ranks layers like these probes do (`TRUSTED`, on every axis), drift scaled by them stands
+    for the deviation of all other factors, at a fraction of the cost; elsewhere more factors are
+    probed. With a single clip both are of that.
     """
     few = dense.first(min(PROBED_CLIPS, max(1, len(dense.clips) // 2)))
-    others = dense.clips[len(few.clips) :][:PROBED_CLIPS] or few.clips
+    others = dense.clips[len(few.clips) :] or few.clips
     names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
     job.progress("drift", 0, 1)
     drifts = _cached(

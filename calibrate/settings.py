@@ -41,8 +41,8 @@ KNAPSACK_SHARES = (0.64, 0.8, 1.25, 1.6)
 """Other goals that the knapsack is also solved for, as shares of the one asked for: of the way from
 the wall to the budget, or of a deviation."""
 
-PROBED_CLIPS = 4
-"""Clips of the search that sensitivities are measured on."""
+PROBED_CLIPS = 2
+"""Clips of the search that are probed; drift is measured on the others."""
 
 PAPER_POINT, PAPER_RAISE = 32, 8
 """The paper's probe: all layers at 32, one raised to 8 times that. Brought down to short clips."""
@@ -76,7 +76,7 @@ class Settings:
     budget: Budget | None = None
     max_deviation: float | None = None
     target_frames: int | None = None
-    trials: int = 30
+    trials: int = 12
     timeout_s: float | None = None
     objective: Objective = "balanced"
     source: Source | None = None

@@ -111,10 +111,11 @@ def test_a_few_probes_give_drift_its_scale() -> None:
         )
     }
     assert set(scaled["metric"]) == {"score.error"}
-    assert means[0, "query", 8] == pytest.approx(0.3 + 5 * 0.07)
-    assert means[1, "query", 8] == pytest.approx(0.3 + 2 * 0.14)
-    # A layer without a probe takes the slope of its axis: both layers' probes, least squares.
+    # Half the slope is the layer's own, half that of the axis: least squares of all its probes.
     pooled = (5 * 0.03**2 + 2 * 0.06**2) / (0.03**2 + 0.06**2)
+    assert means[0, "query", 8] == pytest.approx(0.3 + (5 + pooled) / 2 * 0.07)
+    assert means[1, "query", 8] == pytest.approx(0.3 + (2 + pooled) / 2 * 0.14)
+    # A layer without a probe takes that of the axis.
     assert means[2, "query", 2] == pytest.approx(0.3 + pooled * 0.03)
     assert means[0, "key_value", 4] == pytest.approx(0.3 - 0.5 * 0.03)
     assert (scaled["spread"] >= 0).all()

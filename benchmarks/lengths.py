@@ -1,0 +1,148 @@
+"""How long must calibration clips be? Drift by clip length, and what its knapsacks do at others.
+
+    python benchmarks/lengths.py [--lengths 24 48 128 256] [--budgets 25 10]
+
+Drift of every factor is measured on clips of several lengths, frames of the same paths. The
+knapsack over each, without probes and without a search, solves the same budgets at the target
+length (`python benchmarks/calibration.py --only table` times it first). Then all of them, and the
+frontier of uniform schedules, run on held-out clips of every length. Long clips take long: fewer
+run of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from dataclasses import replace
+
+import pandas as pd
+import stages
+from bars import FIGURES
+from measured import Bench, add_arguments, bench, factors
+from written import write_result
+
+from calibrate.damage import FAITHFULNESS
+from calibrate.drift import drift
+from calibrate.goal import WithinBudget
+from calibrate.naming import operators_name, operators_text
+from calibrate.problem import Problem
+from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
+from spark3r import Schedule
+from spark3r.reference.render import rendered_clip
+from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.schedule import LengthRule
+
+FIRST_CALIBRATION, FIRST_HELD_OUT = 300, 5100
+FRAMES_A_LENGTH = 192
+"""Frames that drift is measured on at each length, on one clip at least; held-out ones twice."""
+
+SHOWN_FACTORS = (4, 8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[24, 48, 128, 256])
+    parser.add_argument("--target-frames", type=int, default=256)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[25, 10], metavar="PERCENT")
+    add_arguments(parser, frames=24, output="lengths.json")
+    options = parser.parse_args()
+    shortest = bench(options)
+    benches = [replace(shortest, frames=frames) for frames in options.lengths]
+    drifts = {each.frames: measured_drift(each) for each in benches}
+    rows = drift_rows(drifts)
+    show_drift(rows, options.lengths)
+    document = {
+        "target_frames": options.target_frames,
+        "drift": rows,
+        "budgets": [
+            compared(benches, drifts, percent, options.target_frames) for percent in options.budgets
+        ],
+    }
+    write_result(shortest.record() | document, options.output)
+
+
+def measured_drift(measured: Bench) -> pd.DataFrame:
+    """Return the drift of all factors on clips of one length."""
+    count = max(1, FRAMES_A_LENGTH // measured.frames)
+    seeds = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + count]
+    return drift(
+        measured.model,
+        [rendered_clip(seed, measured.frames) for seed in seeds],
+        OPERATORS,
+        query_factors=QUERY_FACTORS,
+        key_value_factors=KEY_VALUE_FACTORS,
+        family=measured.family,
+    )
+
+
+def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, object]]:
+    """Return drift by length, operators, axis and factor, root mean square over layers."""
+    rows = []
+    for frames, table in drifts.items():
+        for each in OPERATORS:
+            own = table[table["operators"] == operators_text(each)]
+            for (axis, factor), part in own.groupby(["axis", "factor"]):
+                value = math.sqrt(statistics.fmean(part["mean"] ** 2))
+                what = "queries" if axis == "query" else operators_name(each)
+                rows.append({"frames": frames, "what": what, "factor": int(factor), "drift": value})
+    return rows
+
+
+def show_drift(rows: list[dict[str, object]], lengths: list[int]) -> None:
+    """Print some factors' drift as Markdown."""
+    print(f"drift, % | {' | '.join(map(str, lengths))} |\n|{'---|' * (1 + len(lengths))}")
+    known = {(row["what"], row["factor"], row["frames"]): row["drift"] for row in rows}
+    for what in dict.fromkeys(row["what"] for row in rows):
+        for factor in SHOWN_FACTORS:
+            cells = [f"{100 * known[what, factor, frames]:.2f}" for frames in lengths]
+            print(f"| {what}, factor {factor} | {' | '.join(cells)} |")
+
+
+def compared(
+    benches: list[Bench], drifts: dict[int, pd.DataFrame], percent: float, target: int
+) -> dict[str, object]:
+    """Run the knapsacks of all lengths, and uniform schedules, at all lengths; print and return."""
+    table = stages.latency_table(benches[0], stages.folder_of(benches[0]), target)
+    schedules: dict[str, Schedule] = {}
+    for frames, measured in drifts.items():
+        problem = Problem(
+            sensitivity=measured.assign(metric=FAITHFULNESS),
+            source="deviation",
+            latency=table.model,
+            layout=table.layout,
+            short=benches[-1].layout,
+            length=LengthRule("constant", target, benches[0].frames, target),
+            sensitive=(),
+            goal=WithinBudget(stages.budget_ms(table, percent / 100)),
+        )
+        found = problem.knapsack()
+        assert found is not None
+        schedules[f"knapsack of {frames} frames"] = found
+    starts = problem.starts(at_the_goal=True)
+    schedules |= {name: each for name, each in starts.items() if name.startswith("uniform")}
+    lengths = [each.frames for each in benches]
+    print(f"\n| wall + {percent:g} %: deviation, % | {' | '.join(map(str, lengths))} | factors |")
+    print(f"|{'---|' * (2 + len(lengths))}")
+    deviations: dict[str, dict[int, float]] = {name: {} for name in schedules}
+    for measured in benches:
+        count = max(2, 2 * FRAMES_A_LENGTH // measured.frames)
+        seeds = EVALUATION[FIRST_HELD_OUT : FIRST_HELD_OUT + count]
+        runs = measured.complete(seeds, schedules)
+        for name in schedules if runs else ():
+            logs = (
+                math.log(FIGURES["deviation"](clip[name], clip["dense"])) for clip in runs.values()
+            )
+            deviations[name][measured.frames] = math.exp(statistics.fmean(logs))
+    for name, row in deviations.items():
+        cells = [f"{100 * row[frames]:.3f}" if frames in row else "" for frames in lengths]
+        print(f"| {name} | {' | '.join(cells)} | {factors(schedules[name])} |")
+    return {
+        "percent": percent,
+        "schedules": {name: factors(each) for name, each in schedules.items()},
+        "deviation": deviations,
+    }
+
+
+if __name__ == "__main__":
+    main()
