@@ -30,7 +30,7 @@ from spark3r.metrics import (
     unproject,
 )
 from spark3r.metrics.points import sample_evenly
-from spark3r.prediction import Prediction
+from spark3r.prediction import Prediction, PredictionError
 
 PAN = 0.05
 """Extent of the cameras, as a share of the median depth, below which footage counts as a pan:
@@ -141,6 +141,7 @@ def assess(
 
     Raises:
         ClipError: If the prediction's frames are not the clip's.
+        PredictionError: If a depth is not positive.
     """
     expected = (clip.frames, *clip.images.shape[-2:])
     if prediction.depth.shape != expected or dense.depth.shape != expected:
@@ -148,6 +149,12 @@ def assess(
             f"clip '{clip.name}' has {list(expected)} frames and pixels, but the predictions "
             f"{list(prediction.depth.shape)} and {list(dense.depth.shape)}: resize the clip to "
             "what the model takes"
+        )
+    behind = int((prediction.depth <= 0).sum())
+    if behind:
+        raise PredictionError(
+            f"clip '{clip.name}': {behind} of {prediction.depth.numel()} depths are not "
+            "positive, so that frames cannot be compared with each other"
         )
     error = None
     if clip.depth is not None and clip.intrinsics is not None and clip.extrinsics is not None:

@@ -9,20 +9,15 @@ from pathlib import Path
 
 import pytest
 import tiny_job
+from tiny_job import JOB
 
 from calibrate.cli import main
 from spark3r import Profile
 
-SHORT = ["--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "2"]
-CLIPS = [part for seed in range(4) for part in ("--clip", f"rendered:{1_000_000 + seed}")]
-JOB = [*SHORT, *CLIPS, "--model", "tiny_job:make_tiny"]
-
 
 @pytest.fixture(autouse=True)
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny_job.without_clock(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny_job.place(monkeypatch, tmp_path)
 
 
 def test_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -159,128 +154,6 @@ def test_a_trial_out_of_memory_is_counted_and_the_search_goes_on(
     document = json.loads(capsys.readouterr().out)
     assert 0 < document["failed_trials"] < document["trials"]
     assert document["holds"] is True
-
-
-def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr("calibrate.cli._split", lambda *_: pytest.fail("clips were made"))
-    (tmp_path / "bad.json").write_text("hi")
-    assert main(["--budget", "75%", *JOB, "--from", "bad.json", "--output", "a.json"]) == 1
-    assert "bad.json: not JSON" in capsys.readouterr().err
-
-
-def test_from_a_profile_measures_nothing_but_the_answer(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    capsys.readouterr()
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr("calibrate.calibration.measure_latency", fail)
-    monkeypatch.setattr("calibrate.profiling.probe", fail)
-    monkeypatch.setattr("calibrate.searching.search", fail)
-    again = ["--budget", "60%", *JOB, "--from", "a.json", "--output", "b.json", "--json"]
-    assert main(again) == 0
-    out, err = capsys.readouterr()
-    document = json.loads(out)
-    row = next(row for row in document["schedules"] if row["exported"])
-    assert row["predicted_ms"] <= 60
-    assert row["measured_ms"] == pytest.approx(row["predicted_ms"])
-    assert f"predicted {row['predicted_ms']:.1f} ms, measured" in err
-    first, second = Profile.load(tmp_path / "a.json"), Profile.load(tmp_path / "b.json")
-    assert second.sensitivity == first.sensitivity
-    assert second.measurements[0].latency_model == first.measurements[0].latency_model
-    assert "solved by the sensitivities and the latency model of a.json" in second.notes
-
-    names = {"b-sensitivity.png", "b-schedules.png", "b-trade-off.png", "b.html"}
-    assert {*document["report"]} == names
-    assert document["report_lacks"] == []
-    page = (tmp_path / "b.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
-    assert "http" not in page
-    assert "it was not run" in page  # the paper's schedule, which a.json was compared with
-
-
-def test_from_a_profile_takes_what_was_measured_here(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    job = [*JOB, "--objective", "depth", "--quiet"]
-    assert main(["--budget", "75%", *job, "--output", "a.json"]) == 0
-    document = json.loads((tmp_path / "a.json").read_text())
-    (here,) = document["measurements"]
-    other = json.loads(json.dumps(here)) | {"device": "another GPU"}
-    other["latency_model"]["constants"]["rest_ms"] *= 1000
-    document["measurements"] = [other, here]
-    (tmp_path / "both.json").write_text(json.dumps(document))
-    again = ["--budget", "60%", *job, "--from", "both.json", "--output", "b.json"]
-    assert main(again) == 0
-    (measurement,) = Profile.load(tmp_path / "b.json").measurements
-    assert measurement.latency_model.constants == here["latency_model"]["constants"]
-    # Clips of the other roles were not run, and are not among the evidence.
-    assert {clip.role for clip in measurement.clips} == {"held_out"}
-
-
-def test_from_a_profile_without_figures_says_what_is_not_drawn(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    document = json.loads((tmp_path / "a.json").read_text())
-    measurement = document["measurements"][0]
-    measurement["baselines"] = []
-    for run in (measurement["dense"], *measurement["schedules"]):
-        run["figures"] = []
-    (tmp_path / "bare.json").write_text(json.dumps(document))
-    capsys.readouterr()
-    again = ["--budget", "60%", *JOB, "--from", "bare.json", "--output", "b.json", "--quiet"]
-    assert main(again) == 0
-    out = capsys.readouterr().out
-    assert "knapsack (exported)" in out
-    assert "no trade-off is drawn: bare.json" in out
-    assert "the paper's schedule is not drawn" in out
-    page = (tmp_path / "b.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "No trade-off is drawn: bare.json" in page
-    assert not (tmp_path / "b-trade-off.png").exists()
-
-
-def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
-    """As the search scored it: dense stands beside every schedule, on the same clips."""
-    from calibrate.records import recorded_quality
-
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    measurement = Profile.load(tmp_path / "a.json").measurements[0]
-    dense = {figures.clip for figures in measurement.dense.figures}
-    roles = {clip.name: clip.role for clip in measurement.clips}
-    assert {roles[clip] for clip in dense} == {"selection", "held_out"}
-    for run in (*measurement.schedules, *measurement.baselines):
-        assert {figures.clip for figures in run.figures} <= dense
-        assert all(recorded_quality(figures) for figures in run.figures)
-
-
-@pytest.mark.parametrize(
-    ("changes", "arguments", "message"),
-    [
-        ({"sensitivity": []}, [], "has no sensitivities to solve from"),
-        ({}, ["--dtype", "bfloat16"], "the model runs in bfloat16"),
-        ({}, ["--model", "reference"], "the profile is for 2 global layers"),
-        ({}, ["--budget", "10x"], "cannot be reached"),
-        ({}, ["--objective", "depth"], "has no sensitivities of --objective depth"),
-        ({}, ["--frames", "3"], "holds for clips of at least 4 frames, and a held-out one has 3"),
-    ],
-)
-def test_profiles_that_nothing_can_be_solved_from(
-    changes: dict, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    document = json.loads(Path("a.json").read_text()) | changes
-    Path("b.json").write_text(json.dumps(document))
-    job = ["--budget", "60%", *JOB, "--from", "b.json", "--output", "c.json", "--quiet"]
-    assert main([*job, *arguments]) in (1, 3)
-    assert message in capsys.readouterr().err
-    assert not Path("c.json").exists()
 
 
 def test_the_fastest_schedule_within_a_deviation(

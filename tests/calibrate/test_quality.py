@@ -8,7 +8,7 @@ import torch
 from faulty_runs import altered, frozen_cameras, make_clip, noisy, perfect, turn
 
 from calibrate.evaluation import DenseRuns
-from calibrate.judge import Judge
+from calibrate.judge import Judge, is_failure
 from calibrate.objective import (
     COLLAPSED,
     DEVIATION_TOLERANCE,
@@ -23,6 +23,7 @@ from calibrate.records import figure_records, recorded_quality
 from spark3r import Clip, ClipError
 from spark3r.families import FAMILIES
 from spark3r.metrics import invert_pose
+from spark3r.prediction import Prediction, PredictionError
 from spark3r.profile.evidence import Figures
 
 CLIP = make_clip()
@@ -109,6 +110,17 @@ def test_one_frame() -> None:
 def test_a_prediction_of_another_size_is_refused() -> None:
     with pytest.raises(ClipError, match=r"\[6, 16, 16\] frames and pixels"):
         assess(DENSE.select(slice(0, 5)), CLIP, DENSE)
+
+
+def test_a_depth_that_is_not_positive_is_a_failed_run() -> None:
+    clip = make_clip()
+    dense = perfect(clip)
+    depth = dense.depth.clone()
+    depth[1, 2, 3] = 0.0
+    behind = Prediction.from_depth(depth, dense.confidence, dense.extrinsics, dense.intrinsics)
+    with pytest.raises(PredictionError, match="depths are not positive") as raised:
+        assess(behind, clip, dense)
+    assert is_failure(raised.value)
 
 
 def test_mean_figures_are_those_that_all_clips_have() -> None:

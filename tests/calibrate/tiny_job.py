@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from spark3r.timing import Latency
 
 FRAMES, TARGET, SIDE = 4, 64, 16
 WALL_MS, DENSE_MS = 50.0, 100.0
+
+SHORT = ["--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "2"]
+CLIPS = [part for seed in range(4) for part in ("--clip", f"rendered:{1_000_000 + seed}")]
+JOB = [*SHORT, *CLIPS, "--model", "tiny_job:make_tiny"]
 
 
 def clips(count: int = 6) -> list[Clip]:
@@ -128,3 +133,10 @@ def make_single() -> nn.Module:
 
     model.camera_head.register_forward_pre_hook(refuse)
     return model
+
+
+def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the command run in a folder of its own, without a clock."""
+    without_clock(monkeypatch)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
