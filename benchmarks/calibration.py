@@ -40,7 +40,7 @@ from spark3r.reference.seeds import EVALUATION
 FRAMES = 48
 """Length of the clips, somewhat above the default of `calibrate`, which is to take five minutes."""
 
-HEAT = 16
+HEAT = 8
 """Held-out clips that all rivals run on; those far behind are left out on the others."""
 
 STAGES = ("table", "schedules", "quality", "long", "timing", "accuracy", "default", "twice")

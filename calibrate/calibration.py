@@ -189,7 +189,7 @@ def _run(job: Job, split: Split) -> Calibration:
     if len(split.selection) < FEW:
         job.say(
             f"{len(split.selection)} clips to select on hardly tell schedules apart, so that the "
-            "simplest is likely to stay: give more footage"
+            "simplest is likely to stay: give more footage, or shorter clips by --frames"
         )
     shortest = min(split.clips, key=lambda clip: clip.frames)
     short = layout_of(job.model, shortest.images, job.family, job.dtype)

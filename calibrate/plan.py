@@ -26,6 +26,9 @@ from .target_length import clip_of_length, dense_and_wall
 BASELINES = 4
 """About how many pairs of factors a frontier of baselines has."""
 
+DRIFT_RUNS = 7
+"""About how many reduced runs a pass takes in which every layer is also run at every factor."""
+
 LAYERS_TIMED = 6
 """About how many dense layers the layers of the latency model take to time, once."""
 
@@ -42,11 +45,12 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         frames: The target length.
     """
     settings, depth = job.settings, job.depth
-    few = min(PROBED_CLIPS, len(split.search))
+    few = min(PROBED_CLIPS, max(1, len(split.search) // 2))
     starts = len(KNAPSACK_SHARES) + 2 * BASELINES * (1 + len(OPERATORS))
     probes = depth * (1 + len(OPERATORS))  # where drift can be trusted
     runs = {
         "dense runs": len(split.clips),
+        "drift": DRIFT_RUNS * max(1, len(split.search) - few),
         "sensitivity": probes * few,
         "paper's probe": (depth + 1) * few,
         "search": (starts + settings.trials) * len(split.search),
