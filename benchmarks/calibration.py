@@ -31,14 +31,11 @@ from bars import Bar, Found, Runs, name_of
 from measured import Bench, OutOfTimeError, add_arguments, bench, factors
 from stages import Plan
 
-from calibrate.arguments import TRIALS
+from calibrate.arguments import FRAMES, TRIALS
 from calibrate.latency_timing import Treatment
 from calibrate.objective import Source
 from spark3r import Schedule
 from spark3r.reference.seeds import EVALUATION
-
-FRAMES = 48
-"""Length of the clips, somewhat above the default of `calibrate`, which is to take five minutes."""
 
 HEAT = 8
 """Held-out clips that all rivals run on; those far behind are left out on the others."""

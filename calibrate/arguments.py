@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spark3r import __version__
 
-FRAMES = 40
+FRAMES = 24
 TRIALS = 12
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 6, 10, 8
+SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
 """Rendered clips of each role by default. Few suffice to search, since what is found is chosen and
 reported on others."""
 

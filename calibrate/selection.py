@@ -43,7 +43,7 @@ LEAST_DEVIATION = 1e-4
 FRONT_POINTS = 4
 """Schedules of the trade-off that are kept beside the chosen one."""
 
-TRADE_OFF_CLIPS = 6
+TRADE_OFF_CLIPS = 8
 """Clips of the selection that they run on: nothing is decided by them."""
 
 APART = 1.06
