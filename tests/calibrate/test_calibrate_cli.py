@@ -272,5 +272,5 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert answer.stdout.count("  calibrate --budget") == 3
-    for default in ("(default: 24)", "(default: 30)", "(default: cpu)", "(default: 0)"):
+    for default in ("(default: 24)", "(default: 12)", "(default: cpu)", "(default: 0)"):
         assert default in answer.stdout
