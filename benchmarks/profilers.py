@@ -29,7 +29,7 @@ from spark3r.reference.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
 QUERY_FACTORS, KEY_VALUE_FACTORS = (2, 4, 8), (2, 4, 8, 16)
-TRUSTED = 0.8
+BAR = 0.8
 """Rank correlation that drift has to reach to be the default."""
 
 SCALED_BY = 4  # the factor that slopes are learnt at
@@ -120,7 +120,7 @@ def main() -> None:
     document = {
         **measured.record(),
         "clips": options.clips,
-        "trusted": TRUSTED,
+        "trusted": BAR,
         "rows": rows,
     }
     write_result(document, options.output)

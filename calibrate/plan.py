@@ -15,9 +15,9 @@ from .settings import (
     KEY_VALUE_FACTORS,
     KNAPSACK_SHARES,
     OPERATORS,
-    PROBED_CLIPS,
     QUERY_FACTORS,
     Job,
+    probed_of,
 )
 from .settling import FINALISTS
 from .splits import Split
@@ -45,7 +45,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         frames: The target length.
     """
     settings, depth = job.settings, job.depth
-    few = min(PROBED_CLIPS, max(1, len(split.search) // 2))
+    few = probed_of(len(split.search))
     starts = len(KNAPSACK_SHARES) + 2 * BASELINES * (1 + len(OPERATORS))
     probes = depth * (1 + len(OPERATORS))  # where drift can be trusted
     runs = {

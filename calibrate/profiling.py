@@ -27,6 +27,7 @@ from .settings import (
     PROBED_QUERY_FACTORS,
     QUERY_FACTORS,
     Job,
+    probed_of,
 )
 from .steps import Samples
 from .table_cache import cached_table, table_key
@@ -55,7 +56,7 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     for the deviation of all other factors, at a fraction of the cost; elsewhere more factors are
     probed. With a single clip both are of that.
     """
-    few = dense.first(min(PROBED_CLIPS, max(1, len(dense.clips) // 2)))
+    few = dense.first(probed_of(len(dense.clips)))
     others = dense.clips[len(few.clips) :] or few.clips
     names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
     job.progress("drift", 0, 1)

@@ -44,6 +44,12 @@ the wall to the budget, or of a deviation."""
 PROBED_CLIPS = 2
 """Clips of the search that are probed; drift is measured on the others."""
 
+
+def probed_of(clips: int) -> int:
+    """Return how many of the search's clips are probed: half of them where there are few."""
+    return min(PROBED_CLIPS, max(1, clips // 2))
+
+
 PAPER_POINT, PAPER_RAISE = 32, 8
 """The paper's probe: all layers at 32, one raised to 8 times that. Brought down to short clips."""
 
