@@ -26,6 +26,7 @@ from torch import Tensor
 import calibrate.calibration
 import calibrate.settling
 from calibrate import cli
+from calibrate.arguments import FRAMES
 from calibrate.budget import parse_budget
 from calibrate.inputs import SEARCH_CLIPS, SELECTION_CLIPS
 from calibrate.latency_fit import FitReport, PassSample, check_fit
@@ -350,7 +351,7 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             total_s = time.monotonic() - begin
             if status != cli.DONE:
                 raise RuntimeError(f"calibrate --budget {budget} left with status {status}")
-        clip = rendered_clip(CALIBRATION[0], plan.bench.frames)
+        clip = rendered_clip(CALIBRATION[0], FRAMES)
         dense = measure(lambda: predict(plan.bench.model, clip, plan.bench.family), rounds=5)
         document = {
             "budget": budget,

@@ -7,9 +7,8 @@ best of all that meet the budget is the one to beat.
 Not all of them have to run. Of two such schedules with the same operators and layers, the one whose
 factors are both smaller keeps more of what dense attention sees, and deviates less. So only pairs
 need to run of which neither factor can be made smaller within the budget: the *frontier*. Error is
-not as well behaved: on long clips reduction can improve it, and a pair behind the frontier may win.
-Such a pair lies on the frontier of a tighter budget, so that where schedules are not judged by
-deviation, the frontier half-way down to the wall runs too.
+not as well behaved: reduction can improve it on long clips, and a pair behind the frontier may then
+be better, which is left to those who ask for a tighter budget.
 """
 
 from __future__ import annotations

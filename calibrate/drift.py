@@ -105,7 +105,9 @@ def drift(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def scale_drift(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> pd.DataFrame:
+def scale_drift(
+    drifts: pd.DataFrame, probes: pd.DataFrame, metric: str, beside: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Turn drift into a metric of the outputs by means of a few probes.
 
     Per layer and axis the metric is taken to grow in proportion to drift. The slope is the mean of
@@ -117,6 +119,8 @@ def scale_drift(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> pd.D
         drifts: From `drift`.
         probes: From `calibrate.sensitivity.probe` around the dense model; few factors suffice.
         metric: A metric of the probes.
+        beside: Drift of what was probed, on the same clips, so that what sets those clips apart
+            does not go into the slopes; None takes ``drifts``.
 
     Returns:
         The table of drifts with ``metric`` in place of ``drift``, means and spreads in its units.
@@ -126,7 +130,7 @@ def scale_drift(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> pd.D
     """
     keys = ["operators", "layer", "axis", "factor"]
     seen = probes[probes["metric"] == metric]
-    both = drifts.merge(seen, on=keys, suffixes=("", "_probe"))
+    both = (drifts if beside is None else beside).merge(seen, on=keys, suffixes=("", "_probe"))
     point = seen[seen["factor"] == 1].groupby(["layer", "axis"])["mean"].first()
     dense = float(point.mean()) if len(point) else 0.0
     by_axis: dict[str, float] = {}

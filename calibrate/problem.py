@@ -125,10 +125,7 @@ class Problem:
         """Return the latencies whose frontiers of baselines run; see `calibrate.baselines`."""
         wall_ms = self.space.rest_ms
         if isinstance(self.goal, WithinBudget):
-            aim_ms = self.goal.aim_ms
-            if self.source == "deviation":
-                return (aim_ms,)
-            return aim_ms, (wall_ms + aim_ms) / 2
+            return (self.goal.aim_ms,)
         seed = self.knapsack()
         beyond_ms = 0.0 if seed is None else self.predict_ms(seed) - wall_ms
         return tuple(wall_ms + share * beyond_ms for share in (1.0, *KNAPSACK_SHARES))

@@ -52,26 +52,25 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     """Return the sensitivities around dense.
 
     Every layer is probed at one factor per axis on the first of the clips. Where drift on all the
-    others ranks layers like these probes do (`TRUSTED`, on every axis), drift scaled by them stands
-    for the deviation of all other factors, at a fraction of the cost; elsewhere more factors are
-    probed. With a single clip both are of that.
+    others ranks layers like these probes do (`TRUSTED`, on every axis), it stands for the deviation
+    of all factors, at a fraction of the cost, scaled by the ratio of the probes to drift on what
+    was probed; elsewhere more factors are probed. With a single clip all of it is of that.
     """
     few = dense.first(probed_of(len(dense.clips)))
     others = dense.clips[len(few.clips) :] or few.clips
+    anchor = {"query_factors": (ANCHOR_FACTOR,), "key_value_factors": (ANCHOR_FACTOR,)}
     names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
-    job.progress("drift", 0, 1)
-    drifts = _cached(
-        job,
-        _key(job, others, OPERATORS, profiler="drift", **names),
-        lambda: drift(job.model, others, OPERATORS, family=job.family, dtype=job.dtype, **names),
-    )
-    job.progress("drift", 1, 1)
-    probes = _probes(job, few, (ANCHOR_FACTOR,), (ANCHOR_FACTOR,), "sensitivity")
+    job.progress("drift", 0, 2)
+    drifts = _drift(job, others, **names)
+    job.progress("drift", 1, 2)
+    beside = _drift(job, few.clips, **anchor)
+    job.progress("drift", 2, 2)
+    probes = _probes(job, few, step="sensitivity", **anchor)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
     told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
     if len(agreement) == len(names) and all(each >= TRUSTED for each in agreement.values()):
         job.say(f"drift ranks layers like probes do (Spearman: {told}) and stands in for them")
-        scaled = scale_drift(drifts, probes, FAITHFULNESS)
+        scaled = scale_drift(drifts, probes, FAITHFULNESS, beside)
         probed = probes[probes["metric"] != FAITHFULNESS]
         return pd.concat([probed, scaled], ignore_index=True)
     job.say(
@@ -79,6 +78,14 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     )
     return _probes(
         job, few, PROBED_QUERY_FACTORS, PROBED_KEY_VALUE_FACTORS, "sensitivity, all factors"
+    )
+
+
+def _drift(job: Job, clips: Sequence[Clip], **factors: Sequence[int]) -> pd.DataFrame:
+    return _cached(
+        job,
+        _key(job, clips, OPERATORS, profiler="drift", **factors),
+        lambda: drift(job.model, clips, OPERATORS, family=job.family, dtype=job.dtype, **factors),
     )
 
 

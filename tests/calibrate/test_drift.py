@@ -124,6 +124,20 @@ def test_a_few_probes_give_drift_its_scale() -> None:
         scale_drift(table_of(DRIFTS, "drift"), only_queries, "score.error")
 
 
+def test_slopes_are_those_of_the_clips_that_were_probed() -> None:
+    probes = {(layer, axis, 4): 0.2 for layer in range(3) for axis in ("query", "key_value")}
+    probes |= {(*place[:2], 1): 0.0 for place in probes}
+    # What was probed drifts twice as much as the clips that all factors were measured on.
+    beside = {place: 2 * DRIFTS[place] for place in probes}
+    tables = [table_of(each, "drift") for each in (DRIFTS, beside)]
+    own, others = (
+        scale_drift(tables[0], table_of(probes, "score.error"), "score.error", each)
+        for each in (tables[1], None)
+    )
+    assert (own["mean"] * 2).to_numpy() == pytest.approx(others["mean"].to_numpy())
+    assert others["mean"].max() > 0
+
+
 def test_agreement_is_a_rank_correlation_per_axis() -> None:
     probes = {place: value**2 if place[1] == "query" else -value for place, value in DRIFTS.items()}
     agreement = rank_agreement(

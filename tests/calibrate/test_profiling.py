@@ -73,11 +73,12 @@ def test_drift_is_trusted_where_it_ranks_like_probes(
 def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_with(
     split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, set[str]] = {"drift": set(), "probe": set()}
+    seen: dict[str, set[str]] = {"drift": set(), "beside": set(), "probe": set()}
     drift, probe = calibrate.profiling.drift, calibrate.profiling.probe
 
     def drifts(model, clips, *args, **kwargs):
-        seen["drift"] |= {clip.name for clip in clips}
+        at_all_factors = len(kwargs["query_factors"]) > 1
+        seen["drift" if at_all_factors else "beside"] |= {clip.name for clip in clips}
         return drift(model, clips, *args, **kwargs)
 
     def probes(model, dense, *args, **kwargs):
@@ -92,6 +93,7 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
     assert seen["drift"]
     assert seen["probe"]
     assert not seen["drift"] & seen["probe"]
+    assert seen["beside"] == seen["probe"]  # slopes are of the clips that were probed
 
 
 def test_an_interrupted_probe_goes_on_at_its_layer(
