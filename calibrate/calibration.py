@@ -22,6 +22,7 @@ from spark3r.inference import layout_of
 from spark3r.profile import Profile
 from spark3r.schedule import LengthRule
 
+from .arguments import TRIALS
 from .budget import ResolvedBudget, parse_budget, resolve
 from .evaluation import DenseRuns
 from .export import Evidence, make_profile
@@ -59,7 +60,7 @@ def calibrate(
     *,
     held_out: Sequence[Clip] = (),
     target_frames: int | None = None,
-    trials: int = 12,
+    trials: int = TRIALS,
     objective: Objective = "balanced",
     source: Source | None = None,
     seed: int = 0,

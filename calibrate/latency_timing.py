@@ -43,7 +43,7 @@ from .steps import Progress, Samples, uncounted, unseen
 
 Treatment = Schedule | Literal["dense", "wall"]
 
-LONG_S, VERY_LONG_S = 1.5, 10.0
+LONG_S, VERY_LONG_S = 3.0, 10.0
 """From these on a call needs fewer samples, because a single one is a mean over much work."""
 
 

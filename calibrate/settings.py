@@ -15,6 +15,7 @@ from spark3r.patching import is_applied
 from spark3r.precision import HALF, product_dtype
 from spark3r.schedule import Operators
 
+from .arguments import TRIALS
 from .budget import Budget
 from .objective import Objective, Source
 from .splits import Split
@@ -82,7 +83,7 @@ class Settings:
     budget: Budget | None = None
     max_deviation: float | None = None
     target_frames: int | None = None
-    trials: int = 12
+    trials: int = TRIALS
     timeout_s: float | None = None
     objective: Objective = "balanced"
     source: Source | None = None
