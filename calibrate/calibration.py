@@ -46,9 +46,6 @@ from .study import alone, check_storage
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .verify import time_beside_the_wall
 
-FEW = 4
-"""With fewer clips of the selection than these the user is told what that means."""
-
 UNREST = 0.1
 """Spread of timings above which the user is told."""
 
@@ -187,11 +184,8 @@ def _run(job: Job, split: Split) -> Calibration:
         )
     if table.dense_extrapolated:
         job.say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
-    if len(split.selection) < FEW:
-        job.say(
-            f"{len(split.selection)} clips to select on hardly tell schedules apart, so that the "
-            "simplest is likely to stay: give more footage, or shorter clips by --frames"
-        )
+    for line in split.doubts(frames):
+        job.say(line)
     shortest = min(split.clips, key=lambda clip: clip.frames)
     short = layout_of(job.model, shortest.images, job.family, job.dtype)
     cheapest_ms = least_ms(table.model, table.layout, short, job.depth)

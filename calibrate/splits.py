@@ -13,6 +13,15 @@ LEAST_FRAMES = 2
 """Frames that a part of a clip must have: with one there is no pose to judge."""
 
 
+FEW = 4
+"""Clips of the selection below which they hardly tell schedules apart."""
+
+FAR = 4
+"""So many times as long as its clips may a target be before it is said that they are short. At 10
+times they choose schedules that deviate half as much again there, at 4 times a sixth more
+(docs/method.md)."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Clips by role. No frame has two roles.
@@ -46,6 +55,26 @@ class Split:
     def clips(self) -> tuple[Clip, ...]:
         """All clips."""
         return (*self.search, *self.selection, *self.held_out)
+
+    def doubts(self, target_frames: int) -> list[str]:
+        """Return what is to be said of clips that tell little, a line each.
+
+        Args:
+            target_frames: The length that a budget is for.
+        """
+        found = []
+        if len(self.selection) < FEW:
+            found.append(
+                f"{len(self.selection)} clip(s) to select on hardly tell schedules apart, so that "
+                "the simplest is likely to stay: give more footage, or shorter clips by --frames"
+            )
+        if target_frames > FAR * self.shortest:
+            found.append(
+                f"clips of {self.shortest} frames stand in for {target_frames}, and longer clips "
+                "bear more: what is chosen on longer ones (--frames) is more faithful there, and "
+                "takes longer to find"
+            )
+        return found
 
     @property
     def shortest(self) -> int:

@@ -149,3 +149,14 @@ def test_footage_of_no_or_one_frame(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+def test_clips_that_tell_little_are_doubted(tmp_path: Path) -> None:
+    split, _ = read([folder(tmp_path / "walk", 100)], [])
+    assert split.doubts(16) == []
+    (far,) = split.doubts(17)
+    assert far.startswith("clips of 4 frames stand in for 17,")
+    assert "--frames" in far
+    few, _ = read([folder(tmp_path / "glance", 9)], [])
+    (few_to_select,) = few.doubts(8)
+    assert few_to_select.startswith("1 clip(s) to select on hardly tell schedules apart")
