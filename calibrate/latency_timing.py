@@ -46,6 +46,10 @@ Treatment = Schedule | Literal["dense", "wall"]
 LONG_S, VERY_LONG_S = 3.0, 10.0
 """From these on a call needs fewer samples, because a single one is a mean over much work."""
 
+KEPT_S = 1.0
+"""From this on the first run of a call is a sample: what is slow at first is a small part of it,
+and does not move the median of three."""
+
 
 QUERY_FACTORS = (1, 2, 3, 4, 8)
 KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
@@ -331,8 +335,7 @@ def _timed_if_they_fit(
 ) -> dict[str, Latency]:
     """Time the calls that fit into memory, in turns.
 
-    The first run of each call is a warm-up, unless it takes so long that what is slow at first does
-    not matter: then it is a sample.
+    The first run of each call is a warm-up, or from `KEPT_S` on a sample.
     """
     warm_up_s = WARM_UP_S
     if limit_s is not None:
@@ -352,7 +355,7 @@ def _timed_if_they_fit(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     wanted = samples_to_take(first_s, limit_s)
-    kept = {name: (1000 * taken_s,) for name, taken_s in first_s.items() if taken_s >= LONG_S}
+    kept = {name: (1000 * taken_s,) for name, taken_s in first_s.items() if taken_s >= KEPT_S}
     left = {name: number - (name in kept) for name, number in wanted.items()}
     total, done = len(calls) + sum(left.values()), len(calls)
 

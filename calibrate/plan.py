@@ -9,7 +9,7 @@ from spark3r.schedule import Operators, Schedule
 from .budget import time_text
 from .evaluation import run_dense
 from .judge import Judge
-from .latency_timing import passes_to_time, samples_to_take
+from .latency_timing import KEPT_S, passes_to_time, samples_to_take
 from .selection import FRONT_POINTS, KINDS, TRADE_OFF_CLIPS
 from .settings import (
     KEY_VALUE_FACTORS,
@@ -87,7 +87,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
 def _timed_s(durations_s: list[float], limit_s: float) -> float:
     by_call = {str(number): taken_s for number, taken_s in enumerate(durations_s)}
     samples = samples_to_take(by_call, limit_s)
-    return sum((samples[name] + 1) * taken_s for name, taken_s in by_call.items())
+    return sum((samples[name] + (taken_s < KEPT_S)) * taken_s for name, taken_s in by_call.items())
 
 
 def _seconds_per_run(job: Job, split: Split) -> float:
