@@ -111,7 +111,7 @@ def compared(
             source="deviation",
             latency=table.model,
             layout=table.layout,
-            short=benches[-1].layout,
+            short=benches[-1].layout,  # all factors; short clips bring them down
             length=LengthRule("constant", target, benches[0].frames, target),
             sensitive=(),
             goal=WithinBudget(stages.budget_ms(table, percent / 100)),

@@ -23,9 +23,8 @@ def rivals(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
     """
     model, layout = found.latency.model, found.latency.layout
     measured = {each.name: each for each in found.verified}
-    ours, paper = found.chosen, measured["paper"]
+    ours, paper = found.chosen, measured.get("paper")
     assert ours.schedule is not None
-    assert paper.schedule is not None
 
     def predicted_ms(schedule: Schedule) -> float:
         """Return what is predicted beyond the wall."""
@@ -36,7 +35,8 @@ def rivals(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
         return each.latency.median_ms - found.wall_ms
 
     gains = dict.fromkeys(OPERATORS, taken_ms(ours) / predicted_ms(ours.schedule))
-    gains[paper.schedule.operators] = taken_ms(paper) / predicted_ms(paper.schedule)
+    if paper is not None and paper.schedule is not None:
+        gains[paper.schedule.operators] = taken_ms(paper) / predicted_ms(paper.schedule)
 
     def fits(schedule: Schedule) -> bool:
         return gains[schedule.operators] * predicted_ms(schedule) <= taken_ms(ours)

@@ -340,7 +340,8 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             return None
         with tempfile.TemporaryDirectory() as folder:
             output = path.with_suffix(".profile.json")
-            output.unlink(missing_ok=True)
+            for path_of_it in (output, output.with_suffix(".journal")):
+                path_of_it.unlink(missing_ok=True)
             told = io.StringIO()
             begin = time.monotonic()
             with (

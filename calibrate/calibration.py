@@ -138,7 +138,7 @@ def run(
                 result = _run(job, split)
         else:
             result = solve_from(measured, job, split)
-    return replace(result, seconds=times.seconds)
+    return replace(result, seconds=times.seconds, skipped=split.skipped)
 
 
 def plan(

@@ -146,7 +146,7 @@ def make_profile(
         schedules,
         status="measured",
         default=chosen,
-        notes=_notes(evidence, decision, points),
+        notes=_notes(evidence, dense, decision, points),
         measurements=(measurement,),
         sensitivity=sensitivity,
     )
@@ -207,10 +207,12 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
     )
 
 
-def _notes(evidence: Evidence, decision: Decision | None, points: Sequence[Point]) -> str:
+def _notes(
+    evidence: Evidence, dense: Verified, decision: Decision | None, points: Sequence[Point]
+) -> str:
     asked = evidence.job.settings.asked
     lines = [f"made by calibrate {asked}: {evidence.budget.text}."]
-    if evidence.table.dense_extrapolated:
+    if evidence.table.dense_extrapolated and dense.latency is None:
         lines.append("Dense does not fit at this length; its latency is the latency model's word.")
     if decision is None:
         lines.append("Dense meets the budget, so nothing is reduced.")

@@ -82,6 +82,7 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         )
     short = layout_of(job.model, clip_of_length(footage, least), job.family, job.dtype)
     cheapest_ms = least_ms(table.model, layout, short, job.depth)
+    judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     goal: Goal
     if settings.budget is None:
         goal, budget = WithinDeviation(settings.max_deviation or 0.0), None
@@ -89,7 +90,8 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
         job.say(f"budget {settings.budget.text}: {budget.text}")
         if not budget.binds:
-            return dense_result(job, split, table, budget)
+            timed = _timed(job, judge, None, images, "latency")
+            return dense_result(job, split, replace(table, passes=timed), budget)
         goal = WithinBudget(budget.clip_ms)
     problem = Problem(
         sensitivity=sensitivity,
@@ -107,7 +109,6 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         assert settings.budget is not None
         resolve(settings.budget, frames, table.dense_ms, problem.space.least_ms)
         raise AssertionError("the knapsack found no schedule within a budget that has one")
-    judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
     latencies = _timed(job, judge, decision, images, "latency")
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     again = None if corrected is None else _decision(path, corrected)
@@ -155,11 +156,11 @@ def _decision(path: Path, problem: Problem) -> Decision | None:
 
 
 def _timed(
-    job: Job, judge: Judge, decision: Decision, images: Tensor, step: str
+    job: Job, judge: Judge, decision: Decision | None, images: Tensor, step: str
 ) -> dict[str, Latency]:
     return time_beside_the_wall(
         judge,
-        {"knapsack": decision.chosen.trial.schedule},
+        {} if decision is None else {"knapsack": decision.chosen.trial.schedule},
         images,
         limit_s=job.settings.timing_s,
         progress=partial(job.progress, step),

@@ -135,18 +135,19 @@ def _scaled_paper(
 ) -> Schedule | None:
     """Return the paper schedule of a profile, scaled to another budget.
 
-    Sensitive are the layers that keep more keys and values in it. Of those that meet the budget the
-    one with the query factor nearest to its own is taken.
+    Sensitive are the layers that keep more keys and values in it; where all keep as many, none is.
+    Of those that meet the budget the one with the query factor nearest to its own is taken.
     """
     known = [_rules(run) for run in measurement.baselines if run.baseline == "paper"]
     known += [each.schedule().layers for each in profile.schedules if each.name == "paper"]
     if not known:
         return None
     rules = known[0]
-    least = min(rule.key_value for rule in rules)
+    tiers = sorted({rule.key_value for rule in rules})
+    sensitive = [layer for layer, rule in enumerate(rules) if [rule.key_value] == tiers[:-1]]
     scaled = paper_schedules(
         len(rules),
-        [layer for layer, rule in enumerate(rules) if rule.key_value == least],
+        sensitive,
         problem.length,
         problem.short,
         lambda schedule: problem.predict_ms(schedule) <= budget_ms,

@@ -9,13 +9,18 @@ from spark3r.schedule import Operators, Schedule
 from .budget import time_text
 from .evaluation import run_dense
 from .judge import Judge
-from .latency_timing import KEPT_S, passes_to_time, samples_to_take
+from .latency_timing import (
+    KEPT_S,
+    TIMED_KEY_VALUE_FACTORS,
+    TIMED_QUERY_FACTORS,
+    passes_to_time,
+    samples_to_take,
+)
 from .selection import FRONT_POINTS, KINDS, TRADE_OFF_CLIPS
 from .settings import (
-    KEY_VALUE_FACTORS,
     KNAPSACK_SHARES,
     OPERATORS,
-    QUERY_FACTORS,
+    PROBED_CLIPS,
     Job,
     probed_of,
 )
@@ -52,7 +57,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         "dense runs": len(split.clips),
         "drift": DRIFT_RUNS * max(1, len(split.search) - few),
         "sensitivity": probes * few,
-        "paper's probe": (depth + 1) * few,
+        "paper's probe": (depth + 1) * min(PROBED_CLIPS, len(split.search)),
         "search": (starts + settings.trials) * len(split.search),
         "selection": len(KINDS) * len(split.selection),
         "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, len(split.selection)),
@@ -64,7 +69,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     goal_s = dense_s / 2
     if settings.budget is not None:
         goal_s = settings.budget.clip_ms(frames, 1000 * dense_s) / 1000
-    fitted, checked = passes_to_time(depth, OPERATORS, QUERY_FACTORS, KEY_VALUE_FACTORS)
+    fitted, checked = passes_to_time(depth, OPERATORS, TIMED_QUERY_FACTORS, TIMED_KEY_VALUE_FACTORS)
     others = len(fitted) + len(checked) - 2
     timings = {
         "latency of layers": 4 * LAYERS_TIMED * (dense_s - wall_s) / depth,

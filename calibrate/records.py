@@ -31,7 +31,7 @@ def sensitivity_records(
 
     Args:
         table: From `calibrate.profiling.sensitivities`.
-        split: Clips by role; the first of the search were probed.
+        split: Clips by role; the first of the search were probed, drift is of the last.
         objective: Which metrics the scores count.
     """
     records = []
@@ -39,7 +39,8 @@ def sensitivity_records(
     kept = table[table["metric"].isin(METRICS)]
     for (operators, axis, metric), rows in kept.groupby(["operators", "axis", "metric"], sort=True):
         factors = sorted({int(factor) for factor in rows["factor"]})
-        clips = split.search[: int(rows["clips"].max())]
+        drifted, count = (rows["profiler"] == "drift").all(), int(rows["clips"].max())
+        clips = split.search[-count:] if drifted else split.search[:count]
 
         def by_layer(
             column: str, rows: pd.DataFrame = rows, factors: Sequence[int] = factors
@@ -53,7 +54,7 @@ def sensitivity_records(
         records.append(
             Sensitivity(
                 axis="query" if axis == "query" else "key_value",
-                profiler="drift" if (rows["profiler"] == "drift").all() else "probe",
+                profiler="drift" if drifted else "probe",
                 metric=_metric_name(str(metric), objective),
                 clips=tuple(clip.name for clip in clips),
                 frames=min(clip.frames for clip in clips),

@@ -165,7 +165,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         latency_report=latency_text(result),
         work=work_text(result),
         schedules=result.profile.schedule_names(),
-        notes=result.profile.notes,
+        skipped=len(result.skipped),
         trials=result.found.trials if result.found else (),
         kept=result.kept,
         absent=absent(result),

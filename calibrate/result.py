@@ -41,6 +41,7 @@ class Calibration:
         sensitive: Layers that are sensitive by the paper's probe, where that ran.
         max_deviation: The largest deviation asked for, None where there was a budget.
         kept: What the profile that was solved from holds; None where everything was measured.
+        skipped: What could not be read of the footage, with the reason.
     """
 
     profile: Profile
@@ -59,6 +60,7 @@ class Calibration:
     sensitive: tuple[int, ...] = ()
     max_deviation: float | None = None
     kept: Kept | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Verified:
@@ -84,6 +86,11 @@ class Calibration:
         """Dense latency, beside the verified schedules where it was timed there."""
         now = self.verified[0].latency
         return self.latency.dense_ms if now is None else now.median_ms
+
+    @property
+    def dense_extrapolated(self) -> bool:
+        """Whether dense was nowhere timed, since it does not fit at the target length."""
+        return self.verified[0].latency is None and self.latency.dense_extrapolated
 
     @property
     def wall_ms(self) -> float:

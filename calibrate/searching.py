@@ -91,7 +91,7 @@ def searched(
         timeout_s=settings.timeout_s,
         on_trial=tell,
     )
-    job.progress(step, total, total)
+    job.progress(step, min(len(found.trials), total), total)  # not all where it was stopped
     return found
 
 

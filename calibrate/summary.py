@@ -50,7 +50,7 @@ def rows(result: Calibration) -> list[dict[str, Any]]:
                 "predicted_ms": each.predicted_ms,
                 "measured_ms": latency_ms,
                 "spread_ms": None if each.latency is None else each.latency.spread_ms,
-                "samples": 0 if each.latency is None else each.latency.n,
+                "samples_ms": [] if each.latency is None else list(each.latency.samples_ms),
                 "of_budget": None if latency_ms is None else latency_ms / result.allowed_ms,
                 "speed_up": None if latency_ms is None else result.dense_ms / latency_ms,
                 "scores": {
@@ -89,6 +89,11 @@ def latency_text(result: Calibration) -> str:
     """Return how far the latency model and dense latency can be trusted, in a few sentences."""
     report = result.latency.report
     lines = [] if report is None else [str(report)]
+    if result.dense_extrapolated:
+        lines.append(
+            f"dense does not fit at {result.budget.frames} frames: its latency is the latency "
+            "model's word"
+        )
     if result.kept is not None:
         lines.append(
             f"the latency model of {result.kept.profile} was off by at most "
@@ -182,6 +187,8 @@ def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> 
     if result.gaps:
         gaps = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in result.gaps.items())
         print(f"{result.source} of the exported schedule on each set of clips: {gaps}")
+    if result.skipped:
+        print(f"{len(result.skipped)} images could not be read and were left out")
     for line in (latency_text(result), work_text(result), *absent(result)):
         if line:
             print(line)
@@ -223,6 +230,8 @@ def print_json(result: Calibration, output: Path, report: Sequence[Path]) -> Non
             "largest_error": result.latency.largest_error,
         },
         "dense_then_and_now": result.dense_then_and_now,
+        "dense_extrapolated": result.dense_extrapolated,
+        "skipped": list(result.skipped),
         "schedules": rows(result),
         "decision": [] if result.decision is None else list(result.decision.reasons),
         "score_by_clips": result.gaps,
