@@ -5,11 +5,10 @@ solver goes through the layers and keeps, of all partial selections, those that 
 in both cost and damage. Nothing is rounded or bucketed, so the answer is exact: sums are float64
 sums in the order of the layers, and a selection fits when such a sum is at most the bound.
 
-`solve` and `solve_cheapest` also drop partial selections that a Lagrangian bound proves to be no
-better than a selection already at hand. `trade_off` keeps the whole front. A front can, in theory,
-double with every layer; should more than `MAX_PARTIAL` partial selections be needed, an error says
-so, and no approximate answer is given. Twenty-four layers of forty choices need some thousands
-(`solve`) to some hundred thousand (`trade_off`).
+Partial selections that a Lagrangian bound proves to be no better than a selection already at hand
+are dropped too. What is left can, in theory, double with every layer; should more than
+`MAX_PARTIAL` partial selections be needed, an error says so, and no approximate answer is given.
+Twenty-four layers of forty choices need some thousands.
 
 Of equally good selections the one is returned that is better by the other measure, and of those
 equal in both the one with the earlier choice in the first layer in which they differ.
@@ -25,7 +24,7 @@ import numpy as np
 
 from spark3r.schedule import LayerRule, Operators, Schedule
 
-from .partial import MAX_PARTIAL, Floats, FrontTooLargeError, Integers, least_value, sweep, trace
+from .partial import MAX_PARTIAL, Floats, FrontTooLargeError, Integers, least_value
 
 __all__ = [
     "MAX_PARTIAL",
@@ -34,7 +33,6 @@ __all__ = [
     "Selection",
     "solve",
     "solve_cheapest",
-    "trade_off",
 ]
 
 
@@ -104,19 +102,6 @@ def solve_cheapest(layers: Sequence[Sequence[Choice]], max_damage: float) -> Sel
     table = _Table.of(layers)
     found = least_value(table.damage, table.cost, table.place, max_damage)
     return None if found is None else _selection(layers, found)
-
-
-def trade_off(layers: Sequence[Sequence[Choice]]) -> tuple[Selection, ...]:
-    """Return all selections that no other undercuts in cost and damage, the cheapest first.
-
-    Raises:
-        FrontTooLargeError: If more than `MAX_PARTIAL` partial selections are needed.
-        ValueError: As `solve`.
-    """
-    table = _Table.of(layers)
-    steps = sweep(table.cost, table.damage, table.place, None)
-    last = steps[-1]
-    return tuple(_selection(layers, trace(steps, row)) for row in range(len(last.weight)))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class FrontTooLargeError(ValueError):
-    """The exact front does not fit; `solve` at single budgets still does."""
+    """What the exact answer needs does not fit."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def least_value(
 
 
 def sweep(
-    weights: list[Floats], values: list[Floats], places: list[Integers], bound: Bound | None
+    weights: list[Floats], values: list[Floats], places: list[Integers], bound: Bound
 ) -> list[Step]:
-    """Return the fronts of partial selections after each layer."""
+    """Return the fronts of partial selections after each layer, as far as the bound keeps them."""
     zero, none = np.zeros(1), np.zeros(1, np.int64)
     step = Step(zero, zero, none, none)
     order = none  # place of each partial selection among them in lexicographic order
@@ -95,10 +95,7 @@ def sweep(
         parent = np.repeat(np.arange(len(step.weight)), len(weight))
         chosen = np.tile(np.arange(len(weight)), len(step.weight))
         rank = order[parent] * len(weight) + chosen
-        if bound is not None:
-            kept = np.flatnonzero(bound.keeps(layer, new_weight, new_value))
-        else:
-            kept = np.arange(len(new_weight))
+        kept = np.flatnonzero(bound.keeps(layer, new_weight, new_value))
         # Of equal weights the least value comes first, of equal both the earliest choices.
         kept = kept[np.lexsort((rank[kept], new_value[kept], new_weight[kept]))]
         front = new_value[kept]
@@ -107,7 +104,7 @@ def sweep(
         if len(kept) > MAX_PARTIAL:
             raise FrontTooLargeError(
                 f"{len(kept)} partial selections after layer {layer}, at most {MAX_PARTIAL} are "
-                "held: offer fewer choices per layer, or solve at single budgets"
+                "held: offer fewer choices per layer"
             )
         order = np.empty(len(kept), np.int64)
         order[np.argsort(rank[kept], kind="stable")] = np.arange(len(kept))

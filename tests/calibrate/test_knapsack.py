@@ -3,15 +3,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrate import knapsack, partial
-from calibrate.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest, trade_off
+from calibrate.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest
 from spark3r.schedule import LayerRule, Operators
 
 Layers = list[list[Choice]]
@@ -86,23 +86,6 @@ def test_ties_go_to_the_other_measure_and_then_to_the_earlier_choice(
     )
 
 
-@pytest.mark.parametrize("strategy", [any_real, with_ties])
-def test_trade_off_is_the_whole_front(strategy: st.SearchStrategy[Layers]) -> None:
-    @given(strategy)
-    @settings(max_examples=100)
-    def holds(layers: Layers) -> None:
-        expected: list[tuple[float, float]] = []
-        for cost, damage, _ in sorted(everything(layers)):
-            if not expected or damage < expected[-1][1]:
-                expected.append((cost, damage))
-        front = trade_off(layers)
-        assert [(point.cost_ms, point.damage) for point in front] == expected
-        for point in front:
-            assert solve(layers, point.cost_ms) == point or strategy is any_real
-
-    holds()
-
-
 def layers_like_a_model(seed: int, count: int = 24) -> Layers:
     rng = random.Random(seed)
     layers = []
@@ -123,24 +106,25 @@ def layers_like_a_model(seed: int, count: int = 24) -> Layers:
     return layers
 
 
-def test_twenty_four_layers_of_forty_choices_take_a_moment() -> None:
+@pytest.mark.parametrize("budget_ms", [100.0, 150.0, 300.0, 900.0])
+def test_no_exchange_in_two_of_twenty_four_layers_is_better(budget_ms: float) -> None:
     layers = layers_like_a_model(0)
-    begin = time.perf_counter()
-    answers = [solve(layers, budget_ms) for budget_ms in (100.0, 150.0, 300.0, 900.0)]
-    assert time.perf_counter() - begin < 2
-    front = trade_off(layers)
-    assert time.perf_counter() - begin < 20
-    by_front = [
-        max((point for point in front if point.cost_ms <= budget_ms), key=lambda p: p.cost_ms)
-        for budget_ms in (100.0, 150.0, 300.0, 900.0)
-    ]
-    assert answers == by_front
+    answer = solve(layers, budget_ms)
+    assert answer is not None
+    assert answer.cost_ms <= budget_ms
+    costs = [np.array([choice.cost_ms for choice in layer]) for layer in layers]
+    harms = [np.array([choice.damage for choice in layer]) for layer in layers]
+    for i, j in itertools.combinations(range(len(layers)), 2):
+        at_i, at_j = answer.indices[i], answer.indices[j]
+        spare = budget_ms - answer.cost_ms + costs[i][at_i] + costs[j][at_j]
+        fits = costs[i][:, None] + costs[j] <= spare - 1e-9
+        least = np.where(fits, harms[i][:, None] + harms[j], np.inf).min()
+        assert least >= harms[i][at_i] + harms[j][at_j] - 1e-9
 
 
 def test_the_same_problem_has_the_same_answer() -> None:
     layers = layers_like_a_model(1, 12)
     assert solve(layers, 100.0) == solve(layers, 100.0)
-    assert trade_off(layers) == trade_off(layers)
 
 
 def test_more_budget_never_does_more_damage() -> None:
@@ -203,10 +187,9 @@ def test_a_bound_that_is_no_number_is_refused() -> None:
         solve([[choice(1, 1)]], math.nan)
 
 
-def test_a_front_beyond_the_limit_is_an_error_and_not_an_approximation(
+def test_what_is_beyond_the_limit_is_an_error_and_not_an_approximation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(partial, "MAX_PARTIAL", 100)
-    layers = [[choice(2.0**i, 0.0), choice(0.0, 2.0**i)] for i in range(10)]
-    with pytest.raises(FrontTooLargeError, match="at most 100 are held"):
-        trade_off(layers)
+    monkeypatch.setattr(partial, "MAX_PARTIAL", 4)
+    with pytest.raises(FrontTooLargeError, match="at most 4 are held"):
+        solve(layers_like_a_model(0), 150.0)
