@@ -70,7 +70,8 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
         type=_count,
         metavar="N",
         help="frames of the clips that the budget must hold for (default: the shortest of 128, "
-        "256, 512, 1024 where it lies clear of dense and of the wall)",
+        "256, 512, 1024 where it lies clear of dense and of the wall; 128 with --max-deviation; "
+        "with --from that of the profile)",
     )
     group.add_argument(
         "--from",

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import tiny_job
 from tiny_job import JOB
 
 from calibrate.cli import main
+from calibrate.latency_timing import LatencyTable
+from calibrate.study import alone
 from spark3r import Profile
 
 
@@ -144,6 +147,50 @@ def test_the_slower_of_two_processes_takes_another_name(
     assert (tmp_path / "a.json").read_text() == "of another process"
     assert Profile.load(tmp_path / "a-2.json").status == "measured"
     assert (tmp_path / "a-2.html").is_file()
+
+
+def test_a_second_process_at_the_same_search_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with alone(str(tmp_path / "a.journal")):  # as the first process does
+        assert main(["--budget", "75%", *JOB, "--output", "a.json"]) == 1
+    assert "another process is searching there right now" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_clips_shorter_than_a_group_are_merged_as_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["--budget", "60%", *JOB, "--json", "--quiet", "--output", "a.json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed_trials"] == 0
+    profile = Profile.load(tmp_path / "a.json")
+    schedules = [profile.schedule(name) for name in profile.schedule_names()]
+    merged = [
+        each for each in schedules if any(rule.query > 1 for rule in each.resolve(tiny_job.TARGET))
+    ]
+    assert merged
+    assert all(each.operators.group > tiny_job.FRAMES for each in merged)
+
+
+def test_a_dense_run_that_does_not_fit_is_said_to_be_the_models_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def table(*args: object, **kwargs: object) -> LatencyTable:
+        fits = tiny_job.latency_table(*args, **kwargs)
+        return replace(fits, passes={"wall": fits.passes["wall"]}, dense_extrapolated=True)
+
+    def passes(*args: object, **kwargs: object) -> dict:
+        timed = tiny_job.timed_passes(*args, **kwargs)
+        return {name: each for name, each in timed.items() if name != "dense"}
+
+    monkeypatch.setattr("calibrate.calibration.measure_latency", table)
+    monkeypatch.setattr("calibrate.verify.time_passes", passes)
+    assert main(["--budget", "75%", *JOB, "--json", "--output", "a.json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["dense_extrapolated"] is True
+    assert "dense does not fit at 64 frames" in err
+    assert "Dense does not fit at this length" in Profile.load(tmp_path / "a.json").notes
+    assert "does not fit at 64 frames" in (tmp_path / "a.html").read_text()
 
 
 def test_a_trial_out_of_memory_is_counted_and_the_search_goes_on(

@@ -103,6 +103,26 @@ def test_from_a_profile_without_figures_says_what_is_not_drawn(
     assert not (tmp_path / "b-trade-off.png").exists()
 
 
+def test_where_nothing_is_reduced_dense_is_timed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+    capsys.readouterr()
+    job = ["--budget", "500%", *JOB, "--from", "a.json", "--output", "b.json"]
+    assert main([*job, "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    samples = {row["schedule"]: row["samples_ms"] for row in document["schedules"]}
+    assert samples == {"dense": [tiny_job.DENSE_MS] * 3, "wall": [tiny_job.WALL_MS] * 3}
+    assert Profile.load(tmp_path / "b.json").measurements[0].wall.n == 3
+
+
+def test_another_length_is_not_said_to_be_too_long_for_dense(tmp_path: Path) -> None:
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+    job = ["--budget", "75%", *JOB, "--from", "a.json", "--output", "b.json", "--quiet"]
+    assert main([*job, "--target-frames", "32"]) == 0
+    assert "does not fit" not in Profile.load(tmp_path / "b.json").notes
+
+
 def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
     """As the search scored it: dense stands beside every schedule, on the same clips."""
     from calibrate.records import recorded_quality

@@ -12,6 +12,7 @@ import spark3r
 from calibrate.latency import TERMS, LatencyModel, terms
 from calibrate.latency_fit import LayerSample, PassSample, check_fit, fit
 from calibrate.latency_timing import (
+    KEPT_S,
     LONG_S,
     VERY_LONG_S,
     layer_grid,
@@ -26,6 +27,7 @@ from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.reduction import clamp
+from spark3r.timing import Call, Stopwatch
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 PAPER = Operators()
@@ -307,6 +309,39 @@ def test_samples_follow_how_long_a_call_takes() -> None:
     }
     assert samples_to_take({"a": 0.5, "b": 2.0}, 16.0) == {"a": 16, "b": 4}
     assert samples_to_take({"a": 0.01}, None) == {"a": 20}
+
+
+def test_first_runs_are_samples_where_they_are_long(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = {"wall": 0.5 * KEPT_S, "long": 1.5 * KEPT_S, "longer": LONG_S}
+    treatments = {
+        "wall": "wall",
+        "long": Schedule.uniform(2, 1, 2),
+        "longer": Schedule.uniform(2, 2, 1),
+    }
+    ran: list[str] = []
+
+    def prepare(model: nn.Module, treatment: object, family: object) -> None:
+        ran.append(next(name for name, each in treatments.items() if each == treatment))
+
+    def stopwatch(*_: object) -> Stopwatch:
+        def timed(call: Call) -> float:
+            call()
+            return 1000 * second[ran[-1]]
+
+        return timed
+
+    timings: list[int] = []
+    monkeypatch.setattr("calibrate.latency_timing.apply_treatment", prepare)
+    monkeypatch.setattr("calibrate.latency_timing.run", lambda *_: timings.append(1))
+    for place in ("calibrate.latency_timing", "spark3r.timing"):
+        monkeypatch.setattr(f"{place}.make_stopwatch", stopwatch)
+    monkeypatch.setattr("calibrate.latency_timing.warm_up", lambda *_: None)
+    found = time_passes(model, torch.rand(2, 3, 16, 16), treatments, limit_s=0.0)
+    assert {name: each.n for name, each in found.items()} == {"wall": 3, "long": 3, "longer": 2}
+    # One run for the machine, and one to warm up the call that is too short to count.
+    assert len(timings) == 1 + (1 + 3) + 3 + 2
 
 
 def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:

@@ -87,13 +87,18 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
 
     monkeypatch.setattr(calibrate.profiling, "drift", drifts)
     monkeypatch.setattr(calibrate.profiling, "probe", probes)
+    monkeypatch.setattr(calibrate.profiling, "TRUSTED", -1.0)
     work = job([])
-    sensitivities(work, dense_runs(work, split.search, "search"))
+    table = sensitivities(work, dense_runs(work, split.search, "search"))
     assert len(split.search) > 1
     assert seen["drift"]
     assert seen["probe"]
     assert not seen["drift"] & seen["probe"]
     assert seen["beside"] == seen["probe"]  # slopes are of the clips that were probed
+    by_profiler: dict[str, set[str]] = {"drift": set(), "probe": set()}
+    for record in sensitivity_records(table, split):
+        by_profiler[record.profiler] |= set(record.clips)
+    assert by_profiler == {name: seen[name] for name in by_profiler}
 
 
 def test_an_interrupted_probe_goes_on_at_its_layer(
