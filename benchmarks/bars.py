@@ -18,9 +18,6 @@ Found = Mapping[tuple[Source, float], Mapping[str, Any]]
 
 RIVALS = ("paper", "uniform", "knapsack", "search")
 
-BEHIND = 1.15
-"""A schedule so many times worse than the best of its kind on a few clips runs on no others."""
-
 FIGURES: Mapping[str, Callable[[Quality, Quality], float]] = {
     # Scores of errors are means of logarithms of ratios to dense: their geometric mean.
     "error": lambda run, dense: math.exp(score(run, dense, "error")),
@@ -29,6 +26,18 @@ FIGURES: Mapping[str, Callable[[Quality, Quality], float]] = {
         run.deviation.depth_log * run.deviation.rotation_deg
     ),
 }
+
+
+JUDGED: Mapping[Source, Sequence[str]] = {
+    "error": ("error",),
+    "consistency": ("error",),
+    "deviation": ("deviation", "log depth and rotation"),
+}
+"""Figures that the bars of a mode are about."""
+
+ENOUGH, MOST = 16, 2
+"""After so many held-out clips so many of a kind are gone on with: the best of many on all clips is
+hardly better than the better of the two best on these."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,11 @@ def best_of(found: Found, runs: Runs, mode: Source, share: float, kind: str, fig
 
 
 def contenders(found: Found, runs: Runs) -> set[str]:
-    """Return the names of schedules that may still be the best of their kind by some figure.
+    """Return the names of schedules that may still be the best of their kind where it counts.
+
+    By each figure that a bar of their mode is about, all that are not worse than the best of their
+    kind beyond the paired interval, `MOST` at most once `ENOUGH` clips ran. The knapsack stays, and
+    what is exported.
 
     Args:
         found: All searches.
@@ -155,12 +168,17 @@ def contenders(found: Found, runs: Runs) -> set[str]:
     """
     kept = set()
     for mode, share in found:
-        for kind in RIVALS:
-            for figure in FIGURES:
+        for kind in ("paper", "uniform"):
+            for figure in JUDGED[mode]:
                 means = _mean_logs(found, runs, mode, share, kind, figure)
-                least = min(means.values(), default=0.0)
-                kept |= {name for name, mean in means.items() if mean <= least + math.log(BEHIND)}
-        kept.add(name_of(mode, share, found[mode, share]["exported"]))
+                ranked = sorted(means, key=means.__getitem__)
+                best = ranked[0] if ranked else None
+                for name in ranked[: MOST if len(runs) >= ENOUGH else None]:
+                    ratio = compare(runs, name, best, figure)
+                    if name == best or ratio is None or not ratio.is_higher:
+                        kept.add(name)
+        for kind in ("knapsack", found[mode, share]["exported"]):
+            kept.add(name_of(mode, share, kind))
     return kept
 
 

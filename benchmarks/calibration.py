@@ -37,8 +37,8 @@ from calibrate.objective import Source
 from spark3r import Schedule
 from spark3r.reference.seeds import EVALUATION
 
-HEAT = 8
-"""Held-out clips that all rivals run on; those far behind are left out on the others."""
+HEATS = (8, 24)
+"""Held-out clips after which rivals that are behind run on no more; see `bars.contenders`."""
 
 STAGES = ("table", "schedules", "quality", "long", "timing", "accuracy", "default", "twice")
 FIRST_CLIP = 3000  # among the evaluation seeds: none of the evaluation table's or other scripts'
@@ -111,9 +111,11 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         for kind, schedule in document["schedules"].items()
     }
     seeds = EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips]
-    heat = at("quality").bench.complete(seeds[:HEAT], schedules)
-    contenders = bars.contenders(found, heat)
-    left = {name: each for name, each in schedules.items() if name in contenders}
+    left = schedules
+    for count in HEATS:
+        heat = at("quality").bench.complete(seeds[:count], left)
+        contenders = bars.contenders(found, heat)
+        left = {name: each for name, each in left.items() if name in contenders}
     runs = at("quality").bench.complete(seeds, left)
     seeds = seeds[: options.long_clips]
     long = at("long", plan.target_frames).bench.complete(seeds, left)
@@ -127,7 +129,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         for kind in bars.RIVALS
         for figure in bars.FIGURES
     }
-    rivals |= {name: schedules[name] for name in schedules if name in best - exported}
+    rivals |= {name: left[name] for name in left if name in best - exported}
     path = plan.folder / f"timing-{plan.target_frames}.json"
     rounds = stages.timing_rounds(at("timing"), path, treatments, options.rounds)
     path = plan.folder / f"timing-rivals-{plan.target_frames}.json"
