@@ -27,7 +27,6 @@ FIGURES: Mapping[str, Callable[[Quality, Quality], float]] = {
     ),
 }
 
-
 JUDGED: Mapping[Source, Sequence[str]] = {
     "error": ("error",),
     "consistency": ("error",),
@@ -172,10 +171,9 @@ def contenders(found: Found, runs: Runs) -> set[str]:
             for figure in JUDGED[mode]:
                 means = _mean_logs(found, runs, mode, share, kind, figure)
                 ranked = sorted(means, key=means.__getitem__)
-                best = ranked[0] if ranked else None
                 for name in ranked[: MOST if len(runs) >= ENOUGH else None]:
-                    ratio = compare(runs, name, best, figure)
-                    if name == best or ratio is None or not ratio.is_higher:
+                    ratio = compare(runs, name, ranked[0], figure)
+                    if ratio is None or not ratio.is_higher:
                         kept.add(name)
         for kind in ("knapsack", found[mode, share]["exported"]):
             kept.add(name_of(mode, share, kind))
