@@ -12,7 +12,8 @@ searches twice with one seed.
 Everything raw is kept under `runs/`, so that stopping loses nothing and stages can be run in parts;
 stages that are left out count as far as they are there. ``table``, ``schedules``, ``timing``,
 ``accuracy`` and ``default`` want the machine to themselves. What is kept belongs to the model's
-weights, not to the code: after changing the search, remove the folder `runs/calibration`.
+weights, not to the code: after changing the search, remove the folder `runs/calibration`. A search
+that is done stays as it is, whatever ``--trials`` says later.
 """
 
 from __future__ import annotations

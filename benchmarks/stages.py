@@ -260,7 +260,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
         OutOfTimeError: If it is not done yet and the time is over.
     """
     length = f"{plan.bench.frames}-{plan.target_frames}"
-    stem = f"{mode}-{share:g}-{length}-{plan.trials}-{plan.seed}"
+    stem = f"{mode}-{share:g}-{length}-{plan.seed}"
     stem += "-predicted" if plan.predicted else ""
     path = plan.folder / f"{stem}.json"
     if not path.exists():
@@ -272,6 +272,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
         at_ours = rivals(found, plan.bench.layout)
         document = {
             "budget_ms": found.budget.clip_ms,
+            "trials": plan.trials,
             "exported": found.decision.chosen.kind,
             "reasons": list(found.decision.reasons),
             "gaps": found.gaps,

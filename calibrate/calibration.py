@@ -29,7 +29,7 @@ from .export import Evidence, make_profile
 from .from_profile import solve_from
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
-from .latency_timing import LatencyTable, measure_latency
+from .latency_timing import LatencyTable, believed_ms, measure_latency, unrest_of
 from .objective import Objective, Source
 from .plan import plan_lines
 from .problem import Problem, least_ms
@@ -272,12 +272,13 @@ def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor)
     )
     if not latencies.keys() >= {"wall", "knapsack"}:
         return problem
-    wall_ms = problem.latency.wall_ms(problem.layout)
+    wall_ms, predicted_ms = problem.latency.wall_ms(problem.layout), problem.predict_ms(seed)
     drift = latencies["wall"].median_ms / wall_ms
     measured_ms = latencies["knapsack"].median_ms / drift
-    ratio = measured_ms / problem.predict_ms(seed)
+    ratio = measured_ms / predicted_ms
     job.say(f"the knapsack's schedule takes {ratio:.3f} of what is predicted, walls made equal")
-    return problem.corrected(wall_ms, seed, measured_ms)
+    taken_ms = believed_ms(predicted_ms, measured_ms, unrest_of(latencies))
+    return problem.corrected(wall_ms, seed, taken_ms)
 
 
 def _result(

@@ -16,6 +16,7 @@ from .budget import time_text
 from .evaluation import DenseRuns
 from .goal import WithinBudget
 from .judge import Judge
+from .latency_timing import believed_ms, unrest_of
 from .problem import Problem
 from .search import Found
 from .selection import (
@@ -90,9 +91,9 @@ class Means:
 def settle(means: Means, problem: Problem, found: Found) -> Settled:
     """Choose the schedule to export, and verify it and its rivals.
 
-    A schedule that is measured more than `OVER` above the budget, or leaves more than `SLACK` of it
-    unused where the latency model said that it would not, is replaced: the model is corrected by
-    what was measured, and everything that it decides is decided once more. What comes of that is
+    A schedule that takes more than `OVER` above the budget, or leaves more than `SLACK` of it
+    unused where the latency model said that it would not, is replaced, as far as the machine was
+    quiet enough to tell (`.latency_timing.believed_ms`): the model is corrected by what it takes, and everything that it decides is decided once more. What comes of that is
     exported as it is.
 
     After Ctrl-C what was chosen last is verified alone, or the best of the search where nothing was
@@ -190,20 +191,21 @@ def corrected_where_missed(
     missed = _missed(job, problem, chosen, latencies)
     if missed is None:
         return None
+    allowed_ms, taken_ms = missed
     wall_ms, measured_ms = latencies["wall"].median_ms, latencies[chosen.kind].median_ms
     job.say(
-        f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(missed)} are allowed and "
+        f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed and "
         f"{time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected and "
         "solved once more"
     )
-    goal = WithinBudget(missed)
-    return replace(problem, goal=goal).corrected(wall_ms, chosen.trial.schedule, measured_ms)
+    goal = WithinBudget(allowed_ms)
+    return replace(problem, goal=goal).corrected(wall_ms, chosen.trial.schedule, taken_ms)
 
 
 def _missed(
     job: Job, problem: Problem, chosen: Finalist, latencies: Mapping[str, Latency]
-) -> float | None:
-    """Return the milliseconds allowed where the chosen schedule misses them, None where not."""
+) -> tuple[float, float] | None:
+    """Return the milliseconds allowed and taken where the chosen schedule misses, None if not."""
     budget = job.settings.budget
     if budget is None or not latencies.keys() >= {"wall", chosen.kind}:
         return None
@@ -213,7 +215,9 @@ def _missed(
         # A share of dense is one of dense as it is now, not as it was before the search.
         allowed_ms = budget.clip_ms(problem.layout.frames, latencies["dense"].median_ms)
     measured_ms = latencies[chosen.kind].median_ms
+    predicted_ms = chosen.trial.latency_ms * allowed_ms / problem.goal.budget_ms
+    taken_ms = believed_ms(predicted_ms, measured_ms, unrest_of(latencies))
     meant_to_use = chosen.trial.latency_ms >= (1 - SLACK) * problem.goal.budget_ms
-    over = measured_ms > (1 + OVER) * allowed_ms
-    under = meant_to_use and measured_ms < (1 - SLACK) * allowed_ms
-    return allowed_ms if over or under else None
+    over = taken_ms > (1 + OVER) * allowed_ms
+    under = meant_to_use and taken_ms < (1 - SLACK) * allowed_ms
+    return (allowed_ms, taken_ms) if over or under else None

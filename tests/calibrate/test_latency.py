@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import spark3r
@@ -15,19 +18,21 @@ from calibrate.latency_timing import (
     KEPT_S,
     LONG_S,
     VERY_LONG_S,
+    believed_ms,
     layer_grid,
     measure_latency,
     resolved_rules,
     samples_to_take,
     time_layers,
     time_passes,
+    unrest_of,
 )
 from calibrate.stratified import stratified_schedules
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.reduction import clamp
-from spark3r.timing import Call, Stopwatch
+from spark3r.timing import Call, Latency, Stopwatch
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 PAPER = Operators()
@@ -358,3 +363,27 @@ def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:
     # A schedule that takes no more than the wall says nothing of the terms.
     unmoved = TRUTH.corrected(LAYOUT, TRUTH.wall_ms(LAYOUT), TRUTH.wall_ms(LAYOUT), 5.0)
     assert unmoved.term_ms == TRUTH.term_ms
+
+
+@given(
+    predicted=st.floats(1.0, 1e5),
+    ratio=st.floats(0.5, 2.0),
+    unrest=st.floats(0.0, 1.0),
+    more=st.floats(0.0, 1.0),
+)
+def test_a_measured_latency_is_believed_the_less_the_busier_the_machine(
+    predicted: float, ratio: float, unrest: float, more: float
+) -> None:
+    measured = ratio * predicted
+    assert believed_ms(predicted, measured, 0.0) == pytest.approx(measured)
+    quiet, busy = (believed_ms(predicted, measured, each) for each in (unrest, unrest + more))
+    distance = [abs(math.log(each / predicted)) for each in (busy, quiet, measured)]
+    assert distance == pytest.approx(sorted(distance))
+    assert (quiet >= predicted * (1 - 1e-9)) == (ratio >= 1) or quiet == pytest.approx(predicted)
+
+
+def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
+    latencies = {"once": Latency((5.0,)), "steady": Latency((2.0, 2.0, 2.0))}
+    assert unrest_of(latencies) == 0.0
+    assert unrest_of(latencies | {"uneven": Latency((8.0, 10.0, 12.0))}) == pytest.approx(0.1)
+    assert unrest_of({}) == 0.0
