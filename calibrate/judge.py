@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from spark3r.memory import is_out_of_memory
 from spark3r.schedule import Schedule
 
 from .evaluation import DenseRuns, evaluate
-from .objective import DEVIATION_WEIGHT, Objective, Source, score
+from .objective import DEVIATION_WEIGHT, LEAST_DEVIATION, Objective, Source, score
 from .quality import Quality
 
 
@@ -53,7 +53,12 @@ class Judge:
 
     def search_value(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> tuple[float, float]:
         """Return what a search minimises, and the mean score by the source alone."""
-        mean = fmean(self.scores(qualities, dense).values())
+        scores = self.scores(qualities, dense).values()
+        mean = fmean(scores)
+        if self.source == "deviation":
+            # As schedules are compared: a mean of deviations is that of the few hardest clips.
+            shifted = geometric_mean(each + LEAST_DEVIATION for each in scores)
+            return shifted - LEAST_DEVIATION, mean
         if self.source != "error":
             return mean, mean
         return mean + DEVIATION_WEIGHT * fmean(self.deviations(qualities, dense).values()), mean

@@ -56,6 +56,9 @@ DEVIATION_TOLERANCE: Mapping[str, float] = MappingProxyType(
 )
 CONSISTENCY_TOLERANCE = 0.001
 
+LEAST_DEVIATION = 1e-4
+"""Deviation that does not matter, added before deviations are divided or their logarithms taken."""
+
 DEVIATION_WEIGHT = 10.0
 """Weight of deviation in a search for error."""
 

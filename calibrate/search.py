@@ -97,7 +97,7 @@ class Found:
         """
         fitting: dict[Schedule, tuple[float, Trial]] = {}
         for trial in self.trials:
-            if trial.score is None or self.goal.excess(trial.latency_ms, trial.score.value) > 0:
+            if trial.score is None or self.goal.excess(trial.latency_ms, trial.score.mean) > 0:
                 continue
             value = self.goal.value(trial.latency_ms, trial.score.value)
             fitting.setdefault(trial.schedule, (value, trial))
@@ -187,8 +187,8 @@ class _Run:
             study.tell(trial, state=TrialState.FAIL)
             raise
         # In every trial that is told: without a constraint Optuna takes it for feasible.
-        value = None if score is None else score.value
-        trial.set_constraint("excess", self.goal.excess(latency_ms, value))
+        mean = None if score is None else score.mean
+        trial.set_constraint("excess", self.goal.excess(latency_ms, mean))
         if score is None:
             trial.set_user_attr("failure", failure)
             study.tell(trial, state=TrialState.FAIL)

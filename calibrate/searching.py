@@ -103,7 +103,7 @@ def nothing_ran(found: Found, problem: Problem) -> str:
             f"{len(failures)} of {len(found.trials)} trials failed and no other is allowed, the "
             f"first ('{failures[0].name}') with {failures[0].failure}"
         )
-    scores = [trial.score.value for trial in found.trials if trial.score is not None]
+    scores = [trial.score.mean for trial in found.trials if trial.score is not None]
     if isinstance(problem.goal, WithinDeviation) and scores:
         return (
             f"no schedule that was tried deviates at most {problem.goal.most:.2%} from dense, the "

@@ -16,7 +16,7 @@ from .comparison import PairedRatio, paired_ratio
 from .evaluation import DenseRuns
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge, is_failure
-from .objective import Source
+from .objective import LEAST_DEVIATION, Source
 from .quality import Quality
 from .search import Found, Trial
 from .steps import Samples, uncounted
@@ -36,9 +36,6 @@ FASTER = 0.98
 
 ATTEMPTS = 3
 """Trials of a kind that are run on the selection until one is faithful enough there as well."""
-
-LEAST_DEVIATION = 1e-4
-"""Deviation that does not matter, added to both sides before they are divided."""
 
 FRONT_POINTS = 4
 """Schedules of the trade-off that are kept beside the chosen one."""
@@ -224,7 +221,7 @@ def most_faithful(found: Found) -> Decision:
     """
     ranked = [trial for trial in found.ranked() if trial.score is not None]
     return _alone(
-        min(ranked, key=lambda trial: trial.score.value if trial.score else math.inf),
+        min(ranked, key=lambda trial: trial.score.mean if trial.score else math.inf),
         "no schedule that ran on the selection is allowed there: the one of least score on the "
         "clips of the search",
     )

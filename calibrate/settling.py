@@ -93,8 +93,8 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
 
     A schedule that takes more than `OVER` above the budget, or leaves more than `SLACK` of it
     unused where the latency model said that it would not, is replaced, as far as the machine was
-    quiet enough to tell (`.latency_timing.believed_ms`): the model is corrected by what it takes, and everything that it decides is decided once more. What comes of that is
-    exported as it is.
+    quiet enough to tell (`.latency_timing.believed_ms`): the model is corrected by what it takes,
+    and everything that it decides is decided once more. What comes of that is exported as it is.
 
     After Ctrl-C what was chosen last is verified alone, or the best of the search where nothing was
     yet; a second one goes through.
@@ -194,9 +194,9 @@ def corrected_where_missed(
     allowed_ms, taken_ms = missed
     wall_ms, measured_ms = latencies["wall"].median_ms, latencies[chosen.kind].median_ms
     job.say(
-        f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed and "
-        f"{time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected and "
-        "solved once more"
+        f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed "
+        f"and {time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected "
+        "and solved once more"
     )
     goal = WithinBudget(allowed_ms)
     return replace(problem, goal=goal).corrected(wall_ms, chosen.trial.schedule, taken_ms)

@@ -222,6 +222,20 @@ def test_only_a_search_for_error_minimises_deviation_as_well(source: Source) -> 
     assert value == pytest.approx(mean + DEVIATION_WEIGHT * deviation * (source == "error"))
 
 
+def test_a_search_for_deviation_minimises_its_geometric_mean() -> None:
+    dense = DenseRuns((CLIP, CLIP), (DENSE, DENSE), (OF_DENSE, OF_DENSE))
+    near, far = (assess(noisy(DENSE, noise), CLIP, DENSE) for noise in (0.01, 0.2))
+    judge = Judge(torch.nn.Identity(), FAMILIES["reference"], "deviation", "balanced")
+    names = {"near": near, "far": far}
+    each = {name: score(run, OF_DENSE, "deviation") for name, run in names.items()}
+    assert 5 * each["near"] < each["far"]
+    runs = tuple(replace(run, clip=name) for name, run in names.items())
+    dense = replace(dense, qualities=tuple(replace(OF_DENSE, clip=name) for name in names))
+    value, mean = judge.search_value(runs, dense)
+    assert mean == pytest.approx((each["near"] + each["far"]) / 2)
+    assert value == pytest.approx(math.sqrt(each["near"] * each["far"]), rel=0.02)
+
+
 @pytest.mark.parametrize("clip", [CLIP, Clip(CLIP.name, CLIP.images)], ids=["truth", "bare"])
 @pytest.mark.parametrize("clouds", [False, True])
 def test_a_profile_keeps_quality(clip: Clip, clouds: bool) -> None:
