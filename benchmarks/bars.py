@@ -73,7 +73,8 @@ def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: in
 def accuracy_bar(report: FitReport | None) -> Bar:
     """Judge the latency model."""
     asked = (
-        "latency model over 20 schedules, walls made equal: median error at most 5 %, largest 12 %"
+        "latency model over 20 schedules, dense + wall made equal: "
+        "median error at most 5 %, largest 12 %"
     )
     if report is None:
         return Bar(asked, "", None)

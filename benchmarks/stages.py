@@ -177,8 +177,9 @@ def timing_rounds(
 def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     """Return how well the latency model predicts stratified schedules; None if not yet timed.
 
-    The machine may have become slower or faster since the table was timed, which the wall shows. As
-    in a calibration, walls are made equal.
+    The machine may have become slower or faster since the table was timed, which dense and the wall
+    show: what both take together is made equal. (The wall alone is short, and a disturbed one would
+    shift everything.)
     """
     table = plan.table
     depth = plan.bench.depth
@@ -191,7 +192,10 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     done = timing_rounds(plan, path, treatments, rounds)
     if not done:
         return None
-    drift = Latency(tuple(each["wall"] for each in done)).median_ms / table.wall_ms
+    now_ms = sum(
+        Latency(tuple(each[name] for each in done)).median_ms for name in ("dense", "wall")
+    )
+    drift = now_ms / (table.dense_ms + table.wall_ms)
     samples = []
     for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
         ms = Latency(tuple(each[name] for each in done)).median_ms / drift
