@@ -29,7 +29,7 @@ from .export import Evidence, make_profile
 from .from_profile import solve_from
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
-from .latency_timing import LatencyTable, believed_ms, measure_latency, unrest_of
+from .latency_timing import LatencyTable, measure_latency
 from .objective import Objective, Source
 from .plan import plan_lines
 from .problem import Problem, least_ms
@@ -44,6 +44,7 @@ from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .study import alone, check_storage
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
+from .unrest import believed_ms, unrest_of
 from .verify import time_beside_the_wall
 
 UNREST = 0.1
@@ -177,9 +178,10 @@ def _run(job: Job, split: Split) -> Calibration:
         progress=job.progress,
     )
     job.say(str(table.report))
-    if table.unrest > UNREST:
+    unrest = unrest_of(table.passes)
+    if unrest > UNREST:
         job.say(
-            f"timings of the same pass differ by {table.unrest:.0%}: the machine is busy, and what "
+            f"timings of the same pass differ by {unrest:.0%}: the machine is busy, and what "
             "is measured will hold only roughly"
         )
     if table.dense_extrapolated:

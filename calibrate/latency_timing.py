@@ -6,7 +6,6 @@ target length. The global layers of a model are alike, so the first one stands f
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,9 +49,6 @@ KEPT_S = 1.0
 """From this on the first run of a call is a sample: what is new to it, such as the indices of its
 factors, is a small part."""
 
-PREDICTION_ERROR = 0.03
-"""Error of a prediction, as a share, that single timings are weighed against."""
-
 TIMED_QUERY_FACTORS = (1, 2, 3, 4, 8)
 TIMED_KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -84,35 +80,9 @@ class LatencyTable:
     known_error: float = 0.0
 
     @property
-    def unrest(self) -> float:
-        """How much timings of the same pass differ; see `unrest_of`."""
-        return unrest_of(self.passes)
-
-    @property
     def largest_error(self) -> float:
         """Largest error of the latency model, as a share."""
         return self.known_error if self.report is None else self.report.largest_error
-
-
-def unrest_of(latencies: Mapping[str, Latency]) -> float:
-    """Return how much timings of the same call differ, as a share: the median over calls."""
-    shares = [each.spread_ms / each.median_ms for each in latencies.values() if each.n > 1]
-    return statistics.median(shares) if shares else 0.0
-
-
-def believed_ms(predicted_ms: float, measured_ms: float, unrest: float) -> float:
-    """Return the latency to believe in, between what was predicted and what was measured.
-
-    Their geometric mean, each weighing as the inverse of its squared error: timings of a quiet
-    machine stand, those of a busy one hardly move a prediction that was fitted to many more.
-
-    Args:
-        predicted_ms: What the latency model says.
-        measured_ms: Median of a few timings.
-        unrest: How much timings of the same call differ just then, as a share.
-    """
-    weight = PREDICTION_ERROR**2 / (PREDICTION_ERROR**2 + unrest**2)
-    return predicted_ms * float((measured_ms / predicted_ms) ** weight)
 
 
 def measure_latency(

@@ -16,7 +16,6 @@ from .budget import time_text
 from .evaluation import DenseRuns
 from .goal import WithinBudget
 from .judge import Judge
-from .latency_timing import believed_ms, unrest_of
 from .problem import Problem
 from .search import Found
 from .selection import (
@@ -29,6 +28,7 @@ from .selection import (
     most_faithful,
 )
 from .settings import Job
+from .unrest import believed_ms, unrest_of
 from .verify import Verified, time_beside_the_wall, verify
 
 OVER = 0.02
@@ -93,7 +93,7 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
 
     A schedule that takes more than `OVER` above the budget, or leaves more than `SLACK` of it
     unused where the latency model said that it would not, is replaced, as far as the machine was
-    quiet enough to tell (`.latency_timing.believed_ms`): the model is corrected by what it takes,
+    quiet enough to tell (`.unrest.believed_ms`): the model is corrected by what it takes,
     and everything that it decides is decided once more. What comes of that is exported as it is.
 
     After Ctrl-C what was chosen last is verified alone, or the best of the search where nothing was

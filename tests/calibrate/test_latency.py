@@ -18,16 +18,15 @@ from calibrate.latency_timing import (
     KEPT_S,
     LONG_S,
     VERY_LONG_S,
-    believed_ms,
     layer_grid,
     measure_latency,
     resolved_rules,
     samples_to_take,
     time_layers,
     time_passes,
-    unrest_of,
 )
 from calibrate.stratified import stratified_schedules
+from calibrate.unrest import believed_ms, unrest_of
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
