@@ -42,24 +42,27 @@ def matched(query: Tensor, plan: merge.MergePlan, **changes: object) -> Callable
     return call
 
 
-def in_bfloat16(source: Tensor, destination: Tensor) -> Tensor:
+def in_bfloat16(source: Tensor, destination: Tensor, count: int) -> Tensor:
     """Similarities rounded to bfloat16, whose arg-max takes the first of many ties."""
+    assert count == 1
+    destination = F.normalize(destination, dim=-1)
     source, destination = source[0].bfloat16(), destination[0].bfloat16()
-    return torch.bmm(source, destination.transpose(1, 2)).max(dim=-1).indices[None]
+    return torch.bmm(source, destination.transpose(1, 2)).max(dim=-1, keepdim=True).indices[None]
 
 
-def packed(source: Tensor, destination: Tensor) -> Tensor:
+def packed(source: Tensor, destination: Tensor, count: int) -> Tensor:
     """The index written over the lowest bits of a positive similarity, so that amax finds it."""
-    source = F.normalize(source[0], dim=-1)
-    count = destination.shape[2]
-    mask = (1 << (count - 1).bit_length()) - 1
-    index = torch.arange(count, dtype=torch.int32)
+    assert count == 1
+    source, destination = F.normalize(source[0], dim=-1), F.normalize(destination, dim=-1)
+    places = destination.shape[2]
+    mask = (1 << (places - 1).bit_length()) - 1
+    index = torch.arange(places, dtype=torch.int32)
     best = []
     for i in range(0, len(source), 4):
         similarity = torch.bmm(source[i : i + 4], destination[0, i : i + 4].transpose(1, 2))
         bits = similarity.add_(2).view(torch.int32).bitwise_and_(~mask).bitwise_or_(index)
         best.append(bits.view(torch.float32).amax(dim=-1).view(torch.int32) & mask)
-    return torch.cat(best)[None].long()
+    return torch.cat(best)[None].long().unsqueeze(3)
 
 
 def scatter_merge(query: Tensor, plan: merge.MergePlan, places: Tensor) -> Tensor:
@@ -93,8 +96,8 @@ def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
             )
             for power in (18, 20, 22, 24)
         },
-        "bfloat16 product": ("arg-max", matched(query, plan, _most_similar=in_bfloat16)),
-        "index in the lowest bits": ("arg-max", matched(query, plan, _most_similar=packed)),
+        "bfloat16 product": ("arg-max", matched(query, plan, nearest=in_bfloat16)),
+        "index in the lowest bits": ("arg-max", matched(query, plan, nearest=packed)),
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),
         "embedding bag (ours)": ("merge", lambda: merge.merge(query, places, length)),
         "one index (ours)": ("unmerge", lambda: merge.unmerge(merged, places)),

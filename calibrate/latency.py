@@ -13,6 +13,7 @@ term           unit        where the time goes
 ``masked``     10⁶ n·m     what mass correction adds: its bias, and the kernel that takes one
 ``gathered``   10³ m       keys and values taken by index and not by stride
 ``merged``     10³ N       gathering, averaging and copying back, where queries are merged
+``moved``      10³ N       fitting and applying the map of linear unmerging
 ``matched``    10⁶ pairs   comparing sources with destinations inside the groups
 =============  ==========  =================================================================
 
@@ -35,12 +36,12 @@ from spark3r.reduction import clamp, key_value_length, query_length, select
 from spark3r.reduction.merge import plan
 from spark3r.schedule import LayerRule, Schedule
 
-TERMS = ("attention", "queries", "keys", "masked", "gathered", "merged", "matched")
+TERMS = ("attention", "queries", "keys", "masked", "gathered", "merged", "moved", "matched")
 
 MOST_GAIN = 3.0
 """Bound of a correction by one schedule."""
 
-FORM = "separable-1"
+FORM = "separable-2"
 """Name of this formula in profiles."""
 
 
@@ -133,6 +134,7 @@ def terms(rule: LayerRule, layout: TokenLayout) -> tuple[float, ...]:
     products = queries * keys / 1e6
     has_bias = selection is not None and selection.mass is not None
     by_index = selection is not None and selection.index is not None
+    merged = 0.0 if merge_plan is None else layout.tokens / 1e3
     pairs = 0
     if merge_plan is not None:
         pairs = sum(
@@ -144,6 +146,7 @@ def terms(rule: LayerRule, layout: TokenLayout) -> tuple[float, ...]:
         keys / 1e3,
         products * has_bias,
         keys / 1e3 * by_index,
-        0.0 if merge_plan is None else layout.tokens / 1e3,
+        merged,
+        merged * (rule.operators is not None and rule.operators.unmerge == "linear"),
         pairs / 1e6,
     )

@@ -14,6 +14,7 @@ def operators_text(operators: Operators) -> str:
 
 
 def operators_name(operators: Operators) -> str:
-    """Return what people call operators, such as ``token stride + anchor, β 1``."""
+    """Return what people call operators, such as ``token stride + anchor, β 1, linear``."""
     name = operators.key_value.replace("_", " ") + " + anchor" * operators.keep_anchor
-    return name + (f", β {operators.mass_correction:g}" if operators.mass_correction else "")
+    name += f", β {operators.mass_correction:g}" if operators.mass_correction else ""
+    return name + (", linear" if operators.unmerge == "linear" else "")

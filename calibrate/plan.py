@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from spark3r.schedule import Operators, Schedule
+from spark3r.schedule import LayerRule, Operators, Schedule
 
 from .budget import time_text
 from .evaluation import run_dense
@@ -31,7 +31,7 @@ from .target_length import clip_of_length, dense_and_wall
 BASELINES = 4
 """About how many pairs of factors a frontier of baselines has."""
 
-DRIFT_RUNS = 7
+DRIFT_RUNS = 9
 """About how many reduced runs a pass takes in which every layer is also run at every factor."""
 
 LAYERS_TIMED = 6
@@ -52,7 +52,8 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     settings, depth = job.settings, job.depth
     few = probed_of(len(split.search))
     starts = len(KNAPSACK_SHARES) + 2 * BASELINES * (1 + len(OPERATORS))
-    probes = depth * (1 + len(OPERATORS))  # where drift can be trusted
+    rules = [LayerRule(*pair, each) for each in OPERATORS for pair in ((2, 1), (1, 2))]
+    probes = depth * len({rule.effect(Operators()) for rule in rules})  # where drift can be trusted
     runs = {
         "dense runs": len(split.clips),
         "drift": DRIFT_RUNS * max(1, len(split.search) - few),

@@ -23,7 +23,7 @@ from .steps import Progress, Say
 
 OPERATORS = (
     Operators(),
-    Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    Operators(unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0),
 )
 """What layers choose from: the paper's operators, and the ones most faithful to dense."""
 

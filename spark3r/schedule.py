@@ -13,10 +13,12 @@ from .errors import ScheduleError
 
 QueryOperator = Literal["intra_group"]
 KeyValueOperator = Literal["temporal_stride", "token_stride"]
+Unmerging = Literal["copy", "linear"]
 LengthMode = Literal["constant", "constant_kept_frames", "paper"]
 
 QUERY_OPERATORS: tuple[QueryOperator, ...] = ("intra_group",)
 KEY_VALUE_OPERATORS: tuple[KeyValueOperator, ...] = ("temporal_stride", "token_stride")
+UNMERGINGS: tuple[Unmerging, ...] = ("copy", "linear")
 LENGTH_MODES: tuple[LengthMode, ...] = ("constant", "constant_kept_frames", "paper")
 
 OPERATORS_REVISION = 3
@@ -61,6 +63,9 @@ class Operators:
         query: ``intra_group``: bipartite matching inside groups of consecutive frames.
         group: Frames per group, G.
         merge_anchor: Whether the anchor frame's patches take part in query merging.
+        unmerge: ``copy``: merged tokens share one output. ``linear``: each is moved from it by a
+            linear map of what its query differs by, fitted in the pass to the merged queries and
+            their outputs.
         key_value: ``temporal_stride`` keeps every r-th frame, ``token_stride`` every r-th patch
             of each frame, at a phase that moves from frame to frame.
         keep_special: Whether the special tokens of every frame stay among keys and values; else
@@ -77,6 +82,7 @@ class Operators:
     query: QueryOperator = "intra_group"
     group: int = PAPER_GROUP
     merge_anchor: bool = True
+    unmerge: Unmerging = "copy"
     key_value: KeyValueOperator = "temporal_stride"
     keep_special: bool = False
     keep_anchor: bool = False
@@ -84,6 +90,7 @@ class Operators:
 
     def __post_init__(self) -> None:
         _require_choice(self.query, "query operator", QUERY_OPERATORS)
+        _require_choice(self.unmerge, "unmerge", UNMERGINGS)
         _require_choice(self.key_value, "key-value operator", KEY_VALUE_OPERATORS)
         _integer(self.group, "group")
         for name in ("merge_anchor", "keep_special", "keep_anchor"):
@@ -129,7 +136,7 @@ class LayerRule:
             operators: The schedule's, for a layer without its own.
         """
         each = self.operators or operators
-        query = (self.query, each.query, each.group, each.merge_anchor)
+        query = (self.query, each.query, each.group, each.merge_anchor, each.unmerge)
         key_value = (
             *(self.key_value, each.key_value),
             *(each.keep_special, each.keep_anchor, each.mass_correction),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spark3r.layout import TokenLayout
+from spark3r.reduction import linear
 from spark3r.schedule import LayerRule
 
 
@@ -132,7 +133,59 @@ def attend(
         merged = torch.stack([query[b][:, members].mean(dim=1) for members in sets], dim=1)
         logits = merged @ key[b].transpose(1, 2) / math.sqrt(dim) + mask
         attended = logits.softmax(dim=-1) @ value[b]
+        moved = rule.query > 1 and rule.operators.unmerge == "linear"
+        slope = fit(merged, attended, sets, layout, rule) if moved else None
         for place, members in enumerate(sets):
             for token in members:
                 output[b, :, token] = attended[:, place]
+                if slope is not None:
+                    apart = (query[b][:, token] - merged[:, place]).flatten()
+                    output[b, :, token] += (apart @ slope).view(-1, dim)
     return output
+
+
+def fit(
+    merged: Tensor, attended: Tensor, sets: list[list[int]], layout: TokenLayout, rule: LayerRule
+) -> Tensor:
+    """Ridge regression of differences of outputs on differences of queries, ``[H·D, H·D]``."""
+    groups = destinations_by_group(sets, layout, rule)
+    wanted = linear.COMPARED_PER_FEATURE * merged.shape[0] * merged.shape[2]
+    share = wanted / sum(len(places) for places in groups)
+    query_apart, output_apart = [], []
+    for places in groups:
+        count = min(len(places), math.ceil(len(places) * share))
+        for one in (places[i * len(places) // count] for i in range(count)):
+            feature = merged.sum(dim=0)
+            cosines = {
+                other: float(torch.cosine_similarity(feature[one], feature[other], dim=0))
+                for other in places
+                if other != one
+            }
+            for other in sorted(cosines, key=lambda o: -cosines[o])[: linear.PARTNERS]:
+                query_apart.append((merged[:, other] - merged[:, one]).flatten())
+                output_apart.append((attended[:, other] - attended[:, one]).flatten())
+    width = merged.shape[0] * merged.shape[2]
+    if not query_apart:
+        return torch.zeros(width, width, dtype=torch.float64)
+    x, y = torch.stack(query_apart), torch.stack(output_apart)
+    # The ridge as further rows of a plain least squares problem.
+    ridge = (linear.RIDGE * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
+    return torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, 0 * ridge))).solution
+
+
+def destinations_by_group(
+    sets: list[list[int]], layout: TokenLayout, rule: LayerRule
+) -> list[list[int]]:
+    """Places of the destinations, group by group."""
+    place = {members[0]: place for place, members in enumerate(sets)}
+    found = []
+    for first in range(0, layout.frames, rule.operators.group):
+        found.append([])
+        for frame in range(first, min(first + rule.operators.group, layout.frames)):
+            if frame == layout.anchor_frame and not rule.operators.merge_anchor:
+                continue
+            for y in range(layout.height):
+                for x in range(layout.width):
+                    if in_subset(frame - first, y, x, rule.query):
+                        found[-1].append(place[token_of(layout, frame, y, x)])
+    return [places for places in found if places]

@@ -13,7 +13,7 @@ REDUCED = Schedule(
 
 FAITHFUL = Schedule(
     (LayerRule(1, 4), LayerRule(4, 2)),
-    Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    Operators(unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0),
 )
 
 

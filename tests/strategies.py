@@ -27,6 +27,7 @@ def operators() -> st.SearchStrategy[Operators]:
         Operators,
         group=st.integers(1, 45),
         merge_anchor=st.booleans(),
+        unmerge=st.sampled_from(["copy", "linear"]),
         key_value=st.sampled_from(["temporal_stride", "token_stride"]),
         keep_special=st.booleans(),
         keep_anchor=st.booleans(),

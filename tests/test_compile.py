@@ -18,7 +18,13 @@ from spark3r.reduction import attend, select
 PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(group=4))
 FAITHFUL = Schedule(
     (LayerRule(1, 4), LayerRule(4, 2)),
-    Operators(group=5, key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    Operators(
+        group=5,
+        unmerge="linear",
+        key_value="token_stride",
+        keep_anchor=True,
+        mass_correction=1.0,
+    ),
 )
 LENGTHS = range(4, 16)
 
@@ -40,10 +46,12 @@ def reduced(query, key, value, layout, rule):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_our_attention_compiles_once_per_length(backend):
+@pytest.mark.parametrize("unmerge", ["copy", "linear"])
+def test_our_attention_compiles_once_per_length(backend, unmerge):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(reduced, fullgraph=True, backend=counter)
-    rule = LayerRule(4, 3, Operators(group=5, key_value="token_stride", mass_correction=0.5))
+    operators = Operators(group=5, unmerge=unmerge, key_value="token_stride", mass_correction=0.5)
+    rule = LayerRule(4, 3, operators)
     for frames in LENGTHS:
         layout = TokenLayout(frames, 3, 4, special=2, anchor_frame=0)
         tensors = torch.randn(3, 1, 2, layout.tokens, 4).unbind(0)

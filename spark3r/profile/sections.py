@@ -18,6 +18,7 @@ from ..schedule import (
     Operators,
     QueryOperator,
     Schedule,
+    Unmerging,
 )
 
 Status = Literal["measured", "paper", "prior"]
@@ -80,6 +81,7 @@ class OperatorsRecord(Section):
     query: QueryOperator
     group: Count
     merge_anchor: bool
+    unmerge: Unmerging = "copy"  # what profiles from before there was a choice mean
     key_value: KeyValueOperator
     keep_special: bool
     keep_anchor: bool

@@ -11,6 +11,7 @@ from ..errors import ScheduleError
 from ..layout import TokenLayout
 from ..schedule import LayerRule
 from . import merge
+from .linear import unmerge_linearly
 from .prune import KeySelection, key_value_length
 
 
@@ -48,6 +49,9 @@ def attend(
     places = merge.match(query, merge_plan)
     merged = merge.merge(query, places, merge_plan.kept.shape[0])
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
+    assert rule.operators is not None, "resolve the schedule first"
+    if rule.operators.unmerge == "linear":
+        return unmerge_linearly(query, merged, output, places, merge_plan)
     return merge.unmerge(output, places)
 
 

@@ -8,7 +8,7 @@ destination's output. Special tokens, tail tokens and, on request, the anchor fr
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
@@ -115,12 +115,7 @@ def match(query: Tensor, plan: MergePlan) -> Tensor:
         Places, ``[B, N]`` int64: a source's is that of its most similar destination, every other
         token's is its own. No gradient flows through it.
     """
-    autocast_off = (
-        nullcontext()
-        if query.device.type == "meta"
-        else torch.autocast(query.device.type, enabled=False)
-    )
-    with autocast_off:
+    with precisely(query.device):
         compared = features(query)
         kept, sources = compared.index_select(1, plan.kept), compared.index_select(1, plan.sources)
         own = torch.arange(kept.shape[1], device=query.device).expand(kept.shape[0], -1)
@@ -129,8 +124,7 @@ def match(query: Tensor, plan: MergePlan) -> Tensor:
             n, d, s = block.groups, block.destinations, block.sources
             destination = kept.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
             source = sources.narrow(1, block.first_source, n * s).unflatten(1, (n, s))
-            # The length of a source does not change which destination is nearest to it.
-            best = _most_similar(source, F.normalize(destination, dim=-1))  # [B, n, s]
+            best = nearest(source, destination, 1).squeeze(3)  # [B, n, s]
             first = block.first_destination + d * torch.arange(n, device=query.device)
             places.append((best + first.view(1, n, 1)).flatten(1))
     return torch.cat(places, dim=1).index_select(1, plan.restore)
@@ -163,43 +157,58 @@ def unmerge(output: Tensor, places: Tensor) -> Tensor:
     return copied.view(batch, -1, heads, dim).transpose(1, 2)
 
 
-def _rows(places: Tensor, length: int) -> Tensor:
-    """Return ``[B, N]`` places as row numbers of a ``[B * length, C]`` matrix."""
-    offset = length * torch.arange(places.shape[0], device=places.device)
-    return (places + offset.unsqueeze(1)).flatten()
+def nearest(source: Tensor, destination: Tensor, count: int) -> Tensor:
+    """Return the destinations of the largest cosines with each source, the largest first.
 
+    Never holds more similarities than the stated chunk.
 
-def _most_similar(source: Tensor, destination: Tensor) -> Tensor:
-    """Return arg-max over destinations, ``[B, n, s]``, never holding more than the stated chunk."""
+    Args:
+        source: ``[B, n, s, D]``, s tokens of n groups.
+        destination: ``[B, n, d, D]``.
+        count: How many to return, at most d.
+
+    Returns:
+        Numbers inside the group, ``[B, n, s, count]`` int64; of the largest, ties go to the first.
+    """
     batch, n, s, d = *source.shape[:3], destination.shape[2]
+    # The length of a source does not change which destination is nearest to it.
+    destination = F.normalize(destination, dim=-1).transpose(2, 3)
     bound = SIMILARITY_ELEMENTS if source.device.type == "cpu" else SIMILARITY_ELEMENTS_GPU
+
+    def found(source: Tensor, destination: Tensor) -> Tensor:
+        similarity = source @ destination
+        if count == 1:
+            return similarity.argmax(dim=-1, keepdim=True)
+        return similarity.topk(count, dim=-1).indices
+
     groups = bound // (batch * s * d) if s else n
     if groups:
-        return torch.cat(
-            [
-                torch.matmul(
-                    source[:, i : i + groups], destination[:, i : i + groups].transpose(2, 3)
-                ).argmax(dim=-1)
-                for i in range(0, n, groups)
-            ],
-            dim=1,
-        )
+        pieces = [slice(i, i + groups) for i in range(0, n, groups)]
+        return torch.cat([found(source[:, i], destination[:, i]) for i in pieces], dim=1)
     rows = max(1, bound // (batch * d))
     return torch.stack(
         [
             torch.cat(
-                [
-                    torch.matmul(
-                        source[:, i, j : j + rows], destination[:, i].transpose(1, 2)
-                    ).argmax(dim=-1)
-                    for j in range(0, s, rows)
-                ],
+                [found(source[:, i, j : j + rows], destination[:, i]) for j in range(0, s, rows)],
                 dim=1,
             )
             for i in range(n)
         ],
         dim=1,
     )
+
+
+def precisely(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast does not lower what is computed on the device."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _rows(places: Tensor, length: int) -> Tensor:
+    """Return ``[B, N]`` places as row numbers of a ``[B * length, C]`` matrix."""
+    offset = length * torch.arange(places.shape[0], device=places.device)
+    return (places + offset.unsqueeze(1)).flatten()
 
 
 @torch.compiler.assume_constant_result

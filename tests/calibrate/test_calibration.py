@@ -344,4 +344,4 @@ def test_footage_is_stretched_to_and_fro() -> None:
 def test_profile_is_plain_json(clips: list) -> None:
     result = run(tiny_job.make_tiny(), split_clips(clips), settings(trials=1))
     document = json.loads(result.profile.text())
-    assert document["measurements"][0]["latency_model"]["form"] == "separable-1"
+    assert document["measurements"][0]["latency_model"]["form"] == "separable-2"

@@ -21,6 +21,7 @@ from spark3r.reduction import (
     clamp,
     key_value_length,
     lattice,
+    linear,
     merge,
     query_length,
     select,
@@ -130,6 +131,50 @@ def test_specials_tail_and_a_spared_anchor_stay_untouched(layout, ops, factor):
         first = oracle.token_of(layout, frame, 0, 0)
         untouched[first : first + layout.patches] = False
     assert torch.equal(restored[:, :, untouched], query[:, :, untouched])
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_linear_unmerging_follows_attention_where_it_is_nearly_linear(factor):
+    # Small logits make the softmax all but linear in the query, the same everywhere.
+    layout = TokenLayout(12, 4, 5, special=3, anchor_frame=0)
+    query, key, value = random_qkv(layout)
+    query = 0.02 * query
+    dense = F.scaled_dot_product_attention(query, key, value)
+    off = {
+        unmerge: (
+            reduced(
+                query, key, value, layout, LayerRule(factor, 1, Operators(group=5, unmerge=unmerge))
+            )
+            - dense
+        ).norm()
+        for unmerge in ("copy", "linear")
+    }
+    assert off["linear"] < 0.25 * off["copy"]
+
+
+@few
+@given(layouts(), operators(), st.integers(2, 12))
+def test_linear_unmerging_keeps_what_tokens_of_a_merged_query_are_on_average(layout, ops, factor):
+    copying = clamp(LayerRule(factor, 3, replace(ops, unmerge="copy")), layout)
+    moving = replace(copying, operators=replace(ops, unmerge="linear"))
+    query, key, value = random_qkv(layout)
+    copied = reduced(query, key, value, layout, copying)
+    moved = reduced(query, key, value, layout, moving)
+    sets = oracle.merge_sets(query[0], layout, copying) if copying.query > 1 else []
+    for members in sets:
+        mean = moved[0][:, members].mean(dim=1)
+        torch.testing.assert_close(mean, copied[0, :, members[0]], rtol=0, atol=1e-11)
+        if len(members) == 1:
+            assert torch.equal(moved[0, :, members[0]], copied[0, :, members[0]])
+
+
+def test_linear_unmerging_of_queries_that_do_not_differ_is_copying():
+    layout = TokenLayout(4, 2, 4)
+    _, key, value = random_qkv(layout)
+    query = torch.ones_like(key)
+    copied = reduced(query, key, value, layout, LayerRule(4, 1, Operators()))
+    moved = reduced(query, key, value, layout, LayerRule(4, 1, Operators(unmerge="linear")))
+    assert torch.equal(moved, copied)
 
 
 @given(layouts(most_frames=6), operators())
@@ -263,9 +308,10 @@ def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, mon
 
 @pytest.mark.parametrize("factors", [(4, 1), (1, 4), (3, 5)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype):
+@pytest.mark.parametrize("unmerge", ["copy", "linear"])
+def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype, unmerge):
     layout = TokenLayout(8, 4, 4, special=5, anchor_frame=0)
-    ops = Operators(key_value="token_stride", mass_correction=1.0)
+    ops = Operators(key_value="token_stride", mass_correction=1.0, unmerge=unmerge)
     rule = LayerRule(*factors, ops)
     query, key, value = random_qkv(layout, dtype=dtype)
     ours = reduced(query, key, value, layout, rule)
@@ -290,9 +336,12 @@ def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
 
 
 @pytest.mark.parametrize("key_value", ["temporal_stride", "token_stride"])
-def test_gradients_flow_through_merging_and_mass_correction(key_value):
+@pytest.mark.parametrize("unmerge", ["copy", "linear"])
+def test_gradients_flow_through_merging_and_mass_correction(key_value, unmerge):
     layout = TokenLayout(4, 2, 3, special=1, anchor_frame=0)
-    ops = Operators(group=3, key_value=key_value, keep_anchor=True, mass_correction=1.0)
+    ops = Operators(
+        group=3, unmerge=unmerge, key_value=key_value, keep_anchor=True, mass_correction=1.0
+    )
     rule = LayerRule(2, 2, ops)
     inputs = [t.requires_grad_() for t in random_qkv(layout)]
     assert torch.autograd.gradcheck(lambda q, k, v: reduced(q, k, v, layout, rule), inputs)
@@ -300,19 +349,23 @@ def test_gradients_flow_through_merging_and_mass_correction(key_value):
 
 def test_no_shape_depends_on_data():
     layout = TokenLayout(30, 4, 4, special=5, anchor_frame=0)
-    for ops in (Operators(), Operators(key_value="token_stride", mass_correction=0.5)):
+    corrected = Operators(unmerge="linear", key_value="token_stride", mass_correction=0.5)
+    for ops in (Operators(), corrected):
         query = torch.empty(2, 2, layout.tokens, 4, device="meta")
         output = reduced(query, query, query, layout, LayerRule(4, 8, ops))
         assert output.shape == query.shape
 
 
-def test_autocast_leaves_matching_in_full_precision():
+def test_autocast_leaves_matching_and_fitting_in_full_precision():
     layout = TokenLayout(10, 4, 4)
     plan = merge.plan(layout, LayerRule(4, 1, Operators()), CPU)
-    query, _, _ = random_qkv(layout, dtype=torch.float32)
+    query, _, output = random_qkv(layout, dtype=torch.float32)
     expected = merge.match(query, plan)
+    merged = merge.merge(query, expected, plan.kept.shape[0])
+    slope = linear.fit(merged, output[:, :, plan.kept], plan)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(merge.match(query, plan), expected)
+        assert torch.equal(linear.fit(merged, output[:, :, plan.kept], plan), slope)
 
 
 def test_attention_share_counts_realised_lengths():

@@ -1,0 +1,111 @@
+"""Linear unmerging: tokens of a merged query get back what sets them apart from it.
+
+Attention is smooth in the query, so that near a merged query q̄ its output is about
+o(q̄) + (q - q̄)·J. J is not derived but read off what was computed anyway: destinations are compared
+with the most similar ones of their group, and one matrix for all heads side by side is fitted to
+the differences of their outputs by ridge regression. A merged query is the mean of its tokens, so
+that their outputs keep the mean that copying would give each of them. No query is attended twice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .merge import MergePlan, features, nearest, precisely, unmerge
+
+COMPARED_PER_FEATURE = 4
+"""Destinations compared, in multiples of the H·D numbers of a query."""
+
+PARTNERS = 2
+"""Destinations that each is compared with."""
+
+RIDGE = 0.1
+"""Ridge of the regression, as a share of the differences' mean square (docs/method.md)."""
+
+
+def unmerge_linearly(
+    query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
+) -> Tensor:
+    """Return the full sequence of outputs, each token's moved from its place's by a linear map.
+
+    Args:
+        query: ``[B, H, N, D]`` as it was before merging.
+        merged: Merged queries, ``[B, H, K, D]``.
+        output: What attention gave for them, ``[B, H, K, D]``.
+        places: From `merge.match`, ``[B, N]``.
+        plan: The merge plan.
+
+    Returns:
+        ``[B, H, N, D]`` in the output's dtype. Tokens that were merged with none keep what
+        attention gave for them.
+    """
+    slope = fit(merged, output, plan).to(output.dtype)
+    # In place, since these tensors are as long as the clip and nobody else has them.
+    apart = unmerge(merged, places).sub_(query)  # zero where nothing was merged
+    moved = _side_by_side(unmerge(output, places))
+    moved.baddbmm_(_side_by_side(apart), slope, alpha=-1)
+    return moved.unflatten(2, (output.shape[1], output.shape[3])).transpose(1, 2)
+
+
+def fit(merged: Tensor, output: Tensor, plan: MergePlan) -> Tensor:
+    """Return by what matrix the outputs of similar destinations differ when their queries do.
+
+    Args:
+        merged: Merged queries, ``[B, H, K, D]``.
+        output: What attention gave for them, ``[B, H, K, D]``.
+        plan: The merge plan they come from.
+
+    Returns:
+        ``[B, H·D, H·D]`` in float32 or, for float64 queries, in float64: least squares of
+        Δoutput = Δquery · slope with a ridge of `RIDGE`. Zero where no two destinations differ.
+    """
+    with precisely(merged.device):
+        dtype = torch.promote_types(merged.dtype, torch.float32)
+        one, other = _pairs(merged, plan)
+        apart = _differences(_side_by_side(merged), one, other, dtype)
+        output_apart = _differences(_side_by_side(output), one, other, dtype)
+        square = apart.transpose(1, 2) @ apart
+        diagonal = square.diagonal(dim1=1, dim2=2)
+        # The least there is, so that no differences at all are no division by zero.
+        ridge = RIDGE * diagonal.mean(dim=1, keepdim=True) + torch.finfo(dtype).tiny ** 0.5
+        factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed(ridge.expand_as(diagonal)))
+        return torch.cholesky_solve(apart.transpose(1, 2) @ output_apart, factor)
+
+
+def _pairs(merged: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
+    """Return the places of destinations that are compared, ``[B, R]`` each."""
+    device = merged.device
+    compared = features(merged)
+    share = (
+        COMPARED_PER_FEATURE
+        * merged.shape[1]
+        * merged.shape[3]
+        / sum(block.groups * block.destinations for block in plan.blocks)
+    )
+    one, other = [], []
+    for block in plan.blocks:
+        n, d = block.groups, block.destinations
+        count = min(d, math.ceil(d * share))
+        chosen = torch.arange(count, device=device) * d // count  # evenly over the group
+        group = compared.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
+        # The most similar one is itself; where it is not, an equal one is as good to leave out.
+        found = nearest(group.index_select(2, chosen), group, min(d, 1 + PARTNERS))[..., 1:]
+        first = block.first_destination + d * torch.arange(n, device=device).view(n, 1, 1)
+        other.append((first + found).flatten(1))
+        one.append((first + chosen.view(1, -1, 1)).expand_as(found).flatten(1))
+    return torch.cat(one, dim=1), torch.cat(other, dim=1)
+
+
+def _differences(rows: Tensor, one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return rows ``other`` minus rows ``one`` of ``[B, K, C]``, as ``[B, R, C]``."""
+    width = rows.shape[2]
+    taken = [rows.gather(1, each.unsqueeze(2).expand(-1, -1, width)) for each in (other, one)]
+    return taken[0].to(dtype) - taken[1].to(dtype)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """Return ``[B, H, N, D]`` as ``[B, N, H·D]``."""
+    return heads.transpose(1, 2).flatten(2)
