@@ -28,7 +28,7 @@ from spark3r import Clip, Operators, Prediction, Schedule
 from spark3r.families import detect
 from spark3r.fingerprint import fingerprint
 from spark3r.metrics import depth_metrics, log_depth_deviation, pose_metrics
-from spark3r.reduction import lattice, merge, prune
+from spark3r.reduction import lattice, linear, merge, prune
 from spark3r.reference import load
 from spark3r.reference.render import rendered_clip
 from spark3r.reference.seeds import CALIBRATION
@@ -71,6 +71,26 @@ def features(compare: Callable[[Tensor], Tensor]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fitting(**constants: float) -> Iterator[None]:
+    """Replace constants of the fit of linear unmerging."""
+    with patch.multiple(linear, **constants):
+        yield
+
+
+@contextmanager
+def random_pairs() -> Iterator[None]:
+    """Fit to destinations paired at random and not with the most similar ones."""
+
+    def drawn(source: Tensor, destination: Tensor, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        shape = (*source.shape[:3], count)
+        return torch.randint(destination.shape[2], shape, generator=generator)
+
+    with patch.object(linear, "nearest", drawn):
+        yield
+
+
 def all_heads(query: Tensor) -> Tensor:
     return query.transpose(1, 2).flatten(2)
 
@@ -95,6 +115,7 @@ def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], o
         return lambda r: Schedule.uniform(8, key_value=r, operators=Operators(**changes))
 
     grid = {"key_value": "token_stride"}
+    moved = {"unmerge": "linear"}
     return {
         "lattice, head mean, G = 20": ("query merging", queries(), None),
         "cells instead of the lattice": ("offsets", queries(), lambda: pattern(cells)),
@@ -106,6 +127,24 @@ def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], o
         "G = 1": ("group", queries(group=1), None),
         "G = 4": ("group", queries(group=4), None),
         "G = 48": ("group", queries(group=48), None),
+        "linear unmerging": ("unmerging", queries(**moved), None),
+        "linear, random pairs": ("fit", queries(**moved), random_pairs),
+        "linear, one partner": ("fit", queries(**moved), lambda: fitting(PARTNERS=1)),
+        "linear, four partners": ("fit", queries(**moved), lambda: fitting(PARTNERS=4)),
+        "linear, half the pairs": (
+            "fit",
+            queries(**moved),
+            lambda: fitting(COMPARED_PER_FEATURE=2),
+        ),
+        "linear, twice the pairs": (
+            "fit",
+            queries(**moved),
+            lambda: fitting(COMPARED_PER_FEATURE=8),
+        ),
+        "linear, ridge 0.01": ("fit", queries(**moved), lambda: fitting(RIDGE=0.01)),
+        "linear, ridge 1": ("fit", queries(**moved), lambda: fitting(RIDGE=1.0)),
+        "linear, G = 4": ("group", queries(**moved, group=4), None),
+        "linear, G = 48": ("group", queries(**moved, group=48), None),
         "temporal stride": ("keys and values", keys(), None),
         "temporal stride, specials kept": ("specials", keys(keep_special=True), None),
         "token stride": ("keys and values", keys(**grid), None),

@@ -149,7 +149,10 @@ def fit(
 ) -> Tensor:
     """Ridge regression of differences of outputs on differences of queries, ``[H·D, H·D]``."""
     groups = destinations_by_group(sets, layout, rule)
-    wanted = linear.COMPARED_PER_FEATURE * merged.shape[0] * merged.shape[2]
+    width = merged.shape[0] * merged.shape[2]
+    if not groups:  # only the anchor frame, and it stands aside
+        return torch.zeros(width, width, dtype=torch.float64)
+    wanted = linear.COMPARED_PER_FEATURE * width
     share = wanted / sum(len(places) for places in groups)
     query_apart, output_apart = [], []
     for places in groups:
@@ -164,7 +167,6 @@ def fit(
             for other in sorted(cosines, key=lambda o: -cosines[o])[: linear.PARTNERS]:
                 query_apart.append((merged[:, other] - merged[:, one]).flatten())
                 output_apart.append((attended[:, other] - attended[:, one]).flatten())
-    width = merged.shape[0] * merged.shape[2]
     if not query_apart:
         return torch.zeros(width, width, dtype=torch.float64)
     x, y = torch.stack(query_apart), torch.stack(output_apart)

@@ -35,7 +35,9 @@ from spark3r.timing import Call, Latency, Stopwatch
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 PAPER = Operators()
-FAITHFUL = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+FAITHFUL = Operators(
+    unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0
+)
 QUERY_FACTORS, KEY_VALUE_FACTORS = (1, 2, 3, 4, 8), (1, 2, 4, 8, 16, 32)
 DEPTH = 8
 TRUTH = LatencyModel(
@@ -48,6 +50,7 @@ TRUTH = LatencyModel(
         "masked": 3.0,
         "gathered": 2.0,
         "merged": 1.5,
+        "moved": 2.5,
         "matched": 8.0,
     },
 )
@@ -171,6 +174,7 @@ def test_terms_count_realised_lengths() -> None:
         "masked": 0,
         "gathered": 0,
         "merged": 0,
+        "moved": 0,
         "matched": 0,
     }
     stride = amounts(LayerRule(1, 8, PAPER))
@@ -182,8 +186,10 @@ def test_terms_count_realised_lengths() -> None:
     assert faithful["gathered"] == faithful["keys"]
     merged = amounts(LayerRule(4, 1, PAPER))
     assert merged["queries"] == (40 * 5 + 40 * 16) / 1e3
-    assert merged["merged"] == n / 1e3
+    assert (merged["merged"], merged["moved"]) == (n / 1e3, 0)
     assert merged["matched"] == 2 * (20 * 16) * (20 * 48) / 1e6
+    moved = amounts(LayerRule(4, 1, FAITHFUL))
+    assert moved == merged | {"moved": n / 1e3}
 
 
 @pytest.mark.parametrize(
