@@ -25,7 +25,7 @@ from written import write_result
 from calibrate.damage import FAITHFULNESS
 from calibrate.drift import drift
 from calibrate.goal import WithinBudget
-from calibrate.naming import operators_name, operators_text
+from calibrate.naming import key_value_name, operators_text, query_name
 from calibrate.problem import Problem
 from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from spark3r import Schedule
@@ -84,7 +84,9 @@ def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, object]]:
             own = table[table["operators"] == operators_text(each)]
             for (axis, factor), part in own.groupby(["axis", "factor"]):
                 value = math.sqrt(statistics.fmean(part["mean"] ** 2))
-                what = "queries" if axis == "query" else operators_name(each)
+                what = key_value_name(each)
+                if axis == "query":
+                    what = f"queries {query_name(each)}"
                 rows.append({"frames": frames, "what": what, "factor": int(factor), "drift": value})
     return rows
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from written import write_result
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import merge
+from spark3r.reduction import linear, merge
 from spark3r.schedule import LayerRule, Operators
 from spark3r.tables import print_table
 from spark3r.timing import Latency, interleaved
@@ -100,7 +100,12 @@ def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
         "index in the lowest bits": ("arg-max", matched(query, plan, nearest=packed)),
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),
         "embedding bag (ours)": ("merge", lambda: merge.merge(query, places, length)),
-        "one index (ours)": ("unmerge", lambda: merge.unmerge(merged, places)),
+        "copying, one index (ours)": ("unmerge", lambda: merge.unmerge(merged, places)),
+        "linear: the fit": ("unmerge", lambda: linear.fit(merged, merged, plan)),
+        "linear (ours)": (
+            "unmerge",
+            lambda: linear.unmerge(query, merged, merged, places, plan),
+        ),
         "attention, r_KV = 39": ("beside it", attention(merged, 39)),
         "attention, r_KV = 13": ("beside it", attention(merged, 13)),
     }

@@ -79,6 +79,19 @@ def fitting(**constants: float) -> Iterator[None]:
 
 
 @contextmanager
+def by_head() -> Iterator[None]:
+    """Fit a map of each head by itself."""
+    fit = linear.fit
+
+    def each_alone(merged: Tensor, output: Tensor, plan: merge.MergePlan) -> Tensor:
+        heads = zip(merged.split(1, dim=1), output.split(1, dim=1), strict=True)
+        return torch.block_diag(*(fit(*pair, plan)[0] for pair in heads))[None]  # of one clip
+
+    with patch.object(linear, "fit", each_alone):
+        yield
+
+
+@contextmanager
 def random_pairs() -> Iterator[None]:
     """Fit to destinations paired at random and not with the most similar ones."""
 
@@ -128,6 +141,7 @@ def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], o
         "G = 4": ("group", queries(group=4), None),
         "G = 48": ("group", queries(group=48), None),
         "linear unmerging": ("unmerging", queries(**moved), None),
+        "linear, each head by itself": ("fit", queries(**moved), by_head),
         "linear, random pairs": ("fit", queries(**moved), random_pairs),
         "linear, one partner": ("fit", queries(**moved), lambda: fitting(PARTNERS=1)),
         "linear, four partners": ("fit", queries(**moved), lambda: fitting(PARTNERS=4)),

@@ -74,7 +74,9 @@ class TradeOff:
     title: str
 
 
-def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, str]) -> Figure:
+def sensitivity_picture(
+    table: pd.DataFrame, metric: str, names: Mapping[tuple[str, str], str]
+) -> Figure:
     """Draw what each factor does, layers down and factors across, a panel per axis and operators.
 
     Operators between which an axis does not tell share a panel.
@@ -82,14 +84,14 @@ def sensitivity_picture(table: pd.DataFrame, metric: str, names: Mapping[str, st
     Args:
         table: Sensitivities around dense.
         metric: Which metric, such as ``score.error``.
-        names: What to call operators, by their text in the table.
+        names: What to call operators, by axis and their text in the table.
     """
     part = table[(table["metric"] == metric) & (table["factor"] > 1)]
     panels: list[tuple[str, pd.DataFrame]] = []
     for axis, what in _AXES.items():
         for operators, rows in part[part["axis"] == axis].groupby("operators", sort=True):
             grid = 100 * rows.pivot_table(index="layer", columns="factor", values="mean")
-            name = names.get(str(operators), "") if axis == "key_value" else "merged in groups"
+            name = names.get((axis, str(operators)), "")
             if not any(grid.equals(other) for title, other in panels if title.startswith(what)):
                 panels.append((f"{what}\n{name}", grid))
     bound = max([float(np.nanmax(np.abs(grid.to_numpy()))) for _, grid in panels] + [1e-9])

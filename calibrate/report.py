@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .budget import number_text
 from .damage import FAITHFULNESS
-from .naming import operators_name, operators_text
+from .naming import key_value_name, operators_text, query_name, rule_name
 from .objective import Source, mean_score
 from .pictures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
@@ -55,7 +55,8 @@ def draw(result: Calibration) -> dict[str, Figure]:
     """Return the pictures by name; none where dense meets the budget."""
     if result.sensitivity is None or result.decision is None:
         return {}
-    names = {operators_text(each): operators_name(each) for each in OPERATORS}
+    names = {("query", operators_text(each)): query_name(each) for each in OPERATORS}
+    names |= {("key_value", operators_text(each)): key_value_name(each) for each in OPERATORS}
     schedules = {each.name: each.schedule for each in result.verified if each.schedule is not None}
     if result.kept is not None and result.kept.paper is not None:
         schedules["paper (not run)"] = result.kept.paper
@@ -145,7 +146,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         "–" if mean is None else percent_text(mean, source)
     )
     environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
-    environment.filters["operators"] = operators_name
+    environment.filters["words"] = rule_name
     environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
     table = rows(result)
     measurement = result.profile.measurements[0]

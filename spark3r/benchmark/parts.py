@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..families import Family, detect, unwrap
 from ..inference import device_of
-from ..reduction import merge
+from ..reduction import linear, merge
 from ..timing import Clock
 from . import fastvggt
 from .products import InPlaceOfProducts
@@ -133,6 +133,7 @@ def record(
             (merge, "match", "matching"),
             (merge, "merge", "merging"),
             (merge, "unmerge", "merging"),
+            (linear, "unmerge", "merging"),
             (fastvggt, "joint_places", "matching"),
         ):
             charged = _charged(getattr(home, name), part, meter)

@@ -10,8 +10,7 @@ from torch import Tensor
 from ..errors import ScheduleError
 from ..layout import TokenLayout
 from ..schedule import LayerRule
-from . import merge
-from .linear import unmerge_linearly
+from . import linear, merge
 from .prune import KeySelection, key_value_length
 
 
@@ -51,7 +50,7 @@ def attend(
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
     assert rule.operators is not None, "resolve the schedule first"
     if rule.operators.unmerge == "linear":
-        return unmerge_linearly(query, merged, output, places, merge_plan)
+        return linear.unmerge(query, merged, output, places, merge_plan)
     return merge.unmerge(output, places)
 
 

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from .merge import MergePlan, features, nearest, precisely, unmerge
+from . import merge
+from .merge import MergePlan, features, nearest, precisely
 
 COMPARED_PER_FEATURE = 4
 """Destinations compared, in multiples of the H·D numbers of a query."""
@@ -26,7 +27,7 @@ RIDGE = 0.1
 """Ridge of the regression, as a share of the differences' mean square (docs/method.md)."""
 
 
-def unmerge_linearly(
+def unmerge(
     query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
 ) -> Tensor:
     """Return the full sequence of outputs, each token's moved from its place's by a linear map.
@@ -44,8 +45,8 @@ def unmerge_linearly(
     """
     slope = fit(merged, output, plan).to(output.dtype)
     # In place, since these tensors are as long as the clip and nobody else has them.
-    apart = unmerge(merged, places).sub_(query)  # zero where nothing was merged
-    moved = _side_by_side(unmerge(output, places))
+    apart = merge.unmerge(merged, places).sub_(query)  # zero where nothing was merged
+    moved = _side_by_side(merge.unmerge(output, places))
     moved.baddbmm_(_side_by_side(apart), slope, alpha=-1)
     return moved.unflatten(2, (output.shape[1], output.shape[3])).transpose(1, 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from spark3r.commands.bench import BACKENDS
 from spark3r.errors import ProfileError, ScheduleError
 from spark3r.layout import TokenLayout
 from spark3r.reduction import key_value_length, query_length, resolve
-from spark3r.schedule import paper_schedule
+from spark3r.schedule import Operators, Schedule, paper_schedule
 
 SCHEDULES = ("dense", "wall", "paper", "fastvggt", "uniform:4:2")
 
@@ -114,6 +115,18 @@ def test_the_products_of_a_pass_have_the_realised_lengths(model: nn.Module) -> N
     dense = record(model, images[:4])
     assert [(q[2], k[2]) for q, k, _ in dense.products] == [(36, 36)] * 2
     assert dense.ms["matching"] == dense.ms["merging"] == 0
+
+
+def test_what_linear_unmerging_does_counts_as_merging(model: nn.Module) -> None:
+    images = torch.rand(8, 3, 32, 32)
+    merging = {}
+    for unmerge in ("copy", "linear"):
+        schedule = Schedule.uniform(2, query=4, operators=Operators(unmerge=unmerge))
+        ticks = itertools.count()
+        with spark3r.apply(model, schedule):
+            seen = record(model, images, clock=lambda ticks=ticks: float(next(ticks)))
+        merging[unmerge] = seen.ms["merging"]
+    assert merging["linear"] > merging["copy"] > 0
 
 
 def test_wall_has_no_products_and_the_peer_fewer_tokens(model: nn.Module) -> None:

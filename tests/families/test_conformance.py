@@ -168,7 +168,7 @@ def test_trains_after_inference(case: Case, model: nn.Module) -> None:
     clip = images(case, 5, rows=3, columns=2)  # nothing is cached of this grid yet
     patched = deepcopy(model)
     rules = reducing(case.layers).layers
-    thinned = Operators(group=4, key_value="token_stride", mass_correction=1.0)
+    thinned = Operators(group=4, unmerge="linear", key_value="token_stride", mass_correction=1.0)
     with spark3r.apply(patched, Schedule(rules, thinned)):
         with torch.inference_mode():
             run(patched, clip)
