@@ -48,7 +48,7 @@ from spark3r.inference import device_of, predict, run
 from spark3r.loading import load_model
 from spark3r.memory import keep_freed
 from spark3r.metrics import log_depth_deviation, pose_metrics
-from spark3r.reduction import merge
+from spark3r.reduction import linear, merge
 from spark3r.reference.render import rendered_clip
 from spark3r.reference.seeds import CALIBRATION
 from spark3r.tables import print_table
@@ -160,7 +160,10 @@ def merged_block(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         places.append(found)
         return output
 
-    with patch.object(merge, "unmerge", keep):
+    def keep_unmoved(query: Tensor, merged: Tensor, output: Tensor, *found: Any) -> Tensor:
+        return keep(output, found[0])
+
+    with patch.object(merge, "unmerge", keep), patch.object(linear, "unmerge", keep_unmoved):
         attended = self.ls1(self.attn(self.norm1(x), *args, **kwargs))  # [B, K, C]
     if not places:  # a layer that merges no queries
         x = x + attended

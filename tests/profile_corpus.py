@@ -84,6 +84,10 @@ MALFORMED: dict[str, tuple[Callable[[Document], None], str]] = {
         _set("schedules", 0, "operators", "mass_correction", value=1.5),
         "schedules[0].operators.mass_correction is 1.5, expected a finite number from 0 to 1",
     ),
+    "way of unmerging": (
+        _set("schedules", 0, "operators", "unmerge", value="mean"),
+        "schedules[0].operators.unmerge is 'mean', expected one of: copy, linear",
+    ),
     "operator of a layer": (
         _set(*_LAYER, "operators", value={}),
         "x.json: 8 problems\n"

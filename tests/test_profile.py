@@ -46,6 +46,15 @@ def test_round_trip(document: Document) -> None:
             assert ScheduleRecord.of(name, schedule, profile.model) == record
 
 
+def test_profiles_from_before_there_was_another_way_of_unmerging_copy() -> None:
+    document = measured()
+    for record in document["schedules"]:
+        del record["operators"]["unmerge"]
+    profile = parse(document)
+    assert all(record.operators.unmerge == "copy" for record in profile.schedules)
+    assert profile.schedule().operators.unmerge == "copy"
+
+
 def test_stored_text_is_one_layer_per_line_in_the_order_of_the_class() -> None:
     text = parse(measured()).text()
     assert list(json.loads(text)) == [

@@ -118,6 +118,7 @@ def test_factors_are_integers_of_at_least_one(bad):
     ("make", "message"),
     [
         (lambda: Operators(query="global"), "query operator is 'global', expected one of: intra"),
+        (lambda: Operators(unmerge="mean"), "unmerge is 'mean', expected one of: copy, linear"),
         (lambda: Operators(key_value="random"), "one of: temporal_stride, token_stride"),
         (lambda: Operators(group=0), "group is 0, expected an integer of at least 1"),
         (lambda: Operators(mass_correction=1.5), "mass_correction is 1.5, expected a number from"),

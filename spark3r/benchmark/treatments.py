@@ -28,7 +28,8 @@ ACCEPTED = (
 THINNED = Operators(
     key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0
 )
-"""Operators of ``token_stride``; those of ``uniform`` are the paper's."""
+"""Operators of ``token_stride``; those of ``uniform`` are the paper's. Both copy back what merged
+queries gave, so that what pruning and merging do is seen by itself."""
 
 REFERENCE_SENSITIVE = (1, 2, 6)
 """Sensitive layers of the reference model, for its `paper` schedule. The paper does not cover this

@@ -24,7 +24,8 @@ PARTNERS = 2
 """Destinations that each is compared with."""
 
 RIDGE = 0.1
-"""Ridge of the regression, as a share of the differences' mean square (docs/method.md)."""
+"""Ridge of the regression, as a share of what the squared differences sum to, mean over features
+(docs/method.md)."""
 
 
 def unmerge(
@@ -43,9 +44,11 @@ def unmerge(
         ``[B, H, N, D]`` in the output's dtype. Tokens that were merged with none keep what
         attention gave for them.
     """
-    slope = fit(merged, output, plan).to(output.dtype)
+    dtype = output.dtype  # that of the queries may be another under autocast
+    limit = torch.finfo(dtype).max
+    slope = fit(merged, output, plan).clamp(-limit, limit).to(dtype)
     # In place, since these tensors are as long as the clip and nobody else has them.
-    apart = merge.unmerge(merged, places).sub_(query)  # zero where nothing was merged
+    apart = merge.unmerge(merged, places).sub_(query).to(dtype)  # zero where nothing was merged
     moved = _side_by_side(merge.unmerge(output, places))
     moved.baddbmm_(_side_by_side(apart), slope, alpha=-1)
     return moved.unflatten(2, (output.shape[1], output.shape[3])).transpose(1, 2)
@@ -60,20 +63,37 @@ def fit(merged: Tensor, output: Tensor, plan: MergePlan) -> Tensor:
         plan: The merge plan they come from.
 
     Returns:
-        ``[B, H·D, H·D]`` in float32 or, for float64 queries, in float64: least squares of
-        Δoutput = Δquery · slope with a ridge of `RIDGE`. Zero where no two destinations differ.
+        ``[B, H·D, H·D]`` in float32 or, for float64 queries, in float64.
     """
     with precisely(merged.device):
         dtype = torch.promote_types(merged.dtype, torch.float32)
         one, other = _pairs(merged, plan)
-        apart = _differences(_side_by_side(merged), one, other, dtype)
+        rows = _side_by_side(merged)
+        apart = _differences(rows, one, other, dtype)
         output_apart = _differences(_side_by_side(output), one, other, dtype)
-        square = apart.transpose(1, 2) @ apart
-        diagonal = square.diagonal(dim1=1, dim2=2)
-        # The least there is, so that no differences at all are no division by zero.
-        ridge = RIDGE * diagonal.mean(dim=1, keepdim=True) + torch.finfo(dtype).tiny ** 0.5
-        factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed(ridge.expand_as(diagonal)))
-        return torch.cholesky_solve(apart.transpose(1, 2) @ output_apart, factor)
+        # Queries that differ by their rounding alone say nothing.
+        rounding = torch.finfo(merged.dtype).eps ** 2 * rows.to(dtype).square().mean(dim=(1, 2))
+        return regress(apart, output_apart, one.shape[1] * rounding)
+
+
+def regress(apart: Tensor, output_apart: Tensor, least: Tensor) -> Tensor:
+    """Return the least squares solution of ``apart @ slope = output_apart`` with a ridge.
+
+    Args:
+        apart: ``[B, R, C]``.
+        output_apart: ``[B, R, E]``.
+        least: What the ridge is at least, ``[B]``.
+
+    Returns:
+        ``[B, C, E]``; zero where nothing is apart.
+    """
+    square = apart.transpose(1, 2) @ apart
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    ridge = RIDGE * diagonal.mean(dim=1) + least
+    # No differences of queries that are all zero would divide zero by zero.
+    ridge = (ridge + torch.finfo(ridge.dtype).tiny ** 0.5).unsqueeze(1)
+    factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed(ridge.expand_as(diagonal)))
+    return torch.cholesky_solve(apart.transpose(1, 2) @ output_apart, factor)
 
 
 def _pairs(merged: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
@@ -92,7 +112,7 @@ def _pairs(merged: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
         count = min(d, math.ceil(d * share))
         chosen = torch.arange(count, device=device) * d // count  # evenly over the group
         group = compared.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
-        # The most similar one is itself; where it is not, an equal one is as good to leave out.
+        # The most similar one is itself, or a twin: neither says anything.
         found = nearest(group.index_select(2, chosen), group, min(d, 1 + PARTNERS))[..., 1:]
         first = block.first_destination + d * torch.arange(n, device=device).view(n, 1, 1)
         other.append((first + found).flatten(1))

@@ -2,8 +2,9 @@
 
 One query patch in r is a destination (see `lattice`); every other patch, a source, joins the most
 similar destination of its group by cosine of the mean over heads, ties to the first. A
-destination becomes the mean of itself and its sources; after attention each source copies its
-destination's output. Special tokens, tail tokens and, on request, the anchor frame stand aside.
+destination becomes the mean of itself and its sources; after attention each of them copies its
+output (`linear` does better). Special tokens, tail tokens and, on request, the anchor frame stand
+aside.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def nearest(source: Tensor, destination: Tensor, count: int) -> Tensor:
         count: How many to return, at most d.
 
     Returns:
-        Numbers inside the group, ``[B, n, s, count]`` int64; of the largest, ties go to the first.
+        Numbers inside the group, ``[B, n, s, count]`` int64; with a count of 1 ties go to the
+        first.
     """
     batch, n, s, d = *source.shape[:3], destination.shape[2]
     # The length of a source does not change which destination is nearest to it.

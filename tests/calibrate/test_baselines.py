@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +50,13 @@ def test_uniform_schedules_cover_every_choice_of_operators_and_every_integer() -
     # With keys and values left alone it is the same schedule, which stands once.
     assert by_operators[THIN] == by_operators[STRIDE] - {(7, 1)}
     assert len(made) == 9  # no name is taken twice
+    moved = replace(THIN, unmerge="linear")
+    either = uniform_schedules(
+        DEPTH, (STRIDE, THIN, moved), LengthRule(), SHORT, lambda s: cost(s) <= DEPTH / 7
+    )
+    merging = {name for name, each in either.items() if each.operators == moved}
+    assert len(merging) == 4  # those that merge queries, (7, 1) among them
+    assert made.items() <= either.items()
 
 
 def test_factors_stay_within_what_short_clips_allow() -> None:

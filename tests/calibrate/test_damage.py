@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -74,6 +75,18 @@ def test_choices_are_all_pairs_and_what_does_the_same_stands_once() -> None:
     assert by_rule[LayerRule(1, 1, PAPER)].damage == 0
     # Half-way between 4 and 16 by their logarithms, where 10 and 20 were measured.
     assert by_rule[LayerRule(1, 8, PAPER)].damage == pytest.approx(15**POWER)
+
+
+def test_queries_unmerged_otherwise_are_another_choice() -> None:
+    moved = replace(PAPER, unmerge="linear")
+    both = pd.concat([made(), made().replace(operators_text(FAITHFUL), operators_text(moved))])
+    layers = choices(both.drop_duplicates(), [PAPER, moved], LATENCY, LAYOUT)
+    offered = sum(factor <= 16 for factor in OFFERED)
+    assert [len(layer) for layer in layers] == [2 * offered**2 - offered] * 2
+    by_rule = {choice.rule: choice for choice in layers[0]}
+    copied, moving = by_rule[LayerRule(4, 1, PAPER)], by_rule[LayerRule(4, 1, moved)]
+    assert moving.damage < copied.damage
+    assert LayerRule(1, 4, moved) not in by_rule  # nothing is merged: the same as copying
 
 
 def test_choices_go_no_further_than_was_measured() -> None:

@@ -168,6 +168,60 @@ def test_linear_unmerging_keeps_what_tokens_of_a_merged_query_are_on_average(lay
             assert torch.equal(moved[0, :, members[0]], copied[0, :, members[0]])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("bound", [1, 30, 200, 10**6])
+def test_the_nearest_are_those_of_a_full_sort_whatever_the_chunk(count, bound, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    source, destination = (
+        torch.randn(2, 3, tokens, 4, generator=generator, dtype=torch.float64) for tokens in (7, 5)
+    )
+    monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)
+    cosine = F.cosine_similarity(source.unsqueeze(3), destination.unsqueeze(2), dim=-1)
+    expected = cosine.argsort(dim=-1, descending=True)[..., :count]
+    assert torch.equal(merge.nearest(source, destination, count), expected)
+
+
+@pytest.mark.parametrize(("group", "factor"), [(1, 20), (1, 10), (5, 2), (7, 3)])
+def test_linear_unmerging_of_few_and_of_many_destinations_is_that_of_the_oracle(group, factor):
+    layout = TokenLayout(12, 4, 5, special=2, anchor_frame=0)  # one, two, many; groups uneven
+    rule = LayerRule(factor, 2, Operators(group=group, unmerge="linear"))
+    query, key, value = random_qkv(layout)
+    expected = oracle.attend(query, key, value, layout, rule)
+    torch.testing.assert_close(
+        reduced(query, key, value, layout, rule), expected, rtol=0, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_linear_unmerging_of_frames_that_repeat_does_no_harm(dtype):
+    # Of a camera at rest most pairs of destinations differ by nothing; the last group is short.
+    layout = TokenLayout(11, 4, 5, special=2)
+    once = random_qkv(TokenLayout(1, 4, 5, special=2))
+    query, key, value = (each.repeat(1, 1, 11, 1).to(dtype) for each in once)
+    dense = F.scaled_dot_product_attention(query, key, value)
+    off = {}
+    for unmerge in ("copy", "linear"):
+        leaf = query.clone().requires_grad_()
+        rule = LayerRule(4, 1, Operators(group=4, unmerge=unmerge))
+        output = reduced(leaf, key, value, layout, rule)
+        output.float().sum().backward()
+        assert leaf.grad.isfinite().all()
+        off[unmerge] = (output - dense).float().norm().item()
+    assert off["linear"] <= 1.01 * off["copy"] + 1e-6
+
+
+def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
+    # A norm in float32 under autocast leaves them so on a GPU, and attention lowers them itself.
+    layout = TokenLayout(8, 4, 4, special=2)
+    query, key, value = random_qkv(layout, dtype=torch.float32)
+    rule = LayerRule(4, 1, Operators(unmerge="linear"))
+    exact = reduced(query, key, value, layout, rule)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = reduced(query, key, value.bfloat16(), layout, rule)
+    assert lowered.dtype == torch.bfloat16
+    torch.testing.assert_close(lowered.float(), exact, rtol=0.05, atol=0.05)
+
+
 def test_linear_unmerging_of_queries_that_do_not_differ_is_copying():
     layout = TokenLayout(4, 2, 4)
     _, key, value = random_qkv(layout)
@@ -396,9 +450,10 @@ def test_selections_are_built_on_the_cpu_whatever_the_default_device():
     assert selection.index.device == CPU
 
 
-def test_what_inference_mode_caches_serves_a_backward_pass():
+@pytest.mark.parametrize("unmerge", ["copy", "linear"])
+def test_what_inference_mode_caches_serves_a_backward_pass(unmerge):
     layout = TokenLayout(19, 2, 3, special=1)
-    rule = LayerRule(3, 2, Operators(group=7, mass_correction=0.7))
+    rule = LayerRule(3, 2, Operators(group=7, unmerge=unmerge, mass_correction=0.7))
     query, key, value = random_qkv(layout)
     with torch.inference_mode():
         expected = reduced(query, key, value, layout, rule)
