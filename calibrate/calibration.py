@@ -227,7 +227,7 @@ def _run(job: Job, split: Split) -> Calibration:
         goal=goal,
     )
     judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
-    problem = _right_at_the_goal(job, judge, problem, images)
+    problem = _right_at_the_goal(job, judge, problem, table, images)
     if settings.budget is not None:  # the least that can be reached may be more than was said
         budget = resolve(settings.budget, frames, table.dense_ms, problem.space.least_ms)
     search_with = partial(searched, job, judge, dense["search"], storage, name)
@@ -254,12 +254,16 @@ def _target_frames(job: Job, split: Split) -> int:
     return target.frames
 
 
-def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor) -> Problem:
+def _right_at_the_goal(
+    job: Job, judge: Judge, problem: Problem, table: LatencyTable, images: Tensor
+) -> Problem:
     """Return the problem, its latency model corrected by the knapsack's answer as it is timed.
 
     A model fitted from the wall to dense may be some percent off in between, and every schedule of
     the search lies where the knapsack's answer does. If the machine has become slower or faster
-    since, which the wall shows, that is taken out, as the budget was resolved before.
+    since, that is taken out, as the budget was resolved before: dense and the wall together show it,
+    or the wall alone where dense does not fit. (The wall alone is short, and a disturbed one would
+    shift everything.)
     """
     seed = problem.knapsack()
     if seed is None:
@@ -268,17 +272,21 @@ def _right_at_the_goal(job: Job, judge: Judge, problem: Problem, images: Tensor)
         judge,
         {"knapsack": seed},
         images,
-        dense=False,
+        dense=not table.dense_extrapolated,
         limit_s=job.settings.timing_s,
         progress=partial(job.progress, "latency at the goal"),
     )
     if not latencies.keys() >= {"wall", "knapsack"}:
         return problem
     wall_ms, predicted_ms = problem.latency.wall_ms(problem.layout), problem.predict_ms(seed)
-    drift = latencies["wall"].median_ms / wall_ms
+    then_ms = {"wall": table.wall_ms, "dense": table.dense_ms}
+    known = [name for name in then_ms if name in latencies]
+    drift = sum(latencies[name].median_ms for name in known) / sum(then_ms[name] for name in known)
     measured_ms = latencies["knapsack"].median_ms / drift
-    ratio = measured_ms / predicted_ms
-    job.say(f"the knapsack's schedule takes {ratio:.3f} of what is predicted, walls made equal")
+    job.say(
+        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted, "
+        f"{' and '.join(known)} made equal"
+    )
     taken_ms = believed_ms(predicted_ms, measured_ms, unrest_of(latencies))
     return problem.corrected(wall_ms, seed, taken_ms)
 
