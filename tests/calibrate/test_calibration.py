@@ -123,8 +123,6 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
     path, split = tmp_path / "a.json", split_clips(clips)
     run(tiny_job.make_tiny(), split, settings()).profile.save(path)
 
-    asked: list[Any] = []
-
     def slower(model, images, treatments, **kwargs):
         timed = tiny_job.timed_passes(model, images, treatments)
         for name, treatment in treatments.items():
@@ -186,6 +184,8 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
     """The model is slower than its latency model says, and not all schedules alike."""
     import calibrate.verify
 
+    asked: list[Any] = []
+
     def slower(model, images, treatments, **kwargs):
         timed = tiny_job.timed_passes(model, images, treatments)
         asked.append(treatments)
@@ -204,6 +204,29 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
     assert result.chosen.latency is not None
     assert 0.9 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
     assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
+
+
+@pytest.mark.parametrize("dense_fits", [True, False])
+def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
+    dense_fits: bool, clips: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import calibrate.verify
+
+    def disturbed(model, images, treatments, **kwargs):
+        timed = tiny_job.timed_passes(model, images, treatments)
+        timed["wall"] = Latency((1.5 * tiny_job.WALL_MS,))
+        if not dense_fits:
+            timed.pop("dense", None)
+        return timed
+
+    monkeypatch.setattr(calibrate.verify, "time_passes", disturbed)
+    lines: list[str] = []
+    run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
+    told = next(line for line in lines if line.startswith("the knapsack's schedule takes"))
+    both_ms = tiny_job.WALL_MS + tiny_job.DENSE_MS
+    slower = (both_ms + 0.5 * tiny_job.WALL_MS) / both_ms if dense_fits else 1.5
+    equal = "wall and dense" if dense_fits else "wall"
+    assert told.endswith(f"{1 / slower:.3f} of what is predicted, {equal} made equal")
 
 
 def test_relative_budgets_are_of_dense_as_it_is_at_the_end(
