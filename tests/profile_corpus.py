@@ -86,7 +86,7 @@ MALFORMED: dict[str, tuple[Callable[[Document], None], str]] = {
     ),
     "way of unmerging": (
         _set("schedules", 0, "operators", "unmerge", value="mean"),
-        "schedules[0].operators.unmerge is 'mean', expected one of: copy, linear",
+        'schedules[0].operators.unmerge is "mean", expected one of: copy, linear',
     ),
     "operator of a layer": (
         _set(*_LAYER, "operators", value={}),
