@@ -261,9 +261,9 @@ def _right_at_the_goal(
 
     A model fitted from the wall to dense may be some percent off in between, and every schedule of
     the search lies where the knapsack's answer does. If the machine has become slower or faster
-    since, that is taken out, as the budget was resolved before: dense and the wall together show it,
-    or the wall alone where dense does not fit. (The wall alone is short, and a disturbed one would
-    shift everything.)
+    since, that is taken out, as the budget was resolved before: dense and the wall together show
+    it, or the wall alone where dense does not fit. (The wall alone is short, and a disturbed one
+    would shift everything.)
     """
     seed = problem.knapsack()
     if seed is None:
