@@ -63,7 +63,8 @@ def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: in
     Within a run each latency is the median of its passes, as the least that `calibrate` measures.
     Single passes are told beside it.
     """
-    singles = list(rounds)[: wanted - wanted % PASSES]
+    complete = max(PASSES, wanted - wanted % PASSES)
+    singles = list(rounds)[:complete]
     runs = [
         {name: statistics.median(each[name] for each in some) for name in some[0]}
         for some in (singles[i : i + PASSES] for i in range(0, len(singles), PASSES))
@@ -72,8 +73,8 @@ def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: in
     for (mode, share), document in found.items():
         name = name_of(mode, share, document["exported"])
         asked = f"{name}: latency 0.90 to 1.05 × budget in 9 of 10 runs"
-        if not runs or PASSES * len(runs) + PASSES <= wanted:
-            bars.append(Bar(asked, f"{len(singles)} of {wanted} passes", None))
+        if len(singles) < complete:
+            bars.append(Bar(asked, f"{len(singles)} of {complete} passes", None))
             continue
         within, told = _within(name, share, runs)
         _, single = _within(name, share, singles)

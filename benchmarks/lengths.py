@@ -84,9 +84,8 @@ def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, object]]:
             own = table[table["operators"] == operators_text(each)]
             for (axis, factor), part in own.groupby(["axis", "factor"]):
                 value = math.sqrt(statistics.fmean(part["mean"] ** 2))
-                what = key_value_name(each)
-                if axis == "query":
-                    what = f"queries {query_name(each)}"
+                is_query = axis == "query"
+                what = f"queries {query_name(each)}" if is_query else key_value_name(each)
                 rows.append({"frames": frames, "what": what, "factor": int(factor), "drift": value})
     return rows
 

@@ -36,7 +36,6 @@ from spark3r.reference.seeds import CALIBRATION
 Variant = Callable[[], "contextmanager[None]"]
 FRAMES = 48
 HEADS = 4
-RECOMMENDED = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
 
 
 def cells(frames: int, height: int, width: int, factor: int) -> Tensor:

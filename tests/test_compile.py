@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 from conftest import make_images, make_model
+from qkv import reduced
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import spark3r
@@ -13,7 +14,6 @@ from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
 from spark3r.families import detect, generic
 from spark3r.handle import Handle
 from spark3r.layout import TokenLayout
-from spark3r.reduction import attend, select
 
 PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(group=4))
 FAITHFUL = Schedule(
@@ -36,13 +36,6 @@ def fresh_dynamo():
     with torch._dynamo.config.patch(recompile_limit=16):
         yield
     torch._dynamo.reset()
-
-
-def reduced(query, key, value, layout, rule):
-    selection = select(layout, rule, query.device)
-    if selection is not None:
-        key, value = selection.take(key, 2), selection.take(value, 2)
-    return attend(query, key, value, layout, rule, selection)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

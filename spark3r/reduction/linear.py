@@ -68,11 +68,11 @@ def fit(merged: Tensor, output: Tensor, plan: MergePlan) -> Tensor:
     with precisely(merged.device):
         dtype = torch.promote_types(merged.dtype, torch.float32)
         one, other = _pairs(merged, plan)
-        rows = _side_by_side(merged)
-        apart = _differences(rows, one, other, dtype)
-        output_apart = _differences(_side_by_side(output), one, other, dtype)
+        apart = _differences(merged, one, other, dtype)
+        output_apart = _differences(output, one, other, dtype)
         # Queries that differ by their rounding alone say nothing.
-        rounding = torch.finfo(merged.dtype).eps ** 2 * rows.to(dtype).square().mean(dim=(1, 2))
+        size = merged.to(dtype).square().mean(dim=(1, 2, 3))
+        rounding = torch.finfo(merged.dtype).eps ** 2 * size
         return regress(apart, output_apart, one.shape[1] * rounding)
 
 
@@ -120,11 +120,10 @@ def _pairs(merged: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
     return torch.cat(one, dim=1), torch.cat(other, dim=1)
 
 
-def _differences(rows: Tensor, one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return rows ``other`` minus rows ``one`` of ``[B, K, C]``, as ``[B, R, C]``."""
-    width = rows.shape[2]
-    taken = [rows.gather(1, each.unsqueeze(2).expand(-1, -1, width)) for each in (other, one)]
-    return taken[0].to(dtype) - taken[1].to(dtype)
+def _differences(merged: Tensor, one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``[B, H, K, D]`` at places ``other`` less that at ``one``, as ``[B, R, H·D]``."""
+    taken = (_side_by_side(merge.unmerge(merged, places)).to(dtype) for places in (other, one))
+    return torch.sub(*taken)
 
 
 def _side_by_side(heads: Tensor) -> Tensor:

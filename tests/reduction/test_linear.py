@@ -1,0 +1,105 @@
+"""Linear unmerging: against loops in float64, and where it must not do what it does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qkv import random_qkv, reduced
+from strategies import layouts, operators
+
+from spark3r.layout import TokenLayout
+from spark3r.reduction import clamp
+from spark3r.schedule import LayerRule, Operators
+
+few = settings(max_examples=40, deadline=None)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_linear_unmerging_follows_attention_where_it_is_nearly_linear(factor):
+    # Small logits make the softmax all but linear in the query, the same everywhere.
+    layout = TokenLayout(12, 4, 5, special=3, anchor_frame=0)
+    query, key, value = random_qkv(layout)
+    query = 0.02 * query
+    dense = F.scaled_dot_product_attention(query, key, value)
+    off = {
+        unmerge: (
+            reduced(
+                query, key, value, layout, LayerRule(factor, 1, Operators(group=5, unmerge=unmerge))
+            )
+            - dense
+        ).norm()
+        for unmerge in ("copy", "linear")
+    }
+    assert off["linear"] < 0.25 * off["copy"]
+
+
+@few
+@given(layouts(), operators(), st.integers(2, 12))
+def test_linear_unmerging_keeps_what_tokens_of_a_merged_query_are_on_average(layout, ops, factor):
+    copying = clamp(LayerRule(factor, 3, replace(ops, unmerge="copy")), layout)
+    moving = replace(copying, operators=replace(ops, unmerge="linear"))
+    query, key, value = random_qkv(layout)
+    copied = reduced(query, key, value, layout, copying)
+    moved = reduced(query, key, value, layout, moving)
+    sets = oracle.merge_sets(query[0], layout, copying) if copying.query > 1 else []
+    for members in sets:
+        mean = moved[0][:, members].mean(dim=1)
+        torch.testing.assert_close(mean, copied[0, :, members[0]], rtol=0, atol=1e-11)
+        if len(members) == 1:
+            assert torch.equal(moved[0, :, members[0]], copied[0, :, members[0]])
+
+
+@pytest.mark.parametrize(("group", "factor"), [(1, 20), (1, 10), (5, 2), (7, 3)])
+def test_linear_unmerging_of_few_and_of_many_destinations_is_that_of_the_oracle(group, factor):
+    layout = TokenLayout(12, 4, 5, special=2, anchor_frame=0)  # one, two, many; groups uneven
+    rule = LayerRule(factor, 2, Operators(group=group, unmerge="linear"))
+    query, key, value = random_qkv(layout)
+    expected = oracle.attend(query, key, value, layout, rule)
+    torch.testing.assert_close(
+        reduced(query, key, value, layout, rule), expected, rtol=0, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_linear_unmerging_of_frames_that_repeat_does_no_harm(dtype):
+    # Of a camera at rest most pairs of destinations differ by nothing; the last group is short.
+    layout = TokenLayout(11, 4, 5, special=2)
+    once = random_qkv(TokenLayout(1, 4, 5, special=2))
+    query, key, value = (each.repeat(1, 1, 11, 1).to(dtype) for each in once)
+    dense = F.scaled_dot_product_attention(query, key, value)
+    off = {}
+    for unmerge in ("copy", "linear"):
+        leaf = query.clone().requires_grad_()
+        rule = LayerRule(4, 1, Operators(group=4, unmerge=unmerge))
+        output = reduced(leaf, key, value, layout, rule)
+        output.float().sum().backward()
+        assert leaf.grad.isfinite().all()
+        off[unmerge] = (output - dense).float().norm().item()
+    assert off["linear"] <= 1.01 * off["copy"] + 1e-6
+
+
+def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
+    # A norm in float32 under autocast leaves them so on a GPU, and attention lowers them itself.
+    layout = TokenLayout(8, 4, 4, special=2)
+    query, key, value = random_qkv(layout, dtype=torch.float32)
+    rule = LayerRule(4, 1, Operators(unmerge="linear"))
+    exact = reduced(query, key, value, layout, rule)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = reduced(query, key, value.bfloat16(), layout, rule)
+    assert lowered.dtype == torch.bfloat16
+    torch.testing.assert_close(lowered.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_linear_unmerging_of_queries_that_do_not_differ_is_copying():
+    layout = TokenLayout(4, 2, 4)
+    _, key, value = random_qkv(layout)
+    query = torch.ones_like(key)
+    copied = reduced(query, key, value, layout, LayerRule(4, 1, Operators()))
+    moved = reduced(query, key, value, layout, LayerRule(4, 1, Operators(unmerge="linear")))
+    assert torch.equal(moved, copied)
