@@ -39,8 +39,8 @@ ENOUGH, MOST = 16, 2
 """After so many held-out clips so many of a kind are gone on with: the best of many on all clips is
 hardly better than the better of the two best on these."""
 
-PASSES = 3
-"""Passes of one run of a latency."""
+PASSES = 5
+"""Passes of one run of a latency: the samples that ``spark3r bench`` takes."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def name_of(mode: Source, share: float, kind: str) -> str:
 def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: int) -> list[Bar]:
     """Judge latencies; a run is `PASSES` rounds, and its budget follows its own wall and dense.
 
-    Within a run each latency is the median of its passes, as the least that `calibrate` measures.
-    Single passes are told beside it.
+    Within a run each latency is the median of its passes. Single passes are told beside it.
     """
     complete = max(PASSES, wanted - wanted % PASSES)
     singles = list(rounds)[:complete]

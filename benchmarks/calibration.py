@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--predicted", action="store_true", help="search without timing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--rounds", type=int, default=30, help="samples of exported latencies, three a run"
+        "--rounds", type=int, default=50, help="samples of exported latencies, five a run"
     )
     parser.add_argument("--rival-rounds", type=int, default=3, help="samples of their rivals'")
     parser.add_argument("--checks", type=int, default=3, help="samples of the 20 schedules")

@@ -44,6 +44,7 @@ from calibrate.splits import Split
 from calibrate.stratified import stratified_schedules
 from calibrate.study import decode, encode
 from calibrate.target_length import clip_of_length
+from calibrate.unrest import drift_of
 from spark3r import Schedule
 from spark3r.inference import predict, run
 from spark3r.patching import remove
@@ -192,13 +193,11 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     done = timing_rounds(plan, path, treatments, rounds)
     if not done:
         return None
-    now_ms = sum(
-        Latency(tuple(each[name] for each in done)).median_ms for name in ("dense", "wall")
-    )
-    drift = now_ms / (table.dense_ms + table.wall_ms)
+    timed = {name: Latency(tuple(each[name] for each in done)) for name in treatments}
+    slower, _ = drift_of({"dense": table.dense_ms, "wall": table.wall_ms}, timed)
     samples = []
     for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
-        ms = Latency(tuple(each[name] for each in done)).median_ms / drift
+        ms = timed[name].median_ms / slower
         samples.append(PassSample(name, resolved_rules(schedule, depth, table.layout), ms))
     return check_fit(table.model, samples, table.layout)
 

@@ -44,7 +44,7 @@ from .splits import Split, split_clips
 from .steps import Progress, Say, StepTimes, unsaid, unseen
 from .study import alone, check_storage
 from .target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
-from .unrest import believed_ms, unrest_of
+from .unrest import believed_ms, drift_of, unrest_of
 from .verify import time_beside_the_wall
 
 UNREST = 0.1
@@ -263,7 +263,8 @@ def _right_at_the_goal(
     the search lies where the knapsack's answer does. If the machine has become slower or faster
     since, that is taken out, as the budget was resolved before: dense and the wall together show
     it, or the wall alone where dense does not fit. (The wall alone is short, and a disturbed one
-    would shift everything.)
+    would shift everything.) The less they agree on that, the less the timing is believed, as a few
+    timings of one minute cannot tell how another differs.
     """
     seed = problem.knapsack()
     if seed is None:
@@ -279,15 +280,14 @@ def _right_at_the_goal(
     if not latencies.keys() >= {"wall", "knapsack"}:
         return problem
     wall_ms, predicted_ms = problem.latency.wall_ms(problem.layout), problem.predict_ms(seed)
-    then_ms = {"wall": table.wall_ms, "dense": table.dense_ms}
-    known = [name for name in then_ms if name in latencies]
-    drift = sum(latencies[name].median_ms for name in known) / sum(then_ms[name] for name in known)
-    measured_ms = latencies["knapsack"].median_ms / drift
+    slower, unsure = drift_of({"wall": table.wall_ms, "dense": table.dense_ms}, latencies)
+    measured_ms = latencies["knapsack"].median_ms / slower
+    unrest = max(unrest_of(table.passes, latencies), unsure)
+    taken_ms = believed_ms(predicted_ms, measured_ms, unrest)
     job.say(
-        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted, "
-        f"{' and '.join(known)} made equal"
+        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted; "
+        f"timings differ by {unrest:.1%}, so that {taken_ms / predicted_ms:.3f} is believed"
     )
-    taken_ms = believed_ms(predicted_ms, measured_ms, unrest_of(latencies))
     return problem.corrected(wall_ms, seed, taken_ms)
 
 

@@ -26,7 +26,7 @@ from calibrate.latency_timing import (
     time_passes,
 )
 from calibrate.stratified import stratified_schedules
-from calibrate.unrest import believed_ms, unrest_of
+from calibrate.unrest import believed_ms, drift_of, unrest_of
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
@@ -391,4 +391,18 @@ def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
     latencies = {"once": Latency((5.0,)), "steady": Latency((2.0, 2.0, 2.0))}
     assert unrest_of(latencies) == 0.0
     assert unrest_of(latencies | {"uneven": Latency((8.0, 10.0, 12.0))}) == pytest.approx(0.1)
-    assert unrest_of({}) == 0.0
+    busy = {"then": Latency((8.0, 10.0, 14.0))}
+    assert unrest_of(latencies, busy) == unrest_of(busy, latencies) == pytest.approx(0.3)
+    assert unrest_of({}) == unrest_of() == 0.0
+
+
+def test_calls_that_agree_on_how_slow_a_machine_is_make_it_sure() -> None:
+    then_ms = {"wall": 100.0, "dense": 900.0, "did not fit": 9000.0}
+    slower, unsure = drift_of(then_ms, {"wall": Latency((110.0,)), "dense": Latency((990.0,))})
+    assert slower == pytest.approx(1.1)
+    assert unsure == pytest.approx(0.0, abs=1e-12)
+    # A short call that was disturbed hardly moves it, and makes it unsure.
+    slower, unsure = drift_of(then_ms, {"wall": Latency((130.0,)), "dense": Latency((900.0,))})
+    assert slower == pytest.approx(1.03)
+    assert unsure == pytest.approx(math.log(1.3))
+    assert drift_of(then_ms, {"wall": Latency((130.0,))}) == (pytest.approx(1.3), 0.0)
