@@ -76,9 +76,9 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--from",
         dest="profile",
-        type=Path,
         metavar="PROFILE",
-        help="a measured profile of the same model and device: solve for the goal by its "
+        help="a measured profile of the same model and device, a file or the name of a shipped "
+        "one: solve for the goal by its "
         "sensitivities and latency model, measure only the answer; there is no search, so that its "
         "options do nothing (default: measure all)",
     )
@@ -116,9 +116,9 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--frames",
         type=_frames,
-        default=FRAMES,
         metavar="N",
-        help=f"frames of the clips that quality is measured on (default: {FRAMES})",
+        help=f"frames of the clips that quality is measured on (default: {FRAMES}, with --from at "
+        "least as many as the profile holds for)",
     )
     group.add_argument(
         "--size",

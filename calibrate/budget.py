@@ -20,6 +20,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Literal
 
 from spark3r.errors import Spark3rError
+from spark3r.timing import Latency
 
 Kind = Literal["frame", "clip", "speed_up", "share"]
 
@@ -130,6 +131,16 @@ class ResolvedBudget:
     def binds(self) -> bool:
         """Whether dense takes longer than the budget, so that there is something to do."""
         return self.clip_ms < self.dense_ms
+
+    def beside(self, dense: Latency | None) -> float:
+        """Return the milliseconds a clip may take, a relative budget taken of dense as timed.
+
+        Args:
+            dense: Dense latency of such a clip, timed later; None where it was not.
+        """
+        if dense is None or not self.binds:
+            return self.clip_ms
+        return self.budget.clip_ms(self.frames, dense.median_ms)
 
     @property
     def text(self) -> str:

@@ -67,6 +67,9 @@ def calibrate(
 ) -> Profile:
     """Profile a live model, search a schedule under a budget, verify it and return its profile.
 
+    Ctrl-C during the search, or after it, ends it there: the best so far is verified and returned,
+    with a `Spark3rWarning`. Before that it is a `KeyboardInterrupt`, like a second one.
+
     Args:
         model: An unpatched model in evaluation mode; it is as it was afterwards.
         clips: Clips to calibrate on, on the CPU. Half are searched on, a quarter selects what is
@@ -101,7 +104,14 @@ def calibrate(
         seed=seed,
         dtype=dtype,
     )
-    return run(model, split_clips(clips, held_out), settings, family=family).profile
+    result = run(model, split_clips(clips, held_out), settings, family=family)
+    if result.interrupted:
+        warnings.warn(
+            "the calibration was interrupted: its profile is the best of what had run",
+            Spark3rWarning,
+            stacklevel=2,
+        )
+    return result.profile
 
 
 def run(

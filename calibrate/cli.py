@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from spark3r.errors import ProfileExistsError, Spark3rError
 
-from .arguments import parser
+from .arguments import FRAMES, parser
 from .budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(str(error))
     if options.max_deviation is not None and options.objective_from not in (None, "deviation"):
         command.error("--max-deviation judges by deviation: leave out --objective-from")
+    if options.resume and options.profile is not None:
+        command.error("--resume goes on with a search, and with --from there is none")
     if options.dry_run and options.profile is not None:
         command.error("--dry-run plans a whole calibration, and --from measures only the answer")
     sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
@@ -83,21 +85,25 @@ def _told(error: Exception) -> str:
 
 def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     output = options.output or _default_output(options)
+    storage = options.storage or output.with_suffix(".journal")
     if not options.dry_run:
-        _check_output(output, options.resume)
+        _check_output(output, storage, options.resume)
 
     import torch
 
-    from spark3r import Profile
     from spark3r.families import detect
     from spark3r.loading import about, load_model
+    from spark3r.profile import Profile, profile_path
 
     from .calibration import plan, run
     from .progress import Reporter
     from .settings import Settings
 
-    if options.profile is not None:
-        Profile.load(options.profile)  # what cannot be read is said before clips are made
+    measured, frames = None, options.frames or FRAMES
+    if options.profile is not None:  # what cannot be read is said before clips are made
+        measured = profile_path(options.profile)
+        least = Profile.load(measured).schedule().length.min_frames
+        frames = options.frames or max(FRAMES, least)
     known = about(options.model)
     model = load_model(options.model, options.device)
     family = detect(model)
@@ -110,7 +116,7 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
         objective=options.objective,
         source=options.objective_from,
         seed=options.seed,
-        storage=options.storage or output.with_suffix(".journal"),
+        storage=storage,
         resume=options.resume,
         cache=_cache_folder(),
         name=options.model,
@@ -121,7 +127,7 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
         if known.notice:
             reporter.say(known.notice)
         patch_size = family.facts(model).get("patch_size", 8)
-        split = _split(options, family, patch_size, reporter)
+        split = _split(options, frames, family, patch_size, reporter)
         progress, say = reporter.progress, reporter.say
         if options.dry_run:
             lines = plan(model, split, settings, family=family, progress=progress, say=say)
@@ -131,22 +137,30 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
             model,
             split,
             settings,
-            measured=options.profile,
+            measured=measured,
             family=family,
             progress=progress,
             say=say,
         )
-    written = _save(result, output, options.resume)
 
     from .report import write_report
     from .summary import print_json, print_summary
 
+    told = print_json if options.json else print_summary
+    try:
+        written = _save(result, output, options.resume)
+    except (OSError, Spark3rError):  # what was measured is told all the same
+        told(result, None, ())
+        raise
     report: tuple[Path, ...] = ()
     try:
         report = write_report(result, written)
-    except OSError as error:  # what was measured is told all the same
+    except OSError as error:
         print(f"calibrate: the report could not be written, {_told(error)}", file=sys.stderr)
-    (print_json if options.json else print_summary)(result, written, report)
+    except KeyboardInterrupt:
+        print(f"calibrate: interrupted: {written} is there, its report is not", file=sys.stderr)
+        return INTERRUPTED
+    told(result, written, report)
     return INTERRUPTED if result.interrupted else DONE
 
 
@@ -158,17 +172,23 @@ def _default_output(options: argparse.Namespace) -> Path:
     return Path(re.sub(r"[^A-Za-z0-9.-]+", "-", text) + ".json")
 
 
-def _check_output(output: Path, resume: bool) -> None:
+def _check_output(output: Path, storage: str | Path, resume: bool) -> None:
     """Refuse at once what could not be written after minutes of work.
 
     Raises:
-        Spark3rError: If the file exists, or its folder does not or is read-only.
+        Spark3rError: If the file exists, with no search beside it to go on with, or its folder does
+            not or is read-only.
     """
     if output.suffix != ".json":
         raise Spark3rError(f"--output {output} does not end in .json, the form of a profile")
     if output.exists() and not resume:
         raise Spark3rError(
             f"{output} exists already: choose another --output, or --resume its search"
+        )
+    if output.exists() and isinstance(storage, Path) and not storage.exists():
+        raise Spark3rError(
+            f"{output} exists already, and {storage} does not, the search that --resume would go "
+            "on with: choose another --output"
         )
     folder = output.absolute().parent
     if not folder.is_dir():
@@ -183,16 +203,17 @@ def _cache_folder() -> Path:
 
 
 def _split(
-    options: argparse.Namespace, family: Family, patch_size: int, reporter: Reporter
+    options: argparse.Namespace, frames: int, family: Family, patch_size: int, reporter: Reporter
 ) -> Split:
     from .inputs import default_sources, read_split, reader, rendered_split
 
     read = reader(family, options.size or 8 * patch_size, options.skip_bad)
     if not options.clip and not options.held_out:
-        return rendered_split(options.frames, read, reporter.progress)
+        alone = options.profile is not None  # nothing is searched then
+        return rendered_split(frames, read, reporter.progress, held_out_alone=alone)
     sources = options.clip or default_sources()
     return read_split(
-        sources, options.held_out or (), options.frames, read, reporter.progress, reporter.say
+        sources, options.held_out or (), frames, read, reporter.progress, reporter.say
     )
 
 

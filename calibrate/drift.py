@@ -30,6 +30,7 @@ from spark3r.schedule import LayerRule, Operators
 
 from .naming import operators_text
 from .sensitivity import COLUMNS, SensitivityError
+from .steps import Samples, uncounted
 
 METRIC = "drift"
 """Name of the metric in the table."""
@@ -51,6 +52,7 @@ def drift(
     key_value_factors: Sequence[int] = (),
     family: Family | None = None,
     dtype: torch.dtype | None = None,
+    progress: Samples = uncounted,
 ) -> pd.DataFrame:
     """Measure the residual drift of every layer and candidate around the dense model.
 
@@ -62,6 +64,7 @@ def drift(
         key_value_factors: Key-value factors to try.
         family: What is known of the model; None recognises it.
         dtype: Precision of the passes, as `spark3r.inference.run` takes it.
+        progress: Told of the clips run.
 
     Returns:
         A table as of `calibrate.sensitivity`, ``profiler`` being ``drift`` and the only metric
@@ -79,7 +82,8 @@ def drift(
     shortest = layout_of(model, min(clips, key=lambda clip: clip.frames).images, family, dtype)
     candidates = _candidates(operators, query_factors, key_value_factors, shortest)
     samples: dict[tuple[int, _Candidate], list[float]] = {}
-    for clip in clips:
+    for number, clip in enumerate(clips):
+        progress(number, len(clips))
         layout = layout_of(model, clip.images, family, dtype)
         with ExitStack() as hooks:
             for layer, (name, module) in enumerate(attention.items()):
@@ -87,6 +91,7 @@ def drift(
                 keep = partial(_keep, samples, layer, f"{name}, clip '{clip.name}'")
                 _watch(hooks, family, module, block, layout, candidates, keep)
             run(model, clip.images, family, dtype)
+    progress(len(clips), len(clips))
     rows = []
     for (layer, (each, axis, factor)), values in samples.items():
         rows.append(

@@ -99,14 +99,14 @@ def make_profile(
         schedules["dense"] = Schedule.uniform(
             len(attention), length=LengthRule("constant", frames, 1, frames)
         )
-        runs.append(_schedule_run(dense, "dense", evidence))
+        runs.append(_schedule_run(dense, "dense", dense, evidence))
     for each in sorted(finalists, key=lambda each: each.name != chosen):
         assert each.schedule is not None
         if each.name in BASELINES and each.name != chosen:
             baselines.append(_baseline(each, chosen))
         elif each.schedule not in schedules.values():
             schedules[each.name] = each.schedule
-            runs.append(_schedule_run(each, each.name, evidence))
+            runs.append(_schedule_run(each, each.name, dense, evidence))
     dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
     wall_ms = table.wall_ms if wall.latency is None else wall.latency.median_ms
     drift = wall_ms / table.model.wall_ms(table.layout)  # since the latencies were predicted
@@ -152,13 +152,13 @@ def make_profile(
     )
 
 
-def _schedule_run(each: Verified, name: str, evidence: Evidence) -> ScheduleRun:
+def _schedule_run(each: Verified, name: str, dense: Verified, evidence: Evidence) -> ScheduleRun:
     predicted = evidence.table.dense_ms if each.predicted_ms is None else each.predicted_ms
     return ScheduleRun(
         schedule=name,
         predicted_ms=predicted,
         latency=_timing(each.latency),
-        budget_ms=evidence.budget.clip_ms,
+        budget_ms=evidence.budget.beside(dense.latency),
         figures=figure_records(each.qualities),
     )
 
@@ -211,7 +211,9 @@ def _notes(
     evidence: Evidence, dense: Verified, decision: Decision | None, points: Sequence[Point]
 ) -> str:
     asked = evidence.job.settings.asked
-    lines = [f"made by calibrate {asked}: {evidence.budget.text}."]
+    lengths = sorted({clip.frames for clip in evidence.split.clips})
+    on = f"clips of {' to '.join(map(str, sorted({lengths[0], lengths[-1]})))} frames"
+    lines = [f"made by calibrate {asked} on {on}: {evidence.budget.text}."]
     if evidence.table.dense_extrapolated and dense.latency is None:
         lines.append("Dense does not fit at this length; its latency is the latency model's word.")
     if decision is None:

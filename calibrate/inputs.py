@@ -31,16 +31,19 @@ Read = Callable[[str, int], Footage]
 """Reads footage by name, so many frames of it or all where there are fewer."""
 
 
-def rendered_split(frames: int, read: Read, progress: Progress) -> Split:
+def rendered_split(
+    frames: int, read: Read, progress: Progress, *, held_out_alone: bool = False
+) -> Split:
     """Return the default: rendered scenes, those that are reported on from seeds of their own.
 
     Args:
         frames: Of each clip.
         read: Reads footage.
         progress: Told of the clips made.
+        held_out_alone: Whether to make none to search and select on.
     """
-    searched = CALIBRATION[:SEARCH_CLIPS]
-    selection = CALIBRATION[SEARCH_CLIPS : SEARCH_CLIPS + SELECTION_CLIPS]
+    searched = () if held_out_alone else CALIBRATION[:SEARCH_CLIPS]
+    selection = CALIBRATION[len(searched) : len(searched) + SELECTION_CLIPS * bool(searched)]
     seeds = (*searched, *selection, *EVALUATION[:HELD_OUT_CLIPS])
     clips = []
     for number, seed in enumerate(seeds):

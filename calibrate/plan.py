@@ -51,7 +51,9 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     """
     settings, depth = job.settings, job.depth
     few = probed_of(len(split.search))
-    starts = len(KNAPSACK_SHARES) + 2 * BASELINES * (1 + len(OPERATORS))
+    knapsacks = 1 + len(KNAPSACK_SHARES)
+    frontiers = knapsacks if settings.budget is None else 1
+    starts = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
     rules = [LayerRule(*pair, each) for each in OPERATORS for pair in ((2, 1), (1, 2))]
     probes = depth * len({rule.effect(Operators()) for rule in rules})  # where drift can be trusted
     runs = {

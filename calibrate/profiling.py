@@ -60,11 +60,10 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     others = dense.clips[len(few.clips) :] or few.clips
     anchor = {"query_factors": (ANCHOR_FACTOR,), "key_value_factors": (ANCHOR_FACTOR,)}
     names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
-    job.progress("drift", 0, 2)
-    drifts = _drift(job, others, **names)
-    job.progress("drift", 1, 2)
-    beside = _drift(job, few.clips, **anchor)
-    job.progress("drift", 2, 2)
+    total = len(others) + len(few.clips)
+    drifts = _drift(job, others, 0, total, **names)
+    beside = _drift(job, few.clips, len(others), total, **anchor)
+    job.progress("drift", total, total)
     probes = _probes(job, few, step="sensitivity", **anchor)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
     told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
@@ -81,11 +80,22 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     )
 
 
-def _drift(job: Job, clips: Sequence[Clip], **factors: Sequence[int]) -> pd.DataFrame:
+def _drift(
+    job: Job, clips: Sequence[Clip], before: int, total: int, **factors: Sequence[int]
+) -> pd.DataFrame:
+    """Return the drift of clips, of which there are ``total`` and ``before`` come first."""
     return _cached(
         job,
         _key(job, clips, OPERATORS, profiler="drift", **factors),
-        lambda: drift(job.model, clips, OPERATORS, family=job.family, dtype=job.dtype, **factors),
+        lambda: drift(
+            job.model,
+            clips,
+            OPERATORS,
+            family=job.family,
+            dtype=job.dtype,
+            progress=lambda done, _: job.progress("drift", before + done, total),
+            **factors,
+        ),
     )
 
 

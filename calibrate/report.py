@@ -17,7 +17,7 @@ from .objective import Source, mean_score
 from .pictures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
 from .settings import OPERATORS
-from .summary import FIGURES, SOURCES, absent, latency_text, missed, percent_text, rows, work_text
+from .summary import SOURCES, absent, latency_text, missed, percent_text, rows, work_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +160,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         source=result.source,
         sources=[name for name in SOURCES if any(name in row["scores"] for row in table)],
         rows=table,
-        figures={k: v for k, v in FIGURES.items() if any(k in row["figures"] for row in table)},
+        figures=list(dict.fromkeys(name for row in table for name in row["figures"])),
         reasons=() if result.decision is None else result.decision.reasons,
         gaps=result.gaps,
         latency_report=latency_text(result),

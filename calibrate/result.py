@@ -101,10 +101,7 @@ class Calibration:
     @property
     def allowed_ms(self) -> float:
         """The budget, a relative one taken of dense as it was beside the verified schedules."""
-        now = self.verified[0].latency
-        if now is None or not self.budget.binds:
-            return self.budget.clip_ms
-        return self.budget.budget.clip_ms(self.budget.frames, now.median_ms)
+        return self.budget.beside(self.verified[0].latency)
 
     def forwards(self, *steps: str) -> float | None:
         """Return how many dense runs of a calibration clip, with its quality, steps were worth."""

@@ -27,7 +27,7 @@ from spark3r.schedule import Schedule
 from .goal import Goal
 from .judge import is_failure
 from .space import Space
-from .study import Storage, Studies, decode, encode, finished, open_studies
+from .study import Storage, Studies, StudyError, decode, encode, finished, open_studies
 
 LOG_WEIGHT = 1.5
 """Bound of a parameter: weights lie between e^-1.5 and e^1.5, a factor of twenty apart."""
@@ -148,7 +148,7 @@ def search(
         clock: Seconds; replaced in tests.
 
     Raises:
-        StudyError: If the storage cannot be used.
+        StudyError: If the storage cannot be used; trials that finished before are kept.
     """
     begin = clock()
     run = _Run(objective, predict_ms, goal, on_trial)
@@ -162,6 +162,11 @@ def search(
         _run_proposed(studies, space, run, trials, lambda: _is_over(clock() - begin, timeout_s))
     except KeyboardInterrupt:
         return Found(tuple(run.done), goal, interrupted=True)
+    except (OSError, optuna.exceptions.StorageInternalError) as error:
+        raise StudyError(
+            f"the search stopped after {len(run.done)} trials, as the next could not be kept "
+            f"({error}); they are, and --resume goes on there"
+        ) from error
     return Found(tuple(run.done), goal)
 
 

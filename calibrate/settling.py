@@ -185,14 +185,22 @@ def corrected_where_missed(
         latencies: Of it, by its kind, and of dense and the wall, measured beside each other.
 
     Returns:
-        The problem with a latency model that is right about the schedule and the wall, and a
-        relative budget taken of dense as it is now; None where nothing was missed.
+        The problem with a latency model that is right about the schedule and the wall, as far as
+        the timings can tell, and a relative budget taken of dense as it is now; None where nothing
+        was missed.
     """
     missed = _missed(job, problem, chosen, latencies)
     if missed is None:
         return None
     allowed_ms, taken_ms = missed
-    wall_ms, measured_ms = latencies["wall"].median_ms, latencies[chosen.kind].median_ms
+    assert isinstance(problem.goal, WithinBudget)
+    slower = allowed_ms / problem.goal.budget_ms
+    wall_ms = believed_ms(
+        slower * problem.latency.wall_ms(problem.layout),
+        latencies["wall"].median_ms,
+        unrest_of(latencies),
+    )
+    measured_ms = latencies[chosen.kind].median_ms
     job.say(
         f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed "
         f"and {time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected "

@@ -102,7 +102,8 @@ def split_clips(
         skipped: What could not be read of the footage.
 
     Raises:
-        ClipError: If there is no clip, if names repeat, or if a clip is too short to be cut.
+        ClipError: If there is no clip, if names repeat, or if a clip is too short to be cut or to
+            be judged.
     """
     names = [clip.name for clip in (*clips, *held_out)]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -124,6 +125,12 @@ def split_clips(
             for number, part in enumerate(_stretches(clip, count)):
                 dealt[number * roles // count].append(part)
     reported = tuple(held_out) or tuple(dealt[3])
+    for clip in (*itertools.chain(*dealt), *reported):
+        if clip.frames < LEAST_FRAMES:
+            raise ClipError(
+                f"clip '{clip.name}' has {clip.frames} frame(s), expected at least {LEAST_FRAMES}: "
+                "one alone has no pose to judge"
+            )
     return Split((*dealt[0], *dealt[1]), tuple(dealt[2]), reported, skipped)
 
 

@@ -8,6 +8,7 @@ another budget, or a dashboard, finds them there.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +78,9 @@ def open_studies(
                 for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                     study.tell(trial.number, state=TrialState.FAIL)
         except Exception as error:
-            raise StudyError(f"study storage {storage}: cannot be written ({error})") from error
+            raise StudyError(
+                f"study storage {_shown(storage)}: cannot be written ({error})"
+            ) from error
     return studies
 
 
@@ -131,16 +134,16 @@ def _opened(storage: Storage, name: str, resume: bool) -> optuna.storages.BaseSt
         kept = _storage(storage)
         names = [] if kept is None else optuna.get_all_study_names(storage=kept)
     except Exception as error:  # whatever the driver of a data base raises
-        raise StudyError(f"study storage {storage}: cannot be opened ({error})") from error
+        raise StudyError(f"study storage {_shown(storage)}: cannot be opened ({error})") from error
     if name in names and not resume:
         raise StudyError(
-            f"study storage {storage} holds a study of this search already: --resume goes on "
-            "with it, another --output (or --storage, where that is given) begins anew"
+            f"study storage {_shown(storage)} holds a study of this search already: --resume goes "
+            "on with it, another --output (or --storage, where that is given) begins anew"
         )
     if resume and names and name not in names:
         raise StudyError(
-            f"study storage {storage} holds no study of this model, clips, budget and settings "
-            "to go on with; leave out --resume to begin one"
+            f"study storage {_shown(storage)} holds no study of this model, clips, budget and "
+            "settings to go on with; leave out --resume to begin one"
         )
     return kept
 
@@ -186,6 +189,11 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+def _shown(storage: Storage) -> str:
+    """Return a storage as it may be printed: without its password."""
+    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", str(storage))
 
 
 def _is_journal(storage: Storage) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,6 @@ from .result import Calibration
 from .verify import Verified
 
 SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
-
-FIGURES: Mapping[str, str] = {
-    "error.depth": "depth error",
-    "error.rotation_deg": "rotation error °",
-    "error.translation_deg": "direction error °",
-    "consistency.log_ratio": "consistency",
-    "deviation.depth_log": "depth deviation",
-    "deviation.rotation_deg": "rotation deviation °",
-}
-"""Figures shown to people, and what they are called; all others are in the profile."""
 
 ALLOWED = 1.05
 """What may be measured, as a share of what was asked for, so that it still holds."""
@@ -153,8 +144,14 @@ def absent(result: Calibration) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> None:
-    """Print the table, what does not hold, and how the profile is used."""
+def print_summary(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
+    """Print the table, what does not hold, and how the profile is used.
+
+    Args:
+        result: The calibration.
+        output: The profile's file, None where it could not be written.
+        report: Pictures and page.
+    """
     table = rows(result)
     sources = [name for name in SOURCES if any(name in row["scores"] for row in table)]
     heads = ["schedule", "predicted ms", "measured ms", "of budget", "speed-up"]
@@ -199,17 +196,19 @@ def print_summary(result: Calibration, output: Path, report: Sequence[Path]) -> 
     names = result.profile.schedule_names()
     if len(names) > 1:
         print(f"schedules in the profile: {', '.join(names)}")
+    if output is None:
+        return
     for path in (output, *report):
         print(f"wrote {path}")
     print(f'use it with spark3r.apply(model, "{output}")')
 
 
-def print_json(result: Calibration, output: Path, report: Sequence[Path]) -> None:
-    """Print the result as one JSON object."""
+def print_json(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
+    """Print the result as one JSON object; the arguments are those of `print_summary`."""
     budget, latency = result.budget, result.latency.report
     trials = () if result.found is None else result.found.trials
     document = {
-        "profile": str(output),
+        "profile": None if output is None else str(output),
         "report": [str(path) for path in report],
         "report_lacks": list(absent(result)),
         "exported": result.chosen.name,
@@ -228,6 +227,11 @@ def print_json(result: Calibration, output: Path, report: Sequence[Path]) -> Non
         "latency_model": {
             "median_error": None if latency is None else latency.median_error,
             "largest_error": result.latency.largest_error,
+            "layers": [
+                {"rule": None if rule is None else asdict(rule), "samples_ms": each.samples_ms}
+                for rule, each in result.latency.layers
+            ],
+            "passes": {name: each.samples_ms for name, each in result.latency.passes.items()},
         },
         "dense_then_and_now": result.dense_then_and_now,
         "dense_extrapolated": result.dense_extrapolated,

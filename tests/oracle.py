@@ -89,25 +89,31 @@ def kept_keys(layout: TokenLayout, rule: LayerRule) -> dict[int, float]:
     return kept
 
 
-def merge_sets(query: Tensor, layout: TokenLayout, rule: LayerRule) -> list[list[int]]:
-    """Sets of tokens of one sequence ``[H, N, D]`` that share one query; destination first."""
+def merge_groups(layout: TokenLayout, rule: LayerRule) -> list[tuple[list[int], list[int]]]:
+    """Destinations and sources of every group that is merged."""
     ops = rule.operators
     assert ops is not None
-    n = query.shape[1]
-    features = query.double().sum(dim=0)
-    sets: dict[int, list[int]] = {token: [token] for token in range(n)}
+    groups = []
     for first in range(0, layout.frames, ops.group):
-        destinations, sources = [], []
+        destinations: list[int] = []
+        sources: list[int] = []
         for frame in range(first, min(first + ops.group, layout.frames)):
             if frame == layout.anchor_frame and not ops.merge_anchor:
                 continue
             for y in range(layout.height):
                 for x in range(layout.width):
-                    token = token_of(layout, frame, y, x)
                     chosen = in_subset(frame - first, y, x, rule.query)
-                    (destinations if chosen else sources).append(token)
-        if not destinations:
-            continue
+                    (destinations if chosen else sources).append(token_of(layout, frame, y, x))
+        if destinations:
+            groups.append((destinations, sources))
+    return groups
+
+
+def merge_sets(query: Tensor, layout: TokenLayout, rule: LayerRule) -> list[list[int]]:
+    """Sets of tokens of one sequence ``[H, N, D]`` that share one query; destination first."""
+    features = query.double().sum(dim=0)
+    sets: dict[int, list[int]] = {token: [token] for token in range(query.shape[1])}
+    for destinations, sources in merge_groups(layout, rule):
         towards = torch.stack([features[d] / features[d].norm() for d in destinations])
         for source in sources:
             best = destinations[int((towards @ features[source]).argmax())]
@@ -148,7 +154,8 @@ def fit(
     merged: Tensor, attended: Tensor, sets: list[list[int]], layout: TokenLayout, rule: LayerRule
 ) -> Tensor:
     """Ridge regression of differences of outputs on differences of queries, ``[H·D, H·D]``."""
-    groups = destinations_by_group(sets, layout, rule)
+    place = {members[0]: place for place, members in enumerate(sets)}
+    groups = [[place[token] for token in tokens] for tokens, _ in merge_groups(layout, rule)]
     width = merged.shape[0] * merged.shape[2]
     if not groups:  # only the anchor frame, and it stands aside
         return torch.zeros(width, width, dtype=torch.float64)
@@ -173,21 +180,3 @@ def fit(
     # The ridge as further rows of a plain least squares problem.
     ridge = (linear.RIDGE * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
     return torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, 0 * ridge))).solution
-
-
-def destinations_by_group(
-    sets: list[list[int]], layout: TokenLayout, rule: LayerRule
-) -> list[list[int]]:
-    """Places of the destinations, group by group."""
-    place = {members[0]: place for place, members in enumerate(sets)}
-    found = []
-    for first in range(0, layout.frames, rule.operators.group):
-        found.append([])
-        for frame in range(first, min(first + rule.operators.group, layout.frames)):
-            if frame == layout.anchor_frame and not rule.operators.merge_anchor:
-                continue
-            for y in range(layout.height):
-                for x in range(layout.width):
-                    if in_subset(frame - first, y, x, rule.query):
-                        found[-1].append(place[token_of(layout, frame, y, x)])
-    return [places for places in found if places]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .compatibility import Compatibility
 from .document import Profile
-from .library import load_profile, shipped_folder, shipped_names
+from .library import load_profile, profile_path, shipped_folder, shipped_names
 from .sections import STATUS_WORDS, ModelRecord, Status
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Profile",
     "Status",
     "load_profile",
+    "profile_path",
     "shipped_folder",
     "shipped_names",
 ]

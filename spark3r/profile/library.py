@@ -38,8 +38,20 @@ def load_profile(source: str | os.PathLike[str] | Profile) -> Profile:
     if not isinstance(source, str | os.PathLike):
         kind = type(source).__name__
         raise ProfileError(f"a profile cannot be a {kind}, expected its name, its path or itself")
+    return Profile.load(profile_path(source))
+
+
+def profile_path(source: str | os.PathLike[str]) -> Path:
+    """Return the file of a profile, which need not be there where a path is given.
+
+    Args:
+        source: A path or a name, as `load_profile` takes them.
+
+    Raises:
+        ProfileError: If no shipped profile has that name.
+    """
     if not isinstance(source, str) or _is_path(source):
-        return Profile.load(source)
+        return Path(source)
     names = shipped_names()
     if source not in names:
         near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.4)
@@ -50,7 +62,7 @@ def load_profile(source: str | os.PathLike[str] | Profile) -> Profile:
             f"no shipped profile is named '{source}': {hint}`spark3r list` shows all; "
             "a file is named by a path or ends in .json"
         )
-    return Profile.load(shipped_folder() / f"{source}.json")
+    return shipped_folder() / f"{source}.json"
 
 
 def _is_path(source: str) -> bool:

@@ -85,15 +85,17 @@ def regress(apart: Tensor, output_apart: Tensor, least: Tensor) -> Tensor:
         least: What the ridge is at least, ``[B]``.
 
     Returns:
-        ``[B, C, E]``; zero where nothing is apart.
+        ``[B, C, E]``; zero where nothing is apart, or where rounding leaves no solution.
     """
     square = apart.transpose(1, 2) @ apart
     diagonal = square.diagonal(dim1=1, dim2=2)
     ridge = RIDGE * diagonal.mean(dim=1) + least
     # No differences of queries that are all zero would divide zero by zero.
     ridge = (ridge + torch.finfo(ridge.dtype).tiny ** 0.5).unsqueeze(1)
-    factor, _ = torch.linalg.cholesky_ex(square + torch.diag_embed(ridge.expand_as(diagonal)))
-    return torch.cholesky_solve(apart.transpose(1, 2) @ output_apart, factor)
+    # What failed is not raised: that would wait for the device.
+    factor, failed = torch.linalg.cholesky_ex(square + torch.diag_embed(ridge.expand_as(diagonal)))
+    slope = torch.cholesky_solve(apart.transpose(1, 2) @ output_apart, factor)
+    return slope.masked_fill(failed.ne(0).view(-1, 1, 1), 0.0)
 
 
 def _pairs(merged: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import tiny_job
+from optuna.storages.journal import JournalFileBackend
 from tiny_job import JOB
 
+import calibrate.search
 from calibrate.cli import main
 from calibrate.latency_timing import LatencyTable
-from calibrate.study import alone
 from spark3r import Profile
 
 
@@ -60,6 +62,7 @@ def test_json_is_one_object_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str
         (["--max-deviation", "1%", "--objective-from", "error"], "judges by deviation"),
         (["--budget", "75%", "--timeout", "-1"], "above 0"),
         (["--budget", "75%", "--from", "a.json", "--dry-run"], "measures only the answer"),
+        (["--budget", "75%", "--from", "a.json", "--resume"], "with --from there is none"),
     ],
 )
 def test_wrong_usage(
@@ -112,8 +115,42 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr("spark3r.profile.files.os.link", full)
     monkeypatch.setattr("spark3r.profile.files.os.replace", full)
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 1
-    assert "No space left on device" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "No space left on device" in err
+    assert "(exported)" in out  # what was measured is told all the same
+    assert "wrote" not in out
     assert not list(Path().glob("*.json"))
+
+
+def test_a_disk_that_fills_up_in_the_search_loses_no_finished_trial(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet"]
+    told: list[int] = []
+    append = JournalFileBackend.append_logs
+
+    def filling(self: JournalFileBackend, logs: list) -> None:
+        told.append(len(logs))
+        if len(told) > 30:
+            raise OSError(28, "No space left on device")
+        append(self, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", filling)
+        assert main(job) == 1
+    err = capsys.readouterr().err
+    kept = int(re.search(r"stopped after (\d+) trials", err)[1])
+    assert kept > 0
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+
+    tried: list[object] = []
+    score = calibrate.search._Run._score
+    monkeypatch.setattr(
+        calibrate.search._Run, "_score", lambda *args: (tried.append(args), score(*args))[1]
+    )
+    assert main([*job, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"] == kept + len(tried)
 
 
 def test_figures_are_told_though_the_report_cannot_be_written(
@@ -130,6 +167,27 @@ def test_figures_are_told_though_the_report_cannot_be_written(
     assert "the report could not be written" in err
     assert "No space left on device" in err
     assert Profile.load(tmp_path / "a.json").status == "measured"
+
+
+def test_an_interrupted_report_leaves_the_profile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calibrate.report.write_report", stopped)
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 130
+    assert "a.json is there, its report is not" in capsys.readouterr().err
+    assert Profile.load(tmp_path / "a.json").status == "measured"
+
+
+def test_a_profile_without_its_search_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text("of another day")
+    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--resume"]) == 1
+    assert "a.journal does not" in capsys.readouterr().err
+    assert (tmp_path / "a.json").read_text() == "of another day"
 
 
 def test_the_slower_of_two_processes_takes_another_name(
@@ -152,8 +210,19 @@ def test_the_slower_of_two_processes_takes_another_name(
 def test_a_second_process_at_the_same_search_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with alone(str(tmp_path / "a.journal")):  # as the first process does
+    program = (
+        "import sys\n"
+        "from calibrate.study import alone\n"
+        f"with alone({str(tmp_path / 'a.journal')!r}):\n"  # as the first process does
+        "    print('searching', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"searching\n"
         assert main(["--budget", "75%", *JOB, "--output", "a.json"]) == 1
+        first.communicate()
     assert "another process is searching there right now" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
 
@@ -261,8 +330,6 @@ def test_interrupted_after_the_search(
 def test_interrupted_search_exports_and_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import calibrate.search
-
     calls = iter(range(1000))
     score = calibrate.search._Run._score
 
@@ -319,5 +386,5 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert answer.stdout.count("  calibrate --budget") == 3
-    for default in ("(default: 24)", "(default: 12)", "(default: cpu)", "(default: 0)"):
+    for default in ("(default: 24, with", "(default: 12)", "(default: cpu)", "(default: 0)"):
         assert default in answer.stdout

@@ -103,6 +103,29 @@ def test_from_a_profile_without_figures_says_what_is_not_drawn(
     assert not (tmp_path / "b-trade-off.png").exists()
 
 
+def test_without_a_word_clips_are_as_long_as_the_profile_holds_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("calibrate.inputs.HELD_OUT_CLIPS", 2)
+    longer = ["--frames", "26", *JOB[2:], "--quiet"]
+    assert longer[2:4] == ["--size", "16"]
+    assert main(["--budget", "75%", *longer, "--output", "a.json"]) == 0
+    capsys.readouterr()
+    bare = ["--size", "16", "--model", "tiny_job:make_tiny", "--from", "a.json", "--json"]
+    assert main(["--budget", "60%", *bare, "--output", "b.json"]) == 0
+    (measurement,) = Profile.load(tmp_path / "b.json").measurements
+    assert [clip.frames for clip in measurement.clips] == [26, 26]
+    assert "rendering: 2 of 2" in capsys.readouterr().err  # nothing to search on
+
+
+def test_shipped_profiles_go_by_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+    goal = ["--budget", "75%", "--model", "tiny_job:make_tiny", "--output", "b.json", "--quiet"]
+    assert main([*goal, "--from", "vggt-1b"]) == 1
+    assert "vggt-1b.json: has no measurements to solve from" in capsys.readouterr().err
+    assert main([*goal, "--from", "vggt-1"]) == 1
+    assert "did you mean vggt-1b" in capsys.readouterr().err
+
+
 def test_where_nothing_is_reduced_dense_is_timed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

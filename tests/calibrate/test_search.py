@@ -246,6 +246,12 @@ def test_unusable_storage(storage: str) -> None:
         run(trials=1, storage=storage, name="a")
 
 
+def test_a_password_is_not_printed() -> None:
+    with pytest.raises(StudyError, match=r"//me:\*\*\*@host") as caught:
+        run(trials=1, storage="nosuch://me:secret@host/studies", name="a")
+    assert "secret" not in str(caught.value)
+
+
 def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     program = f"""
