@@ -19,7 +19,6 @@ that is done stays as it is, whatever ``--trials`` says later.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,6 +30,7 @@ import stages
 from bars import Bar, Found, Runs, name_of
 from measured import Bench, OutOfTimeError, add_arguments, bench, factors
 from stages import Plan
+from written import write_result
 
 from calibrate.arguments import FRAMES, TRIALS
 from calibrate.latency_timing import Treatment
@@ -93,9 +93,7 @@ def main() -> None:
         predicted=options.predicted,
         table=stages.latency_table(measured, folder, options.target_frames, limit_s),
     )
-    document = run(plan, options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_result(run(plan, options), options.output)
 
 
 def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
@@ -160,7 +158,6 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     show_figures(f"{len(long)} held-out clips of {plan.target_frames} frames", long, schedules, ms)
     show_bars(judged)
     return {
-        "command": f"python benchmarks/calibration.py --trials {options.trials}",
         **plan.bench.record(),
         "target_frames": plan.target_frames,
         "clips": len(runs),
