@@ -37,7 +37,7 @@ from .records import figure_records
 from .selection import Decision, Point
 from .settings import Job
 from .splits import Split
-from .verify import Verified
+from .verify import Verified, pace_beside
 
 BASELINES = ("uniform", "paper")
 
@@ -108,10 +108,9 @@ def make_profile(
             schedules[each.name] = each.schedule
             runs.append(_schedule_run(each, each.name, dense, evidence))
     dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
-    wall_ms = table.wall_ms if wall.latency is None else wall.latency.median_ms
-    drift = wall_ms / table.model.wall_ms(table.layout)  # since the latencies were predicted
+    pace = pace_beside(verified, table)
     for point in points:
-        name = f"{dense_ms / (drift * point.trial.latency_ms):.2f}x"
+        name = f"{dense_ms / (pace * point.trial.latency_ms):.2f}x"
         if point.trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = point.trial.schedule
             runs.append(_point_run(point, name))

@@ -29,7 +29,7 @@ from .budget import resolve, time_text
 from .export import Evidence, make_profile
 from .goal import Goal, WithinBudget, WithinDeviation
 from .judge import Judge
-from .kept import kept
+from .kept import kept, recorded_runs
 from .latency import FORM, LatencyModel
 from .latency_timing import LatencyTable
 from .problem import Problem, least_ms
@@ -42,6 +42,7 @@ from .settings import Job
 from .settling import corrected_where_missed
 from .splits import Split
 from .target_length import clip_of_length
+from .unrest import pace_of
 from .verify import time_beside_the_wall, verify
 
 
@@ -236,15 +237,20 @@ def _table(path: Path, measurement: Measurement, layout: TokenLayout, depth: int
         raise ProfileError(f"{path}: {error}") from error
     dense = measurement.dense.latency if measurement.frames == layout.frames else None
     predicted_ms = latency.predict_ms(Schedule.dense(depth), layout)
-    # Dense was timed at the end, on a machine faster or slower than the model's: walls made equal.
-    drift = measurement.wall.median_ms / latency.wall_ms(layout)
+    # Dense was timed at the end, on a machine faster or slower than the model's.
+    timed = [
+        (run.latency.median_ms, run.predicted_ms)
+        for run in recorded_runs(measurement)
+        if run.latency is not None
+    ]
+    pace = pace_of(timed, (measurement.wall.median_ms, latency.wall_ms(layout)))
     return LatencyTable(
         layout=layout,
         layers=(),
         passes={},
         model=latency,
         report=None,
-        dense_ms=predicted_ms if dense is None else dense.median_ms / drift,
+        dense_ms=predicted_ms if dense is None else dense.median_ms / pace,
         dense_extrapolated=dense is None,
         wall_ms=latency.wall_ms(layout),
         known_error=measurement.latency_model.relative_error,

@@ -13,6 +13,7 @@ from .baselines import paper_schedules
 from .objective import Objective, Source, score
 from .problem import Problem
 from .records import recorded_quality
+from .unrest import pace_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class KeptRun:
 
     Attributes:
         name: The schedule's name there, or ``uniform`` or ``paper``.
-        latency_ms: Per clip, as measured there on a machine whose wall was that of the latency
-            model; predicted where it was not measured, or not at this length.
+        latency_ms: Per clip, as measured there, at the pace that the latency model has; predicted
+            where it was not measured, or not at this length.
         score: Mean over the clips it was run on.
     """
 
@@ -76,16 +77,17 @@ def kept(
     return Kept(
         name,
         tuple(
-            KeptRun(_name(run), _latency_ms(profile, measurement, problem, run), scores[_name(run)])
-            for run in _runs(measurement)
-            if _name(run) in scores
+            KeptRun(name, latency_ms, scores[name])
+            for name, latency_ms in _latencies_ms(profile, measurement, problem).items()
+            if name in scores
         ),
         source,
         _scaled_paper(profile, measurement, problem, budget_ms),
     )
 
 
-def _runs(measurement: Measurement) -> tuple[ScheduleRun | BaselineRun, ...]:
+def recorded_runs(measurement: Measurement) -> tuple[ScheduleRun | BaselineRun, ...]:
+    """Return what was run for a measurement, its schedules first."""
     return (*measurement.schedules, *measurement.baselines)
 
 
@@ -99,7 +101,7 @@ def _scores(
     """Return the mean score of each run that has figures; None if that of any cannot be told."""
     dense = {each.clip: recorded_quality(each) for each in measurement.dense.figures}
     found: dict[str, float] = {}
-    for run in _runs(measurement):
+    for run in recorded_runs(measurement):
         values = []
         for figures in run.figures:
             quality = recorded_quality(figures)
@@ -115,15 +117,26 @@ def _scores(
     return found
 
 
-def _latency_ms(
-    profile: Profile, measurement: Measurement, problem: Problem, run: ScheduleRun | BaselineRun
-) -> float:
-    if run.latency is not None and measurement.frames == problem.layout.frames:
-        drift = measurement.wall.median_ms / problem.latency.wall_ms(problem.layout)
-        return run.latency.median_ms / drift
-    if isinstance(run, ScheduleRun):
-        return problem.predict_ms(profile.schedule(run.schedule))
-    return problem.predict_ms(Schedule(_rules(run), run.operators.operators()))
+def _latencies_ms(profile: Profile, measurement: Measurement, problem: Problem) -> dict[str, float]:
+    """Return the latency of each run as the latency model has it, measured where it was."""
+    predicted = {}
+    for run in recorded_runs(measurement):
+        schedule = (
+            profile.schedule(run.schedule)
+            if isinstance(run, ScheduleRun)
+            else Schedule(_rules(run), run.operators.operators())
+        )
+        predicted[_name(run)] = problem.predict_ms(schedule)
+    if measurement.frames != problem.layout.frames:
+        return predicted
+    measured = {
+        _name(run): run.latency.median_ms
+        for run in recorded_runs(measurement)
+        if run.latency is not None
+    }
+    wall = (measurement.wall.median_ms, problem.latency.wall_ms(problem.layout))
+    pace = pace_of([(ms, predicted[name]) for name, ms in measured.items()], wall)
+    return predicted | {name: ms / pace for name, ms in measured.items()}
 
 
 def _rules(run: BaselineRun) -> tuple[LayerRule, ...]:

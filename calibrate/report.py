@@ -18,6 +18,7 @@ from .pictures import Place, TradeOff, schedules_picture, sensitivity_picture, t
 from .result import Calibration
 from .settings import OPERATORS
 from .summary import SOURCES, absent, latency_text, missed, percent_text, rows, work_text
+from .verify import pace_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,25 +75,25 @@ def _trade_off(result: Calibration) -> TradeOff | None:
     """Return what is drawn of the trade-off; None where nothing but the answer is known.
 
     What is predicted, or was measured before, is of a faster or slower hour than what was verified:
-    it is drawn as if the walls had been equal.
+    it is drawn as if the machine had been as fast as then.
     """
-    drift = result.wall_ms / result.latency.model.wall_ms(result.latency.layout)
+    pace = pace_beside(result.verified, result.latency)
     if result.found is not None:
         source, front = result.source, "best of the trials"
         known = [
-            Place(trial.name, drift * trial.latency_ms, trial.score.mean)
+            Place(trial.name, pace * trial.latency_ms, trial.score.mean)
             for trial in result.found.trials
             if trial.score is not None
         ]
         title = (
-            "Dots: trials, predicted (walls made equal), clips of the search. "
+            "Dots: trials, predicted (at the same pace), clips of the search. "
             "Large: measured, held-out clips"
         )
     elif result.kept is not None and result.kept.runs:
         source, front = result.kept.source, f"best of {result.kept.profile}"
-        known = [Place(run.name, drift * run.latency_ms, run.score) for run in result.kept.runs]
+        known = [Place(run.name, pace * run.latency_ms, run.score) for run in result.kept.runs]
         title = (
-            f"Dots: schedules of {result.kept.profile}, as it has them (walls made equal). "
+            f"Dots: schedules of {result.kept.profile}, as it has them (at the same pace). "
             "Large: measured now"
         )
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from spark3r.timing import Latency
 
@@ -35,6 +35,17 @@ def drift_of(then_ms: Mapping[str, float], now: Mapping[str, Latency]) -> tuple[
     slower = [takes_ms / took_ms for takes_ms, took_ms in known]
     together = sum(takes_ms for takes_ms, _ in known) / sum(took_ms for _, took_ms in known)
     return together, math.log(max(slower) / min(slower))
+
+
+def pace_of(timed: Sequence[tuple[float, float]], wall: tuple[float, float]) -> float:
+    """Return how much slower a machine is than a latency model has it.
+
+    Args:
+        timed: Measured and predicted latencies of schedules.
+        wall: The same of the wall, which is short and easily disturbed: taken where there is no
+            schedule.
+    """
+    return statistics.median(now_ms / predicted_ms for now_ms, predicted_ms in timed or (wall,))
 
 
 def believed_ms(predicted_ms: float, measured_ms: float, unrest: float) -> float:

@@ -8,7 +8,7 @@ as the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,10 +18,11 @@ from spark3r.timing import Latency
 
 from .evaluation import DenseRuns
 from .judge import Judge, is_failure
-from .latency_timing import Treatment, time_passes
+from .latency_timing import LatencyTable, Treatment, time_passes
 from .quality import Quality
 from .selection import Decision
 from .steps import Samples, uncounted
+from .unrest import pace_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,23 @@ class Verified:
     def score(self) -> float | None:
         """Mean score on the held-out clips, None for the wall."""
         return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
+
+
+def pace_beside(verified: Sequence[Verified], table: LatencyTable) -> float:
+    """Return how much slower the machine was than the latency model that predicted has it.
+
+    Args:
+        verified: What was measured, dense and the wall first.
+        table: With that model.
+    """
+    timed = [
+        (each.latency.median_ms, each.predicted_ms)
+        for each in verified
+        if each.latency is not None and each.predicted_ms is not None
+    ]
+    wall = verified[1].latency
+    wall_ms = table.wall_ms if wall is None else wall.median_ms
+    return pace_of(timed, (wall_ms, table.model.wall_ms(table.layout)))
 
 
 def time_beside_the_wall(

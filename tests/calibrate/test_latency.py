@@ -26,7 +26,7 @@ from calibrate.latency_timing import (
     time_passes,
 )
 from calibrate.stratified import stratified_schedules
-from calibrate.unrest import believed_ms, drift_of, unrest_of
+from calibrate.unrest import believed_ms, drift_of, pace_of, unrest_of
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
@@ -394,6 +394,12 @@ def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
     busy = {"then": Latency((8.0, 10.0, 14.0))}
     assert unrest_of(latencies, busy) == unrest_of(busy, latencies) == pytest.approx(0.3)
     assert unrest_of({}) == unrest_of() == 0.0
+
+
+def test_the_pace_of_a_machine_is_that_of_most_schedules() -> None:
+    timed = [(110.0, 100.0), (33.0, 30.0), (80.0, 40.0)]
+    assert pace_of(timed, (5.0, 1.0)) == pytest.approx(1.1)
+    assert pace_of([], (5.0, 4.0)) == pytest.approx(1.25)
 
 
 def test_calls_that_agree_on_how_slow_a_machine_is_make_it_sure() -> None:
