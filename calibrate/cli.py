@@ -181,14 +181,14 @@ def _check_output(output: Path, storage: str | Path, resume: bool) -> None:
     """
     if output.suffix != ".json":
         raise Spark3rError(f"--output {output} does not end in .json, the form of a profile")
+    if output.exists() and isinstance(storage, Path) and not storage.exists():
+        raise Spark3rError(
+            f"{output} exists already, and {storage} does not, so that there is no search to "
+            "--resume: choose another --output"
+        )
     if output.exists() and not resume:
         raise Spark3rError(
             f"{output} exists already: choose another --output, or --resume its search"
-        )
-    if output.exists() and isinstance(storage, Path) and not storage.exists():
-        raise Spark3rError(
-            f"{output} exists already, and {storage} does not, the search that --resume would go "
-            "on with: choose another --output"
         )
     folder = output.absolute().parent
     if not folder.is_dir():
