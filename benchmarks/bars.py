@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -38,6 +38,9 @@ JUDGED: Mapping[Source, Sequence[str]] = {
 ENOUGH, MOST = 16, 2
 """After so many held-out clips so many of a kind are gone on with: the best of many on all clips is
 hardly better than the better of the two best on these."""
+
+LONGER = 0.02
+"""Share by which a rival may take longer than ours."""
 
 PASSES = 5
 """Passes of one run of a latency: the samples that ``spark3r bench`` takes."""
@@ -87,6 +90,39 @@ def _within(name: str, share: float, timed: Sequence[Mapping[str, float]]) -> tu
     parts = [each[name] / ms for each, ms in zip(timed, budgets, strict=True)]
     within = sum(0.90 <= part <= 1.05 for part in parts)
     return within, f"{within} of {len(parts)}, {min(parts):.3f} to {max(parts):.3f}"
+
+
+def slower(
+    found: Found, predicted_ms: Mapping[str, float], rounds: Sequence[Mapping[str, float]]
+) -> dict[str, str]:
+    """Return rivals that take longer than ours by the latency model and timed beside it, and how.
+
+    What `rivals` lets in on the word of one of them is out on that of both.
+
+    Args:
+        found: What was searched.
+        predicted_ms: By name.
+        rounds: Latencies by name, round by round, ours among them.
+    """
+    longer = {}
+    for (mode, share), document in found.items():
+        ours = name_of(mode, share, document["exported"])
+        for name in rounds[0] if rounds else ():
+            if not name.startswith(name_of(mode, share, "")) or name == ours:
+                continue
+            predicted = predicted_ms[name] / predicted_ms[ours]
+            measured = statistics.median(each[name] / each[ours] for each in rounds)
+            if min(predicted, measured) > 1 + LONGER:
+                longer[name] = f"{predicted:.3f} predicted, {measured:.3f} measured"
+    return longer
+
+
+def without(runs: Runs, names: Collection[str]) -> dict[int, dict[str, Quality]]:
+    """Return runs less those of some schedules."""
+    return {
+        seed: {name: each for name, each in of_clip.items() if name not in names}
+        for seed, of_clip in runs.items()
+    }
 
 
 def accuracy_bar(report: FitReport | None) -> Bar:

@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=50, help="samples of exported latencies, five a run"
     )
-    parser.add_argument("--rival-rounds", type=int, default=3, help="samples of their rivals'")
+    parser.add_argument("--rival-rounds", type=int, default=5, help="samples of their rivals'")
     parser.add_argument("--checks", type=int, default=3, help="samples of the 20 schedules")
     parser.add_argument("--table-seconds", type=float, default=60.0)
     parser.add_argument("--budget", default="40%", help="budget of the default run")
@@ -124,6 +124,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
     treatments |= {name: schedules[name] for name in schedules if name in exported}
     rivals: dict[str, Treatment] = {"wall": "wall"}
+    rivals |= {name: schedules[name] for name in schedules if name in exported}
     best = {
         bars.best_of(found, runs, *key, kind, figure)
         for key in found
@@ -135,6 +136,10 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     rounds = stages.timing_rounds(at("timing"), path, treatments, options.rounds)
     path = plan.folder / f"timing-rivals-{plan.target_frames}.json"
     rival_rounds = stages.timing_rounds(at("timing"), path, rivals, options.rival_rounds)
+    table = plan.table
+    predicted = {name: table.model.predict_ms(each, table.layout) for name, each in left.items()}
+    slower = bars.slower(found, predicted, rival_rounds)
+    runs = bars.without(runs, slower)
     report = stages.accuracy(at("accuracy"), options.checks)
     default = stages.default_run(at("default"), options.budget)
     same = stages.twice(at("twice"))
@@ -156,6 +161,8 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         print("\n".join(each["reasons"]))
     show_figures(f"{len(runs)} held-out clips of {plan.bench.frames} frames", runs, schedules, ms)
     show_figures(f"{len(long)} held-out clips of {plan.target_frames} frames", long, schedules, ms)
+    for name, ratios in slower.items():
+        print(f"out, as it takes longer than ours: {name} ({ratios})")
     show_bars(judged)
     return {
         **plan.bench.record(),
@@ -173,6 +180,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         "long_comparisons": bars.comparisons(found, long),
         "rounds_ms": rounds,
         "rival_rounds_ms": rival_rounds,
+        "slower_rivals": slower,
         "latency_model": {**plan.table.model.to_dict(), "report": str(plan.table.report)},
         "accuracy": None if report is None else asdict(report),
         "default": default,
