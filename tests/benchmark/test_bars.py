@@ -1,0 +1,51 @@
+"""The bars of calibration are judged as they read."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import spark3r
+
+FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
+FOUND = {("error", 0.1): {"exported": "knapsack"}}
+OURS = "error, wall + 10%: knapsack"
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if not (FOLDER / "bars.py").exists():
+        pytest.skip("benchmarks are not installed with the package")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("bars")
+
+
+def test_a_run_is_the_median_of_five_passes(bars: ModuleType) -> None:
+    """The budget is 100 + .1 · (1100 - 100) = 200 in every run."""
+    passes = [
+        {"wall": 100.0, "dense": 1100.0, OURS: 200.0 * (5.0 if number % 5 < 2 else share)}
+        for number, share in enumerate([0.95] * 45 + [1.2] * 5)
+    ]
+    (bar,) = bars.latency_bars(FOUND, passes, 50)
+    assert bar.met  # nine of ten, whatever two passes of each took
+    assert bar.measured.startswith("9 of 10, 0.950 to 1.200; of single passes 27 of 50")
+    passes[0:5] = [each | {OURS: 300.0} for each in passes[0:5]]
+    (bar,) = bars.latency_bars(FOUND, passes, 50)
+    assert bar.met is False
+    (bar,) = bars.latency_bars(FOUND, passes[:49], 50)
+    assert bar.met is None
+
+
+def test_a_rival_is_out_only_where_model_and_timing_agree(bars: ModuleType) -> None:
+    names = {kind: f"error, wall + 10%: {kind}" for kind in ("both", "model", "timing")}
+    predicted = {OURS: 100.0, names["both"]: 107.0, names["model"]: 107.0, names["timing"]: 100.0}
+    timed = {OURS: 200.0, names["both"]: 212.0, names["model"]: 198.0, names["timing"]: 220.0}
+    rounds = [{"wall": 50.0} | timed] * 3
+    out = bars.slower(FOUND, predicted, rounds)
+    assert out == {names["both"]: "1.070 predicted, 1.060 measured"}
+    assert bars.slower(FOUND, predicted, []) == {}
+    runs = {7: dict.fromkeys((OURS, *names.values()), "quality")}
+    assert bars.without(runs, out)[7].keys() == {OURS, names["model"], names["timing"]}
