@@ -210,9 +210,7 @@ def _notes(
     evidence: Evidence, dense: Verified, decision: Decision | None, points: Sequence[Point]
 ) -> str:
     asked = evidence.job.settings.asked
-    lengths = sorted({clip.frames for clip in evidence.split.clips})
-    on = f"clips of {' to '.join(map(str, sorted({lengths[0], lengths[-1]})))} frames"
-    lines = [f"made by calibrate {asked} on {on}: {evidence.budget.text}."]
+    lines = [f"made by calibrate {asked} on {evidence.split.lengths}: {evidence.budget.text}."]
     if evidence.table.dense_extrapolated and dense.latency is None:
         lines.append("Dense does not fit at this length; its latency is the latency model's word.")
     if decision is None:

@@ -47,9 +47,14 @@ class Split:
             ("held out", self.held_out),
         )
         counts = ", ".join(f"{role} {len(clips)}" for role, clips in roles)
-        lengths = sorted({clip.frames for clip in self.clips})
-        frames = " to ".join(str(each) for each in sorted({lengths[0], lengths[-1]}))
-        return f"clips of {frames} frames: {counts}"
+        return f"{self.lengths}: {counts}"
+
+    @property
+    def lengths(self) -> str:
+        """How long the clips are, in words."""
+        frames = {clip.frames for clip in self.clips}
+        shortest_and_longest = sorted({min(frames), max(frames)})
+        return f"clips of {' to '.join(map(str, shortest_and_longest))} frames"
 
     @property
     def clips(self) -> tuple[Clip, ...]:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import script
 
-import spark3r
-
-FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 FOUND = {("error", 0.1): {"exported": "knapsack"}}
 OURS = "error, wall + 10%: knapsack"
 
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not (FOLDER / "bars.py").exists():
-        pytest.skip("benchmarks are not installed with the package")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("bars")
+    return script(monkeypatch, "bars")
 
 
 def test_a_run_is_the_median_of_five_passes(bars: ModuleType) -> None:

@@ -8,20 +8,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import script
 
-import spark3r
 from spark3r.benchmark.parts import PARTS
 from spark3r.benchmark.result import Row
-
-FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not (FOLDER / "scale_bars.py").exists():
-        pytest.skip("benchmarks are not installed with the package")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("scale_bars")
+    return script(monkeypatch, "scale_bars")
 
 
 def row(frames: int, schedule: str, ms: float, **changes: object) -> Row:

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import spark3r
@@ -26,12 +23,11 @@ from calibrate.latency_timing import (
     time_passes,
 )
 from calibrate.stratified import stratified_schedules
-from calibrate.unrest import believed_ms, drift_of, pace_of, unrest_of
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.reduction import clamp
-from spark3r.timing import Call, Latency, Stopwatch
+from spark3r.timing import Call, Stopwatch
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 PAPER = Operators()
@@ -368,47 +364,3 @@ def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:
     # A schedule that takes no more than the wall says nothing of the terms.
     unmoved = TRUTH.corrected(LAYOUT, TRUTH.wall_ms(LAYOUT), TRUTH.wall_ms(LAYOUT), 5.0)
     assert unmoved.term_ms == TRUTH.term_ms
-
-
-@given(
-    predicted=st.floats(1.0, 1e5),
-    ratio=st.floats(0.5, 2.0),
-    unrest=st.floats(0.0, 1.0),
-    more=st.floats(0.0, 1.0),
-)
-def test_a_measured_latency_is_believed_the_less_the_busier_the_machine(
-    predicted: float, ratio: float, unrest: float, more: float
-) -> None:
-    measured = ratio * predicted
-    assert believed_ms(predicted, measured, 0.0) == pytest.approx(measured)
-    quiet, busy = (believed_ms(predicted, measured, each) for each in (unrest, unrest + more))
-    distance = [abs(math.log(each / predicted)) for each in (busy, quiet, measured)]
-    assert distance == pytest.approx(sorted(distance))
-    assert (quiet >= predicted * (1 - 1e-9)) == (ratio >= 1) or quiet == pytest.approx(predicted)
-
-
-def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
-    latencies = {"once": Latency((5.0,)), "steady": Latency((2.0, 2.0, 2.0))}
-    assert unrest_of(latencies) == 0.0
-    assert unrest_of(latencies | {"uneven": Latency((8.0, 10.0, 12.0))}) == pytest.approx(0.1)
-    busy = {"then": Latency((8.0, 10.0, 14.0))}
-    assert unrest_of(latencies, busy) == unrest_of(busy, latencies) == pytest.approx(0.3)
-    assert unrest_of({}) == unrest_of() == 0.0
-
-
-def test_the_pace_of_a_machine_is_that_of_most_schedules() -> None:
-    timed = [(110.0, 100.0), (33.0, 30.0), (80.0, 40.0)]
-    assert pace_of(timed, (5.0, 1.0)) == pytest.approx(1.1)
-    assert pace_of([], (5.0, 4.0)) == pytest.approx(1.25)
-
-
-def test_calls_that_agree_on_how_slow_a_machine_is_make_it_sure() -> None:
-    then_ms = {"wall": 100.0, "dense": 900.0, "did not fit": 9000.0}
-    slower, unsure = drift_of(then_ms, {"wall": Latency((110.0,)), "dense": Latency((990.0,))})
-    assert slower == pytest.approx(1.1)
-    assert unsure == pytest.approx(0.0, abs=1e-12)
-    # A short call that was disturbed hardly moves it, and makes it unsure.
-    slower, unsure = drift_of(then_ms, {"wall": Latency((130.0,)), "dense": Latency((900.0,))})
-    assert slower == pytest.approx(1.03)
-    assert unsure == pytest.approx(math.log(1.3))
-    assert drift_of(then_ms, {"wall": Latency((130.0,))}) == (pytest.approx(1.3), 0.0)
