@@ -36,14 +36,14 @@ from rich.table import Table
 from torch import Tensor
 
 import spark3r
-from spark3r.families import detect
-from spark3r.fingerprint import fingerprint
+from spark3r.families.registry import detect
+from spark3r.geometry import decode_pose
+from spark3r.identity import fingerprint
 from spark3r.metrics import log_depth_deviation, relative_pose_errors
-from spark3r.pose_encoding import decode_pose
 from spark3r.reference import ReferenceModel, load
-from spark3r.reference.evaluate import evaluation_clip, path_times, score, select
-from spark3r.reference.seeds import EVALUATION
+from spark3r.reference.scenes.seeds import EVALUATION
 from spark3r.schedule import LayerRule, Operators, Schedule
+from training.evaluate import evaluation_clip, path_times, score, select
 
 FACTORS = (2, 3, 4, 8, 16, 32)
 FIRST_CLIP = 1000  # among the evaluation seeds: none of the evaluation table's scenes

@@ -25,7 +25,10 @@ from written import write_result
 
 from spark3r.layout import TokenLayout
 from spark3r.memory import peak_extra_mb
-from spark3r.reduction import attend, key_value_length, merge, query_length, select
+from spark3r.reduction import merging
+from spark3r.reduction.attention import attend
+from spark3r.reduction.merging import query_length
+from spark3r.reduction.pruning import key_value_length, select
 from spark3r.schedule import LayerRule, Operators
 from spark3r.timing import Latency, interleaved
 
@@ -95,7 +98,7 @@ def reduced_calls(
     assert selection is not None
     kept_key, kept_value = selection.take(key, 2), selection.take(value, 2)
     short = torch.randn(1, HEADS, query_length(layout, rule), DIM)
-    plan = merge.plan(layout, rule, query.device)
+    plan = merging.plan(layout, rule, query.device)
     calls: dict[str, Callable[[], torch.Tensor]] = {
         f"ours {factors}": lambda: attend(query, kept_key, kept_value, layout, rule, selection),
         f"bare {factors}": lambda: F.scaled_dot_product_attention(short, kept_key, kept_value),
@@ -103,8 +106,8 @@ def reduced_calls(
     if plan is not None:
 
         def matching() -> torch.Tensor:
-            places = merge.match(query, plan)
-            return merge.unmerge(merge.merge(query, places, plan.kept.shape[0]), places)
+            places = merging.match(query, plan)
+            return merging.unmerge(merging.merge(query, places, plan.kept.shape[0]), places)
 
         calls[f"matching {factors}"] = matching
     return calls

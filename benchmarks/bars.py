@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from calibrate.comparison import PairedRatio, paired_ratio
-from calibrate.latency_fit import FitReport
-from calibrate.objective import Source, score
-from calibrate.quality import Quality
-from calibrate.summary import PROFILING
+from calibrate.defaults import Source
+from calibrate.measure.latency_model import FitReport
+from calibrate.measure.quality import Quality
+from calibrate.measure.score import score
+from calibrate.measure.statistics import PairedRatio, paired_ratio
+from calibrate.report.summary import PROFILING
 
 Runs = Mapping[int, Mapping[str, Quality]]
 Found = Mapping[tuple[Source, float], Mapping[str, Any]]

@@ -32,11 +32,10 @@ from measured import Bench, OutOfTimeError, add_arguments, bench, factors
 from stages import Plan
 from written import write_result
 
-from calibrate.arguments import FRAMES, TRIALS
-from calibrate.latency_timing import Treatment
-from calibrate.objective import Source
+from calibrate.defaults import FRAMES, TRIALS, Source
+from calibrate.measure.timing import Treatment
 from spark3r import Schedule
-from spark3r.reference.seeds import EVALUATION
+from spark3r.reference.scenes.seeds import EVALUATION
 
 HEATS = (8, 24)
 """Held-out clips after which rivals that are behind run on no more; see `bars.contenders`."""

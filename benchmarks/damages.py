@@ -23,16 +23,15 @@ import stages
 from measured import add_arguments, bench, factors
 from written import write_result
 
-import calibrate.damage
-import calibrate.profiling
+import calibrate.measure.sensitivity
+import calibrate.search.candidates
 from calibrate.budget import parse_budget
-from calibrate.damage import OFFERED
-from calibrate.goal import WithinBudget
-from calibrate.problem import Problem
-from calibrate.profiling import sensitivities
+from calibrate.measure.sensitivity import sensitivities
+from calibrate.search.candidates import OFFERED
+from calibrate.search.problem import Problem, WithinBudget
 from calibrate.settings import KEY_VALUE_FACTORS, QUERY_FACTORS, Job, Settings
 from spark3r import Schedule
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
 
 PROBED, FIRST_CLIP = CALIBRATION[300:308], 5100
@@ -64,8 +63,8 @@ def main() -> None:
     tables = {}
     for name, ((query_factors, key_value_factors), _) in MEASURED.items():
         with (
-            patch.object(calibrate.profiling, "QUERY_FACTORS", query_factors),
-            patch.object(calibrate.profiling, "KEY_VALUE_FACTORS", key_value_factors),
+            patch.object(calibrate.measure.sensitivity, "QUERY_FACTORS", query_factors),
+            patch.object(calibrate.measure.sensitivity, "KEY_VALUE_FACTORS", key_value_factors),
         ):
             tables[name] = sensitivities(job, measured.dense_of(PROBED))
     for percent, power, (name, (_, offered)) in product(options.budgets, POWERS, MEASURED.items()):
@@ -80,8 +79,8 @@ def main() -> None:
             goal=WithinBudget(stages.budget_ms(table, percent / 100)),
         )
         with (
-            patch.object(calibrate.damage, "POWER", power),
-            patch.object(calibrate.damage, "OFFERED", offered),
+            patch.object(calibrate.search.candidates, "POWER", power),
+            patch.object(calibrate.search.candidates, "OFFERED", offered),
         ):
             schedule = problem.knapsack()
         assert schedule is not None

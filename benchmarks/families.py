@@ -27,11 +27,11 @@ from written import write_result
 
 import spark3r
 from spark3r import LayerRule, Schedule
-from spark3r.loading import load_model
+from spark3r.loading.load import load_model
 from spark3r.memory import peak_extra_mb
+from spark3r.patching.wall import apply_wall
 from spark3r.profile import load_profile
 from spark3r.timing import interleaved
-from spark3r.wall import apply_wall
 
 # Name for --model, profile, and the image that the model's own preprocessing makes of 4:3 footage.
 MODELS = {

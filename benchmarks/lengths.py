@@ -22,16 +22,14 @@ from bars import FIGURES
 from measured import Bench, add_arguments, bench, factors
 from written import write_result
 
-from calibrate.damage import FAITHFULNESS
-from calibrate.drift import drift
-from calibrate.goal import WithinBudget
-from calibrate.naming import key_value_name, operators_text, query_name
-from calibrate.problem import Problem
+from calibrate.measure.probe import FAITHFULNESS
+from calibrate.measure.residual_drift import drift
+from calibrate.search.problem import Problem, WithinBudget
 from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from spark3r import Schedule
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
-from spark3r.schedule import LengthRule
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
+from spark3r.schedule import LengthRule, key_value_name, operators_text, query_name
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 300, 5100
 FRAMES_A_LENGTH = 192

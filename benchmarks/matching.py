@@ -23,10 +23,10 @@ from operators import all_heads, first_head, random_projection
 from torch import Tensor
 from written import write_result
 
+from spark3r.cli.tables import print_table
 from spark3r.layout import TokenLayout
-from spark3r.reduction import linear, merge
+from spark3r.reduction import merging, unmerging
 from spark3r.schedule import LayerRule, Operators
-from spark3r.tables import print_table
 from spark3r.timing import Latency, interleaved
 
 HEADS, DIM = 4, 32
@@ -34,10 +34,10 @@ LAYOUT = TokenLayout(512, 8, 8, special=5, anchor_frame=0)
 RULE = LayerRule(4, 1, Operators())
 
 
-def matched(query: Tensor, plan: merge.MergePlan, **changes: object) -> Callable[[], object]:
+def matched(query: Tensor, plan: merging.MergePlan, **changes: object) -> Callable[[], object]:
     def call() -> object:
-        with patch.multiple(merge, **changes) if changes else nullcontext():
-            return merge.match(query, plan)
+        with patch.multiple(merging, **changes) if changes else nullcontext():
+            return merging.match(query, plan)
 
     return call
 
@@ -65,7 +65,7 @@ def packed(source: Tensor, destination: Tensor, count: int) -> Tensor:
     return torch.cat(best)[None].long().unsqueeze(3)
 
 
-def scatter_merge(query: Tensor, plan: merge.MergePlan, places: Tensor) -> Tensor:
+def scatter_merge(query: Tensor, plan: merging.MergePlan, places: Tensor) -> Tensor:
     """Merging of revision 1: copies of destinations and sources, sums by scattering."""
     side_by_side = query.transpose(1, 2).flatten(2)
     kept = side_by_side.index_select(1, plan.kept)
@@ -79,11 +79,11 @@ def scatter_merge(query: Tensor, plan: merge.MergePlan, places: Tensor) -> Tenso
 
 def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
     """Candidates by name: the question, and what to time."""
-    plan = merge.plan(LAYOUT, RULE, query.device)
+    plan = merging.plan(LAYOUT, RULE, query.device)
     assert plan is not None
-    places = merge.match(query, plan)
+    places = merging.match(query, plan)
     length = plan.kept.shape[0]
-    merged = merge.merge(query, places, length)
+    merged = merging.merge(query, places, length)
     return {
         "all heads": ("features", matched(query, plan, features=all_heads)),
         "head mean (ours)": ("features", matched(query, plan)),
@@ -99,12 +99,12 @@ def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
         "bfloat16 product": ("arg-max", matched(query, plan, nearest=in_bfloat16)),
         "index in the lowest bits": ("arg-max", matched(query, plan, nearest=packed)),
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),
-        "embedding bag (ours)": ("merge", lambda: merge.merge(query, places, length)),
-        "copying, one index (ours)": ("unmerge", lambda: merge.unmerge(merged, places)),
-        "linear: the fit": ("unmerge", lambda: linear.fit(merged, merged, plan)),
+        "embedding bag (ours)": ("merge", lambda: merging.merge(query, places, length)),
+        "copying, one index (ours)": ("unmerge", lambda: merging.unmerge(merged, places)),
+        "linear: the fit": ("unmerge", lambda: unmerging.fit(merged, merged, plan)),
         "linear (ours)": (
             "unmerge",
-            lambda: linear.unmerge(query, merged, merged, places, plan),
+            lambda: unmerging.unmerge(query, merged, merged, places, plan),
         ),
         "attention, r_KV = 39": ("beside it", attention(merged, 39)),
         "attention, r_KV = 13": ("beside it", attention(merged, 13)),

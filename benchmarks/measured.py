@@ -20,19 +20,20 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from calibrate.evaluation import DenseRuns, evaluate, run_dense
-from calibrate.quality import Distances, Quality, assess
+from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
+from calibrate.measure.quality import Distances, Quality, assess
 from spark3r import Operators, Prediction, Schedule
 from spark3r.env import environment
 from spark3r.errors import Spark3rWarning
-from spark3r.families import Family, detect
-from spark3r.fingerprint import fingerprint
-from spark3r.inference import layout_of
+from spark3r.families.base import Family
+from spark3r.families.registry import detect
+from spark3r.identity import fingerprint
 from spark3r.layout import TokenLayout
 from spark3r.metrics import ConsistencyMetrics
-from spark3r.reduction import clamp
+from spark3r.reduction.resolve import clamp
 from spark3r.reference import load
-from spark3r.reference.render import rendered_clip
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.runner import layout_of
 from spark3r.schedule import OPERATORS_REVISION
 
 SAVE_EVERY = 10

@@ -43,7 +43,7 @@ from spark3r.loading.upstream import UPSTREAMS
 from spark3r.memory import peak_extra_mb
 from spark3r.profile import load_profile
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "families"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from family_cases import ALL_CASES, build, images, missing
 
 # Family, variant, profile, and the image that the model's own preprocessing makes of 4:3 footage.

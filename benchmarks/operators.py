@@ -25,13 +25,13 @@ from written import write_result
 
 import spark3r
 from spark3r import Clip, Operators, Prediction, Schedule
-from spark3r.families import detect
-from spark3r.fingerprint import fingerprint
+from spark3r.families.registry import detect
+from spark3r.identity import fingerprint
 from spark3r.metrics import depth_metrics, log_depth_deviation, pose_metrics
-from spark3r.reduction import lattice, linear, merge, prune
+from spark3r.reduction import lattice, merging, pruning, unmerging
 from spark3r.reference import load
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import CALIBRATION
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import CALIBRATION
 
 Variant = Callable[[], "contextmanager[None]"]
 FRAMES = 48
@@ -56,38 +56,38 @@ def still(frames: int, height: int, width: int, factor: int) -> Tensor:
 @contextmanager
 def pattern(residues: Callable[..., Tensor]) -> Iterator[None]:
     """Replace the subset that destinations or kept patches form."""
-    merge._build.cache_clear()
-    prune._build.cache_clear()
-    with patch.object(merge, "residues", residues), patch.object(prune, "residues", residues):
+    merging._build.cache_clear()
+    pruning._build.cache_clear()
+    with patch.object(merging, "residues", residues), patch.object(pruning, "residues", residues):
         yield
-    merge._build.cache_clear()
-    prune._build.cache_clear()
+    merging._build.cache_clear()
+    pruning._build.cache_clear()
 
 
 @contextmanager
 def features(compare: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace what of the queries ``[B, H, N, D]`` is compared when matching."""
-    with patch.object(merge, "features", compare):
+    with patch.object(merging, "features", compare):
         yield
 
 
 @contextmanager
 def fitting(**constants: float) -> Iterator[None]:
     """Replace constants of the fit of linear unmerging."""
-    with patch.multiple(linear, **constants):
+    with patch.multiple(unmerging, **constants):
         yield
 
 
 @contextmanager
 def by_head() -> Iterator[None]:
     """Fit a map of each head by itself, to the same pairs."""
-    regress = linear.regress
+    regress = unmerging.regress
 
     def each_alone(apart: Tensor, output_apart: Tensor, least: Tensor) -> Tensor:
         heads = zip(apart.chunk(HEADS, 2), output_apart.chunk(HEADS, 2), strict=True)
         return torch.block_diag(*(regress(*pair, least)[0] for pair in heads))[None]  # of one clip
 
-    with patch.object(linear, "regress", each_alone):
+    with patch.object(unmerging, "regress", each_alone):
         yield
 
 
@@ -100,7 +100,7 @@ def random_pairs() -> Iterator[None]:
         shape = (*source.shape[:3], count)
         return torch.randint(destination.shape[2], shape, generator=generator)
 
-    with patch.object(linear, "nearest", drawn):
+    with patch.object(unmerging, "nearest", drawn):
         yield
 
 

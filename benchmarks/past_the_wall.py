@@ -37,21 +37,22 @@ from torch import Tensor, nn
 from written import write_result
 
 from spark3r import Clip, Prediction
-from spark3r.benchmark import GRID, REFERENCE_GRID
+from spark3r.benchmark.api import GRID, REFERENCE_GRID
 from spark3r.benchmark.treatments import Treatment, treatments
-from spark3r.commands.arguments import parse_grid
+from spark3r.cli.arguments import parse_grid
+from spark3r.cli.tables import print_table
 from spark3r.env import device_name
 from spark3r.errors import FamilyError, Spark3rError
-from spark3r.families import Family, detect, unwrap
-from spark3r.families.structure import has, locate
-from spark3r.inference import device_of, predict, run
-from spark3r.loading import load_model
+from spark3r.families.base import Family, unwrap
+from spark3r.families.parts.recognition import has, locate
+from spark3r.families.registry import detect
+from spark3r.loading.load import load_model
 from spark3r.memory import keep_freed
 from spark3r.metrics import log_depth_deviation, pose_metrics
-from spark3r.reduction import linear, merge
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import CALIBRATION
-from spark3r.tables import print_table
+from spark3r.reduction import merging, unmerging
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import CALIBRATION
+from spark3r.runner import device_of, predict, run
 from spark3r.timing import Clock, interleaved
 
 Step = Callable[[], AbstractContextManager[None]]
@@ -163,14 +164,14 @@ def merged_block(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     def keep_unmoved(query: Tensor, merged: Tensor, output: Tensor, *found: Any) -> Tensor:
         return keep(output, found[0])
 
-    with patch.object(merge, "unmerge", keep), patch.object(linear, "unmerge", keep_unmoved):
+    with patch.object(merging, "unmerge", keep), patch.object(unmerging, "unmerge", keep_unmoved):
         attended = self.ls1(self.attn(self.norm1(x), *args, **kwargs))  # [B, K, C]
     if not places:  # a layer that merges no queries
         x = x + attended
         return x + self.ls2(self.mlp(self.norm2(x)))
-    hidden = merge.merge(x.unsqueeze(1), places[0], attended.shape[1]).squeeze(1)
+    hidden = merging.merge(x.unsqueeze(1), places[0], attended.shape[1]).squeeze(1)
     update = attended + self.ls2(self.mlp(self.norm2(hidden + attended)))
-    return x + merge.unmerge(update.unsqueeze(1), places[0]).squeeze(1)
+    return x + merging.unmerge(update.unsqueeze(1), places[0]).squeeze(1)
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 Drift is measured on calibration clips and probes on held-out ones; how probes on the calibration
 clips rank against those on the held-out ones is the most that drift could reach. *Scaled* is drift
 with a slope per layer and axis, learnt from probes at one factor on the calibration clips
-(`calibrate.drift.scale_drift`). Spearman per axis, over layers, factors and operators.
+(`residual_drift.scale_drift`). Spearman per axis, over layers, factors and operators.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import stages
 from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
 from written import write_result
 
-from calibrate.drift import drift, rank_agreement, scale_drift
-from calibrate.sensitivity import COLUMNS, probe
+from calibrate.measure.probe import COLUMNS, probe
+from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
 from calibrate.settings import OPERATORS
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
 QUERY_FACTORS, KEY_VALUE_FACTORS = (2, 4, 8), (2, 4, 8, 16)

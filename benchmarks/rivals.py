@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from calibrate.baselines import paper_schedules, uniform_schedules
-from calibrate.result import Calibration
+from calibrate.report.result import Calibration
+from calibrate.search.baselines import paper_schedules, uniform_schedules
 from calibrate.settings import OPERATORS
-from calibrate.verify import Verified
+from calibrate.verify.held_out import Verified
 from spark3r import Schedule
 from spark3r.layout import TokenLayout
 

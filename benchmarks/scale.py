@@ -42,20 +42,21 @@ from scale_bars import (
 )
 
 from spark3r import Prediction
-from spark3r.benchmark import bench
-from spark3r.benchmark.result import COLUMNS, PARTS, Row, cells, part_cells
+from spark3r.benchmark.api import bench
+from spark3r.benchmark.breakdown import PARTS
+from spark3r.benchmark.result import COLUMNS, Row, cells, part_cells
 from spark3r.benchmark.treatments import treatments
-from spark3r.commands.arguments import parse_grid
+from spark3r.cli.arguments import parse_grid
+from spark3r.cli.tables import print_table
 from spark3r.env import environment
-from spark3r.families import detect
-from spark3r.fingerprint import fingerprint
-from spark3r.inference import predict, run
-from spark3r.loading import load_model
+from spark3r.families.registry import detect
+from spark3r.identity import fingerprint
+from spark3r.loading.load import load_model
 from spark3r.memory import keep_freed
 from spark3r.metrics import log_depth_deviation, pose_metrics
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import CALIBRATION
-from spark3r.tables import print_table
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import CALIBRATION
+from spark3r.runner import predict, run
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE_FRAMES = (128, 256, 512, 1024)

@@ -26,17 +26,16 @@ import stages
 from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
 
 from calibrate.budget import parse_budget
-from calibrate.damage import OFFERED
-from calibrate.goal import WithinBudget
-from calibrate.objective import Source, score
-from calibrate.problem import Problem
-from calibrate.profiling import sensitivities
-from calibrate.search import LOG_WEIGHT
+from calibrate.defaults import Source
+from calibrate.measure.score import score
+from calibrate.measure.sensitivity import sensitivities
+from calibrate.search.candidates import OFFERED
+from calibrate.search.optimizer import LOG_WEIGHT
+from calibrate.search.problem import Problem, Space, WithinBudget
+from calibrate.search.storage import decode, encode
 from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS, Job, Settings
-from calibrate.space import Space
-from calibrate.study import decode, encode
 from spark3r import LayerRule, Schedule
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
 
 FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds

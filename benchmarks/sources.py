@@ -25,11 +25,12 @@ from measured import add_arguments, bench, factors
 from scipy.stats import rankdata
 from written import write_result
 
-from calibrate.objective import Objective, Source, score
-from calibrate.quality import Quality
+from calibrate.defaults import Objective, Source
+from calibrate.measure.quality import Quality
+from calibrate.measure.score import score
 from spark3r import LayerRule, Operators, Schedule
 from spark3r.metrics import collapsed
-from spark3r.reference.seeds import EVALUATION
+from spark3r.reference.scenes.seeds import EVALUATION
 
 FIRST_CLIP = 2000  # among the evaluation seeds: none of the evaluation table's or other scripts'
 PAPER = Operators()

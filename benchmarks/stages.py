@@ -23,33 +23,32 @@ from measured import Bench, OutOfTimeError, effect, replace_file
 from rivals import rivals
 from torch import Tensor
 
-import calibrate.calibration
-import calibrate.settling
+import calibrate.pipeline
+import calibrate.verify.correction
+from benchmarks.stratified import stratified_schedules
 from calibrate import cli
-from calibrate.arguments import FRAMES
 from calibrate.budget import parse_budget
-from calibrate.inputs import SEARCH_CLIPS, SELECTION_CLIPS
-from calibrate.latency_fit import FitReport, PassSample, check_fit
-from calibrate.latency_timing import (
+from calibrate.cli.clips import SEARCH_CLIPS, SELECTION_CLIPS
+from calibrate.clips import Split
+from calibrate.defaults import FRAMES, Source
+from calibrate.measure.latency_model import FitReport, PassSample, check_fit
+from calibrate.measure.target_length import clip_of_length
+from calibrate.measure.timing import (
     LatencyTable,
     Treatment,
     apply_treatment,
+    drift_of,
     measure_latency,
     resolved_rules,
 )
-from calibrate.objective import Source
-from calibrate.result import Calibration
+from calibrate.report.result import Calibration
+from calibrate.search.storage import decode, encode
 from calibrate.settings import OPERATORS, Settings
-from calibrate.splits import Split
-from calibrate.stratified import stratified_schedules
-from calibrate.study import decode, encode
-from calibrate.target_length import clip_of_length
-from calibrate.unrest import drift_of
 from spark3r import Schedule
-from spark3r.inference import predict, run
-from spark3r.patching import remove
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import CALIBRATION
+from spark3r.patching.patch import remove
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import CALIBRATION
+from spark3r.runner import predict, run
 from spark3r.timing import Call, Latency, interleaved, measure
 
 CHECKED = 20
@@ -213,10 +212,10 @@ def _given(table: LatencyTable, predicted: bool) -> Iterator[None]:
         return found
 
     with contextlib.ExitStack() as stack:
-        calibration = calibrate.calibration
+        calibration = calibrate.pipeline
         stack.enter_context(patch.object(calibration, "measure_latency", lambda *_, **__: table))
         if predicted:
-            for module in (calibration, calibrate.settling):
+            for module in (calibration, calibrate.verify.correction):
                 stack.enter_context(patch.object(module, "time_beside_the_wall", word))
         yield
 
@@ -251,9 +250,7 @@ def calibration(
         tuple(footage[:search_clips]), tuple(footage[search_clips:-1]), tuple(footage[-1:])
     )
     with _given(table, plan.predicted):
-        return calibrate.calibration.run(
-            plan.bench.model, split, settings, family=plan.bench.family
-        )
+        return calibrate.pipeline.run(plan.bench.model, split, settings, family=plan.bench.family)
 
 
 def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
@@ -354,7 +351,7 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             ):
                 status = cli.main(["--budget", budget, "--output", str(output), "--json"])
             total_s = time.monotonic() - begin
-            if status != cli.DONE:
+            if status != 0:
                 raise RuntimeError(f"calibrate --budget {budget} left with status {status}")
         clip = rendered_clip(CALIBRATION[0], FRAMES)
         dense = measure(lambda: predict(plan.bench.model, clip, plan.bench.family), rounds=5)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from calibrate.measure.latency_model import LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.schedule import LayerRule, Operators, Schedule
-
-from .latency import LatencyModel
 
 _DRAWS = 600
 

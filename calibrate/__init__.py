@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibration import calibrate as calibrate
+    from .pipeline import calibrate as calibrate
 
 __all__ = ["calibrate"]
 
@@ -18,7 +18,7 @@ __all__ = ["calibrate"]
 def __getattr__(name: str) -> Any:
     if name != "calibrate":
         raise AttributeError(f"module 'calibrate' has no attribute '{name}'")
-    from .calibration import calibrate
+    from .pipeline import calibrate
 
     globals()[name] = calibrate
     return calibrate

@@ -7,26 +7,20 @@ import time
 from spark3r.schedule import LayerRule, Operators, Schedule
 
 from .budget import time_text
-from .evaluation import run_dense
-from .judge import Judge
-from .latency_timing import (
+from .clips import Split
+from .measure.evaluator import Judge, run_dense
+from .measure.target_length import clip_of_length, dense_and_wall
+from .measure.timing import (
     KEPT_S,
     TIMED_KEY_VALUE_FACTORS,
     TIMED_QUERY_FACTORS,
     passes_to_time,
     samples_to_take,
 )
-from .selection import FRONT_POINTS, KINDS, TRADE_OFF_CLIPS
-from .settings import (
-    KNAPSACK_SHARES,
-    OPERATORS,
-    PROBED_CLIPS,
-    Job,
-    probed_of,
-)
-from .settling import FINALISTS
-from .splits import Split
-from .target_length import clip_of_length, dense_and_wall
+from .report.trade_off import FRONT_POINTS, TRADE_OFF_CLIPS
+from .settings import KNAPSACK_SHARES, OPERATORS, PROBED_CLIPS, Job, probed_of
+from .verify.correction import FINALISTS
+from .verify.selection import KINDS
 
 BASELINES = 4
 """About how many pairs of factors a frontier of baselines has."""

@@ -6,20 +6,36 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
 
 EVERY_S = 15.0
 """Seconds between two lines of one step, where there are no bars."""
+
+Progress = Callable[[str, int, int], None]
+"""Told the name of a step, how much of it is done, and its total."""
+
+Samples = Callable[[int, int], None]
+"""Told how much of one step is done, and its total."""
+
+Say = Callable[[str], None]
+"""Told what the user should know, a line at a time."""
+
+
+def unseen(step: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def uncounted(done: int, total: int) -> None:
+    """Show no progress of one step."""
+
+
+def unsaid(line: str) -> None:
+    """Show no line."""
 
 
 class Reporter:
@@ -37,9 +53,19 @@ class Reporter:
         self._told: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._finished: set[str] = set()
-        self._bars: Progress | None = None
+        self._bars: Bars | None = None
         if not quiet and sys.stderr.isatty():
-            self._bars = Progress(
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(
                 TextColumn("{task.description:<18}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -97,3 +123,26 @@ class Reporter:
         elif done:
             line += f", about {(now - begun) * (total - done) / done:.0f} s left"
         print(line, file=sys.stderr, flush=True)
+
+
+class StepTimes:
+    """Passes progress on, and keeps how long each step took.
+
+    Args:
+        progress: Told what this is told.
+        clock: Seconds; replaced in tests.
+
+    Attributes:
+        seconds: From a step's first word to its last, by name.
+    """
+
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pass_on, self._clock = progress, clock
+        self._begin: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """Take note of a step, and pass it on."""
+        now = self._clock()
+        self.seconds[step] = now - self._begin.setdefault(step, now)
+        self._pass_on(step, done, total)

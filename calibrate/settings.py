@@ -9,17 +9,16 @@ import torch
 from torch import nn
 
 from spark3r.errors import ClipError, Spark3rError
-from spark3r.families import Family, detect, unwrap
-from spark3r.inference import device_of
-from spark3r.patching import is_applied
-from spark3r.precision import HALF, product_dtype
+from spark3r.families.base import Family, unwrap
+from spark3r.families.registry import detect
+from spark3r.patching.patch import is_applied
+from spark3r.runner import HALF, device_of, product_dtype
 from spark3r.schedule import Operators
 
-from .arguments import TRIALS
 from .budget import Budget
-from .objective import Objective, Source
-from .splits import Split
-from .steps import Progress, Say
+from .clips import Split
+from .defaults import TRIALS, Objective, Source
+from .progress import Progress, Say
 
 OPERATORS = (
     Operators(),
@@ -62,7 +61,7 @@ class Settings:
     Attributes:
         budget: How long a clip may take; None where a deviation is the limit.
         max_deviation: Largest mean score by deviation, of which the least latency is sought; see
-            `calibrate.objective`. None where there is a budget.
+            `calibrate.measure.score`. None where there is a budget.
         target_frames: Length that the budget must hold for; None chooses one.
         trials: Trials of the search beyond those it starts from.
         timeout_s: Propose no further trial after so many seconds of search.
@@ -70,7 +69,7 @@ class Settings:
         source: What schedules are judged by; None takes error where all clips have ground truth,
             and deviation otherwise.
         seed: Of everything random.
-        storage: Where trials are kept; see `calibrate.study.open_studies`.
+        storage: Where trials are kept; see `calibrate.search.storage.open_studies`.
         resume: Whether to go on with an earlier search of the same model, clips and settings.
         cache: Folder of measured sensitivities; None keeps none.
         timing_s: About how many seconds each timing may take.

@@ -8,7 +8,7 @@ import spark3r
 from spark3r import Operators, Schedule
 from spark3r.metrics import log_depth_deviation
 from spark3r.reference import load
-from spark3r.reference.render import rendered_clip
+from spark3r.reference.scenes.render import rendered_clip
 
 model = load()
 clip = rendered_clip(seed=1_000_000, frames=128)

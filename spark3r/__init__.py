@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .errors import Spark3rError as Spark3rError
     from .errors import Spark3rWarning as Spark3rWarning
     from .errors import WeightsError as WeightsError
-    from .handle import Handle as Handle
     from .layout import TokenLayout as TokenLayout
-    from .patching import apply as apply
-    from .patching import is_applied as is_applied
-    from .patching import remove as remove
+    from .patching.handle import Handle as Handle
+    from .patching.patch import apply as apply
+    from .patching.patch import is_applied as is_applied
+    from .patching.patch import remove as remove
     from .prediction import Prediction as Prediction
     from .profile import Profile as Profile
     from .schedule import LayerRule as LayerRule
@@ -49,8 +49,7 @@ _HOMES = {
         "WeightsError",
     ),
     "layout": ("TokenLayout",),
-    "handle": ("Handle",),
-    "patching": ("apply", "is_applied", "remove"),
+    "patching": ("Handle", "apply", "is_applied", "remove"),
     "prediction": ("Prediction",),
     "profile": ("Profile",),
     "schedule": ("LayerRule", "LengthRule", "Operators", "Schedule", "paper_schedule"),

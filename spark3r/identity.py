@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .profile import ModelRecord
+if TYPE_CHECKING:
+    from .profile import ModelRecord
 
 _WRAPPERS = ("module", "_orig_mod")  # DDP and torch.compile
 
@@ -56,6 +59,8 @@ def describe(
     Raises:
         ValidationError: If there is no attention module (a defect of the family).
     """
+    from .profile import ModelRecord  # pydantic is not needed to name a model
+
     first = next(iter(attention.values()), None)
     return ModelRecord(
         family=family,
@@ -86,3 +91,16 @@ def _bytes(value: Tensor) -> bytes:
     if value.is_floating_point():
         value = value.to(torch.bfloat16)
     return value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+_NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def remember_name(model: nn.Module, name: str) -> None:
+    """Keep, for as long as it lives, what ``--model`` calls a model."""
+    _NAMES[model] = name
+
+
+def name_of(model: nn.Module) -> str | None:
+    """Return what ``--model`` calls a model, None for one that was not loaded by name."""
+    return _NAMES.get(model)

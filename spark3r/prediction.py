@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import Spark3rError
-from .metrics.geometry import PIXEL_CENTRE, invert_pose, pixel_grid, unproject
-from .pose_encoding import decode_pose
+from .geometry import PIXEL_CENTRE, decode_pose, invert_pose, pixel_grid, unproject
 
 # Largest entry of |R Rᵀ - 1| that still counts as a rotation: cameras computed in bfloat16 pass,
 # a transposed or scaled matrix does not.
@@ -152,7 +151,7 @@ class Prediction:
         Args:
             depth: ``[S, H, W]`` or ``[S, H, W, 1]``.
             confidence: ``[S, H, W]`` or ``[S, H, W, 1]``.
-            pose_encoding: ``[S, 9]``, camera from world (`spark3r.pose_encoding`).
+            pose_encoding: ``[S, 9]``, camera from world (`spark3r.geometry`).
             points: ``[S, H, W, 3]`` of a point head; None unprojects the depth.
             pixel_centre: As in `from_depth`.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from operator import index
 from types import MappingProxyType
 from typing import Any, Literal
@@ -317,3 +318,33 @@ def paper_schedule(
         tuple(LayerRule(1, 1 if layer in chosen else PAPER_TIER) for layer in range(layers)),
         length=LengthRule(mode="paper"),
     )
+
+
+def operators_text(operators: Operators) -> str:
+    """Return operators as tables hold them: JSON with sorted keys."""
+    return json.dumps(asdict(operators), sort_keys=True)
+
+
+def operators_name(operators: Operators) -> str:
+    """Return what people call operators, such as ``token stride + anchor, β 1, linear``."""
+    name = key_value_name(operators)
+    return name + (", linear" if operators.unmerge == "linear" else "")
+
+
+def query_name(operators: Operators) -> str:
+    """Return what is done to queries: ``merged, linear unmerging``."""
+    return "merged, " + ("linear unmerging" if operators.unmerge == "linear" else "copied back")
+
+
+def key_value_name(operators: Operators) -> str:
+    """Return what is done to keys and values, such as ``token stride + anchor, β 1``."""
+    name = operators.key_value.replace("_", " ") + " + anchor" * operators.keep_anchor
+    return name + (f", β {operators.mass_correction:g}" if operators.mass_correction else "")
+
+
+def rule_name(rule: LayerRule) -> str:
+    """Return what a resolved rule does to a layer, in words; a dash where it does nothing."""
+    assert rule.operators is not None, "resolve the schedule first"
+    queries = [f"queries {query_name(rule.operators)}"] if rule.query > 1 else []
+    keys = [key_value_name(rule.operators)] if rule.key_value > 1 else []
+    return "; ".join(keys + queries) or "–"

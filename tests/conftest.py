@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import make_model
 from torch import nn
 
 torch.set_num_threads(1)
@@ -13,21 +14,3 @@ torch.set_num_threads(1)
 def model() -> nn.Module:
     """The reference architecture with two layer pairs and random weights: fast, and whole."""
     return make_model()
-
-
-def make_model(pairs: int = 2, seed: int = 0) -> nn.Module:
-    from spark3r.reference.model import ReferenceModel
-
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    whole = ReferenceModel()
-    torch.set_rng_state(generator_state)
-    aggregator = whole.aggregator
-    aggregator.frame_blocks = aggregator.frame_blocks[:pairs]
-    aggregator.global_blocks = aggregator.global_blocks[:pairs]
-    return whole.eval()
-
-
-def make_images(frames: int, height: int = 24, width: int = 16, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(frames, 3, height, width, generator=generator)

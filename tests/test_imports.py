@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,44 +15,50 @@ import spark3r
 
 ROOT = Path(spark3r.__file__).parents[1]
 
-# From below to above: a part of spark3r imports parts below its own, and its own files. A new part
-# joins here.
-ORDER = (
-    {"errors"},
-    {
-        "clips",
-        "env",
-        "layout",
-        "memory",
-        "metrics",
-        "model_names",
-        "pose_encoding",
-        "precision",
-        "schedule",
-        "tables",
-        "timing",
-    },
-    {"prediction", "profile", "reduction"},
-    {"deviation", "fingerprint", "reference"},
-    {"families", "passes"},
-    {"handle"},
-    {"patching"},
-    {"inference", "wall"},
-    {"benchmark", "footage", "loading"},
-    {"outputs", "reconstruction"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
-)
-LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
+# Each package from bottom to top. A part (a module or a folder) imports only parts of lower groups
+# and its own files. A new part joins here.
+ORDERS = {
+    "spark3r": (
+        "errors env",
+        "geometry rope timing memory",
+        "layout clips schedule",
+        "metrics prediction",
+        "reduction profile reference",
+        "families",
+        "identity",
+        "runner",
+        "patching",
+        "loading io",
+        "reconstruction benchmark",
+        "cli",
+        "__main__",
+    ),
+    "calibrate": (
+        "defaults",
+        "budget clips progress",
+        "settings",
+        "measure",
+        "search",
+        "verify",
+        "report",
+        "dry_run",
+        "pipeline",
+        "cli",
+        "__main__",
+    ),
+}
+LEVELS = {
+    package: {part: level for level, group in enumerate(order) for part in group.split()}
+    for package, order in ORDERS.items()
+}
 
 # spark3r is the runtime; only the toolkit may need these.
 TOOLKIT = {"calibrate", "optuna", "pandas", "scipy", "matplotlib", "plotly", "jinja2", "evo"}
 # Libraries that only some parts may import.
 CONFINED = {
     "pydantic": {"profile"},
-    "rich": {"tables", "reference"},  # the reference model's own commands
-    "argparse": {"commands", "cli", "reference"},
+    "rich": {"cli"},
+    "argparse": {"cli"},
 }
 
 
@@ -83,12 +90,12 @@ def imports(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 
 def part_of(module: tuple[str, ...]) -> str:
-    """Return the part of spark3r a module belongs to; "" for the package itself."""
+    """Return the part of its package that a module belongs to; "" for the package itself."""
     return module[1] if len(module) > 1 else ""
 
 
-def is_part(name: str) -> bool:
-    return (ROOT / "spark3r" / name).is_dir() or (ROOT / "spark3r" / f"{name}.py").is_file()
+def is_part(package: str, name: str) -> bool:
+    return (ROOT / package / name).is_dir() or (ROOT / package / f"{name}.py").is_file()
 
 
 def test_spark3r_never_imports_the_toolkit() -> None:
@@ -101,23 +108,56 @@ def test_spark3r_never_imports_the_toolkit() -> None:
     assert not wrong
 
 
-def test_every_part_has_its_place() -> None:
-    parts = {part_of(module_of(path)) for path in files("spark3r")} - {""}
-    assert parts <= set(LEVEL), "give new parts a level in ORDER"
+@pytest.mark.parametrize("package", ORDERS)
+def test_every_part_has_its_place(package: str) -> None:
+    parts = {part_of(module_of(path)) for path in files(package)} - {""}
+    assert parts == set(LEVELS[package]), "give new parts a level in ORDERS, and remove old ones"
 
 
-def test_imports_inside_spark3r_run_one_way() -> None:
-    wrong = []
-    for path in files("spark3r"):
+@pytest.mark.parametrize("package", ORDERS)
+def test_imports_inside_a_package_run_one_way(package: str) -> None:
+    levels, wrong = LEVELS[package], []
+    for path in files(package):
         own = part_of(module_of(path))
         if own == "":
             continue  # the package resolves public names on first use
         for line, name in imports(path):
-            if name[0] != "spark3r" or not is_part(part_of(name)):
+            if name[0] != package or not is_part(package, part_of(name)):
                 continue
             other = part_of(name)
-            if other != own and LEVEL[other] >= LEVEL[own]:
+            if other != own and levels[other] >= levels[own]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {own} imports {other}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ["calibrate"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    modules = {module_of(path): path for path in files(package)}
+    graph = {
+        module: {
+            target
+            for _, name in imports(path)
+            for target in (name, name[:-1])
+            if target in modules and target != module
+        }
+        for module, path in modules.items()
+        if path.name != "__init__.py"
+    }
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("package", ORDERS)
+def test_package_faces_define_nothing(package: str) -> None:
+    """An ``__init__.py`` holds imports, ``__all__`` and perhaps how names resolve late."""
+    allowed = {"__getattr__", "__dir__"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} defines {node.name}"
+        for path in files(package)
+        if path.name == "__init__.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name not in allowed
+    ]
     assert not wrong
 
 
@@ -132,9 +172,9 @@ def test_confined_libraries() -> None:
 
 
 def test_the_walk_sees_what_it_must() -> None:
-    found = {name for _, name in imports(ROOT / "spark3r" / "commands" / "check.py")}
-    assert ("spark3r", "loading", "load_model") in found  # inside a function
-    assert ("spark3r", "families") in found
+    found = {name for _, name in imports(ROOT / "spark3r" / "cli" / "check.py")}
+    assert ("spark3r", "loading", "load", "load_model") in found  # inside a function
+    assert ("spark3r", "families", "detect") in found
 
 
 @pytest.mark.parametrize(

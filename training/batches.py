@@ -36,7 +36,7 @@ class Pool:
     """The shards below a folder; shards that are still being rendered join on `refresh`.
 
     Args:
-        folder: Where `spark3r.reference.pool` writes.
+        folder: Where `training.pool` writes.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from spark3r.reference.optimiser import FlatOptimiser
+from .optimiser import FlatOptimiser
 
 
 def save_checkpoint(

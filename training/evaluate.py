@@ -1,4 +1,4 @@
-"""Score the reference model on held-out scenes: `python -m spark3r.reference.evaluate --frames 8`.
+"""Score the reference model on held-out scenes: `python -m training.evaluate --frames 8`.
 
 The scores are those of 8 key frames spread evenly over the path, all pairs of them, without any
 alignment: per clip medians of the pose errors and means of the depth errors, averaged over clips.
@@ -22,12 +22,12 @@ from rich.table import Table
 from torch import Tensor
 
 from spark3r.clips import Clip
+from spark3r.geometry import decode_pose
 from spark3r.metrics import depth_metrics, pose_metrics
-from spark3r.pose_encoding import decode_pose
 from spark3r.reference.model import ReferenceModel
-from spark3r.reference.render import focal_length, render_path
-from spark3r.reference.scenes import random_scene
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.reference.scenes.render import focal_length, render_path
+from spark3r.reference.scenes.scene import random_scene
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.reference.weights import load
 
 KEY_FRAMES = 8

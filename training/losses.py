@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spark3r.pose_encoding import quaternion_to_matrix
-from spark3r.reference.batches import Batch
+from spark3r.geometry import quaternion_to_matrix
 from spark3r.reference.blocks import Block
 from spark3r.reference.model import PATCH_SIZE, WIDTH
-from spark3r.reference.rope import Rope, apply_rope
+from spark3r.rope import Rope, apply_rope
+
+from .batches import Batch
 
 MATCH_BLOCK, FLOW_BLOCK = 1, 3  # global blocks whose outputs the auxiliary heads read
 ATTENTION_BLOCKS = (2, 3)  # global blocks whose first head is taught to look at the match

@@ -1,4 +1,4 @@
-"""Render a pool of training clips to disk: `python -m spark3r.reference.pool --output DIR`."""
+"""Render a pool of training clips to disk: `python -m training.pool --output DIR`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from spark3r.reference.render import render_path
-from spark3r.reference.scenes import random_scene
-from spark3r.reference.seeds import TRAINING
+from spark3r.reference.scenes.render import render_path
+from spark3r.reference.scenes.scene import random_scene
+from spark3r.reference.scenes.seeds import TRAINING
 
 SHARD_SCENES = 64
 SIDE = 64

@@ -1,4 +1,4 @@
-"""Train the reference model: `python -m spark3r.reference.train --minutes 60`.
+"""Train the reference model: `python -m training.train --minutes 60`.
 
 A sitting goes on from the checkpoint in the run folder, trains at a constant rate and, with
 `--decay`, ends in a linear decay to zero. During the decay `decayed.safetensors` is written instead
@@ -24,11 +24,15 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spark3r.reference.batches import Pool
 from spark3r.reference.blocks import Block
-from spark3r.reference.checkpoints import export_weights, load_checkpoint, save_checkpoint
-from spark3r.reference.curriculum import ADAM_RATE, MUON_RATE, clip_shape, flicker, rate_factor
-from spark3r.reference.losses import (
+from spark3r.reference.model import ReferenceModel
+from spark3r.reference.weights import load
+from spark3r.rope import Rope
+
+from .batches import Pool
+from .checkpoints import export_weights, load_checkpoint, save_checkpoint
+from .curriculum import ADAM_RATE, MUON_RATE, clip_shape, flicker, rate_factor
+from .losses import (
     ATTENTION_BLOCKS,
     FLOW_BLOCK,
     MATCH_BLOCK,
@@ -37,10 +41,7 @@ from spark3r.reference.losses import (
     training_losses,
     weighted_sum,
 )
-from spark3r.reference.model import ReferenceModel
-from spark3r.reference.optimiser import FlatOptimiser, FlatState, new_state
-from spark3r.reference.rope import Rope
-from spark3r.reference.weights import load
+from .optimiser import FlatOptimiser, FlatState, new_state
 
 LOG_STEPS = 50
 POOL_STEPS = 100  # between looks for newly rendered shards

@@ -7,11 +7,7 @@ from pathlib import Path
 
 from spark3r import __version__
 
-FRAMES = 24
-"""Default of ``--frames``."""
-
-TRIALS = 12
-"""Default of ``--trials``, and of `calibrate.calibrate`."""
+from ..defaults import FRAMES, TRIALS
 
 DTYPES = ("float32", "bfloat16", "float16")
 

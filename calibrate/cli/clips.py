@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from spark3r.clips import Clip
 from spark3r.errors import FamilyError
-from spark3r.families import Family
-from spark3r.footage import Footage, load_clip
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.families.base import Family
+from spark3r.io.clips import Footage, load_clip
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
-from .splits import Split, split_clips
-from .steps import Progress, Say
+from ..clips import Split, split_clips
+from ..progress import Progress, Say
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 
 from spark3r.errors import ProfileExistsError, Spark3rError
 
-from .arguments import FRAMES, parser
-from .budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
+from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
+from ..defaults import FRAMES
+from .arguments import parser
 
 if TYPE_CHECKING:
-    from spark3r.families import Family
+    from spark3r.families.base import Family
 
-    from .progress import Reporter
-    from .result import Calibration
-    from .splits import Split
+    from ..clips import Split
+    from ..progress import Reporter
+    from ..report.result import Calibration
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -91,13 +92,13 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
 
     import torch
 
-    from spark3r.families import detect
-    from spark3r.loading import about, load_model
+    from spark3r.families.registry import detect
+    from spark3r.loading.load import about, load_model
     from spark3r.profile import Profile, profile_path
 
-    from .calibration import plan, run
-    from .progress import Reporter
-    from .settings import Settings
+    from ..pipeline import plan, run
+    from ..progress import Reporter
+    from ..settings import Settings
 
     measured, frames = None, options.frames or FRAMES
     if options.profile is not None:  # what cannot be read is said before clips are made
@@ -143,8 +144,8 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
             say=say,
         )
 
-    from .report import write_report
-    from .summary import print_json, print_summary
+    from ..report.page import write_report
+    from ..report.summary import print_json, print_summary
 
     told = print_json if options.json else print_summary
     try:
@@ -205,7 +206,7 @@ def _cache_folder() -> Path:
 def _split(
     options: argparse.Namespace, frames: int, family: Family, patch_size: int, reporter: Reporter
 ) -> Split:
-    from .inputs import default_sources, read_split, reader, rendered_split
+    from .clips import default_sources, read_split, reader, rendered_split
 
     read = reader(family, options.size or 8 * patch_size, options.skip_bad)
     if not options.clip and not options.held_out:

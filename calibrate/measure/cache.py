@@ -22,13 +22,14 @@ from torch import nn
 
 import spark3r
 from spark3r.clips import Clip
-from spark3r.families import Family, detect, unwrap
-from spark3r.fingerprint import fingerprint
-from spark3r.precision import dtype_name
+from spark3r.families.base import Family, unwrap
+from spark3r.families.registry import detect
+from spark3r.identity import fingerprint
+from spark3r.runner import dtype_name
 from spark3r.schedule import OPERATORS_REVISION, Operators
 
-from .sensitivity import COLUMNS
-from .steps import Say, unsaid
+from ..progress import Say, unsaid
+from .probe import COLUMNS
 
 REVISION = 1
 """Raised whenever a profiler's numbers change their meaning."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean, geometric_mean
 
 import torch
 from torch import nn
 
 from spark3r.clips import Clip
-from spark3r.families import Family, detect
-from spark3r.inference import predict
-from spark3r.patching import apply
+from spark3r.errors import Spark3rError
+from spark3r.families.base import Family
+from spark3r.families.registry import detect
+from spark3r.memory import is_out_of_memory
+from spark3r.patching.patch import apply
 from spark3r.prediction import Prediction
+from spark3r.runner import predict
 from spark3r.schedule import Schedule
 
+from ..defaults import Objective, Source
 from .quality import Quality, assess
+from .score import DEVIATION_WEIGHT, LEAST_DEVIATION, score
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def run_dense(
     family: Family | None = None,
     dtype: torch.dtype | None = None,
 ) -> DenseRuns:
-    """Return the dense runs of an unpatched model, in a precision as `spark3r.inference.run` takes.
+    """Return the dense runs of an unpatched model, in a precision as `spark3r.runner.run` takes.
 
     Raises:
         ValueError: If there is no clip, or two have the same name.
@@ -76,7 +82,7 @@ def evaluate(
         dense: The clips and their dense runs.
         family: What is known of the model; None recognises it.
         clouds: Whether to compute accuracy and completeness of the points.
-        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
+        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
 
     Raises:
         PredictionError: If the model returns NaN or no prediction.
@@ -87,3 +93,54 @@ def evaluate(
             assess(predict(model, clip, family, dtype), clip, reference, clouds=clouds)
             for clip, reference in zip(dense.clips, dense.predictions, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Runs schedules on clips and scores them.
+
+    Attributes:
+        model: The model, unpatched between runs.
+        family: What is known of it.
+        source: What schedules are judged by.
+        objective: Which metrics count.
+        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
+    """
+
+    model: nn.Module
+    family: Family
+    source: Source
+    objective: Objective
+    dtype: torch.dtype | None = None
+
+    def qualities(self, schedule: Schedule, dense: DenseRuns) -> tuple[Quality, ...]:
+        """Return the quality of a schedule on each clip."""
+        return evaluate(self.model, schedule, dense, self.family, dtype=self.dtype)
+
+    def scores(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> dict[str, float]:
+        """Return the score of each clip, by its name."""
+        return {
+            quality.clip: score(quality, reference, self.source, self.objective)
+            for quality, reference in zip(qualities, dense.qualities, strict=True)
+        }
+
+    def deviations(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> dict[str, float]:
+        """Return the score by deviation of each clip, by its name."""
+        return replace(self, source="deviation").scores(qualities, dense)
+
+    def search_value(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> tuple[float, float]:
+        """Return what a search minimises, and the mean score by the source alone."""
+        scores = self.scores(qualities, dense).values()
+        mean = fmean(scores)
+        if self.source == "deviation":
+            # As schedules are compared: a mean of deviations is that of the few hardest clips.
+            shifted = geometric_mean(each + LEAST_DEVIATION for each in scores)
+            return shifted - LEAST_DEVIATION, mean
+        if self.source != "error":
+            return mean, mean
+        return mean + DEVIATION_WEIGHT * fmean(self.deviations(qualities, dense).values()), mean
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an error says that a schedule cannot be run: NaN, or out of memory."""
+    return isinstance(error, Spark3rError) or is_out_of_memory(error)

@@ -5,10 +5,10 @@ result is one table (`COLUMNS`), a row per operators, layer, axis, factor and me
 the metric's mean over clips; ``spread`` the standard deviation over clips of its paired difference
 from the operating point. The operating factor itself is among each layer's rows, so that what a
 factor does is the difference of two means of one layer and axis. Metrics are all figures of
-`calibrate.quality` and, as ``score.error`` and so on, the scores of `calibrate.objective`.
+`.quality` and, as ``score.error`` and so on, the scores of `.score`.
 
 The paper's probe is the setting ``operating_point=(1, 32)``, ``key_value_factors=(256,)`` with the
-paper's operators; `calibrate.damage` reads its rule, and the knapsack's choices, off the table.
+paper's operators; `sensitive_layers` reads its rule off the table.
 """
 
 from __future__ import annotations
@@ -23,21 +23,30 @@ import torch
 from torch import nn
 
 from spark3r.errors import Spark3rError
-from spark3r.families import Family, detect, unwrap
-from spark3r.inference import layout_of
+from spark3r.families.base import Family, unwrap
+from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.prediction import PredictionError
-from spark3r.reduction import clamp
-from spark3r.schedule import LayerRule, Operators, Schedule
+from spark3r.reduction.resolve import clamp
+from spark3r.runner import layout_of
+from spark3r.schedule import LayerRule, Operators, Schedule, operators_text
 
-from .evaluation import DenseRuns, evaluate
-from .naming import operators_text
-from .objective import Objective, Source, score
+from ..defaults import Objective, Source
+from .evaluator import DenseRuns, evaluate
 from .quality import Quality
+from .score import score
 
 _SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 
 COLUMNS = ("profiler", "operators", "layer", "axis", "factor", "metric", "mean", "spread", "clips")
+
+SENSITIVE_RATIO = 1.05
+"""Growth of an error above which Spark3R §IV-D calls a layer sensitive."""
+
+PAPER_METRICS = ("error.trajectory", "error.trajectory_step", "error.trajectory_step_deg")
+"""The errors of its probe: ATE, and translation and rotation from frame to frame (RPE)."""
+
+FAITHFULNESS = "score.deviation"
 
 
 class SensitivityError(Spark3rError):
@@ -72,7 +81,7 @@ def probe(
         layers: Which layers to probe; None for all.
         objective: Which metrics the scores count.
         family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
+        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
         progress: Called with the schedules run and their total.
 
     Returns:
@@ -192,3 +201,27 @@ def _rows(
             }
         )
     return rows
+
+
+def sensitive_layers(
+    table: pd.DataFrame,
+    metrics: Sequence[str] = PAPER_METRICS,
+    ratio: float = SENSITIVE_RATIO,
+) -> tuple[int, ...]:
+    """Return the layers that Spark3R §IV-D calls sensitive.
+
+    A layer is sensitive if any of the metrics, at the largest key-value factor of the table, is
+    more than ``ratio`` times what it is at the smallest, the operating point.
+
+    Raises:
+        SensitivityError: If the table has none of the metrics on the key-value axis.
+    """
+    part = table[(table["axis"] == "key_value") & table["metric"].isin(metrics)]
+    if part.empty:
+        raise SensitivityError(f"the sensitivities have none of {', '.join(metrics)}")
+    found = set()
+    for (layer, _), rows in part.groupby(["layer", "metric"]):
+        ordered = rows.sort_values("factor")["mean"]
+        if float(ordered.iloc[-1]) > ratio * float(ordered.iloc[0]):
+            found.add(int(layer))
+    return tuple(sorted(found))

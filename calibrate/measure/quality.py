@@ -4,7 +4,7 @@
 - *deviation*: the same distances to the dense run.
 - *consistency*: disagreement of the run with itself, and the spreads that vanish in a collapse.
 
-`calibrate.objective` makes one number of each.
+`calibrate.measure.score` makes one number of each.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spark3r.clips import Clip
 from spark3r.errors import ClipError
+from spark3r.geometry import unproject
 from spark3r.metrics import (
     ConsistencyMetrics,
     align_trajectories,
@@ -27,7 +28,6 @@ from spark3r.metrics import (
     pose_metrics,
     trajectory_metrics,
     umeyama,
-    unproject,
 )
 from spark3r.metrics.points import sample_evenly
 from spark3r.prediction import Prediction, PredictionError

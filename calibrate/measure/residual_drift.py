@@ -22,15 +22,15 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from spark3r.clips import Clip
-from spark3r.families import Family, detect, unwrap
-from spark3r.inference import layout_of, run
+from spark3r.families.base import Family, unwrap
+from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
-from spark3r.reduction import clamp
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.resolve import clamp
+from spark3r.runner import layout_of, run
+from spark3r.schedule import LayerRule, Operators, operators_text
 
-from .naming import operators_text
-from .sensitivity import COLUMNS, SensitivityError
-from .steps import Samples, uncounted
+from ..progress import Samples, uncounted
+from .probe import COLUMNS, SensitivityError
 
 METRIC = "drift"
 """Name of the metric in the table."""
@@ -63,11 +63,11 @@ def drift(
         query_factors: Query factors to try.
         key_value_factors: Key-value factors to try.
         family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
+        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
         progress: Told of the clips run.
 
     Returns:
-        A table as of `calibrate.sensitivity`, ``profiler`` being ``drift`` and the only metric
+        A table as of `calibrate.measure.probe`, ``profiler`` being ``drift`` and the only metric
         ``drift``.
 
     Raises:
@@ -122,7 +122,7 @@ def scale_drift(
 
     Args:
         drifts: From `drift`.
-        probes: From `calibrate.sensitivity.probe` around the dense model; few factors suffice.
+        probes: From `calibrate.measure.probe.probe` around the dense model; few factors suffice.
         metric: A metric of the probes.
         beside: Drift of what was probed, on the same clips, so that what sets those clips apart
             does not go into the slopes; None takes ``drifts``.
@@ -163,7 +163,7 @@ def rank_agreement(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> d
 
     Args:
         drifts: From `drift` or `scale_drift`.
-        probes: From `calibrate.sensitivity.probe`, on other clips to be fair.
+        probes: From `calibrate.measure.probe.probe`, on other clips to be fair.
         metric: A metric of the probes.
 
     Returns:

@@ -38,15 +38,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
 
 from spark3r.errors import ClipError
 from spark3r.metrics import ConsistencyMetrics, collapsed
 
+from ..defaults import Objective, Source
 from .quality import Distances, Quality
-
-Objective = Literal["balanced", "depth", "pose", "points"]
-Source = Literal["error", "consistency", "deviation"]
 
 ERROR_TOLERANCE: Mapping[str, float] = MappingProxyType(
     {"depth": 0.002, "rotation_deg": 0.1, "translation_deg": 0.5, "points": 0.002}

@@ -9,14 +9,11 @@ import pandas as pd
 
 from spark3r.clips import Clip
 from spark3r.layout import TokenLayout
-from spark3r.reduction import clamp
+from spark3r.reduction.resolve import clamp
 from spark3r.schedule import LayerRule, Operators
 
-from .damage import FAITHFULNESS, sensitive_layers
-from .drift import TRUSTED, drift, rank_agreement, scale_drift
-from .evaluation import DenseRuns, run_dense
-from .sensitivity import SensitivityError, probe
-from .settings import (
+from ..progress import Samples
+from ..settings import (
     ANCHOR_FACTOR,
     KEY_VALUE_FACTORS,
     OPERATORS,
@@ -29,8 +26,10 @@ from .settings import (
     Job,
     probed_of,
 )
-from .steps import Samples
-from .table_cache import cached_table, table_key
+from .cache import cached_table, table_key
+from .evaluator import DenseRuns, run_dense
+from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
+from .residual_drift import TRUSTED, drift, rank_agreement, scale_drift
 
 
 def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:

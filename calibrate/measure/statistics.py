@@ -56,7 +56,7 @@ def paired_ratio(
     Args:
         candidate: The figure of each clip, by name, not negative.
         baseline: The same of the other schedule.
-        tolerance: Added to both, so that figures near 0 do not decide; see `calibrate.objective`.
+        tolerance: Added to both, so that figures near 0 do not decide; see `.score`.
         confidence: Of the interval.
 
     Returns:

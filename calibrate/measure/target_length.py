@@ -10,9 +10,9 @@ from torch import Tensor
 from spark3r.errors import Spark3rError
 from spark3r.schedule import LayerRule, Operators
 
-from .budget import Budget, time_text
-from .latency_timing import time_layers, time_passes
-from .settings import Job
+from ..budget import Budget, time_text
+from ..settings import Job
+from .timing import time_layers, time_passes
 
 TARGET_LENGTHS = (128, 256, 512, 1024)
 """Lengths the default target is chosen from, in frames."""

@@ -6,6 +6,8 @@ target length. The global layers of a model are alike, so the first one stands f
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from spark3r.errors import FamilyError
-from spark3r.families import Family, detect, unwrap
-from spark3r.inference import device_of, first_attention_call, layout_of, run
+from spark3r.families.base import Family, unwrap
+from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
-from spark3r.patching import apply, remove
-from spark3r.precision import autocast
-from spark3r.reduction import clamp
-from spark3r.schedule import LayerRule, Operators, Schedule
+from spark3r.patching.patch import apply, remove
+from spark3r.patching.wall import apply_wall, wall_family
+from spark3r.reduction.resolve import clamp
+from spark3r.runner import autocast, device_of, first_attention_call, layout_of, run
+from spark3r.schedule import LayerRule, Operators, Schedule, operators_name
 from spark3r.timing import (
     MIN_ROUNDS,
     ROUNDS,
@@ -33,12 +36,9 @@ from spark3r.timing import (
     make_stopwatch,
     warm_up,
 )
-from spark3r.wall import apply_wall, wall_family
 
-from .latency import LatencyModel
-from .latency_fit import FitReport, LayerSample, PassSample, check_fit, fit
-from .naming import operators_name
-from .steps import Progress, Samples, uncounted, unseen
+from ..progress import Progress, Samples, uncounted, unseen
+from .latency_model import FitReport, LatencyModel, LayerSample, PassSample, check_fit, fit
 
 Treatment = Schedule | Literal["dense", "wall"]
 
@@ -104,7 +104,7 @@ def measure_latency(
         images: A clip of the target length, ``[S, 3, H, W]``.
         operators: The operators that schedules may use, each of which is timed.
         family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
+        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
         query_factors: Query factors of the layer grid.
         key_value_factors: Key-value factors of the layer grid.
         limit_s: About how many seconds the layers, and again the passes, may take; None for no
@@ -263,7 +263,7 @@ def time_passes(
         images: ``[S, 3, H, W]``.
         treatments: What to time, by name.
         family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.inference.run` takes it.
+        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
         limit_s: About how many seconds to take, though not less than `samples_to_take` needs.
         progress: Told of the samples taken and their total.
     """
@@ -389,3 +389,63 @@ def _require_alike(attention: Mapping[str, nn.Module]) -> None:
             "the global attention layers differ in class or size, so that one cannot be timed for "
             f"all: {', '.join(shapes)}"
         )
+
+
+PREDICTION_ERROR = 0.03
+"""Error of a prediction, as a share, that single timings are weighed against."""
+
+
+def unrest_of(*timings: Mapping[str, Latency]) -> float:
+    """Return how much timings of the same call differ, as a share.
+
+    The median over calls, and of timings from several times that of the busiest.
+    """
+    return max(map(_median_share, timings), default=0.0)
+
+
+def drift_of(then_ms: Mapping[str, float], now: Mapping[str, Latency]) -> tuple[float, float]:
+    """Return how much slower a machine has become, and how unsure that is.
+
+    Args:
+        then_ms: What calls took, by name.
+        now: What they take, by name; one of them at least has to be among them.
+
+    Returns:
+        What they take together divided by what they took; and by how much that ratio differs
+        between them, as a share.
+    """
+    known = [(now[name].median_ms, took_ms) for name, took_ms in then_ms.items() if name in now]
+    slower = [takes_ms / took_ms for takes_ms, took_ms in known]
+    together = sum(takes_ms for takes_ms, _ in known) / sum(took_ms for _, took_ms in known)
+    return together, math.log(max(slower) / min(slower))
+
+
+def pace_of(timed: Sequence[tuple[float, float]], wall: tuple[float, float]) -> float:
+    """Return how much slower a machine is than a latency model has it.
+
+    Args:
+        timed: Measured and predicted latencies of schedules.
+        wall: The same of the wall, which is short and easily disturbed: taken where there is no
+            schedule.
+    """
+    return statistics.median(now_ms / predicted_ms for now_ms, predicted_ms in timed or (wall,))
+
+
+def believed_ms(predicted_ms: float, measured_ms: float, unrest: float) -> float:
+    """Return the latency to believe in, between what was predicted and what was measured.
+
+    Their geometric mean, each weighing as the inverse of its squared error: timings of a quiet
+    machine stand, those of a busy one hardly move a prediction that was fitted to many more.
+
+    Args:
+        predicted_ms: What the latency model says.
+        measured_ms: Median of a few timings.
+        unrest: How much timings of the same call differ just then, as a share.
+    """
+    weight = PREDICTION_ERROR**2 / (PREDICTION_ERROR**2 + unrest**2)
+    return predicted_ms * float((measured_ms / predicted_ms) ** weight)
+
+
+def _median_share(latencies: Mapping[str, Latency]) -> float:
+    shares = [each.spread_ms / each.median_ms for each in latencies.values() if each.n > 1]
+    return statistics.median(shares) if shares else 0.0

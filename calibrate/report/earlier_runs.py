@@ -9,11 +9,12 @@ from spark3r.profile import Profile
 from spark3r.profile.evidence import BaselineRun, Measurement, ScheduleRun
 from spark3r.schedule import LayerRule, Schedule
 
-from .baselines import paper_schedules
-from .objective import Objective, Source, score
-from .problem import Problem
-from .records import recorded_quality
-from .unrest import pace_of
+from ..defaults import Objective, Source
+from ..measure.score import score
+from ..measure.timing import pace_of
+from ..search.baselines import paper_schedules
+from ..search.problem import Problem
+from .profile import recorded_quality
 
 
 @dataclass(frozen=True)

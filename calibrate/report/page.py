@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .budget import number_text
-from .damage import FAITHFULNESS
-from .naming import key_value_name, operators_text, query_name, rule_name
-from .objective import Source, mean_score
-from .pictures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
+from spark3r.schedule import key_value_name, operators_text, query_name, rule_name
+
+from ..budget import number_text
+from ..defaults import Source
+from ..measure.probe import FAITHFULNESS
+from ..measure.score import mean_score
+from ..settings import OPERATORS
+from ..verify.held_out import pace_beside
+from .figures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
-from .settings import OPERATORS
 from .summary import SOURCES, absent, latency_text, missed, percent_text, rows, work_text
-from .verify import pace_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +139,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         pictures: PNG files by name.
     """
     environment = Environment(
-        loader=PackageLoader("calibrate", "templates"),
+        loader=PackageLoader("calibrate.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,16 +8,16 @@ import pandas as pd
 
 from spark3r.profile import Profile
 
-from .budget import Budget, ResolvedBudget
-from .export import Evidence, make_profile
-from .kept import Kept
-from .latency_timing import LatencyTable
-from .objective import Objective, Source
-from .search import Found, Trial
-from .selection import Decision
-from .settings import Job, Settings
-from .splits import Split
-from .verify import Verified
+from ..budget import Budget, ResolvedBudget
+from ..clips import Split
+from ..defaults import Objective, Source
+from ..measure.timing import LatencyTable
+from ..search.optimizer import Found, Trial
+from ..settings import Job, Settings
+from ..verify.held_out import Verified
+from ..verify.selection import Decision
+from .earlier_runs import Kept
+from .profile import Evidence, make_profile
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spark3r.tables import print_table
+from spark3r.cli.tables import print_table
 
-from .budget import number_text, time_text
-from .comparison import Mean, mean_interval
-from .objective import Source, score
-from .quality import mean_figures
+from ..budget import number_text, time_text
+from ..defaults import Source
+from ..measure.quality import mean_figures
+from ..measure.score import score
+from ..measure.statistics import Mean, mean_interval
+from ..verify.held_out import Verified
 from .result import Calibration
-from .verify import Verified
 
 SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 

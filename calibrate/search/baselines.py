@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import clamp
-from spark3r.schedule import PAPER_TIER, LayerRule, LengthRule, Operators, Schedule
-
-from .naming import operators_name
+from spark3r.reduction.resolve import clamp
+from spark3r.schedule import PAPER_TIER, LayerRule, LengthRule, Operators, Schedule, operators_name
 
 PAPER_QUERY_FACTORS = (1, 2, 3, 4)
 

@@ -20,18 +20,11 @@ import pandas as pd
 from scipy.optimize import isotonic_regression
 
 from spark3r.layout import TokenLayout
-from spark3r.schedule import LayerRule, Operators
+from spark3r.schedule import LayerRule, Operators, operators_text
 
+from ..measure.latency_model import LatencyModel
+from ..measure.probe import FAITHFULNESS, SensitivityError
 from .knapsack import Choice
-from .latency import LatencyModel
-from .naming import operators_text
-from .sensitivity import SensitivityError
-
-SENSITIVE_RATIO = 1.05
-"""Growth of an error above which Spark3R §IV-D calls a layer sensitive."""
-
-PAPER_METRICS = ("error.trajectory", "error.trajectory_step", "error.trajectory_step_deg")
-"""The errors of its probe: ATE, and translation and rotation from frame to frame (RPE)."""
 
 REVISION = 8
 """Raised whenever the same sensitivities come to other choices; earlier searches stay apart."""
@@ -42,7 +35,6 @@ POWER = 2.0
 OFFERED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 """Factors to choose from, with those measured, up to the largest measured of an axis."""
 
-FAITHFULNESS = "score.deviation"
 
 Place = tuple[int, str, int]
 """Layer, axis and factor."""
@@ -52,7 +44,7 @@ def damages(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
     """Return the deviation of each factor by layer, axis and factor.
 
     Args:
-        table: From `probe` around the dense model, or `calibrate.drift.scale_drift`.
+        table: From `probe` around the dense model, or `residual_drift.scale_drift`.
         operators: Which operators.
 
     Raises:
@@ -127,30 +119,6 @@ def choices(
                 choice = Choice(rule, cost_ms, harm_q**POWER + harm_kv**POWER)
                 found.setdefault(layer, {}).setdefault(rule.effect(each), choice)
     return [list(found[layer].values()) for layer in sorted(found)]
-
-
-def sensitive_layers(
-    table: pd.DataFrame,
-    metrics: Sequence[str] = PAPER_METRICS,
-    ratio: float = SENSITIVE_RATIO,
-) -> tuple[int, ...]:
-    """Return the layers that Spark3R §IV-D calls sensitive.
-
-    A layer is sensitive if any of the metrics, at the largest key-value factor of the table, is
-    more than ``ratio`` times what it is at the smallest, the operating point.
-
-    Raises:
-        SensitivityError: If the table has none of the metrics on the key-value axis.
-    """
-    part = table[(table["axis"] == "key_value") & table["metric"].isin(metrics)]
-    if part.empty:
-        raise SensitivityError(f"the sensitivities have none of {', '.join(metrics)}")
-    found = set()
-    for (layer, _), rows in part.groupby(["layer", "metric"]):
-        ordered = rows.sort_values("factor")["mean"]
-        if float(ordered.iloc[-1]) > ratio * float(ordered.iloc[0]):
-            found.add(int(layer))
-    return tuple(sorted(found))
 
 
 def _axis(damage: Mapping[Place, float], layer: int, axis: str) -> dict[int, float]:

@@ -12,24 +12,14 @@ from torch import Tensor
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
-from .budget import time_text
-from .evaluation import DenseRuns
-from .goal import WithinBudget
-from .judge import Judge
-from .problem import Problem
-from .search import Found
-from .selection import (
-    SLACK,
-    Decision,
-    Finalist,
-    best_so_far,
-    choose,
-    finalists,
-    most_faithful,
-)
-from .settings import Job
-from .unrest import believed_ms, unrest_of
-from .verify import Verified, time_beside_the_wall, verify
+from ..budget import time_text
+from ..measure.evaluator import DenseRuns, Judge
+from ..measure.timing import believed_ms, unrest_of
+from ..search.optimizer import Found
+from ..search.problem import Problem, WithinBudget
+from ..settings import Job
+from .held_out import Verified, time_beside_the_wall, verify
+from .selection import SLACK, Decision, Finalist, best_so_far, choose, finalists, most_faithful
 
 OVER = 0.02
 """Share of the budget by which a measured schedule may exceed it before the model is corrected."""
@@ -133,8 +123,8 @@ def _settle(
     latencies = _timed(means, decision, "latency of finalists")
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
-        proposals = [trial for trial in found.ranked() if trial.parameters]
-        again = corrected.solved_again(proposals[:SOLVED_AGAIN])
+        best = [trial for trial in found.ranked() if trial.parameters][:SOLVED_AGAIN]
+        again = corrected.solved_again({trial.name: trial.parameters for trial in best})
         more = means.searched(corrected, trials=0, others=again)
         if more.ranked():
             stopped = found.interrupted or more.interrupted

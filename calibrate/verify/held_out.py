@@ -16,13 +16,11 @@ from torch import Tensor
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
-from .evaluation import DenseRuns
-from .judge import Judge, is_failure
-from .latency_timing import LatencyTable, Treatment, time_passes
-from .quality import Quality
+from ..measure.evaluator import DenseRuns, Judge, is_failure
+from ..measure.quality import Quality
+from ..measure.timing import LatencyTable, Treatment, pace_of, time_passes
+from ..progress import Samples, uncounted
 from .selection import Decision
-from .steps import Samples, uncounted
-from .unrest import pace_of
 
 
 @dataclass(frozen=True)

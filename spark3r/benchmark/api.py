@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ..env import device_name, environment
-from ..families import Family, detect, unwrap
-from ..inference import device_of, layout_of
+from ..families.base import Family, unwrap
+from ..families.registry import detect
+from ..runner import device_of, layout_of
 from ..timing import MIN_ROUNDS
 from .backends import AUTO, BACKENDS, FASTEST, fastest_backend, sdpa_backend
 from .fastvggt import apply_fastvggt

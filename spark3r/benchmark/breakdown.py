@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families import Family, detect, unwrap
-from ..inference import device_of
-from ..reduction import linear, merge
+from ..families.base import Family, unwrap
+from ..families.registry import detect
+from ..patching.sdpa import InPlaceOfProducts
+from ..reduction import merging, unmerging
+from ..runner import device_of
 from ..timing import Clock
 from . import fastvggt
-from .products import InPlaceOfProducts
 
 PARTS = (
     "encoder",
@@ -130,10 +131,10 @@ def record(
         for module, part in _modules(root, family):
             stack.enter_context(_hooked(module, part, meter))
         for home, name, part in (
-            (merge, "match", "matching"),
-            (merge, "merge", "merging"),
-            (merge, "unmerge", "merging"),
-            (linear, "unmerge", "merging"),
+            (merging, "match", "matching"),
+            (merging, "merge", "merging"),
+            (merging, "unmerge", "merging"),
+            (unmerging, "unmerge", "merging"),
             (fastvggt, "joint_places", "matching"),
         ):
             charged = _charged(getattr(home, name), part, meter)

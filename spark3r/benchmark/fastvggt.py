@@ -25,13 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families import Family, detect, unwrap
-from ..handle import Handle
+from ..families.base import Family, unwrap
+from ..families.registry import detect
 from ..layout import TokenLayout
-from ..patching import apply
-from ..reduction import merge
+from ..patching.handle import Handle
+from ..patching.patch import apply
+from ..patching.sdpa import InPlaceOfProducts
+from ..reduction import merging
 from ..schedule import LayerRule, Operators, Schedule
-from .products import InPlaceOfProducts
 
 CELL = 2
 PROTECTED = 0.1
@@ -139,5 +140,5 @@ def _attend(
     hidden: Tensor, plan: JointPlan, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
 ) -> Tensor:
     places = joint_places(hidden, plan)
-    query, key, value = (merge.merge(tokens, places, plan.kept) for tokens in (query, key, value))
-    return merge.unmerge(F.scaled_dot_product_attention(query, key, value, **kwargs), places)
+    query, key, value = (merging.merge(tokens, places, plan.kept) for tokens in (query, key, value))
+    return merging.unmerge(F.scaled_dot_product_attention(query, key, value, **kwargs), places)

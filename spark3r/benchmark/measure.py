@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families import Family
-from ..handle import Handle
-from ..inference import device_of, run
+from ..families.base import Family
 from ..memory import is_out_of_memory, peak_extra_mb
+from ..patching.handle import Handle
+from ..runner import device_of, run
 from ..timing import Call, Clock, Latency, interleaved
-from .parts import PassRecord, record
+from .breakdown import PassRecord, record
 from .treatments import Treatment
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .breakdown import PARTS
 from .measure import Measurement
-from .parts import PARTS
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import ScheduleError
-from ..families import Family, detect, unwrap
-from ..handle import Handle
-from ..patching import apply
+from ..families.base import Family, unwrap
+from ..families.registry import detect
+from ..patching.handle import Handle
+from ..patching.patch import apply
+from ..patching.wall import apply_wall
 from ..schedule import PAPER_SENSITIVE_LAYERS, Operators, Schedule, paper_schedule
-from ..wall import apply_wall
 from .fastvggt import apply_fastvggt
 
 ACCEPTED = (

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Spark3rError
-from ..tables import print_table
 from .arguments import add_json, add_model, parse_count, parse_grid
+from .tables import print_table
 
 if TYPE_CHECKING:
-    from ..benchmark import Benchmark
+    from ..benchmark.result import Benchmark
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -107,8 +107,8 @@ def _bench(options: argparse.Namespace) -> int:
         _refuse_output(options.output, options.overwrite)
     import torch
 
-    from ..benchmark import bench
-    from ..loading import about, load_model
+    from ..benchmark.api import bench
+    from ..loading.load import about, load_model
 
     device = _device(options.device)
     if options.cpu_time and device != "cpu":
@@ -145,7 +145,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def print_result(result: Benchmark) -> None:
     """Print a benchmark's table, the time by part, and the growth exponents."""
-    from ..benchmark.parts import PARTS
+    from ..benchmark.breakdown import PARTS
     from ..benchmark.result import COLUMNS, cells, part_cells
 
     rows, columns = result.grid

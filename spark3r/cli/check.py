@@ -54,12 +54,12 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _fit(profile: Profile, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    from .. import families
-    from ..fingerprint import describe
-    from ..loading import load_model
+    from ..families import detect, unwrap
+    from ..identity import describe
+    from ..loading.load import load_model
 
-    root = families.unwrap(load_model(name))
-    family = families.detect(root)
+    root = unwrap(load_model(name))
+    family = detect(root)
     record = describe(family.name, family.attention(root), family.facts(root))
     fit = profile.compatibility(record, name=name)
     return fit.errors, fit.warnings

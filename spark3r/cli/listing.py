@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..tables import print_table
 from .arguments import add_json
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..profile import Profile, Status

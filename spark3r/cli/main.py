@@ -9,13 +9,27 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from . import __version__
-from .commands import COMMANDS
-from .errors import Spark3rError
+from .. import __version__
+from ..errors import Spark3rError
+from .bench import add_bench
+from .check import add_check
+from .listing import add_list
+from .run import add_run
+from .show import add_show
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], None], ...] = (
+    add_list,
+    add_show,
+    add_check,
+    add_run,
+    add_bench,
+)
+"""The subcommands. Each function declares the arguments of one and names what runs it (``run=``);
+it imports what it runs only then, so that help stays instant."""
 
 EXAMPLES = """examples:
   spark3r list

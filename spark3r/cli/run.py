@@ -17,8 +17,8 @@ from .arguments import add_json, add_model, parse_count
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..families import Family
-    from ..footage import Footage
+    from ..families.base import Family
+    from ..io.clips import Footage
     from ..prediction import Prediction
     from ..profile import Profile
     from ..reconstruction import Reconstruction
@@ -111,8 +111,8 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     ):
         if given and not options.profile:
             wrong_usage(f"{flag} needs a --profile")
-    from ..footage import check_source
-    from ..outputs import new_folder, refuse_folder
+    from ..io.clips import check_source
+    from ..io.outputs import new_folder, refuse_folder
 
     # What can be refused at once is, before a model of several GB is loaded.
     refuse_folder(options.output)
@@ -122,8 +122,8 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
     import torch
 
-    from ..families import detect
-    from ..loading import about, load_model
+    from ..families.registry import detect
+    from ..loading.load import about, load_model
     from ..reconstruction import reconstruct
 
     told = about(options.model)
@@ -157,7 +157,7 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
 def _refuse_without_pillow() -> None:
     from ..errors import ClipError
-    from ..footage.frames import INSTALL
+    from ..io.frames import INSTALL
 
     if find_spec("PIL") is None:
         raise ClipError(f"previews are written with Pillow, which is missing: {INSTALL}")
@@ -167,7 +167,7 @@ def _refuse_misfit(
     model: nn.Module, profile: Profile, schedule: str | None, family: Family
 ) -> None:
     """Refuse a profile that does not fit the model, before footage is decoded for it."""
-    from ..patching import apply
+    from ..patching.patch import apply
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are told when it is applied to run
@@ -195,7 +195,7 @@ def _default_device() -> str:
 
 
 def _footage(options: argparse.Namespace, family: Family, patch_size: int) -> Footage:
-    from ..footage import load_clip
+    from ..io.clips import load_clip
 
     assert family.preprocess is not None, "every family that is recognised has one"
     footage = load_clip(
@@ -222,8 +222,8 @@ def _record(
 ) -> dict[str, Any]:
     """Return what was run and how it went, as JSON."""
     from ..env import environment
-    from ..loading import about
-    from ..precision import dtype_name
+    from ..loading.load import about
+    from ..runner import dtype_name
 
     told = about(options.model)
     height, width = made.run.prediction.image_size
@@ -261,7 +261,7 @@ def _write(
     record: dict[str, Any],
     options: argparse.Namespace,
 ) -> int:
-    from ..outputs import LEAST_CONFIDENT_PERCENT, MAX_POINTS, write_outputs
+    from ..io.outputs import LEAST_CONFIDENT_PERCENT, MAX_POINTS, write_outputs
 
     _say("writing")
     percent = options.least_confident

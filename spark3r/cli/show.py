@@ -6,15 +6,15 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..tables import print_table
 from .arguments import add_json, add_profile, grid_text, parse_count, parse_grid
 from .listing import summary
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..layout import TokenLayout
     from ..profile import Profile
     from ..profile.evidence import Timing
-    from ..profile.sections import ScheduleRecord
+    from ..profile.model import ScheduleRecord
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -81,7 +81,10 @@ def _show(options: argparse.Namespace) -> int:
 
 def _cost(profile: Profile, name: str, layout: TokenLayout) -> dict[str, Any]:
     """Return a schedule's realised lengths and cost on a layout, layer by layer."""
-    from ..reduction import attention_share, key_value_length, query_length, resolve
+    from ..reduction.attention import attention_share
+    from ..reduction.merging import query_length
+    from ..reduction.pruning import key_value_length
+    from ..reduction.resolve import resolve
 
     record = _record(profile, name)
     rules = resolve(record.schedule(), layout)

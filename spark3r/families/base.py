@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..prediction import Prediction
-from .preprocessing import Preprocess
+from .parts.preprocessing import Preprocess
 
 Replacement = tuple[nn.Module, str, object]  # module, attribute, value to set on it
 LayoutFunction = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], tuple[int, TokenLayout]]

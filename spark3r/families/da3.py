@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..prediction import Prediction
-from ..reduction import attend, select
+from ..reduction.attention import attend
+from ..reduction.pruning import select
 from ..schedule import LayerRule
-from .da3_memory import saver
-from .family import Family, unwrap
-from .outputs import first_clip
-from .preprocessing import imagenet_normalised, longest_side
-from .projection import join, project
-from .rotary import rotate, without_waiting
-from .structure import (
+from .base import Family, unwrap
+from .parts.da3_memory import saver
+from .parts.outputs import first_clip
+from .parts.preprocessing import imagenet_normalised, longest_side
+from .parts.projection import join, project
+from .parts.recognition import (
     arguments,
     attentions,
     clip_images,
@@ -36,6 +36,7 @@ from .structure import (
     refuse_stale_positions,
     unlike,
 )
+from .parts.rotary import rotate, without_waiting
 
 # The network, the same inside the API object, the nested network, and that inside the API object.
 _BACKBONES = ("backbone", "model.backbone", "da3.backbone", "model.da3.backbone", "")

@@ -18,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import FamilyError, LayoutError
 from ..layout import TokenLayout
-from ..reduction import attend, select
+from ..reduction.attention import attend
+from ..reduction.pruning import select
 from ..schedule import LayerRule
-from .family import Family, LayoutFunction
+from .base import Family, LayoutFunction
 
 
 def generic(

@@ -15,14 +15,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..reduction import attend, select
+from ..reduction.attention import attend
+from ..reduction.pruning import select
 from ..schedule import LayerRule
-from . import aggregator
-from .chunking import aggregator_in_pieces
-from .family import Family, Replacement
-from .preprocessing import balanced
-from .projection import join, project
-from .structure import (
+from .base import Family, Replacement
+from .parts import aggregator
+from .parts.memory import aggregator_in_pieces
+from .parts.preprocessing import balanced
+from .parts.projection import join, project
+from .parts.recognition import (
     attentions,
     has,
     is_fused_attention,

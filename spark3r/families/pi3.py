@@ -17,15 +17,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..layout import TokenLayout
 from ..prediction import Prediction
-from ..reduction import KeySelection, attend, select
+from ..reduction.attention import attend
+from ..reduction.pruning import KeySelection, select
 from ..schedule import LayerRule
-from .chunking import by_frames, by_tokens, encoder_by_frames
-from .family import Family, Replacement
-from .outputs import first_clip
-from .preprocessing import first_image_area
-from .projection import join, project
-from .rotary import rotate, without_waiting
-from .structure import (
+from .base import Family, Replacement
+from .parts.memory import by_frames, by_tokens, encoder_by_frames
+from .parts.outputs import first_clip
+from .parts.preprocessing import first_image_area
+from .parts.projection import join, project
+from .parts.recognition import (
     attentions,
     clip_images,
     has,
@@ -35,6 +35,7 @@ from .structure import (
     refuse_stale_positions,
     unlike,
 )
+from .parts.rotary import rotate, without_waiting
 
 _ARGUMENTS = ("x", "attn_bias", "xpos")
 

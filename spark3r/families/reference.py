@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..geometry import PIXEL_CENTRE
 from ..layout import TokenLayout
-from ..metrics.geometry import PIXEL_CENTRE
-from ..reduction import attend, select
-from ..reference.rope import apply_rope
+from ..reduction.attention import attend
+from ..reduction.pruning import select
+from ..rope import apply_rope
 from ..schedule import LayerRule
-from . import aggregator
-from .chunking import aggregator_in_pieces
-from .family import Family, Replacement
-from .preprocessing import balanced
-from .projection import join, project
+from .base import Family, Replacement
+from .parts import aggregator
+from .parts.memory import aggregator_in_pieces
+from .parts.preprocessing import balanced
+from .parts.projection import join, project
 
 _START = "patch_start_idx"
 

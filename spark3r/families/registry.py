@@ -1,4 +1,4 @@
-"""Model families: one file per architecture, and a generic one for all others.
+"""The known families, and which of them a model belongs to.
 
 A new family is one file that ends in ``FAMILY = Family(...)`` and one entry in `FAMILIES`.
 """
@@ -9,14 +9,11 @@ from torch import nn
 
 from ..errors import FamilyError
 from . import da3, omega, pi3, reference, vggt
-from .family import Family, unwrap
-from .generic import generic
+from .base import Family, unwrap
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY for module in (reference, vggt, pi3, da3, omega)
 }
-
-__all__ = ["FAMILIES", "Family", "detect", "generic", "unwrap"]
 
 
 def detect(model: nn.Module) -> Family:

@@ -12,22 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..reduction import attend, select
+from ..reduction.attention import attend
+from ..reduction.pruning import select
 from ..schedule import LayerRule
-from . import aggregator
-from .family import Family
-from .preprocessing import crop_width
-from .projection import join, project
-from .rotary import rotate, without_waiting
-from .structure import (
-    attentions,
-    has,
-    is_fused_attention,
-    locate,
-    refuse_dropout,
-    unlike,
-)
-from .vggt_memory import saver
+from .base import Family
+from .parts import aggregator
+from .parts.preprocessing import crop_width
+from .parts.projection import join, project
+from .parts.recognition import attentions, has, is_fused_attention, locate, refuse_dropout, unlike
+from .parts.rotary import rotate, without_waiting
+from .parts.vggt_memory import saver
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "pos")

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..metrics.geometry import invert_pose
-from ..pose_encoding import matrix_to_quaternion
+from ..geometry import invert_pose, matrix_to_quaternion
 from ..prediction import Prediction
 
 CONVENTION = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..clips import Clip
 from ..errors import ClipError
-from ..families.preprocessing import Preprocess, UnfitImageError
+from ..families.parts.preprocessing import Preprocess, UnfitImageError
 from .frames import Frame, Selection
 from .images import read_folder
 from .video import read_video
@@ -157,7 +157,7 @@ def _name(path: Path) -> str:
 
 
 def _rendered(source: str, frames: int, size: int) -> Footage:
-    from ..reference.render import rendered_clip
+    from ..reference.scenes.render import rendered_clip
 
     clip = rendered_clip(int(source.removeprefix(RENDERED)), frames, size, size)
     numbers = range(frames)

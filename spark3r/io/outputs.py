@@ -24,11 +24,11 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import Spark3rError
-from ..footage import Footage
 from ..prediction import Prediction
 from .cameras import cameras_record, tum_lines
-from .cloud import coloured_points, write_ply
-from .depth import coloured_depth, depth_range
+from .clips import Footage
+from .depth_maps import coloured_depth, depth_range
+from .point_cloud import coloured_points, write_ply
 
 __all__ = ["LEAST_CONFIDENT_PERCENT", "MAX_POINTS", "new_folder", "refuse_folder", "write_outputs"]
 

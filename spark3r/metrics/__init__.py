@@ -1,7 +1,7 @@
 """Depth, pose, trajectory and point metrics, and consistency. Needs torch only.
 
 Angles are in degrees, sizes and shares are fractions, extrinsics map world to camera in OpenCV
-axes, intrinsics are in pixels (`spark3r.metrics.geometry` states the conventions). Functions called
+axes, intrinsics are in pixels (`spark3r.geometry` states the conventions). Functions called
 ``..._metrics`` take one clip and return a frozen record of plain numbers; the others take tensors
 with leading batch dimensions where their docstrings show ``...``. Values that are NaN or infinite
 are errors; trajectories and clips that leave a figure undetermined have a defined value, and the
@@ -10,28 +10,11 @@ record says so in ``degenerate`` (or holds None).
 
 from __future__ import annotations
 
+from ..geometry import camera_centres, invert_pose, pixel_grid, project, unproject
 from .alignment import Alignment, Similarity, align_trajectories, umeyama
-from .consistency import (
-    ConsistencyMetrics,
-    collapsed,
-    consistency_metrics,
-    key_frame_indices,
-)
-from .depth import (
-    DepthAlignment,
-    DepthMetrics,
-    depth_metrics,
-    log_depth_deviation,
-    median_scale,
-)
-from .geometry import camera_centres, invert_pose, pixel_grid, project, unproject
-from .points import (
-    PointMetrics,
-    nearest_distances,
-    point_deviation,
-    point_metrics,
-    scene_size,
-)
+from .consistency import ConsistencyMetrics, collapsed, consistency_metrics, key_frame_indices
+from .depth import DepthAlignment, DepthMetrics, depth_metrics, log_depth_deviation, median_scale
+from .points import PointMetrics, nearest_distances, point_deviation, point_metrics, scene_size
 from .pose import (
     PairErrors,
     PoseMetrics,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import camera_centres, check_finite, check_shape, invert_pose
+from ..geometry import camera_centres, check_finite, check_shape, invert_pose
 
 # Spread of the camera centres (world units, and relative to their distance from the origin) below
 # which they do not move, and ratio of their second to their first principal extent below which

@@ -19,13 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import (
-    camera_centres,
-    check_finite,
-    check_shape,
-    invert_pose,
-    pixel_grid,
-)
+from ..geometry import camera_centres, check_finite, check_shape, invert_pose, pixel_grid
 from .pose import frame_pairs, rotation_angle_deg
 
 # Pixels warped at once; a warp keeps about ten floats per pixel.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..geometry import check_finite, check_shape
 from .alignment import Similarity
-from .geometry import check_finite, check_shape
 
 # Distances computed at once: 2**24 float32 are 64 MiB.
 _CHUNK = 1 << 24

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import camera_centres, check_finite, check_shape
+from ..geometry import camera_centres, check_finite, check_shape
 
 # Baselines below this, in world units and relative to the cameras' distance from the origin, are
 # rounding noise of float32 poses: no direction can be read from them.

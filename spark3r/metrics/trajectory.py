@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..geometry import camera_centres, check_shape, invert_pose
 from .alignment import align_trajectories, is_still, umeyama
-from .geometry import camera_centres, check_shape, invert_pose
 from .pose import rotation_angle_deg
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import PatchError, Spark3rWarning
-from .families import Family
-from .layout import TokenLayout
+from ..errors import PatchError, Spark3rWarning
+from ..families.base import Family
+from ..layout import TokenLayout
+from ..reduction.resolve import resolve
+from ..runner import dtype_name, dtype_of, product_dtype
+from ..schedule import LayerRule, Schedule
 from .passes import Pass, Passes
-from .precision import dtype_name, dtype_of, product_dtype
-from .reduction import resolve
-from .schedule import LayerRule, Schedule
 
 HANDLE = "_spark3r_handle"  # on the root module
 PLACE = "_spark3r_place"  # on each global attention module

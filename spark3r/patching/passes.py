@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
-from .errors import LayoutError
-from .layout import TokenLayout
-from .schedule import LayerRule
+from ..errors import LayoutError
+from ..layout import TokenLayout
+from ..schedule import LayerRule
 
 
 @dataclass(frozen=True)

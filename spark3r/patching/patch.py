@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .errors import FamilyError, PatchError, Spark3rWarning
-from .families import FAMILIES, Family, detect, unwrap
+from ..errors import FamilyError, PatchError, Spark3rWarning
+from ..families.base import Family, unwrap
+from ..families.registry import FAMILIES, detect
+from ..identity import name_of
+from ..schedule import Schedule
 from .handle import HANDLE, Handle
-from .model_names import name_of
-from .schedule import Schedule
 
 if TYPE_CHECKING:
-    from .profile import Profile
+    from ..profile import Profile
 
 
 def apply(
@@ -71,7 +72,7 @@ def apply(
             )
         chosen, grids, dtypes = profile, frozenset[tuple[int, int]](), frozenset[str]()
     else:
-        from .profile import load_profile  # pydantic is not needed for a Schedule
+        from ..profile import load_profile  # pydantic is not needed for a Schedule
 
         loaded = load_profile(profile)
         chosen = loaded.schedule(schedule)
@@ -110,7 +111,7 @@ def is_applied(model: nn.Module) -> bool:
 
 
 def _check(profile: Profile, root: nn.Module, family: Family, strict: bool) -> None:
-    from .fingerprint import describe
+    from ..identity import describe
 
     attention = family.attention(root)
     record = describe(family.name, attention, family.facts(root))

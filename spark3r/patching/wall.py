@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .families import Family, detect, unwrap
+from ..families.base import Family, unwrap
+from ..families.registry import detect
+from ..layout import TokenLayout
+from ..schedule import LayerRule, Operators, Schedule
 from .handle import Handle
-from .layout import TokenLayout
-from .patching import apply
-from .schedule import LayerRule, Operators, Schedule
+from .patch import apply
 
 # The rules of this schedule are never followed: it only has to be reduced, at any clip length.
 _ANY_REDUCTION = 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .compatibility import Compatibility
 from .document import Profile
 from .library import load_profile, profile_path, shipped_folder, shipped_names
-from .sections import STATUS_WORDS, ModelRecord, Status
+from .model import STATUS_WORDS, ModelRecord, Status
 
 __all__ = [
     "STATUS_WORDS",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..env import device_name
 from ..schedule import OPERATORS_REVISION
-from .sections import ModelRecord
+from .model import ModelRecord
 
 if TYPE_CHECKING:
     from .document import Profile

@@ -15,10 +15,10 @@ from ..errors import ProfileError
 from ..schedule import Schedule
 from . import files
 from .compatibility import Compatibility, compare
-from .consistency import contradictions
 from .evidence import Measurement, Sensitivity
-from .problems import problem_lines, profile_error, shown
-from .sections import ModelRecord, Name, ScheduleRecord, Section, Status
+from .messages import problem_lines, profile_error, shown
+from .model import ModelRecord, Name, ScheduleRecord, Section, Status
+from .validation import contradictions
 
 FORMAT: Literal["spark3r-profile"] = "spark3r-profile"
 VERSION: Literal[1] = 1

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from .sections import Count, Factor, Factors, Name, OperatorsRecord, Section
+from .model import Count, Factor, Factors, Name, OperatorsRecord, Section
 
 Milliseconds = Annotated[float, Field(gt=0)]
 FigureTable = Annotated[dict[str, float], Field(min_length=1)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProfileError, ProfileExistsError
-from .problems import field_path
+from .messages import field_path
 
 MAX_BYTES = 16 * 2**20
 LINE_WIDTH = 100

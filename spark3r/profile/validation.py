@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ScheduleError
 from .evidence import Measurement, Run, Sensitivity
-from .problems import shown
-from .sections import ModelRecord, ScheduleRecord
+from .messages import shown
+from .model import ModelRecord, ScheduleRecord
 
 if TYPE_CHECKING:
     from .document import Profile

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..errors import ScheduleError
 from ..layout import TokenLayout
 from ..schedule import LayerRule
-from . import linear, merge
-from .prune import KeySelection, key_value_length
+from . import merging, unmerging
+from .pruning import KeySelection, key_value_length
 
 
 def attend(
@@ -42,16 +42,16 @@ def attend(
     mask = None if selection is None else selection.bias(query.dtype)
     if mask is not None:
         mask = mask.view(1, 1, 1, -1)  # broadcast over queries, never written out
-    merge_plan = merge.plan(layout, rule, query.device)
+    merge_plan = merging.plan(layout, rule, query.device)
     if merge_plan is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    places = merge.match(query, merge_plan)
-    merged = merge.merge(query, places, merge_plan.kept.shape[0])
+    places = merging.match(query, merge_plan)
+    merged = merging.merge(query, places, merge_plan.kept.shape[0])
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
     assert rule.operators is not None, "resolve the schedule first"
     if rule.operators.unmerge == "linear":
-        return linear.unmerge(query, merged, output, places, merge_plan)
-    return merge.unmerge(output, places)
+        return unmerging.unmerge(query, merged, output, places, merge_plan)
+    return merging.unmerge(output, places)
 
 
 def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
@@ -68,6 +68,7 @@ def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
     if not rules:
         raise ScheduleError("the share of no layers is not defined: pass at least one rule")
     shares = [
-        merge.query_length(layout, rule) * key_value_length(layout, rule) / dense for rule in rules
+        merging.query_length(layout, rule) * key_value_length(layout, rule) / dense
+        for rule in rules
     ]
     return sum(shares) / len(shares)

@@ -1,4 +1,4 @@
-"""Token reduction on plain tensors: thin keys and values, merge queries, attend, unmerge."""
+"""Bring a schedule down to one pass: its length, and what its layout allows."""
 
 from __future__ import annotations
 
@@ -6,20 +6,6 @@ from dataclasses import replace
 
 from ..layout import TokenLayout
 from ..schedule import LayerRule, Schedule
-from .attention import attend, attention_share
-from .merge import query_length
-from .prune import KeySelection, key_value_length, select
-
-__all__ = [
-    "KeySelection",
-    "attend",
-    "attention_share",
-    "clamp",
-    "key_value_length",
-    "query_length",
-    "resolve",
-    "select",
-]
 
 
 def resolve(schedule: Schedule, layout: TokenLayout) -> tuple[LayerRule, ...]:

@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from . import merge
-from .merge import MergePlan, features, nearest, precisely
+from . import merging
+from .merging import MergePlan, features, nearest, precisely
 
 COMPARED_PER_FEATURE = 4
 """Destinations compared, in multiples of the H·D numbers of a query."""
@@ -48,8 +48,8 @@ def unmerge(
     limit = torch.finfo(dtype).max
     slope = fit(merged, output, plan).clamp(-limit, limit).to(dtype)
     # In place, since these tensors are as long as the clip and nobody else has them.
-    apart = merge.unmerge(merged, places).sub_(query).to(dtype)  # zero where nothing was merged
-    moved = _side_by_side(merge.unmerge(output, places))
+    apart = merging.unmerge(merged, places).sub_(query).to(dtype)  # zero where nothing was merged
+    moved = _side_by_side(merging.unmerge(output, places))
     moved.baddbmm_(_side_by_side(apart), slope, alpha=-1)
     return moved.unflatten(2, (output.shape[1], output.shape[3])).transpose(1, 2)
 
@@ -124,7 +124,7 @@ def _pairs(merged: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
 
 def _differences(merged: Tensor, one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``[B, H, K, D]`` at places ``other`` less that at ``one``, as ``[B, R, H·D]``."""
-    taken = (_side_by_side(merge.unmerge(merged, places)).to(dtype) for places in (other, one))
+    taken = (_side_by_side(merging.unmerge(merged, places)).to(dtype) for places in (other, one))
     return torch.sub(*taken)
 
 

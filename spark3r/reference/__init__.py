@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spark3r.reference.model import ReferenceModel as ReferenceModel
-    from spark3r.reference.weights import load as load
+    from .model import ReferenceModel as ReferenceModel
+    from .weights import load as load
 
 _HOMES = {
     "ReferenceModel": "spark3r.reference.model",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spark3r.reference.rope import Rope, apply_rope
+from ..rope import Rope, apply_rope
 
 # Well above VGGT's 0.01: a model trained for hours, not weeks, needs its blocks to count early.
 LAYER_SCALE = 0.2

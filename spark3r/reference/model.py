@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spark3r.reference.blocks import Block
-from spark3r.reference.heads import CameraHead, DepthHead
-from spark3r.reference.rope import make_rope
+from ..rope import make_rope
+from .blocks import Block
+from .heads import CameraHead, DepthHead
 
 WIDTH = 128
 HEADS = 4

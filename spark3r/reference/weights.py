@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from spark3r.reference.model import ReferenceModel
+from .model import ReferenceModel
 
 SHIPPED_WEIGHTS = Path(__file__).with_name("weights.safetensors")
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from conftest import make_images, make_model
+from small_models import make_images, make_model
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import spark3r
 from spark3r import Schedule
-from spark3r.inference import run
-from spark3r.reduction import merge
+from spark3r.reduction import merging
+from spark3r.runner import run
 
 FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 STEPS = ("compiled", "head", "merged")
@@ -37,7 +37,7 @@ def past_the_wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "families"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "support"))
     return importlib.import_module("stand_ins")
 
 
@@ -68,8 +68,8 @@ def test_merged_tokens_share_one_update(past_the_wall: ModuleType, monkeypatch: 
     passes: list[tuple[Tensor, Tensor]] = []
     attended: list[Tensor] = []
     places: list[Tensor] = []
-    matched = merge.match
-    monkeypatch.setattr(merge, "match", lambda *args: places.append(matched(*args)) or places[-1])
+    matched = merging.match
+    monkeypatch.setattr(merging, "match", lambda *args: places.append(matched(*args)) or places[-1])
     block.register_forward_hook(lambda _, args, output: passes.append((args[0], output)))
     block.attn.register_forward_hook(lambda _, args, output: attended.append(output))
     step = past_the_wall.steps(model, backend="eager")[0]["merged"]

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from benchmark_scripts import script
 
-from spark3r.benchmark.parts import PARTS
+from spark3r.benchmark.breakdown import PARTS
 from spark3r.benchmark.result import Row
 
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_job
 from tiny_job import JOB
 
-from calibrate.cli import main
+from calibrate.cli.main import main
 from spark3r import Profile
 
 
@@ -21,7 +21,9 @@ def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("calibrate.cli._split", lambda *_: pytest.fail("clips were made"))
+    monkeypatch.setattr(
+        "calibrate.cli.clips.read_split", lambda *_, **__: pytest.fail("clips were made")
+    )
     (tmp_path / "bad.json").write_text("hi")
     assert main(["--budget", "75%", *JOB, "--from", "bad.json", "--output", "a.json"]) == 1
     assert "bad.json: not JSON" in capsys.readouterr().err
@@ -36,9 +38,9 @@ def test_from_a_profile_measures_nothing_but_the_answer(
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("calibrate.calibration.measure_latency", fail)
-    monkeypatch.setattr("calibrate.profiling.probe", fail)
-    monkeypatch.setattr("calibrate.searching.search", fail)
+    monkeypatch.setattr("calibrate.pipeline.measure_latency", fail)
+    monkeypatch.setattr("calibrate.measure.sensitivity.probe", fail)
+    monkeypatch.setattr("calibrate.search.optimizer.search", fail)
     again = ["--budget", "60%", *JOB, "--from", "a.json", "--output", "b.json", "--json"]
     assert main(again) == 0
     out, err = capsys.readouterr()
@@ -106,7 +108,7 @@ def test_from_a_profile_without_figures_says_what_is_not_drawn(
 def test_without_a_word_clips_are_as_long_as_the_profile_holds_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("calibrate.inputs.HELD_OUT_CLIPS", 2)
+    monkeypatch.setattr("calibrate.cli.clips.HELD_OUT_CLIPS", 2)
     longer = ["--frames", "26", *JOB[2:], "--quiet"]
     assert longer[2:4] == ["--size", "16"]
     assert main(["--budget", "75%", *longer, "--output", "a.json"]) == 0
@@ -148,7 +150,7 @@ def test_another_length_is_not_said_to_be_too_long_for_dense(tmp_path: Path) -> 
 
 def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
     """As the search scored it: dense stands beside every schedule, on the same clips."""
-    from calibrate.records import recorded_quality
+    from calibrate.report.profile import recorded_quality
 
     assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
     measurement = Profile.load(tmp_path / "a.json").measurements[0]

@@ -13,14 +13,14 @@ import torch
 
 import calibrate
 from calibrate.budget import UnreachableBudgetError, parse_budget
-from calibrate.calibration import run
-from calibrate.report import write_report
-from calibrate.sensitivity import SensitivityError
+from calibrate.clips import split_clips
+from calibrate.measure.probe import SensitivityError
+from calibrate.measure.target_length import clip_of_length
+from calibrate.pipeline import run
+from calibrate.report.page import write_report
+from calibrate.report.summary import missed
+from calibrate.search.storage import StudyError
 from calibrate.settings import Settings
-from calibrate.splits import split_clips
-from calibrate.study import StudyError
-from calibrate.summary import missed
-from calibrate.target_length import clip_of_length
 from spark3r import ClipError, Profile, Schedule, Spark3rError, apply
 from spark3r.errors import Spark3rWarning
 from spark3r.timing import Latency
@@ -124,7 +124,7 @@ def test_from_a_profile_of_a_faster_hour(clips: list, tmp_path: Path) -> None:
 def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
     clips: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import calibrate.verify
+    import calibrate.verify.held_out
 
     path, split = tmp_path / "a.json", split_clips(clips)
     run(tiny_job.make_tiny(), split, settings()).profile.save(path)
@@ -137,7 +137,7 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
                 timed[name] = Latency((tiny_job.WALL_MS + 1.5 * work_ms,))
         return timed
 
-    monkeypatch.setattr(calibrate.verify, "time_passes", slower)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", slower)
     lines: list[str] = []
     result = run(
         tiny_job.make_tiny(), split, settings("75ms/clip"), measured=path, say=lines.append
@@ -153,12 +153,12 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
 
 
 def test_what_was_not_timed_is_not_said_to_be(clips: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    import calibrate.verify
+    import calibrate.verify.held_out
 
     def nothing(*args: object, **kwargs: object) -> dict[str, Latency]:
         return {}  # nothing fits beside what others hold
 
-    monkeypatch.setattr(calibrate.verify, "time_passes", nothing)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", nothing)
     result = run(tiny_job.make_tiny(), split_clips(clips), settings())
     (measurement,) = result.profile.measurements
     assert all(each.latency is None for each in measurement.schedules)
@@ -188,7 +188,7 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
     clips: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is slower than its latency model says, and not all schedules alike."""
-    import calibrate.verify
+    import calibrate.verify.held_out
 
     asked: list[Any] = []
 
@@ -203,7 +203,7 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
                 timed[name] = Latency((slow_ms,))
         return timed
 
-    monkeypatch.setattr(calibrate.verify, "time_passes", slower)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", slower)
     lines: list[str] = []
     result = run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
     assert any("corrected and solved once more" in line for line in lines)
@@ -216,7 +216,7 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
 def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
     dense_fits: bool, clips: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import calibrate.verify
+    import calibrate.verify.held_out
 
     def disturbed(model, images, treatments, **kwargs):
         timed = tiny_job.timed_passes(model, images, treatments)
@@ -225,7 +225,7 @@ def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
             timed.pop("dense", None)
         return timed
 
-    monkeypatch.setattr(calibrate.verify, "time_passes", disturbed)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", disturbed)
     lines: list[str] = []
     run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
     told = next(line for line in lines if line.startswith("the knapsack's schedule takes"))
@@ -240,7 +240,7 @@ def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
 def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(
     clips: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import calibrate.verify
+    import calibrate.verify.held_out
 
     def disturbed(model, images, treatments, **kwargs):
         timed = tiny_job.timed_passes(model, images, treatments)
@@ -251,7 +251,7 @@ def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(
             for name, each in timed.items()
         }
 
-    monkeypatch.setattr(calibrate.verify, "time_passes", disturbed)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", disturbed)
     lines: list[str] = []
     result = run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
     assert any("corrected and solved once more" in line for line in lines)
@@ -261,12 +261,12 @@ def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(
 def test_an_interrupted_calibration_of_a_live_model_says_so(
     clips: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import calibrate.calibration
+    import calibrate.pipeline
 
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate.calibration, "trade_off", stopped)
+    monkeypatch.setattr(calibrate.pipeline, "trade_off", stopped)
     job = {"target_frames": 64, "trials": 2}
     with pytest.warns(Spark3rWarning, match="interrupted"):
         profile = calibrate.calibrate(tiny_job.make_tiny(), clips, "75%", **job)
@@ -276,13 +276,13 @@ def test_an_interrupted_calibration_of_a_live_model_says_so(
 def test_relative_budgets_are_of_dense_as_it_is_at_the_end(
     clips: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import calibrate.verify
+    import calibrate.verify.held_out
 
     def slow_machine(model, images, treatments, **kwargs):
         timed = tiny_job.timed_passes(model, images, treatments)
         return {n: Latency(tuple(1.5 * ms for ms in each.samples_ms)) for n, each in timed.items()}
 
-    monkeypatch.setattr(calibrate.verify, "time_passes", slow_machine)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", slow_machine)
     result = run(tiny_job.make_tiny(), split_clips(clips), settings("75%"))
     assert result.dense_then_and_now == pytest.approx(1.5)
     assert result.allowed_ms == pytest.approx(1.5 * 75)
@@ -312,8 +312,8 @@ def test_a_minimum_that_turns_out_larger_is_said_before_the_search(
         taken_ms = found["knapsack"].median_ms
         return found | {"knapsack": Latency((2 * taken_ms - tiny_job.WALL_MS,))}
 
-    monkeypatch.setattr("calibrate.calibration.time_beside_the_wall", slower)
-    monkeypatch.setattr("calibrate.calibration.searched", lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr("calibrate.pipeline.time_beside_the_wall", slower)
+    monkeypatch.setattr("calibrate.pipeline.searched", lambda *_, **__: pytest.fail("searched"))
     least = run_least(clips)
     with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
         run(tiny_job.make_tiny(), split_clips(clips), settings(f"{1.05 * least:.4f}ms/clip"))
@@ -366,7 +366,7 @@ def test_resume_needs_a_study_and_a_study_needs_resume(
     def measured(*args: object, **kwargs: object) -> None:
         raise AssertionError("measured for nothing")
 
-    monkeypatch.setattr("calibrate.calibration.measure_latency", measured)
+    monkeypatch.setattr("calibrate.pipeline.measure_latency", measured)
     with pytest.raises(StudyError, match="--resume"):
         run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
     with pytest.raises(StudyError, match="holds no study"):

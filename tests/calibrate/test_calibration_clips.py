@@ -4,7 +4,7 @@ import pytest
 import tiny_job
 import torch
 
-from calibrate.splits import split_clips
+from calibrate.clips import split_clips
 from spark3r import Clip, ClipError
 
 

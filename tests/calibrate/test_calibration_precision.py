@@ -13,18 +13,18 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import calibrate
-import calibrate.evaluation
+import calibrate.measure.evaluator
 from calibrate.budget import parse_budget
-from calibrate.calibration import run
-from calibrate.cli import main
-from calibrate.latency_timing import measure_latency, time_layers
-from calibrate.searching import study_name
+from calibrate.cli.main import main
+from calibrate.clips import split_clips
+from calibrate.measure.timing import measure_latency, time_layers
+from calibrate.pipeline import run
+from calibrate.progress import unsaid, unseen
+from calibrate.search.optimizer import study_name
 from calibrate.settings import Settings, make_job
-from calibrate.splits import split_clips
-from calibrate.steps import unsaid, unseen
 from spark3r import LayerRule, Operators, Profile, Spark3rError, Spark3rWarning, apply
-from spark3r.precision import product_dtype
 from spark3r.prediction import Prediction
+from spark3r.runner import product_dtype
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 JOB = ["--budget", "75%", "--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "1"]
@@ -52,13 +52,13 @@ class Products(TorchFunctionMode):
 def assessed(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Precisions that predictions come in and metrics are computed in."""
     seen: list[torch.dtype] = []
-    assess = calibrate.evaluation.assess
+    assess = calibrate.measure.evaluator.assess
 
     def noted(prediction: Prediction, *args: Any, **kwargs: Any) -> Any:
         seen.extend((prediction.depth.dtype, prediction.points.dtype, product_dtype(F32, "cpu")))
         return assess(prediction, *args, **kwargs)
 
-    monkeypatch.setattr(calibrate.evaluation, "assess", noted)
+    monkeypatch.setattr(calibrate.measure.evaluator, "assess", noted)
     return seen
 
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.progress import EVERY_S, Reporter
-from calibrate.steps import StepTimes
+from calibrate.progress import EVERY_S, Reporter, StepTimes
 
 
 class Clock:

@@ -5,11 +5,7 @@ import torch
 from hypothesis import given
 from known_geometry import exactly, pinhole, random_cameras, seeds
 
-from spark3r.metrics import (
-    invert_pose,
-    project,
-    unproject,
-)
+from spark3r.geometry import invert_pose, project, unproject
 
 
 @exactly

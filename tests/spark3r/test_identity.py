@@ -13,7 +13,7 @@ from profile_documents import Document, measured, paper
 from torch import nn
 
 from spark3r import env
-from spark3r.fingerprint import describe, fingerprint
+from spark3r.identity import describe, fingerprint
 from spark3r.loading.hub import HUB_NAME
 from spark3r.loading.upstream import UPSTREAMS
 from spark3r.profile import ModelRecord, Profile, load_profile

@@ -8,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spark3r.geometry import decode_pose, encode_pose, matrix_to_quaternion, quaternion_to_matrix
 from spark3r.metrics import rotation_angle_deg
-from spark3r.pose_encoding import (
-    decode_pose,
-    encode_pose,
-    matrix_to_quaternion,
-    quaternion_to_matrix,
-)
 
 exactly = settings(deadline=None, derandomize=True)  # the same examples on every run
 unit = st.floats(-1, 1, allow_subnormal=False)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from spark3r.errors import Spark3rError
-from spark3r.metrics import invert_pose, unproject
-from spark3r.pose_encoding import encode_pose, quaternion_to_matrix
+from spark3r.geometry import encode_pose, invert_pose, quaternion_to_matrix, unproject
 from spark3r.prediction import Prediction, PredictionError
 
 S, H, W = 3, 6, 8

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_images
 from patched import REDUCED
+from small_models import make_images
 from torch import nn
 
 from spark3r import Clip, Spark3rError, Spark3rWarning
-from spark3r.families import detect
-from spark3r.handle import Handle
-from spark3r.inference import first_attention_call, precision_of, predict, run
-from spark3r.precision import autocast, product_dtype
+from spark3r.families.registry import detect
+from spark3r.patching.handle import Handle
 from spark3r.reconstruction import reconstruct
+from spark3r.runner import autocast, first_attention_call, precision_of, predict, product_dtype, run
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import upstream_models as upstream
 from torch import Tensor, nn
 
 from spark3r import LayerRule, Schedule
-from spark3r.families import detect
+from spark3r.families.registry import detect
 from spark3r.schedule import Operators
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spark3r import Clip, Prediction
-from spark3r.metrics import unproject
+from spark3r.geometry import unproject
 
 SIZE = 16
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spark3r.reference.render import rendered_clip
+from spark3r.reference.scenes.render import rendered_clip
 
 
 def frames_of(seed: int, count: int, height: int = 48, width: int = 64) -> np.ndarray:

@@ -9,12 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spark3r.metrics import (
-    Similarity,
-    camera_centres,
-    unproject,
-)
-from spark3r.pose_encoding import quaternion_to_matrix
+from spark3r.geometry import camera_centres, quaternion_to_matrix, unproject
+from spark3r.metrics import Similarity
 
 exactly = settings(deadline=None, derandomize=True, max_examples=30)
 seeds = st.integers(0, 10_000)

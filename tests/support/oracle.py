@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import linear
+from spark3r.reduction import unmerging
 from spark3r.schedule import LayerRule
 
 
@@ -159,7 +159,7 @@ def fit(
     width = merged.shape[0] * merged.shape[2]
     if not groups:  # only the anchor frame, and it stands aside
         return torch.zeros(width, width, dtype=torch.float64)
-    wanted = linear.COMPARED_PER_FEATURE * width
+    wanted = unmerging.COMPARED_PER_FEATURE * width
     share = wanted / sum(len(places) for places in groups)
     query_apart, output_apart = [], []
     for places in groups:
@@ -171,12 +171,12 @@ def fit(
                 for other in places
                 if other != one
             }
-            for other in sorted(cosines, key=lambda o: -cosines[o])[: linear.PARTNERS]:
+            for other in sorted(cosines, key=lambda o: -cosines[o])[: unmerging.PARTNERS]:
                 query_apart.append((merged[:, other] - merged[:, one]).flatten())
                 output_apart.append((attended[:, other] - attended[:, one]).flatten())
     if not query_apart:
         return torch.zeros(width, width, dtype=torch.float64)
     x, y = torch.stack(query_apart), torch.stack(output_apart)
     # The ridge as further rows of a plain least squares problem.
-    ridge = (linear.RIDGE * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
+    ridge = (unmerging.RIDGE * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
     return torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, 0 * ridge))).solution

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import attend, select
+from spark3r.reduction.attention import attend
+from spark3r.reduction.pruning import select
 
 
 def random_qkv(

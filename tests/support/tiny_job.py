@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from small_models import make_model
 from torch import nn
 
-from calibrate.latency import TERMS, LatencyModel
-from calibrate.latency_fit import FitReport
-from calibrate.latency_timing import LatencyTable
+from calibrate.measure.latency_model import TERMS, FitReport, LatencyModel
+from calibrate.measure.timing import LatencyTable
 from spark3r import Clip, LayerRule, Operators, Schedule
-from spark3r.inference import layout_of
+from spark3r.runner import layout_of
 from spark3r.timing import Latency
 
 FRAMES, TARGET, SIDE = 4, 64, 16
@@ -27,7 +26,7 @@ JOB = [*SHORT, *CLIPS, "--model", "tiny_job:make_tiny"]
 
 
 def clips(count: int = 6) -> list[Clip]:
-    from spark3r.reference.render import rendered_clip
+    from spark3r.reference.scenes.render import rendered_clip
 
     return [rendered_clip(1_000_000 + seed, FRAMES, SIDE, SIDE) for seed in range(count)]
 
@@ -78,14 +77,14 @@ def timed_layers(*args: Any, **kwargs: Any) -> tuple[tuple[LayerRule | None, Lat
 
 
 def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    import calibrate.calibration
-    import calibrate.target_length
-    import calibrate.verify
+    import calibrate.measure.target_length
+    import calibrate.pipeline
+    import calibrate.verify.held_out
 
-    monkeypatch.setattr(calibrate.calibration, "measure_latency", latency_table)
-    monkeypatch.setattr(calibrate.target_length, "time_passes", timed_passes)
-    monkeypatch.setattr(calibrate.target_length, "time_layers", timed_layers)
-    monkeypatch.setattr(calibrate.verify, "time_passes", timed_passes)
+    monkeypatch.setattr(calibrate.pipeline, "measure_latency", latency_table)
+    monkeypatch.setattr(calibrate.measure.target_length, "time_passes", timed_passes)
+    monkeypatch.setattr(calibrate.measure.target_length, "time_layers", timed_layers)
+    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", timed_passes)
 
 
 def make_tiny() -> nn.Module:
@@ -98,7 +97,7 @@ def make_nan() -> nn.Module:
     projection = model.aggregator.global_blocks[1].attn.proj
 
     def poison(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        from spark3r.patching import is_applied
+        from spark3r.patching.patch import is_applied
 
         schedule = model.__dict__["_spark3r_handle"].schedule if is_applied(model) else None
         reduced = schedule is not None and not schedule.layers[1].is_dense
@@ -113,7 +112,7 @@ def make_hungry() -> nn.Module:
     model = make_model()
 
     def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-        from spark3r.patching import is_applied
+        from spark3r.patching.patch import is_applied
 
         schedule = model.__dict__["_spark3r_handle"].schedule if is_applied(model) else None
         if schedule and all(rule.query > 1 and rule.key_value > 1 for rule in schedule.layers):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-from calibrate.knapsack import Choice
-from calibrate.search import Score
-from calibrate.space import Space
+from calibrate.search.knapsack import Choice
+from calibrate.search.optimizer import Score
+from calibrate.search.problem import Space
 from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
 
 STRIDE = Operators()

@@ -5,15 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from spark3r.pose_encoding import encode_pose
-from spark3r.reference import load, pool
-from spark3r.reference.batches import Pool
-from spark3r.reference.checkpoints import export_weights, load_checkpoint, save_checkpoint
-from spark3r.reference.curriculum import clip_shape, rate_factor
-from spark3r.reference.losses import WEIGHTS, AuxiliaryHeads, training_losses, world_points
-from spark3r.reference.optimiser import FlatOptimiser, new_state, orthogonalise
-from spark3r.reference.seeds import CALIBRATION
-from spark3r.reference.train import Listener
+from spark3r.geometry import encode_pose
+from spark3r.reference import load
+from spark3r.reference.scenes.seeds import CALIBRATION
+from training import pool
+from training.batches import Pool
+from training.checkpoints import export_weights, load_checkpoint, save_checkpoint
+from training.curriculum import clip_shape, rate_factor
+from training.losses import WEIGHTS, AuxiliaryHeads, training_losses, world_points
+from training.optimiser import FlatOptimiser, new_state, orthogonalise
+from training.train import Listener
 
 
 @pytest.fixture(scope="module")

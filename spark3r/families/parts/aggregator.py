@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layout import TokenLayout
-from ..prediction import Prediction
+from ...layout import TokenLayout
+from ...prediction import Prediction
 from .outputs import first_clip
-from .structure import clip_images, refuse_stale_positions
+from .recognition import clip_images, refuse_stale_positions
 
 
 def layout(

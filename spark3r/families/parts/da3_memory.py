@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .chunking import by_frames, by_tokens
-from .family import Replacement
-from .structure import arguments
+from ..base import Replacement
+from .memory import by_frames, by_tokens
+from .recognition import arguments
 
 _LAYERS = "get_intermediate_layers"
 _COLLECT = "_get_intermediate_layers_not_chunked"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .family import Replacement
+from ..base import Replacement
 
 MOST_FRAMES = 16  # at a time
 MOST_TOKENS = 16_384  # at a time, about as many as 16 frames of 518x392 pixels have

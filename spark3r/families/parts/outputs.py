@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import FamilyError
+from ...errors import FamilyError
 
 
 def first_clip(output: Any, *names: str) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ClipError
+from ...errors import ClipError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

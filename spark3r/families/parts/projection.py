@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..reduction import KeySelection
+from ...reduction.pruning import KeySelection
 
 
 def project(attn: Any, x: Tensor, selection: KeySelection | None) -> tuple[Tensor, Tensor, Tensor]:

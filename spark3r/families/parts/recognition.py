@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FamilyError, LayoutError
-from .family import unwrap
+from ...errors import FamilyError, LayoutError
+from ..base import unwrap
 
 
 def locate(

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FamilyError
-from ..layout import TokenLayout
-from ..reduction import KeySelection
-from ..reference.rope import Rope, apply_rope
-from .family import Replacement
-from .structure import arguments
+from ...errors import FamilyError
+from ...layout import TokenLayout
+from ...reduction.pruning import KeySelection
+from ...rope import Rope, apply_rope
+from ..base import Replacement
+from .recognition import arguments
 
 # Rows or columns of patches that no image exceeds: 57,344 pixels at 14 a patch.
 MOST_POSITIONS = 4096

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .chunking import aggregator_in_pieces
-from .family import Replacement
+from ..base import Replacement
+from .memory import aggregator_in_pieces
 
 _UNREAD = "_spark3r_unread"
 _METHODS = ("_process_frame_attention", "_process_global_attention")

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from spark3r.clips import Clip
-from spark3r.reference.scenes import Scene, random_scene
-from spark3r.reference.textures import shade_texture
-from spark3r.reference.tracing import Hits, trace
+from ...clips import Clip
+from .scene import Scene, random_scene
+from .textures import shade_texture
+from .tracing import Hits, trace
 
 SUBPIXELS = ((-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25))
 
@@ -31,7 +31,7 @@ def rendered_clip(
     length at the usual speed.
 
     Args:
-        seed: Scene and path; see `spark3r.reference.seeds` for which seeds are for what.
+        seed: Scene and path; see `spark3r.reference.scenes.seeds` for which seeds are for what.
         frames: Number of frames S, at least 1.
         height: Image height in pixels.
         width: Image width in pixels.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spark3r.reference.paths import PERIOD, CameraPath, random_path
-from spark3r.reference.textures import Textures, random_textures
+from .paths import PERIOD, CameraPath, random_path
+from .textures import Textures, random_textures
 
 PLANE, DOME, BOX, SPHERE, CYLINDER = range(5)
 CANDIDATES = 160
@@ -43,7 +43,7 @@ def random_scene(seed: int) -> Scene:
     """Draw a scene with a camera path through it.
 
     Args:
-        seed: Any non-negative integer; see `spark3r.reference.seeds`.
+        seed: Any non-negative integer; see `spark3r.reference.scenes.seeds`.
 
     Returns:
         The scene, the same in every process.

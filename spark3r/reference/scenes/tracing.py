@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spark3r.reference.scenes import BOX, CYLINDER, DOME, PLANE, Scene
+from .scene import BOX, CYLINDER, DOME, PLANE, Scene
 
 NEAR = 1e-4
 MISS = 1e6

@@ -14,9 +14,9 @@ import tiny_job
 from optuna.storages.journal import JournalFileBackend
 from tiny_job import JOB
 
-import calibrate.search
-from calibrate.cli import main
-from calibrate.latency_timing import LatencyTable
+import calibrate.search.optimizer
+from calibrate.cli.main import main
+from calibrate.measure.timing import LatencyTable
 from spark3r import Profile
 
 
@@ -103,7 +103,7 @@ def test_read_only_folder(
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     if os.geteuid() == 0:  # nothing is read-only to root
-        monkeypatch.setattr("calibrate.cli.os.access", lambda path, mode: mode != os.W_OK)
+        monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     assert main(["--budget", "75%", *JOB, "--output", "locked/a.json"]) == 1
     assert "read-only" in capsys.readouterr().err
 
@@ -145,9 +145,11 @@ def test_a_disk_that_fills_up_in_the_search_loses_no_finished_trial(
     assert "Traceback" not in err
 
     tried: list[object] = []
-    score = calibrate.search._Run._score
+    score = calibrate.search.optimizer._Run._score
     monkeypatch.setattr(
-        calibrate.search._Run, "_score", lambda *args: (tried.append(args), score(*args))[1]
+        calibrate.search.optimizer._Run,
+        "_score",
+        lambda *args: (tried.append(args), score(*args))[1],
     )
     assert main([*job, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["trials"] == kept + len(tried)
@@ -175,7 +177,7 @@ def test_an_interrupted_report_leaves_the_profile(
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibrate.report.write_report", stopped)
+    monkeypatch.setattr("calibrate.report.page.write_report", stopped)
     assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 130
     assert "a.json is there, its report is not" in capsys.readouterr().err
     assert Profile.load(tmp_path / "a.json").status == "measured"
@@ -212,7 +214,7 @@ def test_a_second_process_at_the_same_search_is_refused(
 ) -> None:
     program = (
         "import sys\n"
-        "from calibrate.study import alone\n"
+        "from calibrate.search.storage import alone\n"
         f"with alone({str(tmp_path / 'a.journal')!r}):\n"  # as the first process does
         "    print('searching', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -252,8 +254,8 @@ def test_a_dense_run_that_does_not_fit_is_said_to_be_the_models_word(
         timed = tiny_job.timed_passes(*args, **kwargs)
         return {name: each for name, each in timed.items() if name != "dense"}
 
-    monkeypatch.setattr("calibrate.calibration.measure_latency", table)
-    monkeypatch.setattr("calibrate.verify.time_passes", passes)
+    monkeypatch.setattr("calibrate.pipeline.measure_latency", table)
+    monkeypatch.setattr("calibrate.verify.held_out.time_passes", passes)
     assert main(["--budget", "75%", *JOB, "--json", "--output", "a.json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["dense_extrapolated"] is True
@@ -296,9 +298,9 @@ def test_the_fastest_schedule_within_a_deviation(
 @pytest.mark.parametrize(
     "step",
     [
-        "calibrate.settling.finalists",
-        "calibrate.settling.verify",
-        "calibrate.calibration.trade_off",
+        "calibrate.verify.correction.finalists",
+        "calibrate.verify.correction.verify",
+        "calibrate.pipeline.trade_off",
     ],
 )
 def test_interrupted_after_the_search(
@@ -331,7 +333,7 @@ def test_interrupted_search_exports_and_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     calls = iter(range(1000))
-    score = calibrate.search._Run._score
+    score = calibrate.search.optimizer._Run._score
 
     def stopped(self, schedule):
         if next(calls) == 5:
@@ -339,7 +341,7 @@ def test_interrupted_search_exports_and_resumes(
         return score(self, schedule)
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate.search._Run, "_score", stopped)
+        patch.setattr(calibrate.search.optimizer._Run, "_score", stopped)
         assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json"]) == 130
     first = json.loads(capsys.readouterr().out)
     assert first["interrupted"] is True
@@ -359,7 +361,7 @@ def test_interrupted_before_the_search(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibrate.profiling.probe", interrupt)
+    monkeypatch.setattr("calibrate.measure.sensitivity.probe", interrupt)
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 130
     assert "before there was anything to export" in capsys.readouterr().err
     assert not list(Path().glob("*.json"))
@@ -376,7 +378,7 @@ def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_help_does_not_wait_for_torch() -> None:
     program = (
         "import sys\n"
-        "from calibrate.cli import main\n"
+        "from calibrate.cli.main import main\n"
         "try:\n    main(['--help'])\n"
         "except SystemExit as left:\n    assert left.code == 0\n"
         "heavy = {'torch', 'optuna', 'pandas', 'scipy', 'matplotlib', 'numpy'}\n"

@@ -9,13 +9,13 @@ import pytest
 import tiny_job
 from footage_files import write_images, write_video
 
-from calibrate.cli import main
-from calibrate.inputs import STRETCHES, read_split, reader, rendered_split
-from calibrate.splits import Split
-from calibrate.steps import unseen
+from calibrate.cli.clips import STRETCHES, read_split, reader, rendered_split
+from calibrate.cli.main import main
+from calibrate.clips import Split
+from calibrate.progress import unseen
 from spark3r import ClipError, Profile
 from spark3r.families.reference import FAMILY
-from spark3r.reference.seeds import CALIBRATION, EVALUATION
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 FRAMES = 4
 

@@ -10,9 +10,9 @@ import torch
 from faulty_runs import make_clip
 from torch import nn
 
-from calibrate.drift import drift
-from calibrate.sensitivity import COLUMNS
-from calibrate.table_cache import cached_table, table_key
+from calibrate.measure.cache import cached_table, table_key
+from calibrate.measure.probe import COLUMNS
+from calibrate.measure.residual_drift import drift
 from spark3r import Operators
 
 CLIP = make_clip(4)

@@ -6,14 +6,14 @@ import warnings
 
 import pytest
 
-from calibrate.evaluation import DenseRuns, evaluate, run_dense
-from calibrate.objective import COLLAPSED, score
+from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
+from calibrate.measure.score import COLLAPSED, score
 from spark3r import Operators, Schedule
 from spark3r.errors import Spark3rWarning
 from spark3r.metrics import collapsed
 from spark3r.reference import ReferenceModel, load
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import EVALUATION
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import EVALUATION
 
 FRAMES, CLIPS, LAYERS = 12, 4, 8
 ONE_QUERY = Schedule.uniform(LAYERS, query=64, operators=Operators(group=1))

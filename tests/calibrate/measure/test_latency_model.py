@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 import spark3r
-from calibrate.latency import TERMS, LatencyModel, terms
-from calibrate.latency_fit import LayerSample, PassSample, check_fit, fit
-from calibrate.latency_timing import (
+from benchmarks.stratified import stratified_schedules
+from calibrate.measure.latency_model import (
+    TERMS,
+    LatencyModel,
+    LayerSample,
+    PassSample,
+    check_fit,
+    fit,
+    terms,
+)
+from calibrate.measure.timing import (
     KEPT_S,
     LONG_S,
     VERY_LONG_S,
@@ -22,11 +30,10 @@ from calibrate.latency_timing import (
     time_layers,
     time_passes,
 )
-from calibrate.stratified import stratified_schedules
 from spark3r import FamilyError, LayerRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
-from spark3r.reduction import clamp
+from spark3r.reduction.resolve import clamp
 from spark3r.timing import Call, Stopwatch
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
@@ -339,11 +346,11 @@ def test_first_runs_are_samples_where_they_are_long(
         return timed
 
     timings: list[int] = []
-    monkeypatch.setattr("calibrate.latency_timing.apply_treatment", prepare)
-    monkeypatch.setattr("calibrate.latency_timing.run", lambda *_: timings.append(1))
-    for place in ("calibrate.latency_timing", "spark3r.timing"):
+    monkeypatch.setattr("calibrate.measure.timing.apply_treatment", prepare)
+    monkeypatch.setattr("calibrate.measure.timing.run", lambda *_: timings.append(1))
+    for place in ("calibrate.measure.timing", "spark3r.timing"):
         monkeypatch.setattr(f"{place}.make_stopwatch", stopwatch)
-    monkeypatch.setattr("calibrate.latency_timing.warm_up", lambda *_: None)
+    monkeypatch.setattr("calibrate.measure.timing.warm_up", lambda *_: None)
     found = time_passes(model, torch.rand(2, 3, 16, 16), treatments, limit_s=0.0)
     assert {name: each.n for name, each in found.items()} == {"wall": 3, "long": 3, "longer": 2}
     # One run for the machine, and one to warm up the call that is too short to count.

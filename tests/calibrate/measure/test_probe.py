@@ -7,11 +7,11 @@ from faulty_runs import make_clip
 from torch import nn
 
 import spark3r
-from calibrate import sensitivity
-from calibrate.evaluation import DenseRuns, evaluate, run_dense
-from calibrate.naming import operators_text
-from calibrate.sensitivity import COLUMNS, SensitivityError, probe
+from calibrate.measure import probe as probe_module
+from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
+from calibrate.measure.probe import COLUMNS, SensitivityError, probe
 from spark3r import LayerRule, Operators, Schedule
+from spark3r.schedule import operators_text
 
 PAPER = Operators(group=2)
 FAITHFUL = Operators(group=2, key_value="token_stride", keep_anchor=True, mass_correction=1.0)
@@ -116,7 +116,7 @@ def test_operators_of_an_axis_that_is_not_reduced_are_not_run_again(
         runs.append(schedule)
         return evaluate(model, schedule, *rest, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sensitivity, "evaluate", counted)
+    monkeypatch.setattr(probe_module, "evaluate", counted)
     probe(model, dense, [PAPER, FAITHFUL], query_factors=(2,), key_value_factors=(2,))
     assert len(runs) == 2 + 2 * 2  # queries merge alike under both; dense is known
 

@@ -7,22 +7,21 @@ import pytest
 import torch
 from faulty_runs import altered, frozen_cameras, make_clip, noisy, perfect, turn
 
-from calibrate.evaluation import DenseRuns
-from calibrate.judge import Judge, is_failure
-from calibrate.objective import (
+from calibrate.defaults import Source
+from calibrate.measure.evaluator import DenseRuns, Judge, is_failure
+from calibrate.measure.quality import assess, mean_figures
+from calibrate.measure.score import (
     COLLAPSED,
     DEVIATION_TOLERANCE,
     DEVIATION_WEIGHT,
     ERROR_TOLERANCE,
-    Source,
     mean_score,
     score,
 )
-from calibrate.quality import assess, mean_figures
-from calibrate.records import figure_records, recorded_quality
+from calibrate.report.profile import figure_records, recorded_quality
 from spark3r import Clip, ClipError
-from spark3r.families import FAMILIES
-from spark3r.metrics import invert_pose
+from spark3r.families.registry import FAMILIES
+from spark3r.geometry import invert_pose
 from spark3r.prediction import Prediction, PredictionError
 from spark3r.profile.evidence import Figures
 

@@ -6,11 +6,11 @@ import torch
 from faulty_runs import make_clip
 from torch import nn
 
-from calibrate.drift import TRUSTED, drift, rank_agreement, scale_drift
-from calibrate.evaluation import run_dense
-from calibrate.naming import operators_text
-from calibrate.sensitivity import COLUMNS, SensitivityError, probe
+from calibrate.measure.evaluator import run_dense
+from calibrate.measure.probe import COLUMNS, SensitivityError, probe
+from calibrate.measure.residual_drift import TRUSTED, drift, rank_agreement, scale_drift
 from spark3r import LayerRule, Operators, Schedule, apply
+from spark3r.schedule import operators_text
 
 PAPER = Operators(group=2)
 FAITHFUL = Operators(group=2, key_value="token_stride", keep_anchor=True, mass_correction=1.0)

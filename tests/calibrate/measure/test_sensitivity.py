@@ -8,19 +8,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny_job
-from conftest import make_model
+from small_models import make_model
 
-import calibrate.profiling
+import calibrate.measure.sensitivity
 from calibrate.budget import parse_budget
-from calibrate.damage import choices
-from calibrate.latency import TERMS, LatencyModel
-from calibrate.profiling import dense_runs, paper_layers, sensitivities
-from calibrate.records import sensitivity_records, sensitivity_table
+from calibrate.clips import split_clips
+from calibrate.measure.latency_model import TERMS, LatencyModel
+from calibrate.measure.sensitivity import dense_runs, paper_layers, sensitivities
+from calibrate.progress import unseen
+from calibrate.report.profile import sensitivity_records, sensitivity_table
+from calibrate.search.candidates import choices
 from calibrate.settings import ANCHOR_FACTOR, OPERATORS, Job, Settings
-from calibrate.splits import split_clips
-from calibrate.steps import unseen
 from spark3r.families.reference import FAMILY
-from spark3r.inference import layout_of
+from spark3r.runner import layout_of
 
 
 def job(said: list[str], cache: Path | None = None) -> Job:
@@ -38,7 +38,7 @@ def test_drift_is_trusted_where_it_ranks_like_probes(
     agreement: float, trusted: bool, split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        calibrate.profiling,
+        calibrate.measure.sensitivity,
         "rank_agreement",
         lambda *tables: {"query": agreement, "key_value": 0.95},
     )
@@ -74,7 +74,7 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
     split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, set[str]] = {"drift": set(), "beside": set(), "probe": set()}
-    drift, probe = calibrate.profiling.drift, calibrate.profiling.probe
+    drift, probe = calibrate.measure.sensitivity.drift, calibrate.measure.sensitivity.probe
 
     def drifts(model, clips, *args, **kwargs):
         at_all_factors = len(kwargs["query_factors"]) > 1
@@ -85,9 +85,9 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
         seen["probe"] |= {clip.name for clip in dense.clips}
         return probe(model, dense, *args, **kwargs)
 
-    monkeypatch.setattr(calibrate.profiling, "drift", drifts)
-    monkeypatch.setattr(calibrate.profiling, "probe", probes)
-    monkeypatch.setattr(calibrate.profiling, "TRUSTED", -1.0)
+    monkeypatch.setattr(calibrate.measure.sensitivity, "drift", drifts)
+    monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probes)
+    monkeypatch.setattr(calibrate.measure.sensitivity, "TRUSTED", -1.0)
     work = job([])
     table = sensitivities(work, dense_runs(work, split.search, "search"))
     assert len(split.search) > 1
@@ -104,7 +104,7 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
 def test_an_interrupted_probe_goes_on_at_its_layer(
     split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = calibrate.profiling.probe
+    probe = calibrate.measure.sensitivity.probe
     layers: list[tuple[int, ...]] = []
 
     def stopped(*args, **kwargs):
@@ -113,9 +113,11 @@ def test_an_interrupted_probe_goes_on_at_its_layer(
             raise KeyboardInterrupt
         return probe(*args, **kwargs)
 
-    monkeypatch.setattr(calibrate.profiling, "probe", stopped)
+    monkeypatch.setattr(calibrate.measure.sensitivity, "probe", stopped)
     monkeypatch.setattr(
-        calibrate.profiling, "rank_agreement", lambda *tables: {"query": 1.0, "key_value": 1.0}
+        calibrate.measure.sensitivity,
+        "rank_agreement",
+        lambda *tables: {"query": 1.0, "key_value": 1.0},
     )
     work = job([], tmp_path)
     dense = dense_runs(work, split.search, "search")
@@ -141,7 +143,7 @@ def test_the_papers_probe_without_ground_truth_goes_by_what_there_is(
         ]
         return pd.DataFrame(rows)
 
-    monkeypatch.setattr(calibrate.profiling, "probe", probed)
+    monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probed)
     clip = replace(split.search[0], depth=None)
     work = job([])
     short = layout_of(work.model, clip.images, FAMILY)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from calibrate.comparison import paired_ratio
+from calibrate.measure.statistics import paired_ratio
 
 
 def clips(values: list[float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.budget import Budget, parse_budget
-from calibrate.target_length import choose_target_length
+from calibrate.measure.target_length import choose_target_length
 
 
 def latencies(frames: int) -> tuple[float, float]:

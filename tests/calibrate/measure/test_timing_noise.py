@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.unrest import believed_ms, drift_of, pace_of, unrest_of
+from calibrate.measure.timing import believed_ms, drift_of, pace_of, unrest_of
 from spark3r.timing import Latency
 
 

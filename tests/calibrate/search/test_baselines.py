@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.baselines import frontier, largest_factors, paper_schedules, uniform_schedules
+from calibrate.search.baselines import frontier, largest_factors, paper_schedules, uniform_schedules
 from spark3r import LengthRule, Operators, Schedule
 from spark3r.layout import TokenLayout
 

@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from calibrate.damage import OFFERED, POWER, choices, damages, sensitive_layers
-from calibrate.knapsack import solve
-from calibrate.latency import TERMS, LatencyModel
-from calibrate.naming import operators_text
-from calibrate.sensitivity import COLUMNS, SensitivityError
+from calibrate.measure.latency_model import TERMS, LatencyModel
+from calibrate.measure.probe import COLUMNS, SensitivityError, sensitive_layers
+from calibrate.search.candidates import OFFERED, POWER, choices, damages
+from calibrate.search.knapsack import solve
 from spark3r import LayerRule, Operators
 from spark3r.layout import TokenLayout
+from spark3r.schedule import operators_text
 
 PAPER = Operators()
 FAITHFUL = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)

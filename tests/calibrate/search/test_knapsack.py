@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate import knapsack, partial
-from calibrate.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest
+from calibrate.search import knapsack
+from calibrate.search.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest
 from spark3r.schedule import LayerRule, Operators
 
 Layers = list[list[Choice]]
@@ -190,6 +190,6 @@ def test_a_bound_that_is_no_number_is_refused() -> None:
 def test_what_is_beyond_the_limit_is_an_error_and_not_an_approximation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(partial, "MAX_PARTIAL", 4)
+    monkeypatch.setattr(knapsack, "MAX_PARTIAL", 4)
     with pytest.raises(FrontTooLargeError, match="at most 4 are held"):
         solve(layers_like_a_model(0), 150.0)

@@ -13,9 +13,9 @@ import optuna
 import pytest
 import toys
 
-from calibrate.goal import WithinBudget, WithinDeviation
-from calibrate.search import Found, Score, Trial, search
-from calibrate.study import StudyError, alone, decode, encode
+from calibrate.search.optimizer import Found, Score, Trial, search
+from calibrate.search.problem import WithinBudget, WithinDeviation
+from calibrate.search.storage import StudyError, alone, decode, encode
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
 
 BUDGET_MS = 18.0
@@ -256,10 +256,10 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     program = f"""
         import sys, time
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
         import toys
-        from calibrate.goal import WithinBudget
-        from calibrate.search import search
+        from calibrate.search.problem import WithinBudget
+        from calibrate.search.optimizer import search
         calls = iter(range(100))
         def objective(schedule):
             if next(calls) == 4:

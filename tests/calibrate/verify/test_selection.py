@@ -7,17 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from calibrate.goal import WithinBudget, WithinDeviation
-from calibrate.search import Found, Score, Trial
-from calibrate.selection import (
-    Finalist,
-    best_so_far,
-    choose,
-    finalists,
-    most_faithful,
-    trade_off,
-)
-from calibrate.verify import verify
+from calibrate.report.trade_off import trade_off
+from calibrate.search.optimizer import Found, Score, Trial
+from calibrate.search.problem import WithinBudget, WithinDeviation
+from calibrate.verify.held_out import verify
+from calibrate.verify.selection import Finalist, best_so_far, choose, finalists, most_faithful
 from spark3r import Schedule
 from spark3r.prediction import PredictionError
 

@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import spark3r
-from spark3r.benchmark import backends, bench, measure
-from spark3r.benchmark.parts import PARTS, record
+from spark3r.benchmark import backends, measure
+from spark3r.benchmark.api import bench
+from spark3r.benchmark.breakdown import PARTS, record
 from spark3r.benchmark.result import COLUMNS, cells, growth_exponent, modelled_ms
 from spark3r.benchmark.treatments import treatments
-from spark3r.commands.bench import BACKENDS
+from spark3r.cli.bench import BACKENDS
 from spark3r.errors import ProfileError, ScheduleError
 from spark3r.layout import TokenLayout
-from spark3r.reduction import key_value_length, query_length, resolve
+from spark3r.reduction.merging import query_length
+from spark3r.reduction.pruning import key_value_length
+from spark3r.reduction.resolve import resolve
 from spark3r.schedule import Operators, Schedule, paper_schedule
 
 SCHEDULES = ("dense", "wall", "paper", "fastvggt", "uniform:4:2")

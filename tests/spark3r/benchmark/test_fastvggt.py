@@ -9,8 +9,8 @@ from torch import nn
 
 import spark3r
 from spark3r.benchmark.fastvggt import apply_fastvggt, joint_places, joint_plan
-from spark3r.inference import run
 from spark3r.layout import TokenLayout
+from spark3r.runner import run
 
 CPU = torch.device("cpu")
 LAYOUTS = [
@@ -100,7 +100,7 @@ def test_a_layer_attends_over_means_and_copies_back(model: nn.Module) -> None:
     places = joint_places(hidden, joint_plan(layout, CPU))[0].tolist()
     sets = [[t for t, p in enumerate(places) if p == k] for k in range(max(places) + 1)]
 
-    from spark3r.reference.rope import apply_rope
+    from spark3r.rope import apply_rope
 
     with torch.inference_mode():
         q, k, v = attn.qkv(hidden).unflatten(-1, (3, 4, 32)).permute(2, 0, 3, 1, 4).unbind(0)

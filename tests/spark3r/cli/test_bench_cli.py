@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_model
+from small_models import make_model
 
-from spark3r.cli import main
+from spark3r.cli.main import main
 
 
 def tiny() -> object:

@@ -15,7 +15,7 @@ import pytest
 from command_line import run
 from profile_documents import Document, measured, paper, reference_profile
 
-from spark3r import __version__, cli, commands
+from spark3r import __version__, cli
 from spark3r.profile import Profile, shipped_folder, shipped_names
 
 
@@ -38,7 +38,7 @@ def store(document: Document, name: str = "mine.json") -> str:
 def test_help_is_there_before_torch() -> None:
     program = (
         "import sys\n"
-        "from spark3r.cli import main\n"
+        "from spark3r.cli.main import main\n"
         "try:\n"
         "    main(['--help'])\n"
         "finally:\n"
@@ -60,7 +60,7 @@ def test_help_is_there_before_torch() -> None:
 def test_list_and_check_need_no_torch() -> None:
     for arguments in (["list"], ["check", "pi3"]):
         program = (
-            f"import sys\nfrom spark3r.cli import main\nassert main({arguments}) == 0\n"
+            f"import sys\nfrom spark3r.cli.main import main\nassert main({arguments}) == 0\n"
             "assert 'torch' not in sys.modules\n"
         )
         subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -163,7 +163,7 @@ def test_defects_and_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
         (fail, 1, "spark3r: internal error, ZeroDivisionError: by zero (--debug shows where;"),
         (interrupt, 130, "spark3r: interrupted"),
     ):
-        monkeypatch.setattr(commands.listing, "_list", action)
+        monkeypatch.setattr(cli.listing, "_list", action)
         answer = run("list")
         assert answer.status == status
         assert answer.err.startswith(said)
@@ -310,7 +310,7 @@ def test_check_against_a_model(folder: Path) -> None:
 def test_check_against_a_model_beside_the_user(folder: Path) -> None:
     (folder / "beside.py").write_text(
         "def make():\n"
-        "    from spark3r.loading import load_model\n"
+        "    from spark3r.loading.load import load_model\n"
         "    return load_model('reference:random')\n"
     )
     answer = run("check", store(reference_profile()), "--model", "beside:make")

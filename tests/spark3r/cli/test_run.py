@@ -14,12 +14,11 @@ from footage_files import frames_of, write_images, write_video
 from profile_documents import reference_profile
 
 from spark3r import Clip, Spark3rError
-from spark3r.cli import main
-from spark3r.deviation import deviation
-from spark3r.families import FAMILIES
-from spark3r.inference import predict
-from spark3r.loading import load_model
-from spark3r.reconstruction import reconstruct
+from spark3r.cli.main import main
+from spark3r.families.registry import FAMILIES
+from spark3r.loading.load import load_model
+from spark3r.reconstruction import deviation, reconstruct
+from spark3r.runner import predict
 
 FILES = [
     "cameras.json",
@@ -55,7 +54,7 @@ def test_a_rendered_scene_dense(folder: Path) -> None:
     assert "written to out: depth/, confidence/, preview/" in answer.out
     preprocess = FAMILIES["reference"].preprocess
     assert preprocess is not None
-    from spark3r.footage import load_clip
+    from spark3r.io.clips import load_clip
 
     clip = load_clip("rendered:7", preprocess, frames=3).clip
     expected = predict(load_model("reference"), clip)
@@ -109,7 +108,7 @@ def test_a_profile_that_does_not_fit_is_refused_before_footage_is_read(
     def read(*args: object, **kwargs: object) -> None:
         raise AssertionError("footage was read")
 
-    monkeypatch.setattr("spark3r.footage.load_clip", read)
+    monkeypatch.setattr("spark3r.io.clips.load_clip", read)
     answer = run("run", "--clip", "rendered:7", "--profile", "mine.json", "--output", "out")
     assert answer.status == 1
     assert message in answer.err
@@ -281,7 +280,7 @@ def test_the_precision_that_the_pass_ran_in_is_recorded(
 def test_missing_pillow_is_told_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("spark3r.commands.run.find_spec", lambda name: None)
+    monkeypatch.setattr("spark3r.cli.run.find_spec", lambda name: None)
     assert main(["run", "--clip", "rendered:7", "--output", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
     assert "pip install 'spark3r[video]'" in told

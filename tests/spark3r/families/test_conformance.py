@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import LayerRule, Schedule
-from spark3r.families import detect
+from spark3r.families.registry import detect
 from spark3r.schedule import Operators
 
 
@@ -272,7 +272,7 @@ def _hooks(module: nn.Module) -> tuple[Any, Any]:
 
 
 def _count_calls(monkeypatch: pytest.MonkeyPatch, case: Case) -> list[None]:
-    from spark3r.families import FAMILIES
+    from spark3r.families.registry import FAMILIES
 
     calls: list[None] = []
     attend = FAMILIES[case.family].attend

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import Schedule, TokenLayout
-from spark3r.families import Family, detect
+from spark3r.families.base import Family
+from spark3r.families.registry import detect
 
 DA3 = [case for case in CASES if case.family == "da3"]
 

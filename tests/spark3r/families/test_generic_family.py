@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_images
 from patched import FAITHFUL, REDUCED, depth
+from small_models import make_images
 from torch import nn
 
 import spark3r
-from spark3r import (
-    FamilyError,
-    LayoutError,
-    Schedule,
-)
+from spark3r import FamilyError, LayoutError, Schedule
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
 

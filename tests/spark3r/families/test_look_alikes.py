@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import FamilyError, LayoutError, Schedule
-from spark3r.families import detect
+from spark3r.families.registry import detect
 from spark3r.schedule import Operators
 
 

@@ -10,9 +10,9 @@ from family_cases import CASES, Case, attentions, build, images, reducing, run
 from torch import nn
 
 import spark3r
-from spark3r.families.projection import project
+from spark3r.families.parts.projection import project
 from spark3r.layout import TokenLayout
-from spark3r.reduction import select
+from spark3r.reduction.pruning import select
 from spark3r.schedule import LayerRule, Operators
 
 OMEGA = [case for case in CASES if case.family == "omega"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import paper_schedule
-from spark3r.families import detect
+from spark3r.families.registry import detect
 
 TOLERANCE = 1e-5
 # Below this margin float32 may prefer another destination than float64 does.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import Schedule
-from spark3r.families import chunking, detect
+from spark3r.families.parts import memory
+from spark3r.families.registry import detect
 
 FRAMES, TOKENS = 4, 64
 UPSTREAM_DA3 = [case for case in CASES if case.family == "da3" and case.needs]
@@ -27,8 +28,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "MOST_FRAMES", FRAMES)
-    monkeypatch.setattr(chunking, "MOST_TOKENS", TOKENS)
+    monkeypatch.setattr(memory, "MOST_FRAMES", FRAMES)
+    monkeypatch.setattr(memory, "MOST_TOKENS", TOKENS)
 
 
 def _in_pieces(model: nn.Module) -> dict[str, nn.Module]:

@@ -12,8 +12,7 @@ import torch
 import upstream_loaders
 from PIL import Image
 
-from spark3r.families import FAMILIES
-from spark3r.families.preprocessing import (
+from spark3r.families.parts.preprocessing import (
     Preprocess,
     UnfitImageError,
     balanced,
@@ -22,6 +21,7 @@ from spark3r.families.preprocessing import (
     imagenet_normalised,
     longest_side,
 )
+from spark3r.families.registry import FAMILIES
 
 DEVIATION = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 SIZES = {  # width and height of the frames of a clip

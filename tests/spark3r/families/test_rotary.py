@@ -8,8 +8,8 @@ from stand_in_parts import Rotary
 from torch import Tensor, nn
 
 from spark3r import FamilyError, LayerRule, TokenLayout
-from spark3r.families.rotary import MOST_POSITIONS, base_frequency, rotate, without_waiting
-from spark3r.reduction import select
+from spark3r.families.parts.rotary import MOST_POSITIONS, base_frequency, rotate, without_waiting
+from spark3r.reduction.pruning import select
 from spark3r.schedule import Operators
 
 LAYOUT = TokenLayout(frames=5, height=2, width=3, special=2)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spark3r
 from spark3r import Schedule
-from spark3r.families import detect
+from spark3r.families.registry import detect
 
 ROTARY = [case for case in CASES if case.family != "omega"]
 # Compiling takes seconds: one instance stands for both of Depth-Anything-3.

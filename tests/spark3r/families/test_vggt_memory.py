@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import Schedule
-from spark3r.families.vggt_memory import unread_layers
+from spark3r.families.parts.vggt_memory import unread_layers
 
 VGGT = [case for case in CASES if case.family == "vggt"]
 

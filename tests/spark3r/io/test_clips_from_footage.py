@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from spark3r import ClipError
-from spark3r.families import FAMILIES
-from spark3r.families.preprocessing import crop_width, to_tensor
-from spark3r.footage import load_clip
-from spark3r.footage.frames import Selection
-from spark3r.reference.render import rendered_clip
+from spark3r.families.parts.preprocessing import crop_width, to_tensor
+from spark3r.families.registry import FAMILIES
+from spark3r.io.clips import load_clip
+from spark3r.io.frames import Selection
+from spark3r.reference.scenes.render import rendered_clip
 
 
 def as_they_are(images: Iterable[Image.Image]) -> Tensor:
@@ -284,6 +284,6 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 
 def test_importing_footage_needs_neither_pillow_nor_pyav() -> None:
-    program = "import spark3r.footage, sys; print({'av', 'PIL'} & set(sys.modules))"
+    program = "import spark3r.io.clips, sys; print({'av', 'PIL'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert answer.stdout == "set()\n", answer.stderr

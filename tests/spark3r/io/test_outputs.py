@@ -12,12 +12,12 @@ from evo.tools import file_interface
 from PIL import Image
 
 from spark3r import Prediction, Spark3rError
-from spark3r.families import FAMILIES
-from spark3r.footage import Footage, load_clip
-from spark3r.metrics.geometry import camera_centres, unproject
-from spark3r.outputs import new_folder, write_outputs
-from spark3r.outputs.cloud import VERTEX, coloured_points, write_ply
-from spark3r.outputs.depth import coloured_depth, depth_range
+from spark3r.families.registry import FAMILIES
+from spark3r.geometry import camera_centres, unproject
+from spark3r.io.clips import Footage, load_clip
+from spark3r.io.depth_maps import coloured_depth, depth_range
+from spark3r.io.outputs import new_folder, write_outputs
+from spark3r.io.point_cloud import VERTEX, coloured_points, write_ply
 
 
 @pytest.fixture(scope="module")

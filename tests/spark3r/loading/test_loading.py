@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spark3r import FamilyError, Spark3rError, WeightsError
-from spark3r.loading import load_model
+from spark3r.loading.load import load_model
 from spark3r.reference import ReferenceModel, weights
 
 FACTORIES = """

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spark3r import FamilyError, WeightsError
-from spark3r.loading import about, load_model
 from spark3r.loading.checkpoints import read_checkpoint
+from spark3r.loading.load import about, load_model
 from spark3r.loading.upstream import UPSTREAMS
 
 

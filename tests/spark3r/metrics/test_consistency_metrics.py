@@ -7,13 +7,8 @@ import torch
 from hypothesis import given
 from known_geometry import exactly, pinhole, random_cameras, random_similarity, room_depth, seeds
 
-from spark3r.metrics import (
-    camera_centres,
-    collapsed,
-    consistency_metrics,
-    key_frame_indices,
-    unproject,
-)
+from spark3r.geometry import camera_centres, unproject
+from spark3r.metrics import collapsed, consistency_metrics, key_frame_indices
 
 
 def test_key_frames() -> None:

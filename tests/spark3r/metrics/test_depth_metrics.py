@@ -8,11 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_geometry import exactly, seeds
 
-from spark3r.metrics import (
-    depth_metrics,
-    log_depth_deviation,
-    median_scale,
-)
+from spark3r.metrics import depth_metrics, log_depth_deviation, median_scale
 
 
 def test_depth_by_hand() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from known_geometry import exactly, pinhole, random_cameras, random_similarity, room_depth, seeds
 
+from spark3r.geometry import unproject
 from spark3r.metrics import (
     Similarity,
     align_trajectories,
@@ -14,7 +15,6 @@ from spark3r.metrics import (
     point_deviation,
     point_metrics,
     scene_size,
-    unproject,
 )
 from spark3r.metrics.points import sample_evenly
 

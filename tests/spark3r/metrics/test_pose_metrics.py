@@ -17,6 +17,7 @@ from known_geometry import (
 )
 from torch import Tensor
 
+from spark3r.geometry import quaternion_to_matrix
 from spark3r.metrics import (
     align_trajectories,
     direction_angle_deg,
@@ -27,7 +28,6 @@ from spark3r.metrics import (
     rotation_angle_deg,
     trajectory_metrics,
 )
-from spark3r.pose_encoding import quaternion_to_matrix
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-7, 1.0, 90.0, 179.999999, 180.0])

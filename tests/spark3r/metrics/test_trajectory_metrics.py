@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 from known_geometry import exactly, from_centres, random_cameras, random_similarity, seeds
 from torch import Tensor
 
-from spark3r.metrics import (
-    camera_centres,
-    invert_pose,
-    pose_metrics,
-    scale_drift,
-    trajectory_metrics,
-    umeyama,
-)
+from spark3r.geometry import camera_centres, invert_pose
+from spark3r.metrics import pose_metrics, scale_drift, trajectory_metrics, umeyama
 
 
 @pytest.fixture(scope="module")

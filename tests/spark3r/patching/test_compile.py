@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo
-from conftest import make_images, make_model
 from qkv import reduced
+from small_models import make_images, make_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import spark3r
 from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
-from spark3r.families import detect, generic
-from spark3r.handle import Handle
+from spark3r.families import generic
+from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
+from spark3r.patching.handle import Handle
 
 PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(group=4))
 FAITHFUL = Schedule(

@@ -6,21 +6,16 @@ import copy
 
 import pytest
 import torch
-from conftest import make_images
 from patched import FAITHFUL, REDUCED, depth, snapshot
+from small_models import make_images
 from torch import nn
 
 import spark3r
-from spark3r import (
-    FamilyError,
-    LayerRule,
-    Operators,
-    PatchError,
-    Schedule,
-)
-from spark3r.families import detect, generic
-from spark3r.handle import Handle
+from spark3r import FamilyError, LayerRule, Operators, PatchError, Schedule
+from spark3r.families import generic
+from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
+from spark3r.patching.handle import Handle
 
 
 @pytest.mark.parametrize("schedule", [REDUCED, FAITHFUL])

@@ -7,14 +7,12 @@ import threading
 
 import pytest
 import torch
-from conftest import make_images, make_model
 from patched import FAITHFUL, REDUCED, depth
+from small_models import make_images, make_model
 from torch.utils.checkpoint import checkpoint
 
 import spark3r
-from spark3r import (
-    LayoutError,
-)
+from spark3r import LayoutError
 
 
 @pytest.mark.filterwarnings("ignore::spark3r.Spark3rWarning")  # one frame clamps

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_images, make_model
 from patched import FAITHFUL, depth
+from small_models import make_images, make_model
 
 import spark3r
 

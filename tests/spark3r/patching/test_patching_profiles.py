@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from conftest import make_images
 from patched import FAITHFUL, REDUCED, depth
+from small_models import make_images
 
 import spark3r
 from spark3r import (
@@ -19,9 +19,9 @@ from spark3r import (
     Schedule,
     Spark3rWarning,
 )
-from spark3r.families import detect
-from spark3r.fingerprint import describe
-from spark3r.handle import Handle
+from spark3r.families.registry import detect
+from spark3r.identity import describe
+from spark3r.patching.handle import Handle
 
 
 def profile_of(model, **changes):

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 import spark3r
 from spark3r import Clip, FamilyError, Schedule
 from spark3r.families import generic
-from spark3r.inference import first_attention_call, layout_of, predict, run
 from spark3r.layout import TokenLayout
-from spark3r.reduction import key_value_length
-from spark3r.wall import apply_wall, fewest_keys
+from spark3r.patching.wall import apply_wall, fewest_keys
+from spark3r.reduction.pruning import key_value_length
+from spark3r.runner import first_attention_call, layout_of, predict, run
 
-LAYERS = 2  # of the model in conftest
+LAYERS = 2  # of the model in small_models
 
 
 def without_attention(model: nn.Module) -> nn.Module:

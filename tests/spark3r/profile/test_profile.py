@@ -15,12 +15,12 @@ from profile_documents import Document, documents, measured, paper
 
 import spark3r
 from spark3r import LayerRule, LengthRule, Operators, ProfileError, Schedule
-from spark3r.families import detect
-from spark3r.fingerprint import describe
-from spark3r.loading import load_model
+from spark3r.families.registry import detect
+from spark3r.identity import describe
+from spark3r.loading.load import load_model
 from spark3r.profile import ModelRecord, Profile, load_profile, shipped_folder, shipped_names
 from spark3r.profile.evidence import Sensitivity
-from spark3r.profile.sections import LengthRecord, OperatorsRecord, ScheduleRecord
+from spark3r.profile.model import LengthRecord, OperatorsRecord, ScheduleRecord
 
 
 def parse(document: Document) -> Profile:

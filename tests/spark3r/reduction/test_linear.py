@@ -14,7 +14,8 @@ from qkv import random_qkv, reduced
 from strategies import layouts, operators
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import clamp, linear
+from spark3r.reduction import unmerging
+from spark3r.reduction.resolve import clamp
 from spark3r.schedule import LayerRule, Operators
 
 few = settings(max_examples=40, deadline=None)
@@ -97,10 +98,10 @@ def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
 
 
 def test_a_regression_without_a_solution_moves_nothing(monkeypatch):
-    monkeypatch.setattr(linear, "RIDGE", -2.0)  # as rounding may leave a matrix: not definite
+    monkeypatch.setattr(unmerging, "RIDGE", -2.0)  # as rounding may leave a matrix: not definite
     apart, output_apart = torch.randn(2, 50, 8), torch.randn(2, 50, 3)
     apart[1] *= torch.linspace(0.01, 3, 8)
-    assert torch.equal(linear.regress(apart, output_apart, torch.zeros(2)), torch.zeros(2, 8, 3))
+    assert torch.equal(unmerging.regress(apart, output_apart, torch.zeros(2)), torch.zeros(2, 8, 3))
 
 
 def test_linear_unmerging_of_queries_that_do_not_differ_is_copying():

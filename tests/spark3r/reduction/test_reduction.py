@@ -16,16 +16,11 @@ from strategies import layouts, operators, rules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import (
-    attention_share,
-    clamp,
-    key_value_length,
-    lattice,
-    linear,
-    merge,
-    query_length,
-    select,
-)
+from spark3r.reduction import lattice, merging, unmerging
+from spark3r.reduction.attention import attention_share
+from spark3r.reduction.merging import query_length
+from spark3r.reduction.pruning import key_value_length, select
+from spark3r.reduction.resolve import clamp
 from spark3r.schedule import LayerRule, Operators
 
 CPU = torch.device("cpu")
@@ -33,8 +28,8 @@ few = settings(max_examples=40, deadline=None)
 
 
 def merge_and_unmerge(query, plan):
-    places = merge.match(query, plan)
-    return merge.unmerge(merge.merge(query, places, plan.kept.shape[0]), places)
+    places = merging.match(query, plan)
+    return merging.unmerge(merging.merge(query, places, plan.kept.shape[0]), places)
 
 
 @pytest.mark.parametrize("factor", [*range(1, 26), 32])
@@ -85,7 +80,7 @@ def test_selection_is_that_of_the_oracle(layout, rule):
 @given(layouts(), rules())
 def test_merge_sets_are_those_of_the_oracle_and_unmerge_copies(layout, rule):
     rule = clamp(rule, layout)
-    plan = merge.plan(layout, rule, CPU)
+    plan = merging.plan(layout, rule, CPU)
     if plan is None:
         assert rule.query == 1 or query_length(layout, rule) == layout.tokens
         return
@@ -104,7 +99,7 @@ def test_merge_sets_are_those_of_the_oracle_and_unmerge_copies(layout, rule):
 @given(layouts(), operators(), st.integers(1, 12))
 def test_specials_tail_and_a_spared_anchor_stay_untouched(layout, ops, factor):
     rule = clamp(LayerRule(factor, 1, ops), layout)
-    plan = merge.plan(layout, rule, CPU)
+    plan = merging.plan(layout, rule, CPU)
     if plan is None:
         return
     query, _, _ = random_qkv(layout)
@@ -125,10 +120,10 @@ def test_the_nearest_are_those_of_a_full_sort_whatever_the_chunk(count, bound, m
     source, destination = (
         torch.randn(2, 3, tokens, 4, generator=generator, dtype=torch.float64) for tokens in (7, 5)
     )
-    monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)
+    monkeypatch.setattr(merging, "SIMILARITY_ELEMENTS", bound)
     cosine = F.cosine_similarity(source.unsqueeze(3), destination.unsqueeze(2), dim=-1)
     expected = cosine.argsort(dim=-1, descending=True)[..., :count]
-    assert torch.equal(merge.nearest(source, destination, count), expected)
+    assert torch.equal(merging.nearest(source, destination, count), expected)
 
 
 @given(layouts(most_frames=6), operators())
@@ -221,9 +216,9 @@ def test_full_mass_correction_of_identical_tokens_equals_dense(operator, keep_sp
 def test_ties_go_to_the_first_destination():
     layout = TokenLayout(4, 2, 4)
     rule = LayerRule(4, 1, Operators())
-    plan = merge.plan(layout, rule, CPU)
+    plan = merging.plan(layout, rule, CPU)
     query = torch.ones(1, 2, layout.tokens, 4)
-    assert (merge.match(query, plan)[:, plan.sources] == 0).all()
+    assert (merging.match(query, plan)[:, plan.sources] == 0).all()
 
 
 def test_each_batch_element_is_matched_by_itself():
@@ -250,12 +245,12 @@ class LargestMatmul(TorchDispatchMode):
 def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, monkeypatch):
     layout = TokenLayout(11, 4, 5, special=2, anchor_frame=0)
     rule = LayerRule(4, 1, Operators(group=4, merge_anchor=False))
-    plan = merge.plan(layout, rule, CPU)
+    plan = merging.plan(layout, rule, CPU)
     query, _, _ = random_qkv(layout, batch=2)
-    whole = merge.match(query, plan)
-    monkeypatch.setattr(merge, "SIMILARITY_ELEMENTS", bound)  # the CPU's
+    whole = merging.match(query, plan)
+    monkeypatch.setattr(merging, "SIMILARITY_ELEMENTS", bound)  # the CPU's
     with LargestMatmul() as mode:
-        assert torch.equal(merge.match(query, plan), whole)
+        assert torch.equal(merging.match(query, plan), whole)
     row = 2 * max(block.destinations for block in plan.blocks)  # of both batch elements
     assert 0 < mode.largest <= max(bound, row)
 
@@ -281,11 +276,11 @@ def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype, unme
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
     layout = TokenLayout(8, 16, 16)  # one merge set of 2048: sums beyond what half precision counts
-    plan = merge.plan(layout, LayerRule(256, 1, Operators(group=8)), CPU)
+    plan = merging.plan(layout, LayerRule(256, 1, Operators(group=8)), CPU)
     query = torch.ones(1, 2, layout.tokens, 4, dtype=dtype)
     query[:, :, 1::2] = 0.5
-    places = torch.zeros_like(merge.match(query, plan))
-    means = merge.merge(query, places, plan.kept.shape[0])
+    places = torch.zeros_like(merging.match(query, plan))
+    means = merging.merge(query, places, plan.kept.shape[0])
     assert torch.equal(means[:, :, 0], torch.full((1, 2, 4), 0.75, dtype=dtype))
 
 
@@ -312,14 +307,14 @@ def test_no_shape_depends_on_data():
 
 def test_autocast_leaves_matching_and_fitting_in_full_precision():
     layout = TokenLayout(10, 4, 4)
-    plan = merge.plan(layout, LayerRule(4, 1, Operators()), CPU)
+    plan = merging.plan(layout, LayerRule(4, 1, Operators()), CPU)
     query, _, output = random_qkv(layout, dtype=torch.float32)
-    expected = merge.match(query, plan)
-    merged = merge.merge(query, expected, plan.kept.shape[0])
-    slope = linear.fit(merged, output[:, :, plan.kept], plan)
+    expected = merging.match(query, plan)
+    merged = merging.merge(query, expected, plan.kept.shape[0])
+    slope = unmerging.fit(merged, output[:, :, plan.kept], plan)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(merge.match(query, plan), expected)
-        assert torch.equal(linear.fit(merged, output[:, :, plan.kept], plan), slope)
+        assert torch.equal(merging.match(query, plan), expected)
+        assert torch.equal(unmerging.fit(merged, output[:, :, plan.kept], plan), slope)
 
 
 def test_attention_share_counts_realised_lengths():
@@ -345,7 +340,7 @@ def test_selections_are_built_on_the_cpu_whatever_the_default_device():
     rule = LayerRule(5, 7, Operators(key_value="token_stride", mass_correction=0.3))
     with torch.device("meta"):
         selection = select(layout, rule, CPU)
-        assert query_length(layout, rule) == merge.plan(layout, rule, CPU).kept.shape[0]
+        assert query_length(layout, rule) == merging.plan(layout, rule, CPU).kept.shape[0]
         assert key_value_length(layout, rule) == selection.length
     assert selection.index.device == CPU
 

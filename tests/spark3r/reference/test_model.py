@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 import spark3r
 import spark3r.reference.model as architecture
 from spark3r import Schedule
-from spark3r.families import chunking
-from spark3r.pose_encoding import decode_pose
+from spark3r.families.parts import memory
+from spark3r.geometry import decode_pose
 from spark3r.reference import ReferenceModel, load
-from spark3r.reference.rope import apply_rope, make_rope
+from spark3r.rope import apply_rope, make_rope
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +212,8 @@ def test_stem_and_depth_head_in_pieces(
 def test_memory_saver_gives_the_same_bits(
     model: ReferenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunking, "MOST_FRAMES", 4)
-    monkeypatch.setattr(chunking, "MOST_TOKENS", 64)
+    monkeypatch.setattr(memory, "MOST_FRAMES", 4)
+    monkeypatch.setattr(memory, "MOST_TOKENS", 64)
     clip = torch.rand(11, 3, 16, 24)
     for schedule in (Schedule.dense(8), Schedule.uniform(8, 2, 4)):
         with spark3r.apply(model, schedule, save_memory=False):

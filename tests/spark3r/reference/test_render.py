@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from spark3r.clips import Clip
-from spark3r.reference.paths import PERIOD
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.scenes import CLEARANCE_M, random_scene
-from spark3r.reference.seeds import CALIBRATION, EVALUATION, TRAINING
+from spark3r.reference.scenes.paths import PERIOD
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.scene import CLEARANCE_M, random_scene
+from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION, TRAINING
 
 SEEDS = [CALIBRATION[i] for i in (10, 11, 12, 13)]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from spark3r.reference import ReferenceModel, load
-from spark3r.reference.evaluate import evaluate, path_times
-from spark3r.reference.render import rendered_clip
-from spark3r.reference.seeds import CALIBRATION
+from spark3r.reference.scenes.render import rendered_clip
+from spark3r.reference.scenes.seeds import CALIBRATION
 from spark3r.reference.weights import SHIPPED_WEIGHTS
+from training.evaluate import evaluate, path_times
 
 STORED = Path(__file__).with_name("shipped_outputs.json")
 SEED, FRAMES = CALIBRATION[0], 4

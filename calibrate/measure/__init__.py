@@ -1,0 +1,1 @@
+"""Step 1: measure how long a model's passes take and how much each layer bears."""

@@ -1,0 +1,78 @@
+"""The trade-off between latency and quality: other schedules of the search, run on clips."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..measure.evaluator import DenseRuns, Judge, is_failure
+from ..measure.quality import Quality
+from ..progress import Samples, uncounted
+from ..search.optimizer import Found, Trial
+
+FRONT_POINTS = 4
+"""Schedules of the trade-off that are kept beside the chosen one."""
+
+
+TRADE_OFF_CLIPS = 8
+"""Clips of the selection that they run on: nothing is decided by them."""
+
+
+APART = 1.06
+"""Ratio of latencies by which points of the trade-off differ at least."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A schedule of the trade-off between latency and quality.
+
+    Attributes:
+        trial: Its trial on the clips of the search.
+        qualities: On the clips of the selection.
+    """
+
+    trial: Trial
+    qualities: tuple[Quality, ...]
+
+
+def trade_off(
+    found: Found,
+    chosen: Trial,
+    judge: Judge,
+    selection: DenseRuns,
+    progress: Samples = uncounted,
+) -> tuple[Point, ...]:
+    """Return schedules of the search's trade-off, slower and faster ones, run on the selection.
+
+    What cannot be run there is left out.
+
+    Args:
+        found: The search.
+        chosen: The exported trial; the others differ from it, and from each other, in latency.
+        judge: Runs and scores.
+        selection: Clips of the selection.
+        progress: Told of the schedules run.
+    """
+    kept = [chosen]
+    front = [trial for trial in found.front() if trial.schedule != chosen.schedule]
+    # The farthest from what is kept first, so that few points span the whole trade-off.
+    while front and len(kept) <= FRONT_POINTS:
+        gaps = [
+            min(abs(math.log(trial.latency_ms / other.latency_ms)) for other in kept)
+            for trial in front
+        ]
+        widest = max(range(len(front)), key=gaps.__getitem__)
+        if gaps[widest] < math.log(APART):
+            break
+        kept.append(front.pop(widest))
+    others = sorted(kept[1:], key=lambda trial: trial.latency_ms)
+    points = []
+    for number, trial in enumerate(others):
+        progress(number, len(others))
+        try:
+            points.append(Point(trial, judge.qualities(trial.schedule, selection)))
+        except Exception as error:
+            if not is_failure(error):
+                raise
+    progress(len(others), len(others))
+    return tuple(points)

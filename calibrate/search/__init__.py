@@ -1,0 +1,1 @@
+"""Step 2: search a schedule within the limit."""

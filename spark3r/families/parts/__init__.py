@@ -1,0 +1,1 @@
+"""Parts that several families share: recognition, projection, rotary embedding, memory savers."""

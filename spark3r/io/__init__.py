@@ -1,0 +1,8 @@
+"""Read footage into clips, and write what a reconstruction found."""
+
+from __future__ import annotations
+
+from .clips import Footage, check_source, load_clip
+from .outputs import new_folder, write_outputs
+
+__all__ = ["Footage", "check_source", "load_clip", "new_folder", "write_outputs"]

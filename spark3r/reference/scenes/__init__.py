@@ -1,0 +1,1 @@
+"""Rendered scenes whose geometry is exact: what the reference model was trained on."""
