@@ -19,7 +19,7 @@ FEW = 4
 FAR = 4
 """So many times as long as its clips may a target be before it is said that they are short. At 10
 times they choose schedules that deviate half as much again there, at 4 times a sixth more
-(docs/method.md)."""
+(docs/method/sensitivity.md)."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def default_source(split: Split, settings: Settings) -> Source:
     """Return what schedules are judged by: what was asked for, or what the clips can tell.
 
     Without ground truth it is deviation, which on the reference model ranks schedules more like
-    error on other clips than consistency does (docs/method.md).
+    error on other clips than consistency does (docs/method/quality.md).
 
     Raises:
         ClipError: If error is asked for, and a clip has no ground truth.

@@ -118,7 +118,7 @@ def scale_drift(
     Per layer and axis the metric is taken to grow in proportion to drift. The slope is the mean of
     two least squares fits, to the probes of that layer and axis under any operators and to all
     probes of the axis: a layer has few probes, and most of what tells its slope from others' is
-    noise (docs/method.md). A layer without probes takes the slope of the axis.
+    noise (docs/method/sensitivity.md). A layer without probes takes the slope of the axis.
 
     Args:
         drifts: From `drift`.

@@ -23,7 +23,7 @@ the pilot a depth deviation of 0.01 came with 0.8° of rotation, and four times 
 translation direction.
 
 Error of a few clips is noisy, deviation is not, and ranks schedules like the error of other clips
-(docs/method.md). So a search for error minimises their sum, deviation weighed by
+(docs/method/quality.md). So a search for error minimises their sum, deviation weighed by
 `DEVIATION_WEIGHT`: about as much as error grows with it, so that each counts half. What is exported
 is decided by error itself.
 

@@ -2,7 +2,7 @@
 
 Damage is deviation from dense, whatever schedules are judged by in the end. Error of a few clips is
 noisy, and much of what looks like a gain is luck; deviation is not, and a knapsack over it finds
-schedules of less error than one over error itself (docs/method.md).
+schedules of less error than one over error itself (docs/method/search.md).
 
 Within one layer and axis it is made not to fall as the factor grows (isotonic regression), and is
 taken to be linear in the logarithm of the factor between those measured. Layers and axes deviate in

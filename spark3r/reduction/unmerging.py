@@ -25,7 +25,7 @@ PARTNERS = 2
 
 RIDGE = 0.1
 """Ridge of the regression, as a share of what the squared differences sum to, mean over features
-(docs/method.md)."""
+(docs/method/queries.md)."""
 
 
 def unmerge(

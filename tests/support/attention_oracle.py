@@ -115,7 +115,7 @@ def _merge(
 
 
 def _shifts(factor: int) -> tuple[int, int]:
-    """Row shift of the most even lattice, and frame shift near the golden section (method.md)."""
+    """Return row and frame shift of the lattice, as docs/method/operators.md defines them."""
     reach = range(-factor, factor + 1)
 
     def evenness(k: int) -> int:
