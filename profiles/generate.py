@@ -131,8 +131,8 @@ def table(profiles: dict[str, Profile]) -> str:
     lines = [
         "# Shipped profiles",
         "",
-        "Written by `python profiles/generate.py`; change that, not this. Measured ones are made",
-        "by `calibrate` and only listed.",
+        "`python profiles/generate.py` writes this page: change the script, and not the page. Measured",
+        "profiles are made by `calibrate`, and are only listed here.",
         "",
         "| profile | status | model | weights | global layers | source |",
         "|---|---|---|---|---|---|",
@@ -142,11 +142,11 @@ def table(profiles: dict[str, Profile]) -> str:
             for name, profile in sorted(profiles.items())
         ),
         "",
-        "- **measured**: its schedules were run on the model; the evidence is in the file.",
-        "- **paper, not measured**: the schedule that a publication states for this model.",
-        "- **prior, not measured**: a rule of thumb, stated in the file's `notes`.",
+        "- **measured**: the schedules were run on the model, and the evidence is in the file.",
+        "- **paper, not measured**: a publication states this schedule for this model.",
+        "- **prior, not measured**: a rule of thumb, which the file's `notes` state.",
         "",
-        "`spark3r show NAME` prints one; `calibrate` measures one on your weights and device.",
+        "`spark3r show NAME` prints a profile. `calibrate` measures one on your weights and device.",
         f"The format is [schema/{SCHEMA_NAME}](schema/{SCHEMA_NAME}).",
     ]
     return "\n".join(lines) + "\n"
