@@ -131,8 +131,8 @@ def table(profiles: dict[str, Profile]) -> str:
     lines = [
         "# Shipped profiles",
         "",
-        "`python profiles/generate.py` writes this page: change the script, and not the page. Measured",
-        "profiles are made by `calibrate`, and are only listed here.",
+        "`python profiles/generate.py` writes this page: change the script, and not the page.",
+        "`calibrate` makes measured profiles, which are only listed here.",
         "",
         "| profile | status | model | weights | global layers | source |",
         "|---|---|---|---|---|---|",
@@ -146,7 +146,7 @@ def table(profiles: dict[str, Profile]) -> str:
         "- **paper, not measured**: a publication states this schedule for this model.",
         "- **prior, not measured**: a rule of thumb, which the file's `notes` state.",
         "",
-        "`spark3r show NAME` prints a profile. `calibrate` measures one on your weights and device.",
+        "`spark3r show NAME` prints a profile. `calibrate` measures one on your own weights.",
         f"The format is [schema/{SCHEMA_NAME}](schema/{SCHEMA_NAME}).",
     ]
     return "\n".join(lines) + "\n"
