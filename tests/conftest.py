@@ -1,6 +1,8 @@
-"""What every test shares: one thread, small models."""
+"""What every test shares: one thread, small models, no GPU where there is none."""
 
 from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
@@ -8,6 +10,20 @@ from small_models import make_model
 from torch import nn
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays. Looking through it takes half a second whenever a test collects
+    # garbage, as the measurements of memory and latency do.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_job
@@ -18,6 +19,15 @@ def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_job.place(monkeypatch, tmp_path)
 
 
+@pytest.fixture
+def measured(tmp_path: Path) -> dict[str, Any]:
+    """The document of a.json, a profile of the tiny model in the test's folder."""
+    text = tiny_job.profile_text()
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
 def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -29,12 +39,10 @@ def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
     assert "bad.json: not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("measured")
 def test_from_a_profile_measures_nothing_but_the_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    capsys.readouterr()
-
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("measured again")
 
@@ -83,16 +91,13 @@ def test_from_a_profile_takes_what_was_measured_here(
 
 
 def test_from_a_profile_without_figures_says_what_is_not_drawn(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    measured: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    document = json.loads((tmp_path / "a.json").read_text())
-    measurement = document["measurements"][0]
+    measurement = measured["measurements"][0]
     measurement["baselines"] = []
     for run in (measurement["dense"], *measurement["schedules"]):
         run["figures"] = []
-    (tmp_path / "bare.json").write_text(json.dumps(document))
-    capsys.readouterr()
+    (tmp_path / "bare.json").write_text(json.dumps(measured))
     again = ["--budget", "60%", *JOB, "--from", "bare.json", "--output", "b.json", "--quiet"]
     assert main(again) == 0
     out = capsys.readouterr().out
@@ -106,14 +111,16 @@ def test_from_a_profile_without_figures_says_what_is_not_drawn(
 
 
 def test_without_a_word_clips_are_as_long_as_the_profile_holds_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    measured: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("calibrate.cli.clips.HELD_OUT_CLIPS", 2)
-    longer = ["--frames", "26", *JOB[2:], "--quiet"]
-    assert longer[2:4] == ["--size", "16"]
-    assert main(["--budget", "75%", *longer, "--output", "a.json"]) == 0
-    capsys.readouterr()
-    bare = ["--size", "16", "--model", "tiny_job:make_tiny", "--from", "a.json", "--json"]
+    for schedule in measured["schedules"]:
+        schedule["length"]["min_frames"] = 26
+    (tmp_path / "long.json").write_text(json.dumps(measured))
+    bare = ["--size", "16", "--model", "tiny_job:make_tiny", "--from", "long.json", "--json"]
     assert main(["--budget", "60%", *bare, "--output", "b.json"]) == 0
     (measurement,) = Profile.load(tmp_path / "b.json").measurements
     assert [clip.frames for clip in measurement.clips] == [26, 26]
@@ -121,18 +128,17 @@ def test_without_a_word_clips_are_as_long_as_the_profile_holds_for(
 
 
 def test_shipped_profiles_go_by_their_name(capsys: pytest.CaptureFixture[str]) -> None:
-    goal = ["--budget", "75%", "--model", "tiny_job:make_tiny", "--output", "b.json", "--quiet"]
+    goal = ["--budget", "75%", *JOB, "--output", "b.json", "--quiet"]
     assert main([*goal, "--from", "vggt-1b"]) == 1
     assert "vggt-1b.json: has no measurements to solve from" in capsys.readouterr().err
     assert main([*goal, "--from", "vggt-1"]) == 1
     assert "did you mean vggt-1b" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("measured")
 def test_where_nothing_is_reduced_dense_is_timed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    capsys.readouterr()
     job = ["--budget", "500%", *JOB, "--from", "a.json", "--output", "b.json"]
     assert main([*job, "--json", "--quiet"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -141,18 +147,18 @@ def test_where_nothing_is_reduced_dense_is_timed(
     assert Profile.load(tmp_path / "b.json").measurements[0].wall.n == 3
 
 
+@pytest.mark.usefixtures("measured")
 def test_another_length_is_not_said_to_be_too_long_for_dense(tmp_path: Path) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
     job = ["--budget", "75%", *JOB, "--from", "a.json", "--output", "b.json", "--quiet"]
     assert main([*job, "--target-frames", "32"]) == 0
     assert "does not fit" not in Profile.load(tmp_path / "b.json").notes
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
     """As the search scored it: dense stands beside every schedule, on the same clips."""
     from calibrate.report.profile import recorded_quality
 
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
     measurement = Profile.load(tmp_path / "a.json").measurements[0]
     dense = {figures.clip for figures in measurement.dense.figures}
     roles = {clip.name: clip.role for clip in measurement.clips}
@@ -174,11 +180,13 @@ def test_a_profile_tells_its_trade_off_by_error(tmp_path: Path) -> None:
     ],
 )
 def test_profiles_that_nothing_can_be_solved_from(
-    changes: dict, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    changes: dict,
+    arguments: list[str],
+    message: str,
+    measured: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
-    document = json.loads(Path("a.json").read_text()) | changes
-    Path("b.json").write_text(json.dumps(document))
+    Path("b.json").write_text(json.dumps(measured | changes))
     job = ["--budget", "60%", *JOB, "--from", "b.json", "--output", "c.json", "--quiet"]
     assert main([*job, *arguments]) in (1, 3)
     assert message in capsys.readouterr().err

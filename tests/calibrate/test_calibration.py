@@ -18,6 +18,7 @@ from calibrate.measure.probe import SensitivityError
 from calibrate.measure.target_length import clip_of_length
 from calibrate.pipeline import run
 from calibrate.report.page import write_report
+from calibrate.report.result import Calibration
 from calibrate.report.summary import missed
 from calibrate.search.storage import StudyError
 from calibrate.settings import Settings
@@ -37,7 +38,16 @@ def clips() -> list:
 
 
 def settings(budget: str = "75%", **changes) -> Settings:
-    return Settings(parse_budget(budget), **{"target_frames": 64, "trials": 2, **changes})
+    short = {"target_frames": 64, "trials": 2, "cache": tiny_job.SENSITIVITIES}
+    return Settings(parse_budget(budget), **{**short, **changes})
+
+
+@pytest.fixture(scope="module")
+def calibrated(clips: list) -> Calibration:
+    """A calibration of the tiny model at 75 %, which tests look at and leave as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_job.without_clock(patch)
+        return run(tiny_job.make_tiny(), split_clips(clips), settings())
 
 
 def test_whole_job(clips: list, tmp_path: Path) -> None:
@@ -47,7 +57,7 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     result = run(
         model,
         split_clips(clips),
-        settings(),
+        settings(cache=None),
         progress=lambda step, done, total: steps.append(step),
     )
     assert {"sensitivity", "search", "selection", "verification"} <= set(steps)
@@ -83,10 +93,11 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     assert profile.model.global_layers[0] in page
 
 
-def test_what_a_profile_keeps_scores_as_it_did(clips: list, tmp_path: Path) -> None:
+def test_what_a_profile_keeps_scores_as_it_did(
+    clips: list, tmp_path: Path, calibrated: Calibration
+) -> None:
     path = tmp_path / "a.json"
-    split = split_clips(clips)
-    first = run(tiny_job.make_tiny(), split, settings())
+    split, first = split_clips(clips), calibrated
     first.profile.save(path)
     second = run(tiny_job.make_tiny(), split, settings("85%"), measured=path)
     assert second.kept is not None
@@ -102,10 +113,12 @@ def test_what_a_profile_keeps_scores_as_it_did(clips: list, tmp_path: Path) -> N
     assert second.latency.model.predict_ms(paper, second.latency.layout) <= 85
 
 
-def test_from_a_profile_of_a_faster_hour(clips: list, tmp_path: Path) -> None:
+def test_from_a_profile_of_a_faster_hour(
+    clips: list, tmp_path: Path, calibrated: Calibration
+) -> None:
     """Dense was timed when the machine was slower than when the latency model was made."""
     path, split = tmp_path / "a.json", split_clips(clips)
-    run(tiny_job.make_tiny(), split, settings()).profile.save(path)
+    calibrated.profile.save(path)
     document = json.loads(path.read_text())
     (measurement,) = document["measurements"]
     measurement["wall"]["median_ms"] *= 3  # disturbed, which says nothing of the others
@@ -122,12 +135,15 @@ def test_from_a_profile_of_a_faster_hour(clips: list, tmp_path: Path) -> None:
 
 
 def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
-    clips: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calibrated: Calibration,
 ) -> None:
     import calibrate.verify.held_out
 
     path, split = tmp_path / "a.json", split_clips(clips)
-    run(tiny_job.make_tiny(), split, settings()).profile.save(path)
+    calibrated.profile.save(path)
 
     def slower(model, images, treatments, **kwargs):
         timed = tiny_job.timed_passes(model, images, treatments)
@@ -168,12 +184,10 @@ def test_what_was_not_timed_is_not_said_to_be(clips: list, monkeypatch: pytest.M
     assert (measurement.wall.median_ms, measurement.wall.n) == (50, 3)
 
 
-def test_same_seed_same_profile(clips: list) -> None:
-    first, second = (
-        run(tiny_job.make_tiny(), split_clips(clips), settings(trials=2)) for _ in range(2)
-    )
-    assert first.profile.schedules == second.profile.schedules
-    assert first.found == second.found
+def test_same_seed_same_profile(clips: list, calibrated: Calibration) -> None:
+    again = run(tiny_job.make_tiny(), split_clips(clips), settings(cache=None))
+    assert again.profile.schedules == calibrated.profile.schedules
+    assert again.found == calibrated.found
 
 
 def test_one_call_on_a_live_model(clips: list) -> None:
@@ -330,7 +344,7 @@ def run_least(clips: list) -> float:
 def test_error_without_ground_truth_is_refused_at_once(clips: list) -> None:
     blind = [replace(clip, depth=None, extrinsics=None) for clip in clips]
     with pytest.raises(ClipError, match="no ground truth"):
-        run(tiny_job.make_tiny(), split_clips(blind), replace(settings(), source="error"))
+        run(tiny_job.make_tiny(), split_clips(blind), settings(source="error"))
 
 
 def test_what_was_asked_for_is_compared_with_what_was_measured(clips: list) -> None:
@@ -390,7 +404,6 @@ def test_footage_is_stretched_to_and_fro() -> None:
     assert clip_of_length(images[:1], 2).shape[0] == 2
 
 
-def test_profile_is_plain_json(clips: list) -> None:
-    result = run(tiny_job.make_tiny(), split_clips(clips), settings(trials=1))
-    document = json.loads(result.profile.text())
+def test_profile_is_plain_json(calibrated: Calibration) -> None:
+    document = json.loads(calibrated.profile.text())
     assert document["measurements"][0]["latency_model"]["form"] == "separable-2"

@@ -64,9 +64,7 @@ def assessed(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
 @pytest.fixture
 def _job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny_job.without_clock(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny_job.place(monkeypatch, tmp_path)
 
 
 @pytest.mark.usefixtures("_job")

@@ -45,7 +45,7 @@ def test_holds_what_it_was_given() -> None:
         prediction.depth = torch.zeros(1)  # type: ignore[misc]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.gpu
 def test_moves_to_another_device() -> None:
     moved = Prediction(**tensors()).to("cuda")
     assert {getattr(moved, name).device.type for name in tensors()} == {"cuda"}

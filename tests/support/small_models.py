@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import nn
 
 
 def make_model(pairs: int = 2, seed: int = 0) -> nn.Module:
+    """Return the reference architecture with some layer pairs and random weights."""
+    return deepcopy(_made(pairs, seed))
+
+
+@cache
+def _made(pairs: int, seed: int) -> nn.Module:
     from spark3r.reference.model import ReferenceModel
 
     generator_state = torch.get_rng_state()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from small_models import make_model
 from torch import nn
 
@@ -25,10 +31,21 @@ CLIPS = [part for seed in range(4) for part in ("--clip", f"rendered:{1_000_000 
 JOB = [*SHORT, *CLIPS, "--model", "tiny_job:make_tiny"]
 
 
-def clips(count: int = 6) -> list[Clip]:
+SENSITIVITIES = Path(tempfile.mkdtemp(prefix="spark3r-sensitivities-"))
+"""Folder that keeps sensitivities, so that those of the tiny model are measured once."""
+atexit.register(shutil.rmtree, SENSITIVITIES, ignore_errors=True)
+
+
+def clips(count: int = 4) -> list[Clip]:
+    """Return as many clips; four are two to search on, one to select on and one held out."""
+    return [_clip(1_000_000 + seed) for seed in range(count)]
+
+
+@cache
+def _clip(seed: int) -> Clip:
     from spark3r.reference.scenes.render import rendered_clip
 
-    return [rendered_clip(1_000_000 + seed, FRAMES, SIDE, SIDE) for seed in range(count)]
+    return rendered_clip(seed, FRAMES, SIDE, SIDE)
 
 
 def latency_table(
@@ -91,9 +108,13 @@ def make_tiny() -> nn.Module:
     return make_model()
 
 
+# The models below have weights of their own: they must not be taken for the tiny model, whose
+# sensitivities are kept.
+
+
 def make_nan() -> nn.Module:
     """A model that returns NaN as soon as its second global layer is reduced."""
-    model = make_model()
+    model = make_model(seed=1)
     projection = model.aggregator.global_blocks[1].attn.proj
 
     def poison(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
@@ -109,7 +130,7 @@ def make_nan() -> nn.Module:
 
 def make_hungry() -> nn.Module:
     """A model that runs out of memory where both global layers are reduced on both axes."""
-    model = make_model()
+    model = make_model(seed=2)
 
     def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:
         from spark3r.patching.patch import is_applied
@@ -124,7 +145,7 @@ def make_hungry() -> nn.Module:
 
 def make_single() -> nn.Module:
     """A model with a head that does not run under autocast, as π³'s on a CPU."""
-    model = make_model()
+    model = make_model(seed=3)
 
     def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:
         if (args[0] @ args[0].mT).dtype != torch.float32:
@@ -135,7 +156,28 @@ def make_single() -> nn.Module:
 
 
 def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the command run in a folder of its own, without a clock."""
+    """Let the command run in a folder of its own, without a clock.
+
+    It cuts footage into four clips only, and draws blank pictures.
+    """
     without_clock(monkeypatch)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(SENSITIVITIES))
+    monkeypatch.setattr("calibrate.cli.clips.STRETCHES", 4)
+    monkeypatch.setattr(Figure, "savefig", blank)
+
+
+@cache
+def profile_text() -> str:
+    """Return the profile that ``calibrate --budget 75%`` makes of the tiny model; made once."""
+    from calibrate.cli.main import main
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        place(patch, Path(folder))
+        assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0
+        return Path("a.json").read_text(encoding="utf-8")
+
+
+def blank(figure: Figure, file: IO[bytes], **_: object) -> None:
+    """Write one white pixel: drawing takes as long as a whole tiny calibration."""
+    Image.new("L", (1, 1), 255).save(file, "png")

@@ -356,11 +356,12 @@ def test_interrupted_search_exports_and_resumes(
 
 
 def test_interrupted_before_the_search(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no sensitivities are kept there
     monkeypatch.setattr("calibrate.measure.sensitivity.probe", interrupt)
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 130
     assert "before there was anything to export" in capsys.readouterr().err

@@ -22,9 +22,8 @@ FRAMES = 4
 
 @pytest.fixture(autouse=True)
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny_job.without_clock(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny_job.place(monkeypatch, tmp_path)
+    monkeypatch.setattr("calibrate.cli.clips.STRETCHES", STRETCHES)
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:

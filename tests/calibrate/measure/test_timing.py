@@ -131,7 +131,7 @@ def test_the_host_clock_sees_real_work() -> None:
     assert 0 < latency.median_ms < 1000
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_cuda_events_wait_for_the_device() -> None:
     a = torch.rand(4096, 4096, device="cuda")
     small = a[:128, :128].contiguous()
