@@ -1,9 +1,10 @@
-"""Passes of a model over a clip, and what they need: device, precision, layout, prediction."""
+"""The model that passes run on, with its family and its precision, as one object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .clips import Clip
 from .errors import FamilyError, Spark3rError
 from .families.base import Family, unwrap
-from .families.registry import detect
+from .families.registry import FAMILIES, detect
 from .layout import TokenLayout
 from .memory import is_out_of_memory
 from .prediction import Prediction
@@ -21,13 +22,13 @@ T = TypeVar("T")
 
 
 class AttentionCall(NamedTuple):
-    """A global attention module as it is called in a pass.
+    """One call of a global attention module, as it happens in a pass.
 
     Attributes:
         module: The module.
-        args: Its positional arguments, in the precision that they have there.
-        kwargs: Its keyword arguments, likewise.
-        autocast: Precision of the autocast that it is called under, ``float32`` for none.
+        args: Its positional arguments, in the precision of the pass.
+        kwargs: Its keyword arguments, in the precision of the pass.
+        autocast: Precision of the autocast around the call, ``float32`` for none.
     """
 
     module: nn.Module
@@ -36,35 +37,184 @@ class AttentionCall(NamedTuple):
     autocast: torch.dtype
 
 
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """A model, its family and the precision of its passes.
+
+    Everything that runs a model takes a Runner. Functions that users call take ``model, family,
+    dtype`` and make one with `Runner.of`.
+
+    Attributes:
+        model: The model as it was given, called through its ``torch.compile`` or data-parallel
+            wrapper if it has one.
+        family: The model's family.
+        dtype: Autocast precision of a pass: ``bfloat16`` or ``float16``; ``float32`` turns
+            autocast off, so that the parameters' precision counts; None leaves autocast as it is
+            around the call.
+    """
+
+    model: nn.Module
+    family: Family
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        family: Family | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Runner:
+        """Return the runner of a model.
+
+        Args:
+            model: A model of any family, wrapped or not.
+            family: The model's family or the name of one; None recognises it by structure.
+            dtype: Autocast precision, see `Runner`.
+
+        Raises:
+            FamilyError: If there is no such family, or None was given and no family knows the
+                model.
+        """
+        if family is None:
+            family = detect(model)
+        elif isinstance(family, str):
+            if family not in FAMILIES:
+                raise FamilyError(
+                    f"no family is named '{family}', expected one of: {', '.join(FAMILIES)}"
+                )
+            family = FAMILIES[family]
+        return cls(model, family, dtype)
+
+    @property
+    def root(self) -> nn.Module:
+        """The model inside its wrappers."""
+        return unwrap(self.model)
+
+    @property
+    def attention(self) -> dict[str, nn.Module]:
+        """Global attention modules by qualified name, in the order of a pass."""
+        return self.family.attention(self.root)
+
+    @property
+    def depth(self) -> int:
+        """Number of global attention modules."""
+        return len(self.attention)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's first parameter, the CPU if it has none."""
+        return device_of(self.model)
+
+    def run(self, images: Tensor) -> Any:
+        """Return the model's output for one clip, without recording gradients.
+
+        All passes run here. Whatever is computed from their outputs stays outside autocast.
+
+        Args:
+            images: ``[S, 3, H, W]`` in [0, 1], on any device; rounded to the precision of the
+                model's parameters.
+
+        Raises:
+            Spark3rError: If the model fails in half precision.
+        """
+        device, own = self.device, dtype_of(self.model)
+        with torch.inference_mode(), autocast(device, self.dtype):
+            try:
+                return self.family.call(self.model, images.to(device, own))
+            except (RuntimeError, TypeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                running = product_dtype(own, device)
+                if running not in HALF:
+                    raise
+                raise Spark3rError(_does_not_run(error, own, running, device)) from error
+
+    def predict(self, clip: Clip) -> Prediction:
+        """Return the model's prediction of a clip, on the CPU.
+
+        Raises:
+            FamilyError: If the family does not know how to read the model's output.
+            Spark3rError: If the model fails in half precision.
+        """
+        read = self.reader
+        return read(self.run(clip.images), clip.images).to("cpu")
+
+    @property
+    def reader(self) -> Callable[[Any, Tensor], Prediction]:
+        """Function from the model's output and its images ``[S, 3, H, W]`` to a prediction.
+
+        Raises:
+            FamilyError: If the family does not know how to read the model's output.
+        """
+        if self.family.predict is None:
+            raise FamilyError(
+                f"family '{self.family.name}' cannot read the model's output: give its Family a "
+                "predict= that makes a spark3r.Prediction of it"
+            )
+        return self.family.predict
+
+    def layout(self, images: Tensor) -> TokenLayout:
+        """Return the token layout of a pass over ``images`` ``[S, 3, H, W]``.
+
+        The pass stops as soon as the family's entry module is called.
+        """
+        entry = self.family.entry(self.root)
+        return self._seen_at(entry, lambda *call: self.family.layout(*call)[1], images)
+
+    def precision(self, images: Tensor) -> torch.dtype:
+        """Return the precision of matrix products where global attention begins.
+
+        It is asked inside a pass over ``images`` ``[S, 3, H, W]``, because some models turn
+        autocast on themselves (VGGT-Omega). The pass stops at the family's entry module.
+        """
+        own, device = dtype_of(next(iter(self.attention.values()))), self.device
+        entry = self.family.entry(self.root)
+        return self._seen_at(entry, lambda *_: product_dtype(own, device), images)
+
+    def first_attention_call(self, images: Tensor) -> AttentionCall:
+        """Return the call of the first global attention module in a pass of an unpatched model.
+
+        The pass over ``images`` ``[S, 3, H, W]`` stops there, so this also works at a length at
+        which a dense pass runs out of memory.
+        """
+        first, device = next(iter(self.attention.values())), self.device
+
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
+            return AttentionCall(module, args, kwargs, product_dtype(torch.float32, device))
+
+        return self._seen_at(first, look, images)
+
+    def _seen_at(
+        self,
+        module: nn.Module,
+        look: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], T],
+        images: Tensor,
+    ) -> T:
+        """Return what ``look`` makes of a module's call in a pass, and stop the pass there."""
+        found: list[T] = []
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(look(module, args, kwargs))
+            raise _EnoughSeenError
+
+        hook = module.register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
+        try:
+            self.run(images)
+        except _EnoughSeenError:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+
 def run(
     model: nn.Module,
     images: Tensor,
     family: Family | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Return what the model says of one clip, without recording gradients.
-
-    This is where passes run; what is computed from their outputs stays outside autocast.
-
-    Args:
-        model: A model of any family.
-        images: ``[S, 3, H, W]`` in [0, 1], on any device; rounded to the precision of the model's
-            parameters.
-        family: What is known of the model; None recognises it.
-        dtype: Precision by autocast, ``float32`` for none; None leaves autocast as it is.
-
-    Raises:
-        Spark3rError: If the model fails in half precision.
-    """
-    family = detect(model) if family is None else family
-    device, own = device_of(model), dtype_of(model)
-    with torch.inference_mode(), autocast(device, dtype):
-        try:
-            return family.call(model, images.to(device, own))
-        except (RuntimeError, TypeError) as error:
-            if is_out_of_memory(error) or (running := product_dtype(own, device)) not in HALF:
-                raise
-            raise Spark3rError(_does_not_run(error, own, running, device)) from error
+    """Return `Runner.run` of a model."""
+    return Runner.of(model, family, dtype).run(images)
 
 
 def predict(
@@ -73,31 +223,8 @@ def predict(
     family: Family | None = None,
     dtype: torch.dtype | None = None,
 ) -> Prediction:
-    """Return the model's prediction of a clip, on the CPU.
-
-    Args:
-        model: A model of any family.
-        clip: The clip.
-        family: What is known of the model; None recognises it.
-        dtype: As `run` takes it.
-
-    Raises:
-        FamilyError: If the family does not know how to read the model's output.
-        Spark3rError: If the model fails in half precision.
-    """
-    family = detect(model) if family is None else family
-    if family.predict is None:
-        raise FamilyError(
-            f"family '{family.name}' cannot read the model's output: give its Family a predict= "
-            "that makes a spark3r.Prediction of it"
-        )
-    return family.predict(run(model, clip.images, family, dtype), clip.images).to("cpu")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter, the CPU if it has none."""
-    parameter = next(iter(model.parameters()), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    """Return `Runner.predict` of a model."""
+    return Runner.of(model, family, dtype).predict(clip)
 
 
 def layout_of(
@@ -106,14 +233,8 @@ def layout_of(
     family: Family | None = None,
     dtype: torch.dtype | None = None,
 ) -> TokenLayout:
-    """Return the token layout of a pass over ``images`` ``[S, 3, H, W]``, without running it all.
-
-    The pass is left as soon as the family's entry module is called. Arguments are those of `run`.
-    """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    entry = family.entry(root)
-    return _seen_at(entry, lambda *call: family.layout(*call)[1], model, images, family, dtype)
+    """Return `Runner.layout` of a model."""
+    return Runner.of(model, family, dtype).layout(images)
 
 
 def precision_of(
@@ -122,16 +243,8 @@ def precision_of(
     family: Family | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.dtype:
-    """Return the precision that a pass multiplies in where its global attention begins.
-
-    It is asked inside the pass, since some models turn autocast on by themselves (VGGT-Omega). The
-    pass is left at the family's entry module. Arguments are those of `run`.
-    """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    own, device = dtype_of(next(iter(family.attention(root).values()))), device_of(model)
-    entry = family.entry(root)
-    return _seen_at(entry, lambda *_: product_dtype(own, device), model, images, family, dtype)
+    """Return `Runner.precision` of a model."""
+    return Runner.of(model, family, dtype).precision(images)
 
 
 def first_attention_call(
@@ -140,50 +253,14 @@ def first_attention_call(
     family: Family | None = None,
     dtype: torch.dtype | None = None,
 ) -> AttentionCall:
-    """Return the call of the first global attention module in a pass.
-
-    The pass is left there, so that a clip whose dense pass would not fit is no obstacle.
-
-    Args:
-        model: An unpatched model.
-        images: ``[S, 3, H, W]``.
-        family: What is known of the model; None recognises it.
-        dtype: As `run` takes it.
-    """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    first = next(iter(family.attention(root).values()))
-    device = device_of(model)
-
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
-        return AttentionCall(module, args, kwargs, product_dtype(torch.float32, device))
-
-    return _seen_at(first, look, model, images, family, dtype)
+    """Return `Runner.first_attention_call` of a model."""
+    return Runner.of(model, family, dtype).first_attention_call(images)
 
 
-def _seen_at(
-    module: nn.Module,
-    look: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], T],
-    model: nn.Module,
-    images: Tensor,
-    family: Family,
-    dtype: torch.dtype | None,
-) -> T:
-    """Return what ``look`` sees of a module's call in a pass, which is left there."""
-    found: list[T] = []
-
-    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(look(module, args, kwargs))
-        raise _EnoughSeenError
-
-    hook = module.register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
-    try:
-        run(model, images, family, dtype)
-    except _EnoughSeenError:
-        pass
-    finally:
-        hook.remove()
-    return found[0]
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter, the CPU if it has none."""
+    parameter = next(iter(model.parameters()), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _does_not_run(
@@ -203,7 +280,7 @@ def _does_not_run(
 
 
 class _EnoughSeenError(Exception):
-    """Leaves a forward pass."""
+    """Stops a forward pass."""
 
 
 HALF = (torch.bfloat16, torch.float16)
