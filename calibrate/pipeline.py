@@ -21,7 +21,7 @@ from spark3r.errors import ProfileError, Spark3rError, Spark3rWarning
 from spark3r.families.base import Family
 from spark3r.identity import describe
 from spark3r.layout import TokenLayout
-from spark3r.profile import Profile
+from spark3r.profile import Profile, compare
 from spark3r.profile.evidence import Measurement
 from spark3r.runner import device_of, dtype_name, layout_of, precision_of
 from spark3r.schedule import LengthRule, Schedule
@@ -531,7 +531,8 @@ def _require_same(
         ProfileError: If it is of other weights, another device, precision, grid or revision.
     """
     record = describe(job.family.name, job.family.attention(job.model), job.family.facts(job.model))
-    found = profile.compatibility(
+    found = compare(
+        profile,
         record,
         name=job.settings.name,
         device=device_of(job.model),

@@ -130,7 +130,7 @@ def test_imports_inside_a_package_run_one_way(package: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("package", ["calibrate"])
+@pytest.mark.parametrize("package", ORDERS)
 def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
     modules = {module_of(path): path for path in files(package)}
     graph = {

@@ -57,9 +57,10 @@ def _fit(profile: Profile, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]
     from ..families import detect, unwrap
     from ..identity import describe
     from ..loading.load import load_model
+    from ..profile import compare
 
     root = unwrap(load_model(name))
     family = detect(root)
     record = describe(family.name, family.attention(root), family.facts(root))
-    fit = profile.compatibility(record, name=name)
+    fit = compare(profile, record, name=name)
     return fit.errors, fit.warnings

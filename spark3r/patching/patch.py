@@ -112,12 +112,13 @@ def is_applied(model: nn.Module) -> bool:
 
 def _check(profile: Profile, root: nn.Module, family: Family, strict: bool) -> None:
     from ..identity import describe
+    from ..profile import compare
 
     attention = family.attention(root)
     record = describe(family.name, attention, family.facts(root))
     parameter = next(iter(root.parameters()), None)
     device = None if parameter is None else parameter.device
-    report = profile.compatibility(record, name=name_of(root), device=device)
+    report = compare(profile, record, name=name_of(root), device=device)
     problems = report.errors + (report.warnings if strict else ())
     if problems:
         raise PatchError("the profile does not fit the model: " + "; ".join(problems))

@@ -5,7 +5,7 @@ pydantic lives in this package and nowhere else; torch is not needed to read a p
 
 from __future__ import annotations
 
-from .compatibility import Compatibility
+from .compatibility import Compatibility, compare
 from .document import Profile
 from .library import load_profile, profile_path, shipped_folder, shipped_names
 from .model import STATUS_WORDS, ModelRecord, Status
@@ -16,6 +16,7 @@ __all__ = [
     "ModelRecord",
     "Profile",
     "Status",
+    "compare",
     "load_profile",
     "profile_path",
     "shipped_folder",

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..env import device_name
 from ..schedule import OPERATORS_REVISION
+from .document import Profile
 from .model import ModelRecord
-
-if TYPE_CHECKING:
-    from .document import Profile
 
 BY_CHECKPOINT = ("vggt", "pi3", "da3", "omega")
 """Families that ``--model FAMILY:WEIGHTS`` loads."""
@@ -43,7 +40,19 @@ def compare(
     frames: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Compatibility:
-    """Return how far a profile holds for a model; see `Profile.compatibility`."""
+    """Return how far a profile and its evidence hold for a model.
+
+    What is not known of the model is not compared.
+
+    Args:
+        profile: The profile.
+        record: The model, as `identity.describe` sees it.
+        name: What ``--model`` calls the model; None when unknown.
+        device: Device of the model, as torch takes it; None when unknown.
+        dtype: Precision of its passes; None when unknown.
+        frames: Length of the clips it will see; None when unknown.
+        grid: Rows and columns of patches per frame; None when unknown.
+    """
     errors = tuple(_mismatches(profile.model, record))
     if errors:
         return Compatibility(errors, ())

@@ -14,11 +14,10 @@ from pydantic.json_schema import GenerateJsonSchema
 from ..errors import ProfileError
 from ..schedule import Schedule
 from . import files
-from .compatibility import Compatibility, compare
 from .evidence import Measurement, Sensitivity
 from .messages import problem_lines, profile_error, shown
 from .model import ModelRecord, Name, ScheduleRecord, Section, Status
-from .validation import contradictions
+from .validation import validate, validate_status
 
 FORMAT: Literal["spark3r-profile"] = "spark3r-profile"
 VERSION: Literal[1] = 1
@@ -57,7 +56,19 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Profile:
-        problems = list(contradictions(self))
+        problems = [
+            *validate(
+                self.model, self.default, self.schedules, self.measurements, self.sensitivity
+            ),
+            *validate_status(
+                self.status,
+                self.source,
+                self.notes,
+                self.model.fingerprint,
+                self.schedule_names(),
+                self.measurements,
+            ),
+        ]
         if problems:
             raise profile_error((info.context or {}).get("source", "profile"), problems)
         return self
@@ -160,30 +171,6 @@ class Profile(Section):
             f"{', '.join(self.schedule_names())}"
         )
 
-    def compatibility(
-        self,
-        record: ModelRecord,
-        *,
-        name: str | None = None,
-        device: object = None,
-        dtype: object = None,
-        frames: int | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Compatibility:
-        """Return how far the profile and its evidence hold for a model.
-
-        Args:
-            record: The model, as `fingerprint.describe` sees it.
-            name: What ``--model`` calls it; None when unknown.
-            device: The device it is on, as torch takes it; None when unknown.
-            dtype: The precision of its pass, likewise.
-            frames: Length of the clips it will see, likewise.
-            grid: Rows and columns of patches per frame, likewise.
-        """
-        return compare(
-            self, record, name=name, device=device, dtype=dtype, frames=frames, grid=grid
-        )
-
 
 def _of_another_kind(document: Any) -> list[str]:
     """Return why a document is no profile of this version, before its fields are looked at."""
@@ -233,7 +220,7 @@ _STATUS_RULES: list[dict[str, Any]] = [
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of profiles, generated from the class that validates them.
 
-    It cannot state the rules between fields (`consistency.contradictions`) other than those about
+    It cannot state the rules between fields (those of `validation`) other than those about
     the status, nor that keys stand once, that integers are written without a fraction (it takes
     1.0 for 1), or that a date exists.
     """

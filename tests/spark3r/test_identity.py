@@ -16,7 +16,7 @@ from spark3r import env
 from spark3r.identity import describe, fingerprint
 from spark3r.loading.hub import HUB_NAME
 from spark3r.loading.upstream import UPSTREAMS
-from spark3r.profile import ModelRecord, Profile, load_profile
+from spark3r.profile import ModelRecord, Profile, compare, load_profile
 from spark3r.profile.compatibility import BY_CHECKPOINT, calibrate_line
 
 
@@ -163,7 +163,7 @@ def test_mismatches_are_errors() -> None:
         },
     }
     for message, changes in cases.items():
-        fit = profile.compatibility(record_of(profile, **changes), device="cpu")
+        fit = compare(profile, record_of(profile, **changes), device="cpu")
         assert fit.errors == (message,)
         assert fit.warnings == ()
 
@@ -172,22 +172,21 @@ def test_one_outer_module_is_no_mismatch() -> None:
     profile = parse(measured())
     outer = ("model.da3.blocks.0.attn", "model.da3.blocks.1.attn")
     record = record_of(profile, global_layers=outer)
-    assert profile.compatibility(record).errors == ()
-    inner = parse(
-        json.loads(json.dumps(measured()).replace('"blocks.', '"model.blocks.'))
-    ).compatibility(profile.model)
-    assert inner.errors == ()
+    assert compare(profile, record).errors == ()
+    inner = parse(json.loads(json.dumps(measured()).replace('"blocks.', '"model.blocks.')))
+    assert compare(inner, profile.model).errors == ()
 
 
 def test_evidence_from_elsewhere_is_a_warning() -> None:
     document = measured()
     document["measurements"][0].update(device=env.cpu_name(), dtype="float32")
     profile = parse(document)
-    same = profile.compatibility(
-        profile.model, device="cpu", dtype=torch.float32, frames=48, grid=(8, 10)
+    same = compare(
+        profile, profile.model, device="cpu", dtype=torch.float32, frames=48, grid=(8, 10)
     )
     assert same.errors == same.warnings == ()
-    other = profile.compatibility(
+    other = compare(
+        profile,
         record_of(profile, fingerprint="cd" * 32, width=32),
         device=torch.device("meta"),
         dtype=torch.bfloat16,
@@ -205,7 +204,7 @@ def test_evidence_from_elsewhere_is_a_warning() -> None:
         "the profile was measured on grids of 8x10, the clip's is 9x10",
         "the profile was measured on clips of up to 48 frames, this one has 49",
     )
-    unknown = profile.compatibility(record_of(profile, fingerprint=None, width=None))
+    unknown = compare(profile, record_of(profile, fingerprint=None, width=None))
     assert unknown.warnings == ()
 
 
@@ -213,7 +212,7 @@ def test_other_operators_are_a_warning() -> None:
     document = paper()
     document["schedules"][0]["operators"]["revision"] = 99
     profile = parse(document)
-    warnings = profile.compatibility(profile.model).warnings
+    warnings = compare(profile, profile.model).warnings
     assert warnings[0].startswith("the profile was made with operators of revision 99, this spark3")
 
 
@@ -226,7 +225,7 @@ def test_other_operators_are_a_warning() -> None:
 )
 def test_profiles_that_were_not_measured_say_so(name: str, said: str) -> None:
     profile = load_profile(name)
-    (warning,) = profile.compatibility(profile.model, device="cpu", dtype="float32").warnings
+    (warning,) = compare(profile, profile.model, device="cpu", dtype="float32").warnings
     assert warning == (
         f"the profile is {said} and was not measured on your weights; `calibrate --model "
         f"{profile.model.family}:WEIGHTS --budget 50%` (WEIGHTS: your checkpoint) measures one"

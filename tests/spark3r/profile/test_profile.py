@@ -18,7 +18,14 @@ from spark3r import LayerRule, LengthRule, Operators, ProfileError, Schedule
 from spark3r.families.registry import detect
 from spark3r.identity import describe
 from spark3r.loading.load import load_model
-from spark3r.profile import ModelRecord, Profile, load_profile, shipped_folder, shipped_names
+from spark3r.profile import (
+    ModelRecord,
+    Profile,
+    compare,
+    load_profile,
+    shipped_folder,
+    shipped_names,
+)
 from spark3r.profile.evidence import Sensitivity
 from spark3r.profile.model import LengthRecord, OperatorsRecord, ScheduleRecord
 
@@ -233,7 +240,7 @@ def test_measured_shipped_profiles_are_of_the_shipped_weights() -> None:
             model = load_model(profile.model.name)
             family = detect(model)
             record = describe(family.name, family.attention(model), family.facts(model))
-            found = profile.compatibility(record)
+            found = compare(profile, record)
             assert not found.errors
             assert not found.warnings
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from profile_corpus import CONTRADICTORY, MALFORMED
 from profile_documents import Document, copied, documents, measured, paper
+from pydantic import ValidationError
 
 from spark3r import ProfileError
-from spark3r.profile import Profile, document, shipped_folder
+from spark3r.profile import Profile, shipped_folder
 from spark3r.profile.document import SCHEMA_NAME, json_schema
 
 SCHEMA = json_schema()
@@ -34,6 +35,17 @@ def validates(value: Document) -> bool:
         Profile.parse(json.dumps(value))
     except ProfileError:
         return False
+    return True
+
+
+def is_well_formed(value: Document) -> bool:
+    """Whether the class takes each field by itself; what fields say together may be wrong."""
+    try:
+        Profile.model_validate_json(json.dumps(value))
+    except ValidationError:
+        return False
+    except ProfileError:  # raised when all fields are there
+        return True
     return True
 
 
@@ -95,9 +107,7 @@ def mutants(draw: st.DrawFn) -> Document:
 @settings(max_examples=300, deadline=None)
 @given(value=mutants())
 def test_both_agree_on_the_shape_of_mutated_documents(value: Document) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document, "contradictions", lambda profile: iter(()))
-        assert accepts(SHAPE, value) == validates(value)
+    assert accepts(SHAPE, value) == is_well_formed(value)
     if validates(value):
         assert accepts(SCHEMA, value)
 
