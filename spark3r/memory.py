@@ -6,8 +6,10 @@ import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -27,6 +29,8 @@ def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu"
     Returns:
         None where it cannot be measured: a CPU without Linux's ``/proc``, or another device.
     """
+    import torch
+
     device = torch.device(device)
     gc.collect()
     if device.type == "cuda":
@@ -61,9 +65,35 @@ def keep_freed() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def fits_into_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> bool:
+    """Run a call and return True, or False if it ran out of memory. Raise any other error.
+
+    Args:
+        call: The call.
+        device: Device on which it does its work. What a failed call left in the cache of a CUDA
+            device's allocator is released.
+    """
+    try:
+        call()
+        return True
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here: inside the handler the traceback still holds the call's tensors.
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+    return False
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the host or a device, did not suffice."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+    """Return True if an error says that memory of the host or a device was not enough."""
+    if isinstance(error, MemoryError):
+        return True
+    import torch
+
+    if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     # The CPU allocator and some backends raise a plain RuntimeError.
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""Timing: calls measured in turns, so that drifts of the machine hit all alike.
+"""Latencies: calls timed in turns, so that a drift of the machine changes all of them alike.
 
 A GPU is timed by CUDA events, every other device by the host's clock around a synchronised call.
 Torch is imported only where a device other than the CPU is timed.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+from .memory import fits_into_memory
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 Clock = Callable[[], float]
 Stopwatch = Callable[[Call], float]
+Progress = Callable[[int, int], object]
 
 ROUNDS = 20
 """Samples per call, unless the time limit comes first."""
@@ -26,15 +30,22 @@ MIN_ROUNDS = 3
 """Samples per call that are taken whatever the time limit."""
 
 WARM_UP_S = 0.25
-"""How long each call is repeated before it is sampled."""
+"""Seconds for which each call is repeated before it is sampled."""
+
+LONG_S, VERY_LONG_S = 3.0, 10.0
+"""A call that takes this long needs one and two samples fewer, as each is a mean over more work."""
+
+FIRST_COUNTS_S = 1.0
+"""The first run of a call that takes this long is a sample. What only a first run does, such as
+building the indices of its factors, is then a small part of it."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Samples of how long one call took.
+    """Samples of the latency of one call.
 
     Attributes:
-        samples_ms: All of them, in the order taken.
+        samples_ms: All samples in the order taken, milliseconds.
     """
 
     samples_ms: tuple[float, ...]
@@ -65,6 +76,146 @@ class Latency:
         return f"{self.median_ms:.2f} ms (spread {self.spread_ms:.2f}, n = {self.n})"
 
 
+@dataclass(frozen=True)
+class Treatment:
+    """A call to time, and how to prepare the model for it.
+
+    Attributes:
+        name: Name, unique among the treatments that are timed together.
+        call: The timed call.
+        apply: Function called before each run of ``call``, not timed. It puts the model into the
+            state that the treatment stands for, whatever state it is in; by default nothing.
+        subject: Description of what runs, such as a schedule, for a timer that looks latencies up
+            instead of taking them.
+    """
+
+    name: str
+    call: Call
+    apply: Callable[[], object] = lambda: None
+    subject: object = None
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Takes latencies of treatments.
+
+    Functions that time something have a parameter for it. A subclass that overrides
+    `time_in_turns` gives fixed latencies instead.
+
+    Attributes:
+        clock: Function that returns seconds. Not used for samples on a CUDA device.
+        rounds: Samples of each treatment, default 20, fewer where a time limit has no room.
+        warm_up_s: Seconds for which each call is repeated before it is sampled, default 0.25.
+    """
+
+    clock: Clock = time.perf_counter
+    rounds: int = ROUNDS
+    warm_up_s: float = WARM_UP_S
+
+    def time_in_turns(
+        self,
+        treatments: Sequence[Treatment],
+        *,
+        device: torch.device | str = "cpu",
+        limit_s: float | None = None,
+        warmed_up: bool = False,
+        progress: Progress = lambda done, total: None,
+    ) -> dict[str, Latency]:
+        """Return the latencies of treatments, without those that run out of memory.
+
+        Each call first runs alone. That run says how many samples there is room for, and is a
+        sample itself if it takes `FIRST_COUNTS_S`. The other samples follow in rounds over all
+        treatments, see `interleaved`.
+
+        Args:
+            treatments: The treatments. The model stays in the state of the last one.
+            device: Device on which the calls do their work.
+            limit_s: Approximate seconds for everything; each treatment has an equal share of it,
+                but at least the samples that `samples_to_take` demands. None takes ``rounds``
+                samples of each.
+            warmed_up: True if every call has already run on this device, so that no run is spent
+                on warming up and the first one is always a sample.
+            progress: Callback(runs done, runs in all).
+
+        Raises:
+            ValueError: If two treatments have the same name.
+        """
+        by_name = {each.name: each for each in treatments}
+        if len(by_name) < len(treatments):
+            raise ValueError(f"two treatments have the same name: {[e.name for e in treatments]}")
+        warm_up_s = self.warm_up_s
+        if limit_s is not None:
+            warm_up_s = min(warm_up_s, 0.1 * limit_s / max(1, len(treatments)))
+        stopwatch = make_stopwatch(device, self.clock)
+        first_s: dict[str, float] = {}
+
+        def first_runs(number: int, each: Treatment) -> None:
+            if number == 0 and not warmed_up:
+                each.call()  # the first call in a process takes up to twice as long
+            taken_s = stopwatch(each.call) / 1000
+            if not warmed_up:
+                warm_up(each.call, stopwatch, warm_up_s - taken_s, self.clock)
+            first_s[each.name] = taken_s
+
+        for number, each in enumerate(treatments):
+            progress(number, len(treatments))
+            each.apply()
+            fits_into_memory(partial(first_runs, number, each), device)
+        wanted = samples_to_take(first_s, limit_s, self.rounds)
+        taken: dict[str, tuple[float, ...]] = {
+            name: (1000 * taken_s,) if warmed_up or taken_s >= FIRST_COUNTS_S else ()
+            for name, taken_s in first_s.items()
+        }
+        left = {name: number - len(taken[name]) for name, number in wanted.items()}
+        total, done = len(treatments) + sum(left.values()), len(treatments)
+
+        def before(name: str) -> None:
+            nonlocal done
+            progress(done, total)
+            done += 1
+            by_name[name].apply()
+
+        # First runs went forwards, so the first round goes backwards.
+        rounds = {name: left[name] for name in reversed(left) if left[name]}
+        timed = interleaved(
+            {name: by_name[name].call for name in rounds},
+            before=before,
+            device=device,
+            rounds=rounds,
+            warm_up_s=0,
+            clock=self.clock,
+        )
+        progress(total, total)
+        return {
+            name: Latency(first + (timed[name].samples_ms if name in timed else ()))
+            for name, first in taken.items()
+        }
+
+
+def samples_to_take(
+    seconds: Mapping[str, float], limit_s: float | None, rounds: int = ROUNDS
+) -> dict[str, int]:
+    """Return the number of samples to take of each call.
+
+    Each call has an equal share of the time limit. At least `MIN_ROUNDS` samples are taken, of a
+    call that takes `LONG_S` one fewer, and of one that takes `VERY_LONG_S` two fewer.
+
+    Args:
+        seconds: Duration of each call by name.
+        limit_s: Seconds for all samples together; None takes ``rounds`` of each.
+        rounds: Largest number of samples of a call, default `ROUNDS`.
+    """
+
+    def number(taken_s: float) -> int:
+        if limit_s is None:
+            return rounds
+        least = MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
+        room = int(limit_s / len(seconds) / max(taken_s, 1e-9))
+        return min(rounds, max(least, room))
+
+    return {name: number(taken_s) for name, taken_s in seconds.items()}
+
+
 def interleaved(
     calls: Mapping[str, Call],
     *,
@@ -77,19 +228,20 @@ def interleaved(
 ) -> dict[str, Latency]:
     """Time calls in turns: each round samples every call once.
 
-    Calls that are given fewer samples than others have them spread evenly over the rounds. Every
-    other round goes backwards, so that a steady drift adds the same to every call. Calls
-    are warmed up one after the other before the first round.
+    A call with fewer samples than others has them spread evenly over the rounds. Every other round
+    goes backwards, so that a steady drift adds the same to every call. All calls are warmed up one
+    after the other before the first round.
 
     Args:
-        calls: What to time, by name.
-        before: Called with a call's name before it runs, and not timed; None for nothing to do.
-        device: Where the calls do their work.
-        rounds: Samples per call, or of each call by name.
-        warm_up_s: How long each call is repeated first, at least once; 0 for not at all.
-        limit_s: Stop after the round in which so many seconds have passed since the first, though
-            not before `MIN_ROUNDS` rounds; None for no limit.
-        clock: Seconds; replaced in tests. Not used for samples on a CUDA device.
+        calls: The calls by name.
+        before: Function called with a call's name before it runs, not timed; None for none.
+        device: Device on which the calls do their work.
+        rounds: Samples per call, or samples of each call by name; default `ROUNDS`.
+        warm_up_s: Seconds for which each call is repeated first, at least once; 0 for not at all;
+            default `WARM_UP_S`.
+        limit_s: Seconds after which no further round begins, once there were `MIN_ROUNDS`; None
+            for no limit.
+        clock: Function that returns seconds. Not used for samples on a CUDA device.
 
     Returns:
         The samples of each call, in the order given.
@@ -145,7 +297,7 @@ def measure(
 def warm_up(
     call: Call, stopwatch: Stopwatch, seconds: float, clock: Clock = time.perf_counter
 ) -> None:
-    """Repeat a call for so many seconds, at least once; 0 is not at all."""
+    """Repeat a call until the seconds are over, at least once; 0 or less is not at all."""
     begin = clock()
     while clock() - begin < seconds:
         stopwatch(call)
@@ -154,11 +306,11 @@ def warm_up(
 def make_stopwatch(
     device: torch.device | str = "cpu", clock: Clock = time.perf_counter
 ) -> Stopwatch:
-    """Return a function that runs a call and says how many milliseconds it took.
+    """Return a function that runs a call and returns its milliseconds.
 
     Args:
-        device: Where the call does its work.
-        clock: Seconds, for every device but CUDA.
+        device: Device on which the call does its work.
+        clock: Function that returns seconds, for every device but CUDA.
     """
     kind = str(device).partition(":")[0]
     if kind == "cuda":

@@ -20,7 +20,8 @@ ROOT = Path(spark3r.__file__).parents[1]
 ORDERS = {
     "spark3r": (
         "errors env",
-        "geometry rope timing memory",
+        "geometry rope memory",
+        "timing",
         "layout clips schedule",
         "metrics prediction",
         "reduction profile reference",

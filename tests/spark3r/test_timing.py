@@ -1,14 +1,32 @@
+"""Latencies: samples in turns, treatments that fit into memory, clocks of devices."""
+
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from spark3r.timing import MIN_ROUNDS, Latency, interleaved, make_stopwatch, measure
+from spark3r.memory import fits_into_memory
+from spark3r.timing import (
+    FIRST_COUNTS_S,
+    LONG_S,
+    MIN_ROUNDS,
+    ROUNDS,
+    VERY_LONG_S,
+    Latency,
+    Timer,
+    Treatment,
+    interleaved,
+    make_stopwatch,
+    measure,
+    samples_to_take,
+)
 
 
 class FakeClock:
@@ -159,3 +177,115 @@ def test_timing_the_cpu_does_not_import_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def treatments(
+    clock: FakeClock, ms: dict[str, float], log: list[str] | None = None
+) -> list[Treatment]:
+    """Treatments that take their milliseconds, and note their name when they are applied."""
+    applied: list[str] = [] if log is None else log
+    return [
+        Treatment(name, clock.taking(name, taken), partial(applied.append, name.upper()))
+        for name, taken in ms.items()
+    ]
+
+
+def test_first_runs_of_long_calls_are_samples() -> None:
+    clock = FakeClock()
+    second = {"short": 0.5 * FIRST_COUNTS_S, "long": 1.5 * FIRST_COUNTS_S, "longer": LONG_S}
+    asked = treatments(clock, {name: 1000 * s for name, s in second.items()})
+    found = Timer(clock).time_in_turns(asked, limit_s=0.0)
+    assert {name: each.n for name, each in found.items()} == {"short": 3, "long": 3, "longer": 2}
+    for name, each in found.items():
+        assert each.samples_ms == pytest.approx([1000 * second[name]] * each.n)
+    # One run is spent on the machine, and one on the call that is too short to count.
+    assert Counter(clock.log) == {"short": 1 + 1 + 3, "long": 3, "longer": 2}
+
+
+def test_each_run_has_its_treatment_and_rounds_take_turns() -> None:
+    clock = FakeClock()
+    asked = treatments(clock, {"a": 3, "b": 5}, clock.log)
+    timed = Timer(clock, rounds=2, warm_up_s=0).time_in_turns(asked)
+    # First runs forwards, the machine's own before them; then rounds that begin backwards.
+    assert "".join(clock.log) == "Aaa" + "Bb" + "BbAa" + "AaBb"
+    assert list(timed) == ["a", "b"]
+
+
+def test_calls_that_have_run_before_are_sampled_from_the_first_run() -> None:
+    clock = FakeClock()
+    asked = treatments(clock, {"a": 3, "b": 5}, clock.log)
+    timed = Timer(clock, rounds=3).time_in_turns(asked, warmed_up=True)
+    assert "".join(clock.log) == "AaBb" + "BbAa" + "AaBb"
+    assert timed["a"].samples_ms == pytest.approx([3] * 3)
+    assert {each.n for each in Timer(clock, 1).time_in_turns(asked, warmed_up=True).values()} == {1}
+
+
+def test_warm_up_is_by_time_and_a_tenth_of_a_limit_at_most() -> None:
+    # The machine's run and the first one, repetitions until 250 or 100 ms are over, a sample.
+    for limit_s, runs in ((None, 2 + 4 + 1), (1.0, 2 + 1 + 1)):
+        clock = FakeClock()
+        Timer(clock, rounds=1, warm_up_s=0.25).time_in_turns(
+            treatments(clock, {"a": 60}), limit_s=limit_s
+        )
+        assert len(clock.log) == runs
+
+
+def test_treatments_that_run_out_of_memory_are_left_out() -> None:
+    clock = FakeClock()
+
+    def too_large() -> None:
+        clock.log.append("x")
+        raise MemoryError
+
+    asked = [Treatment("x", too_large), *treatments(clock, {"a": 3}), Treatment("y", too_large)]
+    timed = Timer(clock, rounds=2, warm_up_s=0).time_in_turns(asked)
+    assert list(timed) == ["a"]
+    assert clock.log.count("x") == 2
+    assert Timer(clock).time_in_turns([Treatment("x", too_large)]) == {}
+    assert Timer(clock).time_in_turns([]) == {}
+
+
+def test_other_errors_are_raised_and_names_are_unique() -> None:
+    def fails() -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        Timer().time_in_turns([Treatment("a", fails)])
+    with pytest.raises(ValueError, match="the same name"):
+        Timer().time_in_turns([Treatment("a", fails), Treatment("a", fails)])
+
+
+def test_progress_counts_runs_up_to_their_total() -> None:
+    clock = FakeClock()
+    told: list[tuple[int, int]] = []
+    asked = treatments(clock, {"a": 10, "b": 2000})
+    Timer(clock, rounds=3, warm_up_s=0).time_in_turns(
+        asked, progress=lambda done, total: told.append((done, total))
+    )
+    # Two first runs, of which the second is a sample, then three samples and two.
+    assert told == [(0, 2), (1, 2), *((done, 7) for done in range(2, 8))]
+
+
+def test_samples_follow_how_long_a_call_takes() -> None:
+    assert samples_to_take({"short": 0.1, "long": LONG_S, "very": VERY_LONG_S}, 0.0) == {
+        "short": 3,
+        "long": 2,
+        "very": 1,
+    }
+    assert samples_to_take({"a": 0.5, "b": 2.0}, 16.0) == {"a": 16, "b": 4}
+    assert samples_to_take({"a": 0.01}, None) == {"a": ROUNDS}
+    assert samples_to_take({"a": 0.01, "b": 20.0}, 10.0, rounds=2) == {"a": 2, "b": 1}
+
+
+def test_fitting_into_memory() -> None:
+    def raising(error: Exception) -> Callable[[], None]:
+        def call() -> None:
+            raise error
+
+        return call
+
+    assert fits_into_memory(lambda: None)
+    assert not fits_into_memory(raising(MemoryError()))
+    assert not fits_into_memory(raising(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        fits_into_memory(raising(RuntimeError("shapes do not match")))
