@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn.functional as F
-from written import write_result
+from results_io import write_result
 
 from spark3r.layout import TokenLayout
 from spark3r.memory import peak_extra_mb

@@ -1,4 +1,4 @@
-"""The rivals of what a calibration exports: all that take no longer, as far as was measured."""
+"""The baselines of an exported schedule: those that are at least as fast as it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from spark3r import Schedule
 from spark3r.layout import TokenLayout
 
 
-def rivals(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
+def comparable_baselines(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
     """Return the frontiers of paper and uniform schedules at the latency that ours measured.
 
     The latency model may be some percent off, and not by as much for all operators, and a few
-    timings beside ours are as well. A rival is let in if either has it take no longer: what the
+    timings beside ours are as well. A baseline is let in if either has it take no longer: what the
     model says of both, or what it says scaled, of the paper's operators to the paper finalist as it
     was measured beside ours, and of the others to ours.
 

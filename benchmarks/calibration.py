@@ -1,19 +1,23 @@
-"""The bars of calibration: what `calibrate` reaches on the reference model, each met or not.
+"""Check what `calibrate` reaches on the reference model against its acceptance criteria.
 
     python benchmarks/calibration.py [--only STAGE ...] [--clips 96] [--minutes 10]
 
-``table`` times the target length once and fits the latency model of all searches. ``schedules``
-calibrates for each mode and budget (``--predicted`` without timing anything). ``quality`` runs what
-was found, and its rivals, on held-out clips of the length that schedules are searched at, ``long``
-on fewer clips of the target length. ``timing`` times all of it in turns with dense and the wall,
-``accuracy`` checks the latency model on 20 schedules, ``default`` runs the plain command, ``twice``
-searches twice with one seed.
+The stages are:
 
-Everything raw is kept under `runs/`, so that stopping loses nothing and stages can be run in parts;
-stages that are left out count as far as they are there. ``table``, ``schedules``, ``timing``,
-``accuracy`` and ``default`` want the machine to themselves. What is kept belongs to the model's
-weights, not to the code: after changing the search, remove the folder `runs/calibration`. A search
-that is done stays as it is, whatever ``--trials`` says later.
+- ``table`` times the target length and fits the latency model that all searches share.
+- ``schedules`` calibrates for each mode and budget; with ``--predicted`` it times nothing.
+- ``quality`` runs the schedules found and their baselines on held-out clips of the length that
+  schedules are searched at, and ``long`` on fewer clips of the target length.
+- ``timing`` times them in turns with dense and the wall.
+- ``accuracy`` checks the latency model on 20 schedules.
+- ``default`` runs the command with its default settings.
+- ``twice`` searches twice with one seed.
+
+All raw figures are kept under `runs/`. A run that was stopped loses nothing, and stages can run one
+at a time: the others count as far as they are done. ``table``, ``schedules``, ``timing``,
+``accuracy`` and ``default`` need an otherwise idle machine. Raw figures belong to the model's
+weights and not to the code: remove the folder `runs/calibration` after a change of the search. A
+finished search does not run again when ``--trials`` changes.
 """
 
 from __future__ import annotations
@@ -25,20 +29,37 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import bars
 import stages
-from bars import Bar, Found, Runs, name_of
-from measured import Bench, OutOfTimeError, add_arguments, bench, factors
+from acceptance import Criterion, print_criteria
+from calibration_acceptance import (
+    BASELINES,
+    FIGURES,
+    Found,
+    Runs,
+    accuracy_criterion,
+    best_of,
+    comparisons,
+    default_criteria,
+    deviation_criteria,
+    error_criteria,
+    latency_criteria,
+    mean_figures,
+    name_of,
+    remaining_candidates,
+    slower_baselines,
+    without,
+)
+from quality_cache import OutOfTimeError, QualityCache, add_arguments, factors, open_cache
+from results_io import write_result
 from stages import Plan
-from written import write_result
 
 from calibrate.defaults import FRAMES, TRIALS, Source
 from calibrate.measure.timing import Treatment
 from spark3r import Schedule
 from spark3r.reference.scenes.seeds import EVALUATION
 
-HEATS = (8, 24)
-"""Held-out clips after which rivals that are behind run on no more; see `bars.contenders`."""
+ELIMINATION_ROUNDS = (8, 24)
+"""Numbers of held-out clips after which baselines that are clearly behind are left out."""
 
 STAGES = ("table", "schedules", "quality", "long", "timing", "accuracy", "default", "twice")
 FIRST_CLIP = 3000  # among the evaluation seeds: none of the evaluation table's or other scripts'
@@ -65,7 +86,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=50, help="samples of exported latencies, five a run"
     )
-    parser.add_argument("--rival-rounds", type=int, default=5, help="samples of their rivals'")
+    parser.add_argument(
+        "--baseline-rounds", type=int, default=5, help="samples of their baselines'"
+    )
     parser.add_argument("--checks", type=int, default=3, help="samples of the 20 schedules")
     parser.add_argument("--table-seconds", type=float, default=60.0)
     parser.add_argument("--budget", default="40%", help="budget of the default run")
@@ -77,12 +100,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    measured = bench(options)
-    folder = stages.folder_of(measured)
+    cache = open_cache(options)
+    folder = stages.folder_of(cache)
     folder.mkdir(parents=True, exist_ok=True)
     limit_s = options.table_seconds if "table" in options.only else None
     plan = Plan(
-        bench=measured,
+        cache=cache,
         folder=folder,
         target_frames=options.target_frames,
         shares=tuple(percent / 100 for percent in options.budgets),
@@ -90,7 +113,7 @@ def main() -> None:
         trials=options.trials,
         seed=options.seed,
         predicted=options.predicted,
-        table=stages.latency_table(measured, folder, options.target_frames, limit_s),
+        table=stages.latency_table(cache, folder, options.target_frames, limit_s),
     )
     write_result(run(plan, options), options.output)
 
@@ -100,9 +123,11 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
 
     def at(stage: str, frames: int | None = None) -> Plan:
         """Return the plan of a stage; one that was not asked for is out of time at once."""
-        deadline = plan.bench.deadline if stage in options.only else float("-inf")
-        length = plan.bench.frames if frames is None else frames
-        return replace(plan, bench=Bench(plan.bench.model, length, plan.bench.root, deadline))
+        deadline = plan.cache.deadline if stage in options.only else float("-inf")
+        length = plan.cache.frames if frames is None else frames
+        return replace(
+            plan, cache=QualityCache(plan.cache.model, length, plan.cache.root, deadline)
+        )
 
     found = search_all(at("schedules"))
     schedules = {
@@ -112,45 +137,47 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     }
     seeds = EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips]
     left = schedules
-    for count in HEATS:
-        heat = at("quality").bench.complete(seeds[:count], left)
-        contenders = bars.contenders(found, heat)
-        left = {name: each for name, each in left.items() if name in contenders}
-    runs = at("quality").bench.complete(seeds, left)
+    for count in ELIMINATION_ROUNDS:
+        runs = at("quality").cache.complete(seeds[:count], left)
+        remaining = remaining_candidates(found, runs)
+        left = {name: each for name, each in left.items() if name in remaining}
+    runs = at("quality").cache.complete(seeds, left)
     seeds = seeds[: options.long_clips]
-    long = at("long", plan.target_frames).bench.complete(seeds, left)
+    long = at("long", plan.target_frames).cache.complete(seeds, left)
     exported = {name_of(*key, each["exported"]) for key, each in found.items()}
     treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
     treatments |= {name: schedules[name] for name in schedules if name in exported}
-    rivals: dict[str, Treatment] = {"wall": "wall"}
-    rivals |= {name: schedules[name] for name in schedules if name in exported}
+    baselines: dict[str, Treatment] = {"wall": "wall"}
+    baselines |= {name: schedules[name] for name in schedules if name in exported}
     best = {
-        bars.best_of(found, runs, *key, kind, figure)
+        best_of(found, runs, *key, kind, figure)
         for key in found
-        for kind in bars.RIVALS
-        for figure in bars.FIGURES
+        for kind in BASELINES
+        for figure in FIGURES
     }
-    rivals |= {name: left[name] for name in left if name in best - exported}
+    baselines |= {name: left[name] for name in left if name in best - exported}
     path = plan.folder / f"timing-{plan.target_frames}.json"
     rounds = stages.timing_rounds(at("timing"), path, treatments, options.rounds)
-    path = plan.folder / f"timing-rivals-{plan.target_frames}.json"
-    rival_rounds = stages.timing_rounds(at("timing"), path, rivals, options.rival_rounds)
+    path = plan.folder / f"timing-baselines-{plan.target_frames}.json"
+    baseline_rounds = stages.timing_rounds(at("timing"), path, baselines, options.baseline_rounds)
     table = plan.table
     predicted = {name: table.model.predict_ms(each, table.layout) for name, each in left.items()}
-    slower = bars.slower(found, predicted, rival_rounds)
-    runs = bars.without(runs, slower)
+    slower = slower_baselines(found, predicted, baseline_rounds)
+    runs = without(runs, slower)
     report = stages.accuracy(at("accuracy"), options.checks)
     default = stages.default_run(at("default"), options.budget)
     same = stages.twice(at("twice"))
 
-    ms = medians_ms(rounds) | medians_ms(rival_rounds, as_in=rounds)
+    ms = medians_ms(rounds) | medians_ms(baseline_rounds, as_in=rounds)
     judged = [
-        *bars.latency_bars(found, rounds, options.rounds),
-        bars.accuracy_bar(report),
-        *bars.error_bars(found, runs),
-        *bars.deviation_bars(found, runs),
-        *bars.default_bars(default),
-        Bar("same seed and latency table: the same trials and schedule, twice", str(same), same),
+        *latency_criteria(found, rounds, options.rounds),
+        accuracy_criterion(report),
+        *error_criteria(found, runs),
+        *deviation_criteria(found, runs),
+        *default_criteria(default),
+        Criterion(
+            "same seed and latency table: the same trials and schedule, twice", str(same), same
+        ),
     ]
     print(f"latency model at {plan.target_frames} frames: {plan.table.report}")
     for (mode, share), each in found.items():
@@ -158,28 +185,28 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
             f"\n{mode}, wall + {share:.0%}: exported {each['exported']}; mean scores {each['gaps']}"
         )
         print("\n".join(each["reasons"]))
-    show_figures(f"{len(runs)} held-out clips of {plan.bench.frames} frames", runs, schedules, ms)
+    show_figures(f"{len(runs)} held-out clips of {plan.cache.frames} frames", runs, schedules, ms)
     show_figures(f"{len(long)} held-out clips of {plan.target_frames} frames", long, schedules, ms)
     for name, ratios in slower.items():
         print(f"out, as it takes longer than ours: {name} ({ratios})")
-    show_bars(judged)
+    print_criteria(judged)
     return {
-        **plan.bench.record(),
+        **plan.cache.record(),
         "target_frames": plan.target_frames,
         "clips": len(runs),
         "long_clips": len(long),
-        "bars": [asdict(each) for each in judged],
+        "criteria": [asdict(each) for each in judged],
         "searches": [
             {"mode": mode, "share": share, **{k: v for k, v in each.items() if k != "schedules"}}
             for (mode, share), each in found.items()
         ],
-        "figures": bars.mean_figures(runs),
-        "comparisons": bars.comparisons(found, runs),
-        "long_figures": bars.mean_figures(long),
-        "long_comparisons": bars.comparisons(found, long),
+        "figures": mean_figures(runs),
+        "comparisons": comparisons(found, runs),
+        "long_figures": mean_figures(long),
+        "long_comparisons": comparisons(found, long),
         "rounds_ms": rounds,
-        "rival_rounds_ms": rival_rounds,
-        "slower_rivals": slower,
+        "baseline_rounds_ms": baseline_rounds,
+        "slower_baselines": slower,
         "latency_model": {**plan.table.model.to_dict(), "report": str(plan.table.report)},
         "accuracy": None if report is None else asdict(report),
         "default": default,
@@ -221,7 +248,7 @@ def show_figures(
     title: str, runs: Runs, schedules: Mapping[str, Schedule], ms: Mapping[str, float]
 ) -> None:
     """Print every metric as Markdown."""
-    means = bars.mean_figures(runs)
+    means = mean_figures(runs)
     print(f"\n{title}\n\n| | median ms | " + " | ".join(SHOWN) + " | factors |")
     print("|---" * (3 + len(SHOWN)) + "|")
     for name, row in means.items():
@@ -229,14 +256,6 @@ def show_figures(
         timed = f"{ms[name]:.0f}" if name in ms else ""
         each = factors(schedules[name]) if name in schedules else ""
         print(f"| {name} | {timed} | {' | '.join(cells)} | {each} |")
-
-
-def show_bars(judged: Sequence[Bar]) -> None:
-    """Print the bars as Markdown."""
-    print("\n| bar | measured | |\n|---|---|---|")
-    for bar in judged:
-        verdict = {True: "met", False: "**not met**", None: "not measured"}[bar.met]
-        print(f"| {bar.asked} | {bar.measured} | {verdict} |")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""The bars of calibration, as `benchmarks/calibration.py` judges them."""
+"""Acceptance criteria of calibration, which `benchmarks/calibration.py` checks."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, get_args
+
+from acceptance import Criterion
 
 from calibrate.defaults import Source
 from calibrate.measure.latency_model import FitReport
@@ -16,12 +18,16 @@ from calibrate.measure.statistics import PairedRatio, paired_ratio
 from calibrate.report.summary import PROFILING
 
 Runs = Mapping[int, Mapping[str, Quality]]
-Found = Mapping[tuple[Source, float], Mapping[str, Any]]
+"""Qualities by clip (seed) and schedule name, ``dense`` among them."""
 
-RIVALS = ("paper", "uniform", "knapsack", "search")
+Found = Mapping[tuple[Source, float], Mapping[str, Any]]
+"""Results of the searches, by mode and by budget as a share of the way from the wall to dense."""
+
+BASELINES = ("paper", "uniform", "knapsack", "search")
+"""Kinds of schedule that an exported schedule is compared with."""
 
 FIGURES: Mapping[str, Callable[[Quality, Quality], float]] = {
-    # Scores of errors are means of logarithms of ratios to dense: their geometric mean.
+    # An error score is the mean logarithm of error ÷ dense error; this is their geometric mean.
     "error": lambda run, dense: math.exp(score(run, dense, "error")),
     "deviation": lambda run, dense: score(run, dense, "deviation"),
     "log depth and rotation": lambda run, dense: math.sqrt(
@@ -34,37 +40,36 @@ JUDGED: Mapping[Source, Sequence[str]] = {
     "consistency": ("error",),
     "deviation": ("deviation", "log depth and rotation"),
 }
-"""Figures that the bars of a mode are about."""
+"""Figures that the criteria of each mode use."""
 
-ENOUGH, MOST = 16, 2
-"""After so many held-out clips so many of a kind are gone on with: the best of many on all clips is
-hardly better than the better of the two best on these."""
+SHORTLIST_AFTER, SHORTLISTED = 16, 2
+"""From the first number of clips on, at most the second number of schedules of a kind remain. The
+best of many schedules on all clips is hardly better than the better of the two best on 16."""
 
 LONGER = 0.02
-"""Share by which a rival may take longer than ours."""
+"""Share by which a baseline may be slower than the exported schedule."""
 
 PASSES = 5
-"""Passes of one run of a latency: the samples that ``spark3r bench`` takes."""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar: what is asked, what was measured, and whether that meets it (None: not measured)."""
-
-    asked: str
-    measured: str
-    met: bool | None
+"""Passes in one run of a latency measurement, as in ``spark3r bench``."""
 
 
 def name_of(mode: Source, share: float, kind: str) -> str:
-    """Return what a schedule is called in tables."""
+    """Return the name of a schedule in tables."""
     return f"{mode}, wall + {share:.0%}: {kind}"
 
 
-def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: int) -> list[Bar]:
-    """Judge latencies; a run is `PASSES` rounds, and its budget follows its own wall and dense.
+def latency_criteria(
+    found: Found, rounds: Sequence[Mapping[str, float]], wanted: int
+) -> list[Criterion]:
+    """Judge the latencies of the exported schedules.
 
-    Within a run each latency is the median of its passes. Single passes are told beside it.
+    A run is the median of `PASSES` rounds. Its budget follows from its own wall and dense
+    latencies. The result for single passes is added as text.
+
+    Args:
+        found: Results of the searches.
+        rounds: Latencies in milliseconds by name, one mapping per round.
+        wanted: Number of rounds that the criteria need.
     """
     complete = max(PASSES, wanted - wanted % PASSES)
     singles = list(rounds)[:complete]
@@ -72,38 +77,40 @@ def latency_bars(found: Found, rounds: Sequence[Mapping[str, float]], wanted: in
         {name: statistics.median(each[name] for each in some) for name in some[0]}
         for some in (singles[i : i + PASSES] for i in range(0, len(singles), PASSES))
     ]
-    bars = []
+    criteria = []
     for (mode, share), document in found.items():
         name = name_of(mode, share, document["exported"])
-        asked = f"{name}: latency 0.90 to 1.05 × budget in 9 of 10 runs"
+        requirement = f"{name}: latency 0.90 to 1.05 × budget in 9 of 10 runs"
         if len(singles) < complete:
-            bars.append(Bar(asked, f"{len(singles)} of {complete} passes", None))
+            criteria.append(Criterion(requirement, f"{len(singles)} of {complete} passes", None))
             continue
-        within, told = _within(name, share, runs)
+        within, text = _within(name, share, runs)
         _, single = _within(name, share, singles)
-        bars.append(Bar(asked, f"{told}; of single passes {single}", within >= 0.9 * len(runs)))
-    return bars
+        text = f"{text}; of single passes {single}"
+        criteria.append(Criterion(requirement, text, within >= 0.9 * len(runs)))
+    return criteria
 
 
 def _within(name: str, share: float, timed: Sequence[Mapping[str, float]]) -> tuple[int, str]:
-    """Return how many latencies are near their budget, and that as text with their range."""
+    """Return how many latencies are near their budget, and a text with the count and the range."""
     budgets = [each["wall"] + share * (each["dense"] - each["wall"]) for each in timed]
     parts = [each[name] / ms for each, ms in zip(timed, budgets, strict=True)]
     within = sum(0.90 <= part <= 1.05 for part in parts)
     return within, f"{within} of {len(parts)}, {min(parts):.3f} to {max(parts):.3f}"
 
 
-def slower(
+def slower_baselines(
     found: Found, predicted_ms: Mapping[str, float], rounds: Sequence[Mapping[str, float]]
 ) -> dict[str, str]:
-    """Return rivals that take longer than ours by the latency model and timed beside it, and how.
+    """Return the baselines that are slower than the exported schedule, each with its two ratios.
 
-    What `rivals` lets in on the word of one of them is out on that of both.
+    `baselines.comparable_baselines` admits a schedule if one of two estimates calls it fast enough.
+    It is excluded here if both the latency model and the timings call it too slow.
 
     Args:
-        found: What was searched.
-        predicted_ms: By name.
-        rounds: Latencies by name, round by round, ours among them.
+        found: Results of the searches.
+        predicted_ms: Predicted latencies by name, in milliseconds.
+        rounds: Measured latencies by name, in milliseconds, one mapping per round.
     """
     longer = {}
     for (mode, share), document in found.items():
@@ -119,91 +126,92 @@ def slower(
 
 
 def without(runs: Runs, names: Collection[str]) -> dict[int, dict[str, Quality]]:
-    """Return runs less those of some schedules."""
+    """Return the runs without some schedules."""
     return {
         seed: {name: each for name, each in of_clip.items() if name not in names}
         for seed, of_clip in runs.items()
     }
 
 
-def accuracy_bar(report: FitReport | None) -> Bar:
+def accuracy_criterion(report: FitReport | None) -> Criterion:
     """Judge the latency model."""
-    asked = (
+    requirement = (
         "latency model over 20 schedules, dense + wall made equal: "
         "median error at most 5 %, largest 12 %"
     )
     if report is None:
-        return Bar(asked, "", None)
-    return Bar(asked, str(report), report.median_error <= 0.05 and report.largest_error <= 0.12)
+        return Criterion(requirement, "", None)
+    met = report.median_error <= 0.05 and report.largest_error <= 0.12
+    return Criterion(requirement, str(report), met)
 
 
-def error_bars(found: Found, runs: Runs) -> list[Bar]:
-    """Judge schedules searched for error by the error on held-out clips."""
+def error_criteria(found: Found, runs: Runs) -> list[Criterion]:
+    """Judge schedules searched for error by their error on held-out clips."""
     shares = sorted((share for mode, share in found if mode == "error"), reverse=True)
-    bars = []
+    criteria = []
     for share in shares:
         ours = name_of("error", share, found["error", share]["exported"])
-        for rival in ("paper", "uniform"):
-            best = best_of(found, runs, "error", share, rival, "error")
+        for kind in ("paper", "uniform"):
+            best = best_of(found, runs, "error", share, kind, "error")
             ratio = compare(runs, ours, best, "error")
-            asked = f"{ours} ÷ {_short(best)}: error, upper bound at most 1.02"
-            bars.append(_judged(asked, ratio, lambda found: found.high <= 1.02))
+            requirement = f"{ours} ÷ {_short(best)}: error, upper bound at most 1.02"
+            criteria.append(_judged(requirement, ratio, lambda found: found.high <= 1.02))
             if share == shares[-1]:
-                asked = f"{ours} ÷ {_short(best)}: error, interval below 1"
-                bars.append(_judged(asked, ratio, lambda found: found.high < 1))
+                requirement = f"{ours} ÷ {_short(best)}: error, interval below 1"
+                criteria.append(_judged(requirement, ratio, lambda found: found.high < 1))
         ratio = compare(runs, ours, "dense", "error")
-        asked = f"{ours} ÷ dense: error at most 1.05"
-        bars.append(_judged(asked, ratio, lambda found: found.ratio <= 1.05))
-    return bars
+        requirement = f"{ours} ÷ dense: error at most 1.05"
+        criteria.append(_judged(requirement, ratio, lambda found: found.ratio <= 1.05))
+    return criteria
 
 
-def deviation_bars(found: Found, runs: Runs) -> list[Bar]:
-    """Judge schedules searched for deviation by the deviation on held-out clips."""
-    bars = []
+def deviation_criteria(found: Found, runs: Runs) -> list[Criterion]:
+    """Judge schedules searched for deviation by their deviation on held-out clips."""
+    criteria = []
     for mode, share in found:
         if mode != "deviation":
             continue
         ours = name_of(mode, share, found[mode, share]["exported"])
         best = best_of(found, runs, mode, share, "paper", "deviation")
         ratio = compare(runs, ours, best, "deviation")
-        asked = f"{ours} ÷ {_short(best)}: deviation at most 0.6 (aim 0.4)"
-        bars.append(_judged(asked, ratio, lambda found: found.ratio <= 0.6))
+        requirement = f"{ours} ÷ {_short(best)}: deviation at most 0.6 (aim 0.4)"
+        criteria.append(_judged(requirement, ratio, lambda found: found.ratio <= 0.6))
         figure = "log depth and rotation"
         best = best_of(found, runs, mode, share, "uniform", figure)
         ratio = compare(runs, ours, best, figure)
-        asked = f"{ours} ÷ {_short(best)}: {figure}, interval below 1 (aim 0.75)"
-        bars.append(_judged(asked, ratio, lambda found: found.high < 1))
-    return bars
+        requirement = f"{ours} ÷ {_short(best)}: {figure}, interval below 1 (aim 0.75)"
+        criteria.append(_judged(requirement, ratio, lambda found: found.high < 1))
+    return criteria
 
 
-def default_bars(default: Mapping[str, Any] | None) -> list[Bar]:
-    """Judge the time of the plain command."""
-    asked = ("default run at most 5 minutes", "its profiler at most a third of it")
+def default_criteria(default: Mapping[str, Any] | None) -> list[Criterion]:
+    """Judge the time that `calibrate` takes with its default settings."""
+    requirements = ("default run at most 5 minutes", "its profiler at most a third of it")
     if default is None:
-        return [Bar(each, "", None) for each in asked]
-    total, said = default["total_s"], default["said"]
-    profiler = sum(said["seconds"].get(step, 0.0) for step in PROFILING)
-    runs = said["dense_runs"]
-    told = (
+        return [Criterion(each, "", None) for each in requirements]
+    total, summary = default["total_s"], default["summary"]
+    profiler = sum(summary["seconds"].get(step, 0.0) for step in PROFILING)
+    runs = summary["dense_runs"]
+    text = (
         f"{profiler / total:.0%}; in dense runs of a clip, profiling {runs['profiling']:.0f}, "
         f"search {runs['search']:.0f}"
     )
     return [
-        Bar(asked[0], f"{total:.0f} s", total <= 300),
-        Bar(asked[1], told, profiler <= total / 3),
+        Criterion(requirements[0], f"{total:.0f} s", total <= 300),
+        Criterion(requirements[1], text, profiler <= total / 3),
     ]
 
 
 def best_of(found: Found, runs: Runs, mode: Source, share: float, kind: str, figure: str) -> str:
-    """Return the name of the schedule that is best on the held-out clips, of those of a kind.
+    """Return the name of the schedule of a kind that is best on the held-out clips.
 
     Args:
-        found: All searches.
-        runs: On the held-out clips.
-        mode: What was searched by.
+        found: Results of the searches.
+        runs: Qualities on the held-out clips.
+        mode: The quality source of the search.
         share: The budget.
-        kind: One of `RIVALS`, or dense.
-        figure: What is best by, one of `FIGURES`.
+        kind: One of `BASELINES`, or ``dense``.
+        figure: The figure to minimise, one of `FIGURES`.
     """
     if kind == "dense":
         return kind
@@ -211,47 +219,47 @@ def best_of(found: Found, runs: Runs, mode: Source, share: float, kind: str, fig
     return min(means, key=means.__getitem__, default=name_of(mode, share, kind))
 
 
-def contenders(found: Found, runs: Runs) -> set[str]:
-    """Return the names of schedules that may still be the best of their kind where it counts.
+def remaining_candidates(found: Found, runs: Runs) -> set[str]:
+    """Return the names of schedules that further clips could still show to be the best.
 
-    By each figure that a bar of their mode is about, all that are not worse than the best of their
-    kind beyond the paired interval, `MOST` at most once `ENOUGH` clips ran. The knapsack stays, and
-    what is exported.
+    For each figure that the criteria of a mode use, these are the schedules that are not worse than
+    the best of their kind beyond the paired interval; from `SHORTLIST_AFTER` clips on at most
+    `SHORTLISTED` of them. The knapsack's schedule and the exported one always remain.
 
     Args:
-        found: All searches.
-        runs: On some of the held-out clips.
+        found: Results of the searches.
+        runs: Qualities on the held-out clips that were run so far.
     """
-    kept = set()
+    remaining = set()
     for mode, share in found:
         for kind in ("paper", "uniform"):
             for figure in JUDGED[mode]:
                 means = _mean_logs(found, runs, mode, share, kind, figure)
                 ranked = sorted(means, key=means.__getitem__)
-                for name in ranked[: MOST if len(runs) >= ENOUGH else None]:
+                for name in ranked[: SHORTLISTED if len(runs) >= SHORTLIST_AFTER else None]:
                     ratio = compare(runs, name, ranked[0], figure)
                     if ratio is None or not ratio.is_higher:
-                        kept.add(name)
+                        remaining.add(name)
         for kind in ("knapsack", found[mode, share]["exported"]):
-            kept.add(name_of(mode, share, kind))
-    return kept
+            remaining.add(name_of(mode, share, kind))
+    return remaining
 
 
-def compare(runs: Runs, ours: str, rival: str, figure: str) -> PairedRatio | None:
-    """Return how much larger a figure of ours is than a rival's; None where one did not run."""
-    if not runs or any(not {ours, rival} <= clip.keys() for clip in runs.values()):
+def compare(runs: Runs, ours: str, baseline: str, figure: str) -> PairedRatio | None:
+    """Return a figure of ours ÷ the baseline's over the clips; None where one did not run."""
+    if not runs or any(not {ours, baseline} <= clip.keys() for clip in runs.values()):
         return None
     of = FIGURES[figure]
     return paired_ratio(
         *(
             {clip["dense"].clip: of(clip[name], clip["dense"]) for clip in runs.values()}
-            for name in (ours, rival)
+            for name in (ours, baseline)
         )
     )
 
 
 def mean_figures(runs: Runs) -> dict[str, dict[str, float]]:
-    """Return every figure and score of every schedule, mean over clips."""
+    """Return every figure and score of every schedule, averaged over the clips."""
     means: dict[str, dict[str, float]] = {}
     for name in next(iter(runs.values()), {}):
         tables = []
@@ -269,24 +277,24 @@ def mean_figures(runs: Runs) -> dict[str, dict[str, float]]:
 
 
 def comparisons(found: Found, runs: Runs) -> list[dict[str, Any]]:
-    """Return what is exported against every rival, by every figure."""
+    """Return the comparison of each exported schedule with every baseline, by every figure."""
     rows = []
     for (mode, share), document in found.items():
         ours = name_of(mode, share, document["exported"])
-        rivals = [kind for kind in RIVALS if kind != document["exported"]]
-        for kind in [*rivals, "dense"]:
+        kinds = [kind for kind in BASELINES if kind != document["exported"]]
+        for kind in [*kinds, "dense"]:
             for figure in FIGURES if kind != "dense" else ("error",):
-                rival = best_of(found, runs, mode, share, kind, figure)
-                ratio = compare(runs, ours, rival, figure)
+                best = best_of(found, runs, mode, share, kind, figure)
+                ratio = compare(runs, ours, best, figure)
                 if ratio is not None:
-                    rows.append({"ours": ours, "rival": rival, "figure": figure, **asdict(ratio)})
+                    rows.append({"ours": ours, "baseline": best, "figure": figure, **asdict(ratio)})
     return rows
 
 
 def _mean_logs(
     found: Found, runs: Runs, mode: Source, share: float, kind: str, figure: str
 ) -> dict[str, float]:
-    """Return the mean logarithm of a figure by name, of the schedules of a kind that ran."""
+    """Return the mean logarithm of a figure, by name, for the schedules of a kind that ran."""
     of = FIGURES[figure]
     ran = next(iter(runs.values()), {})
     names = [
@@ -306,5 +314,9 @@ def _short(name: str) -> str:
     return name.partition(": ")[2]
 
 
-def _judged(asked: str, ratio: PairedRatio | None, meets: Callable[[PairedRatio], bool]) -> Bar:
-    return Bar(asked, "", None) if ratio is None else Bar(asked, str(ratio), meets(ratio))
+def _judged(
+    requirement: str, ratio: PairedRatio | None, meets: Callable[[PairedRatio], bool]
+) -> Criterion:
+    if ratio is None:
+        return Criterion(requirement, "", None)
+    return Criterion(requirement, str(ratio), meets(ratio))

@@ -1,6 +1,6 @@
 """What the knapsack should add up: damages or their squares, of which factors?
 
-    python benchmarks/damages.py [--clips 48] [--budgets 50 25 10]
+    python benchmarks/degradation.py [--clips 48] [--budgets 50 25 10]
 
 The knapsack alone, without a search, under three budgets (wall + so many percent of the way to
 dense at the target length; `python benchmarks/calibration.py --only table` times it first), on
@@ -18,10 +18,10 @@ from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
-import bars
 import stages
-from measured import add_arguments, bench, factors
-from written import write_result
+from calibration_acceptance import compare, mean_figures
+from quality_cache import add_arguments, factors, open_cache
+from results_io import write_result
 
 import calibrate.measure.sensitivity
 import calibrate.search.candidates
@@ -47,17 +47,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--target-frames", type=int, default=256)
     parser.add_argument("--budgets", type=float, nargs="+", default=[50, 25, 10], metavar="PERCENT")
-    default = Path(__file__).with_name("results") / "damages.json"
+    default = Path(__file__).with_name("results") / "degradation.json"
     add_arguments(parser, frames=24)
     parser.add_argument("--output", type=Path, default=default)
     options = parser.parse_args()
-    measured = bench(options)
-    folder = stages.folder_of(measured)
-    table = stages.latency_table(measured, folder, options.target_frames)
+    cache = open_cache(options)
+    folder = stages.folder_of(cache)
+    table = stages.latency_table(cache, folder, options.target_frames)
     settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-    job = Job(
-        measured.model, measured.family, settings, "deviation", lambda *_: None, lambda _: None
-    )
+    job = Job(cache.model, cache.family, settings, "deviation", lambda *_: None, lambda _: None)
     target = options.target_frames
     found: dict[str, Schedule] = {}
     tables = {}
@@ -66,15 +64,15 @@ def main() -> None:
             patch.object(calibrate.measure.sensitivity, "QUERY_FACTORS", query_factors),
             patch.object(calibrate.measure.sensitivity, "KEY_VALUE_FACTORS", key_value_factors),
         ):
-            tables[name] = sensitivities(job, measured.dense_of(PROBED))
+            tables[name] = sensitivities(job, cache.dense_of(PROBED))
     for percent, power, (name, (_, offered)) in product(options.budgets, POWERS, MEASURED.items()):
         problem = Problem(
             sensitivity=tables[name],
             source="deviation",
             latency=table.model,
             layout=table.layout,
-            short=measured.layout,
-            length=LengthRule("constant", target, measured.frames, target),
+            short=cache.layout,
+            length=LengthRule("constant", target, cache.frames, target),
             sensitive=(),
             goal=WithinBudget(stages.budget_ms(table, percent / 100)),
         )
@@ -85,19 +83,16 @@ def main() -> None:
             schedule = problem.knapsack()
         assert schedule is not None
         found[f"wall + {percent:g} %: {power:g}, {name}"] = schedule
-    qualities = measured.complete(EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips], found)
-    means = bars.mean_figures(qualities)
-    print(
-        f"{len(qualities)} clips of {measured.frames} frames; power and factors of the knapsack\n"
-    )
+    qualities = cache.complete(EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips], found)
+    means = mean_figures(qualities)
+    print(f"{len(qualities)} clips of {cache.frames} frames; power and factors of the knapsack\n")
     columns = ("power, factors", "error, %", "deviation, %", "error ÷ first", "deviation ÷ first")
     print(f"| {' | '.join(columns)} | schedule |\n|{'---|' * 6}")
     rows = []
     for name, schedule in found.items():
         first = f"{name.partition(':')[0]}: {FIRST}"
         ratios = {
-            figure: bars.compare(qualities, name, first, figure)
-            for figure in ("error", "deviation")
+            figure: compare(qualities, name, first, figure) for figure in ("error", "deviation")
         }
         error, deviation = (100 * means[name][f"score.{each}"] for each in ratios)
         told = " | ".join(str(each) for each in ratios.values())
@@ -107,7 +102,7 @@ def main() -> None:
             {"name": name, "schedule": factors(schedule), "means": means[name], "ratios": kept}
         )
     document = {"target_frames": target, "clips": len(qualities), "rows": rows}
-    write_result(measured.record() | document, options.output)
+    write_result(cache.record() | document, options.output)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from results_io import write_result
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from written import write_result
 
 import spark3r
 from spark3r import LayerRule, Schedule

@@ -18,9 +18,9 @@ from dataclasses import replace
 
 import pandas as pd
 import stages
-from bars import FIGURES
-from measured import Bench, add_arguments, bench, factors
-from written import write_result
+from calibration_acceptance import FIGURES
+from quality_cache import QualityCache, add_arguments, factors, open_cache
+from results_io import write_result
 
 from calibrate.measure.probe import FAITHFULNESS
 from calibrate.measure.residual_drift import drift
@@ -45,32 +45,32 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[25, 10], metavar="PERCENT")
     add_arguments(parser, frames=24, output="lengths.json")
     options = parser.parse_args()
-    shortest = bench(options)
-    benches = [replace(shortest, frames=frames) for frames in options.lengths]
-    drifts = {each.frames: measured_drift(each) for each in benches}
+    shortest = open_cache(options)
+    caches = [replace(shortest, frames=frames) for frames in options.lengths]
+    drifts = {each.frames: measured_drift(each) for each in caches}
     rows = drift_rows(drifts)
     show_drift(rows, options.lengths)
     document = {
         "target_frames": options.target_frames,
         "drift": rows,
         "budgets": [
-            compared(benches, drifts, percent, options.target_frames) for percent in options.budgets
+            compared(caches, drifts, percent, options.target_frames) for percent in options.budgets
         ],
     }
     write_result(shortest.record() | document, options.output)
 
 
-def measured_drift(measured: Bench) -> pd.DataFrame:
+def measured_drift(cache: QualityCache) -> pd.DataFrame:
     """Return the drift of all factors on clips of one length."""
-    count = max(1, FRAMES_A_LENGTH // measured.frames)
+    count = max(1, FRAMES_A_LENGTH // cache.frames)
     seeds = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + count]
     return drift(
-        measured.model,
-        [rendered_clip(seed, measured.frames) for seed in seeds],
+        cache.model,
+        [rendered_clip(seed, cache.frames) for seed in seeds],
         OPERATORS,
         query_factors=QUERY_FACTORS,
         key_value_factors=KEY_VALUE_FACTORS,
-        family=measured.family,
+        family=cache.family,
     )
 
 
@@ -99,10 +99,10 @@ def show_drift(rows: list[dict[str, object]], lengths: list[int]) -> None:
 
 
 def compared(
-    benches: list[Bench], drifts: dict[int, pd.DataFrame], percent: float, target: int
+    caches: list[QualityCache], drifts: dict[int, pd.DataFrame], percent: float, target: int
 ) -> dict[str, object]:
     """Run the knapsacks of all lengths, and uniform schedules, at all lengths; print and return."""
-    table = stages.latency_table(benches[0], stages.folder_of(benches[0]), target)
+    table = stages.latency_table(caches[0], stages.folder_of(caches[0]), target)
     schedules: dict[str, Schedule] = {}
     for frames, measured in drifts.items():
         problem = Problem(
@@ -110,8 +110,8 @@ def compared(
             source="deviation",
             latency=table.model,
             layout=table.layout,
-            short=benches[-1].layout,  # all factors; short clips bring them down
-            length=LengthRule("constant", target, benches[0].frames, target),
+            short=caches[-1].layout,  # all factors; short clips bring them down
+            length=LengthRule("constant", target, caches[0].frames, target),
             sensitive=(),
             goal=WithinBudget(stages.budget_ms(table, percent / 100)),
         )
@@ -120,19 +120,19 @@ def compared(
         schedules[f"knapsack of {frames} frames"] = found
     starts = problem.starts(at_the_goal=True)
     schedules |= {name: each for name, each in starts.items() if name.startswith("uniform")}
-    lengths = [each.frames for each in benches]
+    lengths = [each.frames for each in caches]
     print(f"\n| wall + {percent:g} %: deviation, % | {' | '.join(map(str, lengths))} | factors |")
     print(f"|{'---|' * (2 + len(lengths))}")
     deviations: dict[str, dict[int, float]] = {name: {} for name in schedules}
-    for measured in benches:
-        count = max(2, 2 * FRAMES_A_LENGTH // measured.frames)
+    for cache in caches:
+        count = max(2, 2 * FRAMES_A_LENGTH // cache.frames)
         seeds = EVALUATION[FIRST_HELD_OUT : FIRST_HELD_OUT + count]
-        runs = measured.complete(seeds, schedules)
+        runs = cache.complete(seeds, schedules)
         for name in schedules if runs else ():
             logs = (
                 math.log(FIGURES["deviation"](clip[name], clip["dense"])) for clip in runs.values()
             )
-            deviations[name][measured.frames] = math.exp(statistics.fmean(logs))
+            deviations[name][cache.frames] = math.exp(statistics.fmean(logs))
     for name, row in deviations.items():
         cells = [f"{100 * row[frames]:.3f}" if frames in row else "" for frames in lengths]
         print(f"| {name} | {' | '.join(cells)} | {factors(schedules[name])} |")

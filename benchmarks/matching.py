@@ -20,8 +20,8 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from operators import all_heads, first_head, random_projection
+from results_io import write_result
 from torch import Tensor
-from written import write_result
 
 from spark3r.cli.tables import print_table
 from spark3r.layout import TokenLayout

@@ -31,11 +31,11 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from results_io import write_result
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from written import write_result
 
 import spark3r
 from spark3r import Operators, Schedule

@@ -20,8 +20,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from results_io import write_result
 from torch import Tensor
-from written import write_result
 
 import spark3r
 from spark3r import Clip, Operators, Prediction, Schedule

@@ -33,8 +33,8 @@ from unittest.mock import patch
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from results_io import write_result
 from torch import Tensor, nn
-from written import write_result
 
 from spark3r import Clip, Prediction
 from spark3r.benchmark.api import GRID, REFERENCE_GRID

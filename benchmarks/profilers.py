@@ -19,8 +19,8 @@ from typing import Any
 
 import pandas as pd
 import stages
-from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
-from written import write_result
+from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache, replace_file
+from results_io import write_result
 
 from calibrate.measure.probe import COLUMNS, probe
 from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
@@ -29,7 +29,7 @@ from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
 QUERY_FACTORS, KEY_VALUE_FACTORS = (2, 4, 8), (2, 4, 8, 16)
-BAR = 0.8
+REQUIRED = 0.8
 """Rank correlation that drift has to reach to be the default."""
 
 SCALED_BY = 4  # the factor that slopes are learnt at
@@ -37,7 +37,7 @@ METRICS = ("score.deviation", "score.error", "score.consistency")
 KEYS = ["operators", "layer", "axis", "factor"]
 
 
-def tables(measured: Bench, folder: Path, seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
+def tables(cache: QualityCache, folder: Path, seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
     """Return the tables of both profilers, means over clips; each clip is measured once.
 
     Raises:
@@ -45,12 +45,12 @@ def tables(measured: Bench, folder: Path, seeds: Sequence[int]) -> dict[str, pd.
     """
     found: dict[str, list[pd.DataFrame]] = {"drift": [], "probe": []}
     for seed in seeds:
-        path = folder / f"{measured.frames}-{seed}.json"
+        path = folder / f"{cache.frames}-{seed}.json"
         if not path.exists():
-            if time.monotonic() > measured.deadline:
+            if time.monotonic() > cache.deadline:
                 raise OutOfTimeError
             text = json.dumps(
-                {name: each.to_numpy().tolist() for name, each in one(measured, seed).items()}
+                {name: each.to_numpy().tolist() for name, each in one(cache, seed).items()}
             )
             replace_file(path, lambda temporary, text=text: temporary.write_text(text))
         for name, rows in json.loads(path.read_text()).items():
@@ -58,17 +58,17 @@ def tables(measured: Bench, folder: Path, seeds: Sequence[int]) -> dict[str, pd.
     return {name: over_clips(each) for name, each in found.items()}
 
 
-def one(measured: Bench, seed: int) -> dict[str, pd.DataFrame]:
+def one(cache: QualityCache, seed: int) -> dict[str, pd.DataFrame]:
     """Return the tables of both profilers on one clip."""
-    dense = measured.dense(seed)
+    dense = cache.dense(seed)
     factors: dict[str, Any] = {
         "query_factors": QUERY_FACTORS,
         "key_value_factors": KEY_VALUE_FACTORS,
-        "family": measured.family,
+        "family": cache.family,
     }
-    probes = probe(measured.model, dense, OPERATORS, **factors)
+    probes = probe(cache.model, dense, OPERATORS, **factors)
     return {
-        "drift": drift(measured.model, dense.clips, OPERATORS, **factors),
+        "drift": drift(cache.model, dense.clips, OPERATORS, **factors),
         "probe": probes[probes["metric"].isin(METRICS)],
     }
 
@@ -88,13 +88,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6, help="calibration clips, and held-out ones")
     add_arguments(parser, frames=24, output="profilers.json")
     options = parser.parse_args()
-    measured = bench(options)
-    folder = stages.folder_of(measured) / "profilers"
+    cache = open_cache(options)
+    folder = stages.folder_of(cache) / "profilers"
     folder.mkdir(parents=True, exist_ok=True)
     first = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + options.clips]
     second = EVALUATION[FIRST_HELD_OUT : FIRST_HELD_OUT + options.clips]
     try:
-        calibration, held_out = (tables(measured, folder, seeds) for seeds in (first, second))
+        calibration, held_out = (tables(cache, folder, seeds) for seeds in (first, second))
     except OutOfTimeError:
         raise SystemExit("not all clips are measured yet: run again to go on") from None
     rows: list[dict[str, Any]] = []
@@ -118,9 +118,9 @@ def main() -> None:
         cells = [f"{row['spearman']:.2f}" for row in rows if row["profiler"] == name]
         print(f"| {name} | {' | '.join(cells)} |")
     document = {
-        **measured.record(),
+        **cache.record(),
         "clips": options.clips,
-        "trusted": BAR,
+        "required": REQUIRED,
         "rows": rows,
     }
     write_result(document, options.output)

@@ -49,7 +49,7 @@ class OutOfTimeError(Exception):
 
 
 @dataclass
-class Bench:
+class QualityCache:
     """A model and where the qualities of its schedules are kept.
 
     Attributes:
@@ -194,12 +194,12 @@ def add_arguments(parser: argparse.ArgumentParser, frames: int, output: str | No
         parser.add_argument("--output", type=Path, default=results / output)
 
 
-def bench(options: argparse.Namespace) -> Bench:
+def open_cache(options: argparse.Namespace) -> QualityCache:
     """Return the bench that the options ask for."""
     # Some schedules ask for more than short clips allow; the runtime brings their factors down.
     warnings.simplefilter("ignore", Spark3rWarning)
     deadline = time.monotonic() + 60 * options.minutes
-    return Bench(load(weights=options.weights), options.frames, options.runs, deadline)
+    return QualityCache(load(weights=options.weights), options.frames, options.runs, deadline)
 
 
 def _quality(stored: Mapping[str, Any]) -> Quality:

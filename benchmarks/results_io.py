@@ -1,23 +1,26 @@
-"""How results are written: what ran, when and where stand before the figures."""
+"""Results of the scripts: a JSON file that names its command, day and environment; tables."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from spark3r.env import environment
 
+RESULTS = Path(__file__).parent / "results"
+"""Folder of the committed results."""
+
 
 def write_result(document: Mapping[str, Any], output: Path | None) -> None:
-    """Write what a script measured as JSON, with its command, the day and the environment.
+    """Write a script's result as JSON, preceded by its command, the day and the environment.
 
     Args:
-        document: What was measured.
-        output: The file, whose folder is made; None prints it.
+        document: The result.
+        output: The file to write; its folder is created. None prints the JSON.
     """
     record = {
         "command": "python " + " ".join(sys.argv),
@@ -31,3 +34,9 @@ def write_result(document: Mapping[str, Any], output: Path | None) -> None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
+
+
+def print_markdown(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table."""
+    for cells in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(map(str, cells))} |")

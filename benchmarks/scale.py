@@ -30,15 +30,15 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from acceptance import print_criteria
 from operators import mean_and_error, relative_error
-from scale_bars import (
+from scale_acceptance import (
     DA3_SCHEDULE,
     OURS,
     PEER,
-    da3_bars,
-    peer_bars,
-    print_bars,
-    reference_bars,
+    da3_criteria,
+    peer_criteria,
+    reference_criteria,
 )
 
 from spark3r import Prediction
@@ -107,7 +107,7 @@ def reference(arguments: argparse.Namespace) -> None:
     )
     write(arguments.name, result.to_dict())
     print_rows(list(result.rows))
-    print_bars(reference_bars(list(result.rows)))
+    print_criteria(reference_criteria(list(result.rows)))
 
 
 def peer(arguments: argparse.Namespace) -> None:
@@ -137,7 +137,7 @@ def da3(arguments: argparse.Namespace) -> None:
     )
     write("da3", result.to_dict())
     print_rows(list(result.rows))
-    print_bars(da3_bars(list(result.rows)))
+    print_criteria(da3_criteria(list(result.rows)))
 
 
 def deviation(arguments: argparse.Namespace) -> None:
@@ -302,18 +302,18 @@ def synchronisations(model: torch.nn.Module) -> int:
 
 def report(arguments: argparse.Namespace) -> None:
     found = {name: read(name) for name in ("reference", "da3", "deviation")}
-    for name, bars_of in (("reference", reference_bars), ("da3", da3_bars)):
+    for name, criteria_of in (("reference", reference_criteria), ("da3", da3_criteria)):
         record = found[name]
         if record is not None:
             rows = rows_of(record)
             print(f"\n{record['model']} on {record['device']}, {record['date']}\n")
             print_rows(rows)
-            print_bars(bars_of(rows))
+            print_criteria(criteria_of(rows))
     if found["deviation"] is not None:
         print()
         print_deviation(found["deviation"])
         timed = [record for record in (read("peer"), found["reference"]) if record is not None]
-        print_bars(peer_bars([rows_of(each) for each in timed], found["deviation"]["rows"]))
+        print_criteria(peer_criteria([rows_of(each) for each in timed], found["deviation"]["rows"]))
     if found["reference"] is not None:
         plot(rows_of(found["reference"]), RESULTS / "scale_reference.png")
 

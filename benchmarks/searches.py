@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 import optuna
 import stages
-from measured import Bench, OutOfTimeError, add_arguments, bench, replace_file
+from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache, replace_file
 
 from calibrate.budget import parse_budget
 from calibrate.defaults import Source
@@ -102,26 +102,24 @@ def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 class Task:
     """One budget and mode: what is searched, and how schedules are scored."""
 
-    def __init__(self, options: argparse.Namespace, measured: Bench) -> None:
-        self.bench, self.mode = measured, options.mode
-        folder = stages.folder_of(measured)
+    def __init__(self, options: argparse.Namespace, cache: QualityCache) -> None:
+        self.cache, self.mode = cache, options.mode
+        folder = stages.folder_of(cache)
         self.folder = folder / "searches"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.table = stages.latency_table(measured, folder, options.target_frames)
+        self.table = stages.latency_table(cache, folder, options.target_frames)
         self.budget_ms = stages.budget_ms(self.table, options.budget / 100)
         self.searched = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + options.search_clips]
         self.others = EVALUATION[FIRST_OTHER : FIRST_OTHER + options.clips]
         settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-        job = Job(
-            measured.model, measured.family, settings, self.mode, lambda *_: None, lambda _: None
-        )
+        job = Job(cache.model, cache.family, settings, self.mode, lambda *_: None, lambda _: None)
         problem = Problem(
-            sensitivity=sensitivities(job, measured.dense_of(PROFILED)),
+            sensitivity=sensitivities(job, cache.dense_of(PROFILED)),
             source=self.mode,
             latency=self.table.model,
             layout=self.table.layout,
-            short=measured.layout,
-            length=LengthRule("constant", options.target_frames, measured.frames),
+            short=cache.layout,
+            length=LengthRule("constant", options.target_frames, cache.frames),
             sensitive=(),
             goal=WithinBudget(self.budget_ms),
         )
@@ -133,14 +131,14 @@ class Task:
         """Return the score on each clip."""
         found = []
         for seed in seeds:
-            dense, (run,) = self.bench.qualities(seed, [schedule])
+            dense, (run,) = self.cache.qualities(seed, [schedule])
             found.append(score(run, dense, self.mode))
         return found
 
     def search(self, name: str, seed: int, trials: int) -> dict[str, Any]:
         """Return a search's trials: latency as a share of the budget, score, and the schedule."""
         design, by = name.split()
-        key = f"{self.mode}-{self.budget_ms:.3f}-{self.bench.frames}-{len(self.searched)}"
+        key = f"{self.mode}-{self.budget_ms:.3f}-{self.cache.frames}-{len(self.searched)}"
         path = self.folder / f"{key}-{design}-{by}-{seed}-{trials}.json"
         if path.exists():
             stored: dict[str, Any] = json.loads(path.read_text())
@@ -231,7 +229,7 @@ def main() -> None:
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    task = Task(options, bench(options))
+    task = Task(options, open_cache(options))
     rows = []
     try:
         known = task.scores(task.knapsack, task.others)
@@ -245,7 +243,7 @@ def main() -> None:
     document = {
         "command": f"python benchmarks/searches.py --mode {options.mode}"
         f" --budget {options.budget:g}",
-        **task.bench.record(),
+        **task.cache.record(),
         "target_frames": options.target_frames,
         "search_clips": len(task.searched),
         "other_clips": len(task.others),

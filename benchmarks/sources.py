@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from measured import add_arguments, bench, factors
+from quality_cache import add_arguments, factors, open_cache
+from results_io import write_result
 from scipy.stats import rankdata
-from written import write_result
 
 from calibrate.defaults import Objective, Source
 from calibrate.measure.quality import Quality
@@ -228,10 +228,10 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="clips left out at the beginning")
     add_arguments(parser, frames=48, output="sources.json")
     options = parser.parse_args()
-    measured = bench(options)
+    cache = open_cache(options)
     first = FIRST_CLIP + options.skip
-    todo = schedules(measured.depth)
-    runs = measured.complete(EVALUATION[first : first + options.clips], todo)
+    todo = schedules(cache.depth)
+    runs = cache.complete(EVALUATION[first : first + options.clips], todo)
     print(f"{len(runs)} of {options.clips} clips of {options.frames} frames, {len(todo)} schedules")
     if len(runs) < max(4, options.clips):
         raise SystemExit("not all clips are measured yet: run again to go on")
@@ -273,7 +273,7 @@ def main() -> None:
     for (name, guard), count in sorted(guarded.items()):
         print(f"  {name}: {guard} on {count} of {len(runs)} clips")
     document = {
-        **measured.record(),
+        **cache.record(),
         "clips": [clip["dense"].clip for clip in runs.values()],
         "splits": SPLITS,
         "rows": rows,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measured import Bench, OutOfTimeError, effect, replace_file
-from rivals import rivals
+from baselines import comparable_baselines
+from quality_cache import OutOfTimeError, QualityCache, effect, replace_file
 from torch import Tensor
 
 import calibrate.pipeline
@@ -66,7 +66,7 @@ class Plan:
     """What is measured.
 
     Attributes:
-        bench: The model, and quality at the calibration length.
+        cache: The model, and quality at the calibration length.
         folder: Where all but qualities is kept.
         target_frames: Length that budgets hold for.
         shares: Budgets, as shares of the way from the wall to dense.
@@ -77,7 +77,7 @@ class Plan:
         predicted: Whether searches time nothing and take the latency model's word.
     """
 
-    bench: Bench
+    cache: QualityCache
     folder: Path
     target_frames: int
     shares: tuple[float, ...]
@@ -88,9 +88,9 @@ class Plan:
     predicted: bool
 
 
-def folder_of(bench: Bench) -> Path:
+def folder_of(cache: QualityCache) -> Path:
     """Return where all but qualities is kept of a model."""
-    return bench.root.parent / "calibration" / bench.folder.parent.name
+    return cache.root.parent / "calibration" / cache.folder.parent.name
 
 
 def footage(frames: int) -> Tensor:
@@ -99,12 +99,12 @@ def footage(frames: int) -> Tensor:
 
 
 def latency_table(
-    bench: Bench, folder: Path, target_frames: int, limit_s: float | None = None
+    cache: QualityCache, folder: Path, target_frames: int, limit_s: float | None = None
 ) -> LatencyTable:
     """Return the latency table at the target length, measured once.
 
     Args:
-        bench: The model.
+        cache: The model.
         folder: From `folder_of`.
         target_frames: The target length.
         limit_s: Seconds that its layers, and again its passes, may take; None measures nothing.
@@ -121,7 +121,7 @@ def latency_table(
             )
         images = footage(target_frames)
         table = measure_latency(
-            bench.model, images, OPERATORS, family=bench.family, limit_s=limit_s
+            cache.model, images, OPERATORS, family=cache.family, limit_s=limit_s
         )
         replace_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(table)))
     found: LatencyTable = pickle.loads(path.read_bytes())  # written above, by this program
@@ -151,7 +151,7 @@ def timing_rounds(
     kept: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
     done = [each for each in kept if different.keys() <= each.keys()]
     if len(done) < rounds:
-        images, model, family = footage(plan.target_frames), plan.bench.model, plan.bench.family
+        images, model, family = footage(plan.target_frames), plan.cache.model, plan.cache.family
 
         def before(key: str) -> None:
             apply_treatment(model, different[key], family)
@@ -160,7 +160,7 @@ def timing_rounds(
         try:
             before("wall")
             calls["wall"]()  # warm-up
-            while len(done) < rounds and time.monotonic() < plan.bench.deadline:
+            while len(done) < rounds and time.monotonic() < plan.cache.deadline:
                 order = list(calls) if len(done) % 2 == 0 else list(reversed(calls))
                 timed = interleaved(
                     {name: calls[name] for name in order}, before=before, rounds=1, warm_up_s=0
@@ -182,7 +182,7 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     shift everything.)
     """
     table = plan.table
-    depth = plan.bench.depth
+    depth = plan.cache.depth
     schedules = stratified_schedules(
         CHECKED, depth, OPERATORS, QUERY_RANGE, KEY_VALUE_RANGE, table.model, table.layout
     )
@@ -233,7 +233,7 @@ def calibration(
     """Return a calibration for a budget, as a share of the way from the wall to dense."""
     table, first = plan.table, FIRST_CLIP + 1
     seeds = CALIBRATION[first : first + search_clips + selection_clips + 1]
-    footage = [rendered_clip(seed, plan.bench.frames) for seed in seeds]
+    footage = [rendered_clip(seed, plan.cache.frames) for seed in seeds]
     settings = Settings(
         # As a share of dense it follows the machine's speed of the moment.
         budget=parse_budget(f"{100 * budget_ms(table, share) / table.dense_ms:.6f}%"),
@@ -250,26 +250,26 @@ def calibration(
         tuple(footage[:search_clips]), tuple(footage[search_clips:-1]), tuple(footage[-1:])
     )
     with _given(table, plan.predicted):
-        return calibrate.pipeline.run(plan.bench.model, split, settings, family=plan.bench.family)
+        return calibrate.pipeline.run(plan.cache.model, split, settings, family=plan.cache.family)
 
 
 def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
-    """Return what a search found for a mode and budget: which is exported, and its rivals by name.
+    """Return the result of the search for a mode and budget, with its baselines by name.
 
     Raises:
         OutOfTimeError: If it is not done yet and the time is over.
     """
-    length = f"{plan.bench.frames}-{plan.target_frames}"
+    length = f"{plan.cache.frames}-{plan.target_frames}"
     stem = f"{mode}-{share:g}-{length}-{plan.seed}"
     stem += "-predicted" if plan.predicted else ""
     path = plan.folder / f"{stem}.json"
     if not path.exists():
-        if time.monotonic() > plan.bench.deadline:
+        if time.monotonic() > plan.cache.deadline:
             raise OutOfTimeError
         journal = plan.folder / f"{stem}.journal"
         found = calibration(plan, mode, share, journal)
         assert found.decision is not None
-        at_ours = rivals(found, plan.bench.layout)
+        at_ours = comparable_baselines(found, plan.cache.layout)
         document = {
             "budget_ms": found.budget.clip_ms,
             "trials": plan.trials,
@@ -286,7 +286,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
                 }
                 for each in found.decision.finalists
             },
-            "rivals": {name: encode(each) for name, each in at_ours.items()},
+            "baselines": {name: encode(each) for name, each in at_ours.items()},
         }
         text = json.dumps(document, indent=1)
         replace_file(path, lambda temporary: temporary.write_text(text))
@@ -296,7 +296,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
         kind: decode(each["schedule"])
         for kind, each in document["finalists"].items()
         if kind in ("knapsack", "search", document["exported"])
-    } | {name: decode(each) for name, each in document["rivals"].items()}
+    } | {name: decode(each) for name, each in document["baselines"].items()}
     return document
 
 
@@ -305,9 +305,9 @@ def twice(plan: Plan) -> bool | None:
 
     None if that is not known and the time is over.
     """
-    path = plan.folder / f"twice-{plan.bench.frames}-{plan.target_frames}-{plan.seed}.json"
+    path = plan.folder / f"twice-{plan.cache.frames}-{plan.target_frames}-{plan.seed}.json"
     if not path.exists():
-        if time.monotonic() > plan.bench.deadline:
+        if time.monotonic() > plan.cache.deadline:
             return None
         plan = replace(plan, predicted=True)
         tried = []
@@ -337,7 +337,7 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
     """
     path = plan.folder / f"default-{budget}.json".replace("%", "pct")
     if not path.exists():
-        if time.monotonic() > plan.bench.deadline:
+        if time.monotonic() > plan.cache.deadline:
             return None
         with tempfile.TemporaryDirectory() as folder:
             output = path.with_suffix(".profile.json")
@@ -354,12 +354,12 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             if status != 0:
                 raise RuntimeError(f"calibrate --budget {budget} left with status {status}")
         clip = rendered_clip(CALIBRATION[0], FRAMES)
-        dense = measure(lambda: predict(plan.bench.model, clip, plan.bench.family), rounds=5)
+        dense = measure(lambda: predict(plan.cache.model, clip, plan.cache.family), rounds=5)
         document = {
             "budget": budget,
             "total_s": total_s,
             "dense_forward_s": dense.median_ms / 1000,
-            "said": json.loads(told.getvalue()),
+            "summary": json.loads(told.getvalue()),
         }
         text = json.dumps(document, indent=1)
         replace_file(path, lambda temporary: temporary.write_text(text))

@@ -1,4 +1,4 @@
-"""The bars of the committed runs are judged as they read."""
+"""Acceptance criteria of speed at scale judge what they say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from benchmark_scripts import script
@@ -16,7 +17,7 @@ from spark3r.benchmark.result import Row
 
 @pytest.fixture
 def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return script(monkeypatch, "scale_bars")
+    return script(monkeypatch, "scale_acceptance")
 
 
 def row(frames: int, schedule: str, ms: float, **changes: object) -> Row:
@@ -43,15 +44,15 @@ def rows() -> list[Row]:
     return found
 
 
-def judged(bars: list[tuple[str, bool, str]]) -> dict[str, bool]:
-    return {name: met for name, met, _ in bars}
+def judged(criteria: list[Any]) -> dict[str, bool]:
+    return {each.requirement: each.met for each in criteria}
 
 
-def test_bars_that_are_met(scale: ModuleType) -> None:
-    bars = judged(scale.reference_bars(rows()))
+def test_criteria_that_are_met(scale: ModuleType) -> None:
+    criteria = judged(scale.reference_criteria(rows()))
     # 512 frames: 153.6 ms above the wall, allowed 1.3 x 100 + 0.05 x 1024
-    assert len(bars) == 8
-    assert all(bars.values())
+    assert len(criteria) == 8
+    assert all(criteria.values())
 
 
 @pytest.mark.parametrize(("projections", "met"), [(35.0, True), (37.0, False)])
@@ -64,7 +65,7 @@ def test_selection_is_judged_by_the_spread(
 
     # 30 ms at the wall, whose passes spread by 10 %; ours by 10 %: noise of 6 ms
     wall, paper = with_projections(30.0, 100.0), with_projections(projections, 100.0)
-    assert scale.selection(paper, wall)[0] is met
+    assert scale.selection_criterion(paper, wall).met is met
 
 
 @pytest.mark.parametrize(
@@ -76,19 +77,19 @@ def test_selection_is_judged_by_the_spread(
         (3, {"ms": 2.2 * 128}, "128 frames, paper: faster than fastvggt"),
     ],
 )
-def test_a_bar_that_is_missed(
+def test_a_criterion_that_is_missed(
     scale: ModuleType, index: int, changes: dict[str, float], broken: str
 ) -> None:
     changed = rows()
     changed[index] = replace(changed[index], **changes)  # type: ignore[arg-type]
-    assert judged(scale.reference_bars(changed))[broken] is False
+    assert judged(scale.reference_criteria(changed))[broken] is False
 
 
 def test_speed_up_as_a_share_of_the_largest(scale: ModuleType) -> None:
     found = [row(64, "wall", 85.1), row(64, scale.DA3_SCHEDULE, 100.0)]
-    assert list(judged(scale.da3_bars(found)).values()) == [True]
+    assert list(judged(scale.da3_criteria(found)).values()) == [True]
     found[0] = replace(found[0], ms=84.9)
-    assert list(judged(scale.da3_bars(found)).values()) == [False]
+    assert list(judged(scale.da3_criteria(found)).values()) == [False]
 
 
 def test_the_plot_is_drawn(scale: ModuleType, tmp_path: Path) -> None:
