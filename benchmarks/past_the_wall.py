@@ -33,6 +33,7 @@ from unittest.mock import patch
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from allocator import keep_freed_memory
 from results_io import write_result
 from torch import Tensor, nn
 
@@ -47,7 +48,6 @@ from spark3r.families.base import Family, unwrap
 from spark3r.families.parts.recognition import has, locate
 from spark3r.families.registry import detect
 from spark3r.loading.load import load_model
-from spark3r.memory import keep_freed
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reduction import merging, unmerging
 from spark3r.reference.scenes.render import rendered_clip
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         clip = Clip("random", torch.rand(frames, 3, height, width))
     clip = replace(clip, images=clip.images.to(device))
     chosen, missing = steps(model, backend=options.backend)
-    keep_freed()
+    keep_freed_memory()
     with torch.autocast(device.type, getattr(torch, precision)) if precision else nullcontext():
         clock = time.process_time if options.cpu_time else time.perf_counter
         rows = compare(model, clip, schedule, chosen, rounds=options.rounds, clock=clock)

@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from acceptance import print_criteria
+from allocator import keep_freed_memory
 from operators import mean_and_error, relative_error
 from scale_acceptance import (
     DA3_SCHEDULE,
@@ -52,7 +53,6 @@ from spark3r.env import environment
 from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
 from spark3r.loading.load import load_model
-from spark3r.memory import keep_freed
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--grid", type=parse_grid, help="of gpu (default: 28x37)")
     parser.add_argument("--sensitive", type=int, nargs="+", help="of gpu, for other models")
     arguments = parser.parse_args()
-    keep_freed()
+    keep_freed_memory()
     whats[arguments.what](arguments)
 
 

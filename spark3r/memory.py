@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
@@ -48,21 +47,6 @@ def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu"
         return None
     call()
     return max(0, _status_kb("VmHWM") - before) * 1024 / 1e6
-
-
-def keep_freed() -> bool:
-    """Let the C library keep what is freed for the next tensor, as a GPU's allocator does.
-
-    Otherwise glibc maps every tensor of more than 32 MB anew, and each page of it costs a fault:
-    a block on eight times the frames then takes fourteen times as long. Holds for the process.
-
-    Returns:
-        Whether it could be told so; other C libraries have other rules.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def fits_into_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> bool:
