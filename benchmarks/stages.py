@@ -21,11 +21,11 @@ from unittest.mock import patch
 
 from baselines import comparable_baselines
 from quality_cache import OutOfTimeError, QualityCache, effect, replace_file
+from stratified import stratified_schedules
 from torch import Tensor
 
 import calibrate.pipeline
 import calibrate.verify.correction
-from benchmarks.stratified import stratified_schedules
 from calibrate import cli
 from calibrate.budget import parse_budget
 from calibrate.cli.clips import SEARCH_CLIPS, SELECTION_CLIPS

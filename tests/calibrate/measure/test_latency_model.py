@@ -216,26 +216,6 @@ def test_a_report_needs_passes() -> None:
         check_fit(TRUTH, [], LAYOUT)
 
 
-def test_stratified_schedules_spread_from_wall_to_dense() -> None:
-    schedules = stratified_schedules(
-        21, DEPTH, [PAPER, FAITHFUL], QUERY_FACTORS, KEY_VALUE_FACTORS, TRUTH, LAYOUT
-    )
-    assert len(set(schedules)) == 21
-    again = stratified_schedules(
-        21, DEPTH, [PAPER, FAITHFUL], QUERY_FACTORS, KEY_VALUE_FACTORS, TRUTH, LAYOUT
-    )
-    assert schedules == again
-    wall_ms = TRUTH.wall_ms(LAYOUT)
-    span_ms = TRUTH.predict_ms(Schedule.dense(DEPTH), LAYOUT) - wall_ms
-    places = [(TRUTH.predict_ms(each, LAYOUT) - wall_ms) / span_ms for each in schedules]
-    assert min(places) < 0.15
-    assert max(places) > 0.8
-    assert any(all(rule.query == 1 for rule in each.layers) for each in schedules)
-    assert any(all(rule.key_value == 1 for rule in each.layers) for each in schedules)
-    with pytest.raises(ValueError, match="only 0 different schedules"):
-        stratified_schedules(3, 1, [PAPER], [1], [1], TRUTH, LAYOUT)
-
-
 def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
