@@ -20,7 +20,7 @@ from spark3r.profile.evidence import (
     ClipRecord,
     EnvironmentRecord,
     Figures,
-    LatencyModel,
+    LatencyModelRecord,
     Measurement,
     Role,
     Run,
@@ -127,7 +127,7 @@ def make_profile(
         attention_backend=f"torch sdpa ({device_of(job.model).type})",
         frames=evidence.budget.frames,
         grid=(table.layout.height, table.layout.width),
-        latency_model=LatencyModel(
+        latency_model=LatencyModelRecord(
             form=FORM,
             constants=table.model.to_dict(),
             relative_error=table.largest_error,

@@ -40,7 +40,7 @@ class Timing(Section):
     n: Count
 
 
-class LatencyModel(Section):
+class LatencyModelRecord(Section):
     """The latency of a schedule from its realised lengths.
 
     Attributes:
@@ -180,7 +180,7 @@ class Measurement(Section):
     attention_backend: Name
     frames: Count
     grid: tuple[Count, Count]
-    latency_model: LatencyModel
+    latency_model: LatencyModelRecord
     dense: Run
     wall: Timing
     schedules: Annotated[tuple[ScheduleRun, ...], Field(min_length=1)]
