@@ -109,7 +109,7 @@ class Profile(Section):
                 sensitivity=tuple(sensitivity),
             )
         except ValidationError as error:
-            raise profile_error("profile", problem_lines(error, json_schema())) from error
+            raise profile_error("profile", problem_lines(error, cls)) from error
 
     @classmethod
     def parse(cls, text: str, source: str = "profile") -> Profile:
@@ -129,7 +129,7 @@ class Profile(Section):
         try:
             return cls.model_validate_json(text, context={"source": source})
         except ValidationError as error:
-            raise profile_error(source, problem_lines(error, json_schema())) from error
+            raise profile_error(source, problem_lines(error, cls)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:

@@ -14,16 +14,15 @@ FigureTable = Annotated[dict[str, float], Field(min_length=1)]
 
 
 def _existing(date: str) -> str:
-    datetime.date.fromisoformat(date)  # a ValueError for the 30th of February
+    try:
+        datetime.date.fromisoformat(date)
+    except ValueError:
+        raise ValueError("a date such as 2026-01-31") from None
     return date
 
 
-# As text, because pydantic also reads seconds since 1970 as a date.
-Day = Annotated[
-    str,
-    Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", description="a date such as 2026-01-31"),
-    AfterValidator(_existing),
-]
+# Text, because pydantic also reads seconds since 1970 as a date.
+Day = Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_existing)]
 
 
 class Timing(Section):
@@ -69,9 +68,7 @@ class ClipRecord(Section):
     """
 
     name: Name
-    digest: Annotated[
-        str, Field(pattern="^[0-9a-f]{16,64}$", description="16 to 64 lower-case hex digits")
-    ]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{16,64}$")]
     frames: Count
     role: Role
 

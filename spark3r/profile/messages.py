@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..errors import ProfileError
 
@@ -15,15 +16,37 @@ MAX_LINES = 20
 MAX_ENTRIES = 1000
 MAX_VALUE = 60
 
-_Node = dict[str, Any]
+_EXPECTED: Mapping[str, str] = MappingProxyType(
+    {
+        "bool_type": "true or false",
+        "dict_type": "an object",
+        "finite_number": "a finite number",
+        "float_type": "a number",
+        "greater_than": "more than {gt:g}",
+        "greater_than_equal": "{ge:g} or more",
+        "int_from_float": "an integer",
+        "int_type": "an integer",
+        "less_than_equal": "{le:g} or less",
+        "literal_error": "{expected}",
+        "model_type": "an object",
+        "string_pattern_mismatch": "a string that matches {pattern}",
+        "string_too_short": "a string that is not empty",
+        "string_type": "a string",
+        "too_long": "{max_length} or fewer entries",
+        "too_short": "{min_length} or more entries",
+        "tuple_type": "a list",
+        "value_error": "{error}",
+    }
+)
+"""What a field should have held, by pydantic's type of error."""
 
 
 def profile_error(source: str, problems: Sequence[str]) -> ProfileError:
     """Return the one error that reports every problem of a profile.
 
     Args:
-        source: The file, or what else the profile came from.
-        problems: One line each.
+        source: Name of the file, or of another origin of the profile.
+        problems: One line per problem.
     """
     if len(problems) == 1:
         return ProfileError(f"{source}: {problems[0]}")
@@ -49,110 +72,56 @@ def shown(value: object) -> str:
         return "an object"
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):  # not JSON (built from Python), or more digits than printable
+    except (TypeError, ValueError):  # a value from Python, or an integer of thousands of digits
         text = type(value).__name__
     return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
-def problem_lines(error: ValidationError, schema: _Node) -> list[str]:
-    """Return one line per validation error, with the expectation taken from the JSON Schema.
+def problem_lines(error: ValidationError, document: type[BaseModel]) -> list[str]:
+    """Return one line per validation error: where it is, what was found, what was expected.
 
     A file that is wrong throughout gets lines for its first thousand errors.
+
+    Args:
+        error: Errors of a document.
+        document: Class that validated the document; it knows the names of all fields.
     """
-    lines: dict[str, None] = {}  # ordered, and free of repetitions
     entries = error.errors(include_url=False)
     inner = {entry["loc"][:depth] for entry in entries for depth in range(len(entry["loc"]))}
+    lines = []
     for entry in entries[:MAX_ENTRIES]:
-        if entry["type"] == "json_invalid":  # stricter than Python's parser
-            return [f"not JSON that can be read: {entry['ctx']['error']}"]
-        if entry["type"] == "too_short" and entry["loc"] in inner:
-            continue  # pydantic counts the valid entries only, and the others are reported
-        parents, location = _follow(schema, entry["loc"])
-        node = parents[-1]
+        kind, location = entry["type"], entry["loc"]
         path = field_path(location)
-        if entry["type"] == "extra_forbidden":
-            line = f"{path} is unknown, {_known_keys(schema, node, str(entry['loc'][-1]))}"
-        elif entry["type"] == "missing":
-            line = f"{path} is missing, expected {_expected(schema, node)}"
+        if kind == "json_invalid":  # pydantic's parser is stricter than Python's
+            return [f"not JSON that can be read: {entry['ctx']['error']}"]
+        if kind == "too_short" and location in inner:
+            continue  # pydantic counts only valid entries, and the others have their own lines
+        if kind == "extra_forbidden":
+            lines.append(f"{path} is unknown, {_known_keys(document, location)}")
+        elif kind == "missing":
+            lines.append(f"{path} is missing")
+        elif kind in _EXPECTED:
+            expected = _EXPECTED[kind].format(**entry.get("ctx", {}))
+            lines.append(f"{path} is {shown(entry['input'])}, expected {expected}")
         else:
-            line = f"{path} is {shown(entry['input'])}, expected {_expected(schema, node)}"
-        lines[line] = None
-    return list(lines)
+            lines.append(f"{path} is {shown(entry['input'])}: {entry['msg']}")
+    return lines
 
 
-def _follow(schema: _Node, location: Sequence[str | int]) -> tuple[list[_Node], list[str | int]]:
-    """Walk the schema along a location, as far as it leads.
-
-    Steps that the schema does not have (an unknown key, pydantic's names of union members) end
-    the walk; an unknown key still belongs to the path.
-    """
-    nodes = [schema]
-    for position, step in enumerate(location):
-        branches = _branches(schema, nodes[-1])
-        children = [child for node in branches if (child := _child(node, step)) is not None]
-        if not children:
-            unknown_key = any(
-                node.get("additionalProperties") is False and isinstance(step, str)
-                for node in branches
-            )
-            return nodes, list(location[: position + unknown_key])
-        nodes.append(children[0])
-    return nodes, list(location)
-
-
-def _resolve(schema: _Node, node: _Node) -> _Node:
-    reference = node.get("$ref")
-    return node if reference is None else schema["$defs"][reference.rpartition("/")[2]]
-
-
-def _branches(schema: _Node, node: _Node) -> list[_Node]:
-    node = _resolve(schema, node)
-    return [_resolve(schema, branch) for branch in node.get("anyOf", [node])]
-
-
-def _child(node: _Node, step: str | int) -> _Node | None:
-    if isinstance(step, str):
-        child = node.get("properties", {}).get(step, node.get("additionalProperties"))
-    elif step < len(node.get("prefixItems", ())):
-        child = node["prefixItems"][step]
-    else:
-        child = node.get("items")
-    return child if isinstance(child, dict) else None
-
-
-def _known_keys(schema: _Node, node: _Node, key: str) -> str:
-    known = [name for branch in _branches(schema, node) for name in branch.get("properties", {})]
-    near = difflib.get_close_matches(key, known, n=1)
+def _known_keys(document: type[BaseModel], location: Sequence[str | int]) -> str:
+    """Return the hint for an unknown key: a known key of the same object that is spelt alike."""
+    section = document
+    for step in location[:-1]:
+        if isinstance(step, str):
+            section = _section_in(section.model_fields[step].annotation) or section
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"expected only: {', '.join(known)}"
 
 
-def _expected(schema: _Node, node: _Node) -> str:
-    return " or ".join(_words(branch) for branch in _branches(schema, node))
-
-
-def _words(node: _Node) -> str:
-    if "const" in node:
-        return json.dumps(node["const"])
-    if "enum" in node:
-        return f"one of: {', '.join(node['enum'])}"
-    kind = node["type"]
-    if kind == "string":
-        empty_allowed = "minLength" not in node
-        return node.get("description", "a string" if empty_allowed else "a string, not empty")
-    if kind in ("integer", "number"):
-        words = "an integer" if kind == "integer" else "a finite number"
-        if "maximum" in node:
-            return f"{words} from {node['minimum']:g} to {node['maximum']:g}"
-        if "exclusiveMinimum" in node:
-            return f"{words} above {node['exclusiveMinimum']:g}"
-        return f"{words} of at least {node['minimum']:g}" if "minimum" in node else words
-    if kind == "array":
-        least = node.get("minItems")
-        if least is None:
-            return "a list"
-        return (
-            f"a list of {least}" if least == node.get("maxItems") else f"a list of at least {least}"
-        )
-    if kind == "object":
-        return "an object" if "minProperties" not in node else "an object that is not empty"
-    return {"boolean": "true or false", "null": "null"}[kind]
+def _section_in(annotation: object) -> type[BaseModel] | None:
+    """Return the class of objects that a field holds, alone, as an option or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_section_in(part) for part in get_args(annotation))
+    return next((section for section in inner if section is not None), None)

