@@ -20,7 +20,7 @@ ROOT = Path(spark3r.__file__).parents[1]
 ORDERS = {
     "spark3r": (
         "errors env",
-        "geometry rope memory",
+        "geometry rope memory sdpa",
         "timing",
         "layout clips schedule",
         "metrics prediction",

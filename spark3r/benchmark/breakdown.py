@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..families.base import Family, unwrap
 from ..families.registry import detect
-from ..patching.sdpa import InPlaceOfProducts
 from ..reduction import merging, unmerging
 from ..runner import device_of
+from ..sdpa import InPlaceOfProducts
 from ..timing import Clock
 from . import fastvggt
 

@@ -30,9 +30,9 @@ from ..families.registry import detect
 from ..layout import TokenLayout
 from ..patching.handle import Handle
 from ..patching.patch import apply
-from ..patching.sdpa import InPlaceOfProducts
 from ..reduction import merging
 from ..schedule import LayerRule, Operators, Schedule
+from ..sdpa import InPlaceOfProducts
 
 CELL = 2
 PROTECTED = 0.1
