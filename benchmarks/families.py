@@ -31,6 +31,7 @@ from spark3r.loading.load import load_model
 from spark3r.memory import peak_extra_mb
 from spark3r.patching.wall import apply_wall
 from spark3r.profile import load_profile
+from spark3r.runner import Runner
 from spark3r.timing import interleaved
 
 # Name for --model, profile, and the image that the model's own preprocessing makes of 4:3 footage.
@@ -118,7 +119,7 @@ def speed(runs: Runs, schedule: Schedule, clip: Tensor, rounds: int) -> Any:
     def prepare(name: str) -> None:
         spark3r.remove(runs.model)
         if name == "wall":
-            apply_wall(runs.model)
+            apply_wall(Runner.of(runs.model))
         elif name != "dense":
             applied = schedule if name == "reduced" else ones
             spark3r.apply(runs.model, applied)

@@ -1,4 +1,4 @@
-"""Something else in place of scaled dot-product attention, wherever a model calls it."""
+"""Replacing ``F.scaled_dot_product_attention`` wherever a model calls it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class InPlaceOfProducts(TorchFunctionMode):
-    """Calls a function with the arguments of every ``F.scaled_dot_product_attention``.
+class ReplaceSDPA(TorchFunctionMode):
+    """A context in which calls of ``F.scaled_dot_product_attention`` run another function.
 
-    Inside the function the original is called as usual.
+    Calls that the function makes itself run the original.
 
     Args:
-        attend: Takes and returns what that does.
+        function: Takes the arguments of ``F.scaled_dot_product_attention`` and returns its output.
     """
 
-    def __init__(self, attend: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.attend = attend
+        self.function = function
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        call = self.attend if func is F.scaled_dot_product_attention else func
+        call = self.function if func is F.scaled_dot_product_attention else func
         return call(*args, **(kwargs or {}))

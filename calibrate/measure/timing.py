@@ -22,9 +22,9 @@ from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.patching.patch import apply, remove
-from spark3r.patching.wall import apply_wall, wall_family
+from spark3r.patching.wall import apply_wall, wall_attend
 from spark3r.reduction.resolve import clamp
-from spark3r.runner import autocast, device_of, first_attention_call, layout_of, run
+from spark3r.runner import Runner, autocast, device_of, first_attention_call, layout_of, run
 from spark3r.schedule import LayerRule, Operators, Schedule, operators_name
 from spark3r.timing import (
     MIN_ROUNDS,
@@ -223,7 +223,7 @@ def time_layers(
     layout = layout_of(model, images, family, dtype)
     module, args, kwargs, lowered = first_attention_call(model, images, family, dtype)
     device = device_of(model)
-    zeros = wall_family(family).attend
+    zeros = wall_attend(family)
     within: dict[LayerRule | None, None] = {None: None}
     within |= {clamp(rule, layout): None for rule in rules}
 
@@ -232,7 +232,7 @@ def time_layers(
             # A context per call, so that weights are cast in each, as they are in each pass.
             with torch.inference_mode(), autocast(device, lowered):
                 if rule is None:
-                    return zeros(module, layout, LayerRule(), *args, **kwargs)
+                    return zeros(module, layout, *args, **kwargs)
                 if rule.is_dense:
                     return module(*args, **kwargs)
                 return family.attend(module, layout, rule, *args, **kwargs)
@@ -288,7 +288,7 @@ def apply_treatment(model: nn.Module, treatment: Treatment, family: Family | Non
     if isinstance(treatment, Schedule):
         apply(model, treatment, family=family)
     elif treatment == "wall":
-        apply_wall(model, family)
+        apply_wall(Runner.of(model, family))
     else:
         remove(model)
 

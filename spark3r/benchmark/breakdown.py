@@ -22,7 +22,7 @@ from ..families.base import Family, unwrap
 from ..families.registry import detect
 from ..reduction import merging, unmerging
 from ..runner import device_of
-from ..sdpa import InPlaceOfProducts
+from ..sdpa import ReplaceSDPA
 from ..timing import Clock
 from . import fastvggt
 
@@ -140,7 +140,7 @@ def record(
             charged = _charged(getattr(home, name), part, meter)
             stack.enter_context(patch.object(home, name, charged))
         products = _Products(meter)
-        stack.enter_context(InPlaceOfProducts(products.attend))
+        stack.enter_context(ReplaceSDPA(products.attend))
         with torch.inference_mode():
             wait()
             meter.since = clock()

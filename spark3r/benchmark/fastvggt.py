@@ -17,7 +17,7 @@ published.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,23 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families.base import Family, unwrap
-from ..families.registry import detect
 from ..layout import TokenLayout
-from ..patching.handle import Handle
-from ..patching.patch import apply
+from ..patching.handle import Patch
+from ..patching.patch import replace_attention
 from ..reduction import merging
-from ..schedule import LayerRule, Operators, Schedule
-from ..sdpa import InPlaceOfProducts
+from ..runner import Runner
+from ..schedule import LayerRule, Operators
+from ..sdpa import ReplaceSDPA
 
 CELL = 2
 PROTECTED = 0.1
 SEED = 33
 CHUNK = 5000
 """Sources compared with all destinations at once."""
-
-# The factor of this schedule is never used: layers only have to count as reduced.
-_ANY_REDUCTION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,29 +57,17 @@ class JointPlan:
     kept: int
 
 
-def apply_fastvggt(model: nn.Module, family: Family | None = None) -> Handle:
-    """Let the model's global attention merge as FastVGGT does until the handle is removed.
-
-    Args:
-        model: The model, patched in place.
-        family: What is known of it; None recognises it.
-
-    Raises:
-        FamilyError: If the model is of no known family and none is given.
-    """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    dense = family
+def apply_fastvggt(runner: Runner) -> Patch:
+    """Let the model's global attention merge as FastVGGT does until the patch is removed."""
+    dense = LayerRule(operators=Operators())
 
     def attend(
-        attn: nn.Module, layout: TokenLayout, rule: LayerRule, x: Tensor, *args: Any, **kwargs: Any
+        attn: nn.Module, layout: TokenLayout, x: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        with InPlaceOfProducts(partial(_attend, x, joint_plan(layout, x.device))):
-            return dense.attend(attn, layout, LayerRule(operators=Operators()), x, *args, **kwargs)
+        with ReplaceSDPA(partial(_attend, x, joint_plan(layout, x.device))):
+            return runner.family.attend(attn, layout, dense, x, *args, **kwargs)
 
-    layers = len(family.attention(root))
-    schedule = Schedule.uniform(layers, query=_ANY_REDUCTION)
-    return apply(model, schedule, family=replace(family, attend=attend))
+    return replace_attention(runner, attend)
 
 
 def joint_plan(layout: TokenLayout, device: torch.device) -> JointPlan:

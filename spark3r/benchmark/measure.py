@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..families.base import Family
 from ..memory import is_out_of_memory, peak_extra_mb
-from ..patching.handle import Handle
+from ..patching.handle import Patch
 from ..runner import device_of, run
 from ..timing import Call, Clock, Latency, interleaved
 from .breakdown import PassRecord, record
@@ -87,7 +87,7 @@ def measure_side_by_side(
         if pass_record.products and name not in ("dense", "wall"):
             calls[f"bare {name}"] = bare_attention(pass_record, device)
 
-    applied: list[Handle] = []
+    applied: list[Patch] = []
 
     def before(name: str) -> None:
         while applied:

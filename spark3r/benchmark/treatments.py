@@ -14,9 +14,10 @@ from torch import nn
 from ..errors import ScheduleError
 from ..families.base import Family, unwrap
 from ..families.registry import detect
-from ..patching.handle import Handle
+from ..patching.handle import Patch
 from ..patching.patch import apply
 from ..patching.wall import apply_wall
+from ..runner import Runner
 from ..schedule import PAPER_SENSITIVE_LAYERS, Operators, Schedule, paper_schedule
 from .fastvggt import apply_fastvggt
 
@@ -47,7 +48,7 @@ class Treatment:
     """
 
     name: str
-    put_on: Callable[[nn.Module], Handle]
+    put_on: Callable[[nn.Module], Patch]
 
 
 def treatments(
@@ -83,12 +84,12 @@ def treatments(
 
 def _putter(
     name: str, root: nn.Module, family: Family, sensitive: Sequence[int] | None
-) -> Callable[[nn.Module], Handle]:
+) -> Callable[[nn.Module], Patch]:
     depth = len(family.attention(root))
     if name == "wall":
-        return lambda model: apply_wall(model, family)
+        return lambda model: apply_wall(Runner(model, family))
     if name == "fastvggt":
-        return lambda model: apply_fastvggt(model, family)
+        return lambda model: apply_fastvggt(Runner(model, family))
     if name == "dense":
         schedule = Schedule.dense(depth)
     elif name == "paper":

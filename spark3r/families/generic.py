@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import FamilyError, LayoutError
 from ..layout import TokenLayout
 from ..reduction.attention import attend
 from ..reduction.pruning import select
 from ..schedule import LayerRule
+from ..sdpa import ReplaceSDPA
 from .base import Family, LayoutFunction
 
 
@@ -140,25 +139,15 @@ def _first_tensor(values: Iterable[Any]) -> Tensor:
     )
 
 
-class _Reduced(TorchFunctionMode):
-    """Reduces the scaled dot-product attention that runs inside it."""
+class _Reduced:
+    """Scaled dot-product attention, reduced by a rule; counts its calls."""
 
     def __init__(self, layout: TokenLayout, rule: LayerRule) -> None:
-        super().__init__()
         self.layout = layout
         self.rule = rule
         self.calls = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        self.calls += 1
-        return self._attend(*args, **kwargs)
-
-    def _attend(
+    def __call__(
         self,
         query: Tensor,
         key: Tensor,
@@ -169,6 +158,7 @@ class _Reduced(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        self.calls += 1
         tokens = self.layout.tokens
         if query.shape[-2] != tokens or key.shape[-2] != tokens or query.ndim != 4:
             raise LayoutError(
@@ -189,12 +179,12 @@ class _Reduced(TorchFunctionMode):
 def _attend(
     attn: nn.Module, layout: TokenLayout, rule: LayerRule, *args: Any, **kwargs: Any
 ) -> Tensor:
-    mode = _Reduced(layout, rule)
-    with mode:
+    reduced = _Reduced(layout, rule)
+    with ReplaceSDPA(reduced):
         output = type(attn).forward(attn, *args, **kwargs)
-    if mode.calls != 1:
+    if reduced.calls != 1:
         raise FamilyError(
-            f"{type(attn).__name__} called scaled_dot_product_attention {mode.calls} times in one "
-            "forward, expected once: write a family for this model"
+            f"{type(attn).__name__} called scaled_dot_product_attention {reduced.calls} times in "
+            "one forward, expected once: write a family for this model"
         )
     return output

@@ -1,9 +1,18 @@
-"""Put a schedule on a live model in place, and take it off again."""
+"""Put a schedule on a live model in place, and remove it."""
 
 from __future__ import annotations
 
-from .handle import Handle
-from .patch import apply, is_applied, remove
-from .wall import apply_wall, wall_family
+from .handle import Handle, Patch
+from .patch import apply, is_applied, remove, replace_attention
+from .wall import apply_wall, wall_attend
 
-__all__ = ["Handle", "apply", "apply_wall", "is_applied", "remove", "wall_family"]
+__all__ = [
+    "Handle",
+    "Patch",
+    "apply",
+    "apply_wall",
+    "is_applied",
+    "remove",
+    "replace_attention",
+    "wall_attend",
+]

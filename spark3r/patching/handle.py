@@ -1,8 +1,11 @@
-"""A schedule on a live model: what it puts on the modules, and how it takes it off again.
+"""Patches on a live model: how global attention is replaced, and how it is restored.
 
-Only instances are touched: each global attention module gets a bound ``forward`` and a note of
-its place in the schedule, the family's entry module gets a pre-hook that derives the token layout
-of the pass. No module is wrapped, no class is changed, and ``state_dict`` keys stay as they are.
+Only instances are changed: each global attention module gets a bound ``forward`` and a note of its
+place among them, and the family's entry module gets a pre-hook that derives the token layout of a
+pass. No module is wrapped, no class is changed, and ``state_dict`` keys stay as they are.
+
+`Patch` is the mechanism, and replaces every layer by one function. `Handle` is a patch that follows
+a schedule.
 """
 
 from __future__ import annotations
@@ -13,70 +16,63 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PatchError, Spark3rWarning
-from ..families.base import Family
 from ..layout import TokenLayout
 from ..reduction.resolve import resolve
-from ..runner import dtype_name, dtype_of, product_dtype
+from ..runner import Runner, dtype_name, dtype_of, product_dtype
 from ..schedule import LayerRule, Schedule
 from .passes import Pass, Passes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Attend = Callable[..., Tensor]
+"""``attend(module, layout, *args, **kwargs)`` with a global attention module and the arguments of
+its forward; returns what the forward would."""
 
 HANDLE = "_spark3r_handle"  # on the root module
 PLACE = "_spark3r_place"  # on each global attention module
 
 
-class Handle:
-    """A schedule on a model: prints its layers, pauses, and takes it off again.
+class Patch:
+    """A replacement of a model's global attention, until it is removed.
 
-    Made by `apply`. As a context manager it removes itself at the end.
+    Made by `replace_attention`. As a context manager it removes itself at the end.
 
     Attributes:
         family: Family of the model.
-        schedule: What is applied.
+        root: The model inside its wrappers.
         layers: Qualified names of the global attention modules.
-        grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
-        dtypes: Precisions, such as ``bfloat16``, that it was measured in; empty when unknown.
-        saves_memory: Whether the family's lossless memory saver comes with it.
+        saves_memory: True if the family's lossless memory savers are part of the patch.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        family: Family,
-        schedule: Schedule,
-        grids: frozenset[tuple[int, int]] = frozenset(),
-        dtypes: frozenset[str] = frozenset(),
-        saves_memory: bool = True,
-    ) -> None:
-        self.family = family
-        self.schedule = schedule
-        self.grids = grids
-        self.dtypes = dtypes
+    def __init__(self, runner: Runner, attend: Attend, saves_memory: bool = True) -> None:
+        self.family = runner.family
         self.saves_memory = saves_memory
-        self._root = root
-        self._modules = family.attention(root)
-        self._entry = family.entry(root)
+        self.root = runner.root
+        self._attend = attend
+        self._modules = runner.attention
+        self._entry = self.family.entry(self.root)
         self.layers = tuple(self._modules)
         self._undo: list[_Undo] = []
         self._reset()
 
     def _reset(self) -> None:
-        """Forget what belongs to passes and pauses, of which a copy has none."""
+        """Forget everything about passes and pauses: a copy has none of its own."""
         self._passes = Passes(self.family.usage)
         self._pauses = 0
         self._enabled = True
         self._lock = threading.Lock()
-        self._resolved: dict[TokenLayout, tuple[LayerRule, ...]] = {}
-        self._warned: set[str] = set()
+
+    _TRANSIENT: ClassVar[tuple[str, ...]] = ("_passes", "_pauses", "_enabled", "_lock")
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_passes", "_pauses", "_enabled", "_lock", "_resolved", "_warned")
-        return {key: value for key, value in self.__dict__.items() if key not in passing}
+        return {key: value for key, value in self.__dict__.items() if key not in self._TRANSIENT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -84,11 +80,11 @@ class Handle:
 
     @property
     def is_active(self) -> bool:
-        """Whether the model still carries this schedule."""
+        """True as long as the model carries this patch."""
         return bool(self._undo)
 
     def remove(self) -> None:
-        """Take the schedule off: the model is as it was, bit for bit. Does nothing twice."""
+        """Restore the model bit for bit. A second call does nothing."""
         while self._undo:
             self._undo.pop().run()
 
@@ -106,9 +102,9 @@ class Handle:
             self._pauses += change
             self._enabled = self._pauses == 0
 
-    def __enter__(self) -> Handle:
+    def __enter__(self) -> Self:
         if not self.is_active:
-            raise PatchError("this schedule was taken off its model: apply it again")
+            raise PatchError("this patch was removed from its model: apply it again")
         return self
 
     def __exit__(
@@ -119,52 +115,43 @@ class Handle:
     ) -> None:
         self.remove()
 
-    def __str__(self) -> str:
-        state = "" if self.is_active else " (removed)"
-        width = max(len(name) for name in self.layers)
-        lines = [
-            f"spark3r on {type(self._root).__name__}{state}: family {self.family.name}, "
-            f"{len(self.layers)} global layers, length rule {self.schedule.length.mode}",
-            f"operators: {self.schedule.operators}",
-            f"{'layer':<{width}}  query  key-value",
-        ]
-        for name, rule in zip(self.layers, self.schedule.layers, strict=True):
-            own = "" if rule.operators is None else f"  {rule.operators}"
-            lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
-        return "\n".join(lines)
-
     def install(self) -> None:
         """Patch every module, or none."""
         try:
-            self._set(self._root, HANDLE, self)
+            self._set(self.root, HANDLE, self)
             hook = self._entry.register_forward_pre_hook(self._open, with_kwargs=True)
             self._undo.append(_Undo(hook.remove))
             hook = self._entry.register_forward_hook(self._close, always_call=True)
             self._undo.append(_Undo(hook.remove))
             for index, (name, module) in enumerate(self._modules.items()):
-                self._refuse_own_forward(name, module, self.schedule.layers[index])
+                if "forward" in module.__dict__ and self._replaces(index):
+                    raise PatchError(
+                        f"{name} has a forward of its own (an offloading hook, say), which a "
+                        "reduced layer would not run: apply before it is put there, or leave this "
+                        "layer dense"
+                    )
                 self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
                 self._set(module, "forward", MethodType(_forward, module))
-            for module, name, value in self.family.traceable(self._root):
+            for module, name, value in self.family.traceable(self.root):
                 self._set(module, name, value)
-            for module, name, value in self.family.saver(self._root) if self.saves_memory else ():
+            for module, name, value in self.family.saver(self.root) if self.saves_memory else ():
                 self._set(module, name, value)
         except BaseException:
             self.remove()
             raise
 
-    def _refuse_own_forward(self, name: str, module: nn.Module, rule: LayerRule) -> None:
-        dense = rule.is_dense and self.schedule.length.mode != "paper"
-        if "forward" in module.__dict__ and not dense:
-            raise PatchError(
-                f"{name} has a forward of its own (an offloading hook, say), which a reduced layer "
-                "would not run: apply before it is put there, or leave this layer dense"
-            )
-
     def _set(self, module: nn.Module, name: str, value: object) -> None:
         before = module.__dict__.get(name, _ABSENT)
         self._undo.append(_Undo(_restore, (module, name, before)))
         module.__dict__[name] = value
+
+    def refuse_if_running(self) -> None:
+        """Raise a PatchError if this thread is inside a pass of the model."""
+        if self._passes.are_running():
+            raise PatchError(
+                f"a forward pass of {type(self.root).__name__} is under way: apply before or "
+                "after it. If that pass was interrupted, call spark3r.remove(model) first"
+            )
 
     def _open(self, entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note the layout of the pass that begins (pre-hook of the entry module)."""
@@ -174,19 +161,112 @@ class Handle:
         tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
         device = next((each.device.type for each in tensors), "cpu")
         if torch.compiler.is_compiling():
-            _warn_when_traced(self, device, *layout.fields)
-            self._passes.trace(Pass(layout, resolve(self.schedule, layout)))
+            self._passes.trace(self._traced(layout, device))
             return
-        rules = self._resolved.get(layout)
-        if rules is None:
-            rules = self._resolved[layout] = resolve(self.schedule, layout)
-            self._warn(layout, rules, device)
-        self._passes.begin(batch, Pass(layout, rules))
+        self._passes.begin(batch, self._begun(layout, device))
 
     def _close(self, entry: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that this thread's innermost pass is over (forward hook of the entry module)."""
         if not torch.compiler.is_compiling():
             self._passes.end(output)
+
+    # The four methods in which a patch that follows a schedule differs.
+
+    def _replaces(self, index: int) -> bool:
+        """Return True if a layer may run something else than its own forward."""
+        return True
+
+    def _begun(self, layout: TokenLayout, device: str) -> Pass:
+        """Return the pass that begins in eager mode."""
+        return Pass(layout, ())
+
+    def _traced(self, layout: TokenLayout, device: str) -> Pass:
+        """Return the pass that begins in a compiled graph."""
+        return Pass(layout, ())
+
+    def _run(
+        self,
+        module: nn.Module,
+        index: int,
+        current: Pass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor | None:
+        """Return a layer's output, or None if the layer is to run its own forward."""
+        return self._attend(module, current.layout, *args, **kwargs)
+
+
+class Handle(Patch):
+    """A schedule on a model: prints its layers, pauses, and is removed again.
+
+    Made by `apply`. As a context manager it removes itself at the end.
+
+    Attributes:
+        schedule: The schedule.
+        grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
+        dtypes: Precisions, such as ``bfloat16``, that it was measured in; empty when unknown.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        schedule: Schedule,
+        grids: frozenset[tuple[int, int]] = frozenset(),
+        dtypes: frozenset[str] = frozenset(),
+        saves_memory: bool = True,
+    ) -> None:
+        super().__init__(runner, runner.family.attend, saves_memory)
+        self.schedule = schedule
+        self.grids = grids
+        self.dtypes = dtypes
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._resolved: dict[TokenLayout, tuple[LayerRule, ...]] = {}
+        self._warned: set[str] = set()
+
+    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned")
+
+    def __str__(self) -> str:
+        state = "" if self.is_active else " (removed)"
+        width = max(len(name) for name in self.layers)
+        lines = [
+            f"spark3r on {type(self.root).__name__}{state}: family {self.family.name}, "
+            f"{len(self.layers)} global layers, length rule {self.schedule.length.mode}",
+            f"operators: {self.schedule.operators}",
+            f"{'layer':<{width}}  query  key-value",
+        ]
+        for name, rule in zip(self.layers, self.schedule.layers, strict=True):
+            own = "" if rule.operators is None else f"  {rule.operators}"
+            lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
+        return "\n".join(lines)
+
+    def _replaces(self, index: int) -> bool:
+        return not self.schedule.layers[index].is_dense or self.schedule.length.mode == "paper"
+
+    def _begun(self, layout: TokenLayout, device: str) -> Pass:
+        rules = self._resolved.get(layout)
+        if rules is None:
+            rules = self._resolved[layout] = resolve(self.schedule, layout)
+            self._warn(layout, rules, device)
+        return Pass(layout, rules)
+
+    def _traced(self, layout: TokenLayout, device: str) -> Pass:
+        _warn_when_traced(self, device, *layout.fields)
+        return Pass(layout, resolve(self.schedule, layout))
+
+    def _run(
+        self,
+        module: nn.Module,
+        index: int,
+        current: Pass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor | None:
+        rule = current.rules[index]
+        if rule.is_dense:
+            return None
+        return self._attend(module, current.layout, rule, *args, **kwargs)
 
     def _warn(self, layout: TokenLayout, rules: tuple[LayerRule, ...], device: str) -> None:
         asked = self.schedule.resolve(layout.frames)
@@ -206,7 +286,6 @@ class Handle:
                 f"a clip of {layout.frames} frames is longer than the {longest} that the schedule "
                 "was measured up to; its factors are used all the same",
             )
-
         if self.grids and (layout.height, layout.width) not in self.grids:
             self._warn_once(
                 "grid",
@@ -231,7 +310,7 @@ class Handle:
 
 @dataclass(frozen=True)
 class _Undo:
-    """One step of taking a schedule off; plain data, so that a patched model can be copied."""
+    """One step of removing a patch; plain data, so that a patched model can be copied."""
 
     function: Callable[..., None]
     arguments: tuple[Any, ...] = ()
@@ -242,9 +321,9 @@ class _Undo:
 
 @dataclass(frozen=True)
 class _Place:
-    """A module's place in a handle, and the instance's own forward before it was patched."""
+    """A module's place in a patch, and the instance's own forward before it was patched."""
 
-    handle: Handle
+    patch: Patch
     index: int
     previous: Callable[..., Tensor] | None
 
@@ -268,15 +347,14 @@ def _restore(module: nn.Module, name: str, before: object) -> None:
 
 
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    """Stand in for a global attention module's forward."""
+    """Replace a global attention module's forward."""
     place: _Place = self.__dict__[PLACE]
-    handle = place.handle
-    if handle._enabled:
+    patch = place.patch
+    if patch._enabled:
         tokens = args[0] if args else next(iter(kwargs.values()))
-        current = handle._passes.current(tokens)
-        rule = current.rules[place.index]
-        if not rule.is_dense:
-            return handle.family.attend(self, current.layout, rule, *args, **kwargs)
+        output = patch._run(self, place.index, patch._passes.current(tokens), args, kwargs)
+        if output is not None:
+            return output
     if place.previous is not None:
         return place.previous(*args, **kwargs)
     return type(self).forward(self, *args, **kwargs)

@@ -82,6 +82,12 @@ class Passes:
             if torch.is_grad_enabled():
                 self._await_backward(shape, output)
 
+    def are_running(self) -> bool:
+        """Return True if this thread is inside a pass."""
+        thread = threading.get_ident()
+        with self._lock:
+            return any(owner == thread for owner, _ in self._running)
+
     def current(self, hidden: Tensor) -> Pass:
         """Return the pass that hidden states ``[B, N, C]`` belong to.
 
@@ -135,8 +141,9 @@ class Passes:
                 "fit this model, or a module among its global attention is none"
             )
         return (
-            f"global attention was given {length} tokens (batch {batch}) of no announced pass. "
-            f"Call the model so that its entry module runs: {self._usage}"
+            f"global attention was given {length} tokens (batch {batch}) of no announced pass: the "
+            "schedule was applied while the pass was under way, or the call went past the model's "
+            f"entry module. Call the model so that its entry module runs: {self._usage}"
         )
 
 

@@ -1,24 +1,24 @@
-"""Applying a schedule or a profile to a live model, and taking it off again."""
+"""Applying a schedule or a profile to a live model, and removing it."""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
-from ..errors import FamilyError, PatchError, Spark3rWarning
+from ..errors import PatchError, Spark3rWarning
 from ..families.base import Family, unwrap
-from ..families.registry import FAMILIES, detect
 from ..identity import name_of
+from ..runner import Runner
 from ..schedule import Schedule
-from .handle import HANDLE, Handle
+from .handle import HANDLE, Attend, Handle, Patch
 
 if TYPE_CHECKING:
     from ..profile import Profile
+
+P = TypeVar("P", bound=Patch)
 
 
 def apply(
@@ -32,19 +32,20 @@ def apply(
 ) -> Handle:
     """Patch ``model`` in place so that its global attention follows a schedule.
 
-    Applying again replaces the earlier schedule. If anything fails the model is left as it was.
+    An earlier schedule is replaced. If anything fails the model is left as it was.
 
     Args:
-        model: A model of a known family, wrapped by ``torch.compile`` or data parallelism or not.
-        profile: A shipped profile's name, the path of one (with a path separator or ending in
-            ``.json``), a `Profile`, or a `Schedule`.
-        schedule: Which of a profile's schedules; None takes its default.
-        family: What is known of the model, or a family's name; None recognises it by structure.
-        strict: Refuse what would otherwise be a warning: other weights or another device than the
-            profile's evidence. Precision and patch grid are those of a pass, and are warned of in
-            the first one that the evidence does not cover.
-        save_memory: Drop, while the schedule is applied, what the family knows that no head of the
-            model reads. Outputs stay the same bit for bit, also in ``disabled()``.
+        model: A model of a known family, with or without a ``torch.compile`` or data-parallel
+            wrapper.
+        profile: The name of a shipped profile, the path of a profile (with a path separator or
+            ending in ``.json``), a `Profile`, or a `Schedule`.
+        schedule: Name of one of the profile's schedules; None takes its default.
+        family: The model's family or the name of one; None recognises it by structure.
+        strict: True raises an error where the default is a warning: the weights or the device are
+            not those of the profile's evidence. Precision and patch grid belong to a pass; the
+            first pass that the evidence does not cover warns of them.
+        save_memory: True drops, while the schedule is applied, intermediate results that no head
+            of the model reads. Outputs stay the same bit for bit, also in ``disabled()``.
 
     Returns:
         A handle: ``remove()``, ``disabled()``, ``print(handle)``, or ``with apply(...):``.
@@ -52,70 +53,83 @@ def apply(
     Raises:
         ProfileError: If the profile is malformed or unknown.
         FamilyError: If the model is of no known family and none is given.
-        PatchError: If the schedule does not fit the model, or a forward pass is under way.
+        PatchError: If the schedule does not fit the model, or a schedule is applied and a forward
+            pass is under way.
     """
     if not isinstance(model, nn.Module):
         raise PatchError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    root = unwrap(model)
-    _refuse_inside_forward(root)
-    if isinstance(family, str):
-        if family not in FAMILIES:
-            raise FamilyError(
-                f"no family is named '{family}', expected one of: {', '.join(FAMILIES)}"
-            )
-        family = FAMILIES[family]
-    family = detect(root) if family is None else family
+    runner = Runner.of(model, family)
     if isinstance(profile, Schedule):
         if schedule is not None:
             raise PatchError(
                 "schedule= names one of a profile's schedules, but a Schedule was given"
             )
-        chosen, grids, dtypes = profile, frozenset[tuple[int, int]](), frozenset[str]()
-    else:
-        from ..profile import load_profile  # pydantic is not needed for a Schedule
+        return _install(Handle(runner, profile, saves_memory=save_memory))
+    from ..profile import load_profile  # pydantic is not needed for a Schedule
 
-        loaded = load_profile(profile)
-        chosen = loaded.schedule(schedule)
-        _check(loaded, root, family, strict)
-        grids = frozenset(entry.grid for entry in loaded.measurements)
-        dtypes = frozenset(entry.dtype for entry in loaded.measurements)
+    loaded = load_profile(profile)
+    chosen = loaded.schedule(schedule)
+    _check(loaded, runner, strict)
+    grids = frozenset(entry.grid for entry in loaded.measurements)
+    dtypes = frozenset(entry.dtype for entry in loaded.measurements)
+    return _install(Handle(runner, chosen, grids, dtypes, save_memory))
 
-    handle = Handle(root, family, chosen, grids, dtypes, save_memory)
-    if len(chosen.layers) != len(handle.layers):
+
+def replace_attention(runner: Runner, attend: Attend) -> Patch:
+    """Replace the forward of every global attention module, until the patch is removed.
+
+    An earlier patch or schedule is replaced. If anything fails the model is left as it was.
+
+    Args:
+        runner: The model.
+        attend: The replacement: ``attend(module, layout, *args, **kwargs)`` with the token layout
+            of the pass and the module's own arguments returns the module's output.
+
+    Raises:
+        PatchError: If a forward pass is under way.
+    """
+    return _install(Patch(runner, attend))
+
+
+def _install(new: P) -> P:
+    """Put a patch in the place of an earlier one."""
+    root = new.root
+    if isinstance(new, Handle) and len(new.schedule.layers) != len(new.layers):
         raise PatchError(
-            f"the schedule has {len(chosen.layers)} layer rules, but {type(root).__name__} has "
-            f"{len(handle.layers)} global attention layers"
+            f"the schedule has {len(new.schedule.layers)} layer rules, but {type(root).__name__} "
+            f"has {len(new.layers)} global attention layers"
         )
-    earlier: Handle | None = root.__dict__.get(HANDLE)
+    earlier: Patch | None = root.__dict__.get(HANDLE)
     if earlier is not None:
+        earlier.refuse_if_running()
         earlier.remove()
     try:
-        handle.install()
+        new.install()
     except BaseException:
         if earlier is not None:
             earlier.install()
         raise
-    return handle
+    return new
 
 
 def remove(model: nn.Module) -> None:
-    """Take whatever schedule is applied off ``model``; without one, do nothing."""
-    handle: Handle | None = unwrap(model).__dict__.get(HANDLE)
-    if handle is not None:
-        handle.remove()
+    """Remove the schedule or patch from ``model``; without one, do nothing."""
+    current: Patch | None = unwrap(model).__dict__.get(HANDLE)
+    if current is not None:
+        current.remove()
 
 
 def is_applied(model: nn.Module) -> bool:
-    """Whether a schedule is applied to ``model``."""
+    """Return True if a schedule or patch is applied to ``model``."""
     return HANDLE in unwrap(model).__dict__
 
 
-def _check(profile: Profile, root: nn.Module, family: Family, strict: bool) -> None:
+def _check(profile: Profile, runner: Runner, strict: bool) -> None:
     from ..identity import describe
     from ..profile import compare
 
-    attention = family.attention(root)
-    record = describe(family.name, attention, family.facts(root))
+    root = runner.root
+    record = describe(runner.family.name, runner.attention, runner.family.facts(root))
     parameter = next(iter(root.parameters()), None)
     device = None if parameter is None else parameter.device
     report = compare(profile, record, name=name_of(root), device=device)
@@ -124,15 +138,3 @@ def _check(profile: Profile, root: nn.Module, family: Family, strict: bool) -> N
         raise PatchError("the profile does not fit the model: " + "; ".join(problems))
     for message in report.warnings:
         warnings.warn(message, Spark3rWarning, stacklevel=3)
-
-
-def _refuse_inside_forward(root: nn.Module) -> None:
-    """Raise if one of the model's modules is running in this thread."""
-    modules = {id(module) for module in root.modules()}
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in modules:
-            raise PatchError(
-                f"a forward pass of {type(root).__name__} is under way: apply before or after it"
-            )
-        frame = frame.f_back

@@ -1,7 +1,8 @@
-"""The precision of a pass: what it is, who tells it, and what is said where it does not run."""
+"""A runner: what it asks of a model, and the precision of its passes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from patched import REDUCED
 from small_models import make_images
 from torch import nn
 
-from spark3r import Clip, Spark3rError, Spark3rWarning
-from spark3r.families.registry import detect
+import spark3r
+from spark3r import Clip, FamilyError, Schedule, Spark3rError, Spark3rWarning
+from spark3r.families import generic
+from spark3r.families.registry import FAMILIES
+from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
 from spark3r.reconstruction import reconstruct
-from spark3r.runner import autocast, first_attention_call, precision_of, predict, product_dtype, run
+from spark3r.runner import Runner, autocast, product_dtype
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 CPU = torch.device("cpu")
@@ -49,23 +53,24 @@ def test_autocast_counts_and_otherwise_the_parameters(
     model: nn.Module, parameters: torch.dtype, asked: torch.dtype | None, expected: torch.dtype
 ) -> None:
     images = make_images(2, 16, 16)
-    assert precision_of(model.to(parameters), images, dtype=asked) == expected
+    assert Runner.of(model.to(parameters), dtype=asked).precision(images) == expected
     assert product_dtype(F32, CPU) == F32
 
 
 def test_none_leaves_autocast_as_it_is_and_float32_turns_it_off(model: nn.Module) -> None:
     images = make_images(2, 16, 16)
     with torch.autocast("cpu", BF16):
-        assert precision_of(model, images) == BF16
-        assert precision_of(model, images, dtype=F32) == F32
+        assert Runner.of(model).precision(images) == BF16
+        assert Runner.of(model, dtype=F32).precision(images) == F32
         with autocast(CPU, F32):
             assert product_dtype(F32, CPU) == F32
 
 
 def test_a_model_may_turn_autocast_on_by_itself(lowering: nn.Module) -> None:
     images = make_images(3, 16, 16)
-    assert precision_of(lowering, images, dtype=F32) == BF16
-    assert first_attention_call(lowering, images, dtype=F32).autocast == BF16
+    runner = Runner.of(lowering, dtype=F32)
+    assert runner.precision(images) == BF16
+    assert runner.first_attention_call(images).autocast == BF16
     assert reconstruct(lowering, Clip("noise", images)).dtype == BF16
 
 
@@ -74,12 +79,13 @@ def test_a_pass_is_lowered_and_its_prediction_is_not(model: nn.Module) -> None:
     projection = model.aggregator.global_blocks[0].attn.qkv  # type: ignore[union-attr,index]
     projection.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     clip = Clip("noise", make_images(3, 16, 16))
-    prediction = predict(model, clip, dtype=BF16)
+    runner = Runner.of(model, dtype=BF16)
+    prediction = runner.predict(clip)
     assert seen == [BF16]
     assert prediction.depth.dtype == prediction.extrinsics.dtype == F32
     with torch.inference_mode(), torch.autocast("cpu", BF16):
         expected = model(clip.images)
-    assert torch.equal(run(model, clip.images, dtype=BF16)["depth"], expected["depth"])
+    assert torch.equal(runner.run(clip.images)["depth"], expected["depth"])
     assert {parameter.dtype for parameter in model.parameters()} == {F32}
 
 
@@ -95,9 +101,9 @@ def test_what_does_not_run_in_half_precision_says_so(
     with pytest.raises(
         Spark3rError, match=r"^the model .* run in float16 on cpu \(not [^\n]*\): use"
     ):
-        run(model, images, dtype=F16)
+        Runner.of(model, dtype=F16).run(images)
     with pytest.raises(RuntimeError, match="not implemented"):
-        run(model, images)
+        Runner.of(model).run(images)
     with pytest.raises(
         Spark3rError, match=r"^the model .* parameters cast to bfloat16 \(not [^\n]*\): leave them"
     ):
@@ -107,8 +113,60 @@ def test_what_does_not_run_in_half_precision_says_so(
 def test_the_first_pass_says_that_it_was_measured_in_another_precision(model: nn.Module) -> None:
     images = make_images(6)
     told = "measured in bfloat16, this pass runs in float32"
-    Handle(model, detect(model), REDUCED, dtypes=frozenset({"bfloat16"})).install()
-    run(model, images[:5], dtype=BF16)  # warnings are errors here
+    runner = Runner.of(model)
+    Handle(runner, REDUCED, dtypes=frozenset({"bfloat16"})).install()
+    replace(runner, dtype=BF16).run(images[:5])  # warnings are errors here
     with pytest.warns(Spark3rWarning, match=told):
-        run(model, images)
-    run(model, images[:4])  # told once
+        runner.run(images)
+    runner.run(images[:4])  # the warning comes once
+
+
+def test_a_prediction_needs_a_family_that_reads_outputs(model: nn.Module) -> None:
+    ran: list[object] = []
+    model.register_forward_pre_hook(lambda *call: ran.append(call))
+    family = generic("aggregator.global_blocks.*.attn", patch_size=8)
+    with pytest.raises(FamilyError, match="cannot read the model's output"):
+        Runner.of(model, family).predict(Clip("toy", torch.rand(2, 3, 16, 16)))
+    assert not ran
+
+
+def test_a_prediction_of_a_clip(model: nn.Module) -> None:
+    prediction = Runner.of(model).predict(Clip("noise", torch.rand(3, 3, 16, 24)))
+    assert prediction.depth.shape == (3, 16, 24)
+    assert prediction.depth.device.type == "cpu"
+
+
+def test_the_layout_and_the_first_attention_call_of_a_pass(model: nn.Module) -> None:
+    images = torch.rand(3, 3, 16, 24)
+    runner = Runner.of(model)
+    layout = runner.layout(images)
+    assert layout == TokenLayout(3, 2, 3, special=5, anchor_frame=0)
+    module, args, kwargs, lowered = runner.first_attention_call(images)
+    assert module is model.aggregator.global_blocks[0].attn  # type: ignore[union-attr,index]
+    assert args[0].shape == (1, layout.tokens, 128)
+    assert kwargs == {}
+    assert lowered == torch.float32
+    assert not model.aggregator._forward_pre_hooks  # type: ignore[union-attr]
+    with spark3r.apply(model, Schedule.uniform(runner.depth, 1, 2)):
+        assert runner.layout(images) == layout
+        assert runner.run(images)["depth"].shape == (1, 3, 16, 24, 1)
+
+
+def test_a_runner_recognises_a_model_or_takes_a_family_by_its_name(model: nn.Module) -> None:
+    runner = Runner.of(model)
+    assert runner.family is FAMILIES["reference"]
+    assert Runner.of(model, "reference").family is runner.family
+    assert list(runner.attention) == [f"aggregator.global_blocks.{i}.attn" for i in range(2)]
+    assert runner.depth == 2
+    assert runner.device == CPU
+    with pytest.raises(FamilyError, match="no family is named 'referenc', expected one of: ref"):
+        Runner.of(model, "referenc")
+
+
+def test_a_compiled_model_runs_compiled(model: nn.Module) -> None:
+    compiled = torch.compile(model, backend="eager")
+    runner = Runner.of(compiled)
+    assert runner.root is model
+    assert runner.model is compiled
+    images = make_images(2, 16, 16)
+    assert torch.equal(runner.run(images)["depth"], Runner.of(model).run(images)["depth"])

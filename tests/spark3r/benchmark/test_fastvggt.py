@@ -10,7 +10,7 @@ from torch import nn
 import spark3r
 from spark3r.benchmark.fastvggt import apply_fastvggt, joint_places, joint_plan
 from spark3r.layout import TokenLayout
-from spark3r.runner import run
+from spark3r.runner import Runner
 
 CPU = torch.device("cpu")
 LAYOUTS = [
@@ -93,8 +93,9 @@ def test_a_layer_attends_over_means_and_copies_back(model: nn.Module) -> None:
     attn = model.aggregator.global_blocks[0].attn  # type: ignore[union-attr,index]
     seen: list[torch.Tensor] = []
     hook = attn.register_forward_hook(lambda _, args, output: seen.extend((*args, output)))
-    with apply_fastvggt(model):
-        run(model, images)
+    runner = Runner.of(model)
+    with apply_fastvggt(runner):
+        runner.run(images)
     hook.remove()
     hidden, (cos, sin), output = seen[0], seen[1], seen[2]
     places = joint_places(hidden, joint_plan(layout, CPU))[0].tolist()
@@ -115,10 +116,11 @@ def test_a_layer_attends_over_means_and_copies_back(model: nn.Module) -> None:
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_taken_off_again(model: nn.Module) -> None:
+def test_it_is_removed_again(model: nn.Module) -> None:
     images = torch.rand(3, 3, 16, 16)
-    dense = run(model, images)["depth"]
-    with apply_fastvggt(model):
-        assert not torch.equal(run(model, images)["depth"], dense)
+    runner = Runner.of(model)
+    dense = runner.run(images)["depth"]
+    with apply_fastvggt(runner):
+        assert not torch.equal(runner.run(images)["depth"], dense)
     assert not spark3r.is_applied(model)
-    assert torch.equal(run(model, images)["depth"], dense)
+    assert torch.equal(runner.run(images)["depth"], dense)

@@ -12,9 +12,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import spark3r
 from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
 from spark3r.families import generic
-from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
+from spark3r.runner import Runner
 
 PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(group=4))
 FAITHFUL = Schedule(
@@ -130,7 +130,7 @@ def test_warnings_reach_the_user_of_a_compiled_model(model):
 
 
 def test_a_compiled_pass_knows_its_precision(model):
-    Handle(model, detect(model), PAPER, dtypes=frozenset({"bfloat16"})).install()
+    Handle(Runner.of(model), PAPER, dtypes=frozenset({"bfloat16"})).install()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,7 +11,7 @@ from small_models import make_images
 from torch import nn
 
 import spark3r
-from spark3r import FamilyError, LayerRule, Operators, PatchError, Schedule
+from spark3r import FamilyError, LayerRule, LayoutError, Operators, PatchError, Schedule
 from spark3r.families import generic
 from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
@@ -227,16 +227,42 @@ def test_wrappers_are_seen_through(model, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_applying_inside_a_forward_pass_is_refused(model):
-    dense = depth(model, make_images(3))
+def test_applying_inside_a_pass_is_refused(model):
+    handle = spark3r.apply(model, REDUCED)
+    reduced = depth(model, make_images(3))
     model.aggregator.frame_blocks[0].register_forward_hook(
-        lambda *_: spark3r.apply(model, REDUCED) and None
+        lambda *_: spark3r.apply(model, FAITHFUL) and None
     )
     with pytest.raises(PatchError, match="forward pass of ReferenceModel is under way"):
         depth(model, make_images(3))
-    assert not spark3r.is_applied(model)
+    assert handle.is_active
     model.aggregator.frame_blocks[0]._forward_hooks.clear()
-    assert torch.equal(depth(model, make_images(3)), dense)
+    assert torch.equal(depth(model, make_images(3)), reduced)
+    spark3r.apply(model, FAITHFUL)
+
+
+def test_after_an_interrupted_pass_a_schedule_is_applied_once_the_old_one_is_removed(model):
+    spark3r.apply(model, REDUCED)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.aggregator.frame_blocks[0].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        depth(model, make_images(3))
+    hook.remove()
+    with pytest.raises(PatchError, match=r"If that pass was interrupted, call spark3r\.remove"):
+        spark3r.apply(model, FAITHFUL)
+    spark3r.remove(model)
+    spark3r.apply(model, FAITHFUL)
+
+
+def test_a_schedule_applied_during_an_unpatched_pass_says_so_in_its_first_layer(model):
+    model.aggregator.frame_blocks[0].register_forward_hook(
+        lambda *_: None if spark3r.is_applied(model) else spark3r.apply(model, REDUCED) and None
+    )
+    with pytest.raises(LayoutError, match="the schedule was applied while the pass was under way"):
+        depth(model, make_images(3))
 
 
 def test_wrong_number_of_layers(model):

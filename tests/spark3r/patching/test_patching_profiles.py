@@ -22,6 +22,7 @@ from spark3r import (
 from spark3r.families.registry import detect
 from spark3r.identity import describe
 from spark3r.patching.handle import Handle
+from spark3r.runner import Runner
 
 
 def profile_of(model, **changes):
@@ -81,7 +82,7 @@ def test_clamped_factors_and_long_clips_warn_once(model):
 
 
 def test_a_grid_without_evidence_warns_once(model):
-    Handle(model, detect(model), REDUCED, frozenset({(3, 2)})).install()
+    Handle(Runner.of(model), REDUCED, frozenset({(3, 2)})).install()
     depth(model, make_images(6, 24, 16))
     with pytest.warns(Spark3rWarning, match="not measured on frames of 2x2 patches"):
         depth(model, make_images(6, 16, 16))

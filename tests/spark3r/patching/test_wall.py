@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import spark3r
-from spark3r import Clip, FamilyError, Schedule
+from spark3r import LayerRule, PatchError, Schedule
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
+from spark3r.patching.patch import replace_attention
 from spark3r.patching.wall import apply_wall, fewest_keys
 from spark3r.reduction.pruning import key_value_length
-from spark3r.runner import first_attention_call, layout_of, predict, run
+from spark3r.runner import Runner
 
 LAYERS = 2  # of the model in small_models
 
@@ -28,22 +29,24 @@ def without_attention(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_global_attention_returns_zeros(model: nn.Module, frames: int) -> None:
     images = torch.rand(frames, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    with apply_wall(model):
-        at_wall = run(model, images)
-    expected = run(without_attention(model), images)
+    runner = Runner.of(model)
+    with apply_wall(runner):
+        at_wall = runner.run(images)
+    expected = Runner.of(without_attention(model)).run(images)
     for name, value in expected.items():
         torch.testing.assert_close(at_wall[name], value, rtol=0, atol=0)
-    dense = run(model, images)
+    dense = runner.run(images)
     assert not torch.equal(dense["depth"], at_wall["depth"])
 
 
 def test_the_model_is_left_as_it_was(model: nn.Module) -> None:
     images = torch.rand(3, 3, 16, 16)
-    before = run(model, images)["depth"]
-    with apply_wall(model):
+    runner = Runner.of(model)
+    before = runner.run(images)["depth"]
+    with apply_wall(runner):
         assert spark3r.is_applied(model)
     assert not spark3r.is_applied(model)
-    assert torch.equal(run(model, images)["depth"], before)
+    assert torch.equal(runner.run(images)["depth"], before)
 
 
 def test_keys_and_values_of_one_frame_only_are_projected(model: nn.Module) -> None:
@@ -56,8 +59,9 @@ def test_keys_and_values_of_one_frame_only_are_projected(model: nn.Module) -> No
             return func(*args, **(kwargs or {}))
 
     images = torch.rand(4, 3, 16, 16)
-    with apply_wall(model), Counting():
-        run(model, images)
+    runner = Runner.of(model)
+    with apply_wall(runner), Counting():
+        runner.run(images)
     assert seen.count(4 + 5) == LAYERS
     assert 4 * (4 + 5) not in seen
 
@@ -103,51 +107,60 @@ class FullPrecisionQueries(ToyAttention):
 
 
 def test_zeros_have_the_precision_of_the_products_they_stand_for() -> None:
-    family = generic("attn", patch_size=8)
     toy = Toy().eval()
     toy.attn = FullPrecisionQueries()
+    runner = Runner.of(toy, generic("attn", patch_size=8), torch.bfloat16)
     seen: list[torch.dtype] = []
     toy.attn.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     images = torch.rand(3, 3, 16, 16)
-    run(toy, images, family, torch.bfloat16)
-    with apply_wall(toy, family):
-        run(toy, images, family, torch.bfloat16)
+    runner.run(images)
+    with apply_wall(runner):
+        runner.run(images)
     assert seen == [torch.bfloat16] * 2
 
 
 def test_the_generic_family_has_a_wall_too() -> None:
-    family = generic("attn", patch_size=8)
     toy = Toy().eval()
+    runner = Runner.of(toy, generic("attn", patch_size=8))
     images = torch.rand(3, 3, 16, 16)
-    with apply_wall(toy, family):
-        at_wall = run(toy, images, family)
+    with apply_wall(runner):
+        at_wall = runner.run(images)
     patches = nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
     with torch.inference_mode():
         assert torch.equal(at_wall, toy.embed(patches).reshape(1, -1, 8))
 
 
-def test_a_prediction_needs_a_family_that_reads_outputs() -> None:
-    clip = Clip("toy", torch.rand(2, 3, 16, 16))
-    with pytest.raises(FamilyError, match="cannot read the model's output"):
-        predict(Toy(), clip, generic("attn", patch_size=8))
+def test_any_function_replaces_attention_and_the_earlier_schedule_is_back_if_it_fails(
+    model: nn.Module,
+) -> None:
+    images = torch.rand(3, 3, 16, 16)
+    runner = Runner.of(model)
+    seen: list[TokenLayout] = []
 
+    def attend(attn: nn.Module, layout: TokenLayout, x: Tensor, rope: object) -> Tensor:
+        seen.append(layout)
+        return type(attn).forward(attn, x, rope)
 
-def test_a_prediction_of_a_clip(model: nn.Module) -> None:
-    prediction = predict(model, Clip("noise", torch.rand(3, 3, 16, 24)))
-    assert prediction.depth.shape == (3, 16, 24)
-    assert prediction.depth.device.type == "cpu"
+    dense = runner.run(images)["depth"]
+    handle = spark3r.apply(model, Schedule.uniform(LAYERS, 1, 2))
+    patch = replace_attention(runner, attend)
+    assert not handle.is_active
+    assert torch.equal(runner.run(images)["depth"], dense)
+    assert seen == [runner.layout(images)] * LAYERS
+    with patch.disabled():
+        runner.run(images)
+    assert len(seen) == LAYERS
+    patch.remove()
+    assert not spark3r.is_applied(model)
 
-
-def test_the_layout_and_the_first_attention_call_of_a_pass(model: nn.Module) -> None:
-    images = torch.rand(3, 3, 16, 24)
-    layout = layout_of(model, images)
-    assert layout == TokenLayout(3, 2, 3, special=5, anchor_frame=0)
-    module, args, kwargs, lowered = first_attention_call(model, images)
-    assert module is model.aggregator.global_blocks[0].attn  # type: ignore[union-attr,index]
-    assert args[0].shape == (1, layout.tokens, 128)
-    assert kwargs == {}
-    assert lowered == torch.float32
-    assert not model.aggregator._forward_pre_hooks  # type: ignore[union-attr]
-    with spark3r.apply(model, Schedule.uniform(LAYERS, 1, 2)):
-        assert layout_of(model, images) == layout
-        assert run(model, images)["depth"].shape == (1, 3, 16, 24, 1)
+    handle = spark3r.apply(model, Schedule.uniform(LAYERS, 1, 2))
+    attn = model.aggregator.global_blocks[1].attn  # type: ignore[union-attr,index]
+    own = attn.forward
+    handle.remove()
+    attn.forward = own
+    handle = spark3r.apply(
+        model, Schedule((LayerRule(1, 2), LayerRule()))
+    )  # a dense layer may have a forward of its own
+    with pytest.raises(PatchError, match="has a forward of its own"):
+        replace_attention(runner, attend)
+    assert handle.is_active
