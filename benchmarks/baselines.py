@@ -5,7 +5,7 @@ from __future__ import annotations
 from calibrate.report.result import Calibration
 from calibrate.search.baselines import paper_schedules, uniform_schedules
 from calibrate.settings import OPERATORS
-from calibrate.verify.held_out import Verified
+from calibrate.verify.held_out import VerifiedSchedule
 from spark3r import Schedule
 from spark3r.layout import TokenLayout
 
@@ -23,25 +23,23 @@ def comparable_baselines(found: Calibration, short: TokenLayout) -> dict[str, Sc
         short: Token layout of the shortest clip, which bounds the factors.
     """
     model, layout = found.latency.model, found.latency.layout
-    measured = {each.name: each for each in found.verified}
-    ours, paper = found.chosen, measured.get("paper")
-    assert ours.schedule is not None
+    measured = {each.name: each for each in found.verification.schedules}
+    ours, paper = measured[found.chosen.name], measured.get("paper")
 
     def predicted_ms(schedule: Schedule) -> float:
         """Return what is predicted beyond the wall."""
         return model.predict_ms(schedule, layout) - model.wall_ms(layout)
 
-    def taken_ms(each: Verified) -> float:
+    def taken_ms(each: VerifiedSchedule) -> float:
         assert each.latency is not None
         return each.latency.median_ms - found.wall_ms
 
     gains = dict.fromkeys(OPERATORS, taken_ms(ours) / predicted_ms(ours.schedule))
-    if paper is not None and paper.schedule is not None:
+    if paper is not None:
         gains[paper.schedule.operators] = taken_ms(paper) / predicted_ms(paper.schedule)
 
     def fits(schedule: Schedule) -> bool:
         taken = predicted_ms(schedule)
-        assert ours.schedule is not None
         return taken <= predicted_ms(ours.schedule) or (
             gains[schedule.operators] * taken <= taken_ms(ours)
         )

@@ -328,7 +328,7 @@ def _result(
         except KeyboardInterrupt:
             job.say("interrupted: exported without other schedules of the trade-off")
             was_stopped = True
-    measured = next(each for each in settled.verified if each.name == chosen.kind)
+    measured = next(each for each in settled.verification.schedules if each.name == chosen.kind)
     gaps = {
         "search": chosen.trial.score.mean if chosen.trial.score else None,
         "selection": chosen.selection_score,
@@ -340,7 +340,7 @@ def _result(
     return Calibration(
         profile=make_profile(
             evidence,
-            settled.verified,
+            settled.verification,
             settled.decision,
             records,
             points,
@@ -350,7 +350,7 @@ def _result(
         source=job.source,
         objective=job.settings.objective,
         latency=table,
-        verified=settled.verified,
+        verification=settled.verification,
         sensitivity=settled.problem.sensitivity,
         found=settled.found,
         decision=settled.decision,
@@ -435,7 +435,9 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         latencies = _timed(job, judge, decision, images, "latency, corrected")
     trial = decision.chosen.trial
     held_out = dense_runs(job, split.held_out, "held out")
-    verified = verify(judge, decision, held_out, latencies, partial(job.progress, "verification"))
+    verification = verify(
+        judge, decision, held_out, latencies, partial(job.progress, "verification")
+    )
     if "knapsack" in latencies:
         measured_ms = latencies["knapsack"].median_ms
         job.say(
@@ -448,12 +450,12 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
     allowed_ms = goal.budget_ms if isinstance(goal, WithinBudget) else budget.clip_ms
     evidence = Evidence(job, split, table, budget)
     return Calibration(
-        profile=make_profile(evidence, verified, decision, profile.sensitivity),
+        profile=make_profile(evidence, verification, decision, profile.sensitivity),
         budget=budget,
         source=job.source,
         objective=settings.objective,
         latency=table,
-        verified=verified,
+        verification=verification,
         sensitivity=problem.sensitivity,
         decision=decision,
         max_deviation=settings.max_deviation,

@@ -17,7 +17,7 @@ from ..defaults import Source
 from ..measure.probe import FAITHFULNESS
 from ..measure.score import mean_score
 from ..settings import OPERATORS
-from ..verify.held_out import pace_beside
+from ..verify.held_out import VerifiedSchedule
 from .figures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
 from .summary import SOURCES, absent, latency_text, missed, percent_text, rows, work_text
@@ -60,7 +60,7 @@ def draw(result: Calibration) -> dict[str, Figure]:
         return {}
     names = {("query", operators_text(each)): query_name(each) for each in OPERATORS}
     names |= {("key_value", operators_text(each)): key_value_name(each) for each in OPERATORS}
-    schedules = {each.name: each.schedule for each in result.verified if each.schedule is not None}
+    schedules = {each.name: each.schedule for each in result.verification.schedules}
     if result.kept is not None and result.kept.paper is not None:
         schedules["paper (not run)"] = result.kept.paper
     pictures = {
@@ -79,7 +79,7 @@ def _trade_off(result: Calibration) -> TradeOff | None:
     What is predicted, or was measured before, is of a faster or slower hour than what was verified:
     it is drawn as if the machine had been as fast as then.
     """
-    pace = pace_beside(result.verified, result.latency)
+    pace = result.verification.slowdown(result.latency)
     if result.found is not None:
         source, front = result.source, "best of the trials"
         known = [
@@ -108,11 +108,12 @@ def _trade_off(result: Calibration) -> TradeOff | None:
             Place(
                 each.name,
                 each.latency.median_ms,
-                mean_score(each.qualities, dense, source, result.objective),
+                mean_score(
+                    each.qualities, result.verification.dense.qualities, source, result.objective
+                ),
             )
-            for dense in [result.verified[0].qualities]
-            for each in result.verified
-            if each.schedule is not None and each.latency is not None and each.qualities
+            for each in result.verification.schedules
+            if each.latency is not None
         ],
         budget_ms=result.allowed_ms,
         dense_ms=result.dense_ms,
@@ -177,7 +178,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         if result.sensitivity is None
         else _fullest(result.sensitivity, result.source).removeprefix("score."),
         layers=result.chosen.schedule.resolve(result.budget.frames)
-        if result.chosen.schedule
+        if isinstance(result.chosen, VerifiedSchedule)
         else (),
         pictures={name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()},
     )

@@ -41,7 +41,7 @@ from ..measure.probe import COLUMNS
 from ..measure.quality import Distances, Quality
 from ..measure.timing import LatencyTable
 from ..settings import Job
-from ..verify.held_out import Verified, pace_beside
+from ..verify.held_out import Verification, Verified, VerifiedSchedule
 from ..verify.selection import Decision
 from .trade_off import Point
 
@@ -67,7 +67,7 @@ class Evidence:
 
 def make_profile(
     evidence: Evidence,
-    verified: Sequence[Verified],
+    verification: Verification,
     decision: Decision | None,
     sensitivity: Sequence[Sensitivity] = (),
     points: Sequence[Point] = (),
@@ -77,7 +77,7 @@ def make_profile(
 
     Args:
         evidence: What was measured on.
-        verified: What was measured, dense and the wall first.
+        verification: Everything that was measured at the end.
         decision: Which schedule is the default; None where dense met the budget.
         sensitivity: The sensitivities.
         points: Slower and faster schedules.
@@ -95,7 +95,7 @@ def make_profile(
         name=job.settings.name,
         weights=job.settings.weights,
     )
-    dense, wall, *finalists = verified
+    dense, wall = verification.dense, verification.wall
     schedules: dict[str, Schedule] = {}
     runs: list[ScheduleRun] = []
     baselines: list[BaselineRun] = []
@@ -105,16 +105,15 @@ def make_profile(
         schedules["dense"] = Schedule.uniform(
             len(attention), length=LengthRule("constant", frames, 1, frames)
         )
-        runs.append(_schedule_run(dense, "dense", dense, evidence))
-    for each in sorted(finalists, key=lambda each: each.name != chosen):
-        assert each.schedule is not None
+        runs.append(_schedule_run(dense, table.dense_ms, dense, evidence))
+    for each in sorted(verification.schedules, key=lambda each: each.name != chosen):
         if each.name in BASELINES and each.name != chosen:
             baselines.append(_baseline(each, chosen))
         elif each.schedule not in schedules.values():
             schedules[each.name] = each.schedule
-            runs.append(_schedule_run(each, each.name, dense, evidence))
+            runs.append(_schedule_run(each, each.predicted_ms, dense, evidence))
     dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
-    pace = pace_beside(verified, table)
+    pace = verification.slowdown(table)
     for point in points:
         name = f"{dense_ms / (pace * point.trial.latency_ms):.2f}x"
         if point.trial.schedule not in schedules.values() and name not in schedules:
@@ -157,11 +156,12 @@ def make_profile(
     )
 
 
-def _schedule_run(each: Verified, name: str, dense: Verified, evidence: Evidence) -> ScheduleRun:
-    predicted = evidence.table.dense_ms if each.predicted_ms is None else each.predicted_ms
+def _schedule_run(
+    each: Verified, predicted_ms: float, dense: Verified, evidence: Evidence
+) -> ScheduleRun:
     return ScheduleRun(
-        schedule=name,
-        predicted_ms=predicted,
+        schedule=each.name,
+        predicted_ms=predicted_ms,
         latency=_timing(each.latency),
         budget_ms=evidence.budget.beside(dense.latency),
         figures=figure_records(each.qualities),
@@ -177,9 +177,7 @@ def _point_run(point: Point, name: str) -> ScheduleRun:
     )
 
 
-def _baseline(each: Verified, against: str) -> BaselineRun:
-    assert each.schedule is not None
-    assert each.predicted_ms is not None
+def _baseline(each: VerifiedSchedule, against: str) -> BaselineRun:
     return BaselineRun(
         baseline="uniform" if each.name == "uniform" else "paper",
         against=against,

@@ -14,7 +14,7 @@ from ..defaults import Objective, Source
 from ..measure.timing import LatencyTable
 from ..search.optimizer import Found, Trial
 from ..settings import Job, Settings
-from ..verify.held_out import Verified
+from ..verify.held_out import Verification, Verified
 from ..verify.selection import Decision
 from .earlier_runs import Kept
 from .profile import Evidence, make_profile
@@ -30,7 +30,7 @@ class Calibration:
         source: What schedules were judged by.
         objective: Which metrics counted.
         latency: What was timed before the search, and the latency model that was right in the end.
-        verified: What was measured at the end, dense and the wall first.
+        verification: Everything that was measured at the end.
         sensitivity: The sensitivities, None where dense met the budget.
         found: The search, likewise.
         decision: Which schedule is exported, likewise.
@@ -49,7 +49,7 @@ class Calibration:
     source: Source
     objective: Objective
     latency: LatencyTable
-    verified: tuple[Verified, ...]
+    verification: Verification
     sensitivity: pd.DataFrame | None = None
     found: Found | None = None
     decision: Decision | None = None
@@ -65,8 +65,10 @@ class Calibration:
     @property
     def chosen(self) -> Verified:
         """What the exported schedule measured; dense where it met the budget."""
-        kind = "dense" if self.decision is None else self.decision.chosen.kind
-        return next(each for each in self.verified if each.name == kind)
+        if self.decision is None:
+            return self.verification.dense
+        kind = self.decision.chosen.kind
+        return next(each for each in self.verification.schedules if each.name == kind)
 
     @property
     def interrupted(self) -> bool:
@@ -76,7 +78,7 @@ class Calibration:
     @property
     def dense_then_and_now(self) -> float | None:
         """Dense latency beside the verified schedules over that before the search, if timed."""
-        now = self.verified[0].latency
+        now = self.verification.dense.latency
         if now is None or self.latency.dense_extrapolated:
             return None
         return now.median_ms / self.latency.dense_ms
@@ -84,24 +86,24 @@ class Calibration:
     @property
     def dense_ms(self) -> float:
         """Dense latency, beside the verified schedules where it was timed there."""
-        now = self.verified[0].latency
+        now = self.verification.dense.latency
         return self.latency.dense_ms if now is None else now.median_ms
 
     @property
     def dense_extrapolated(self) -> bool:
         """Whether dense was nowhere timed, since it does not fit at the target length."""
-        return self.verified[0].latency is None and self.latency.dense_extrapolated
+        return self.verification.dense.latency is None and self.latency.dense_extrapolated
 
     @property
     def wall_ms(self) -> float:
         """The wall, likewise."""
-        now = self.verified[1].latency
+        now = self.verification.wall.latency
         return self.latency.wall_ms if now is None else now.median_ms
 
     @property
     def allowed_ms(self) -> float:
         """The budget, a relative one taken of dense as it was beside the verified schedules."""
-        return self.budget.beside(self.verified[0].latency)
+        return self.budget.beside(self.verification.dense.latency)
 
     def forwards(self, *steps: str) -> float | None:
         """Return how many dense runs of a calibration clip, with its quality, steps were worth."""
@@ -117,12 +119,11 @@ def dense_result(
 ) -> Calibration:
     """Return the result where dense meets the budget as it is."""
     passes = table.passes
-    verified = (
-        Verified("dense", None, None, passes.get("dense"), (), {}),
-        Verified("wall", None, None, passes.get("wall"), (), {}),
+    verification = Verification(
+        Verified("dense", passes.get("dense")), Verified("wall", passes.get("wall"))
     )
-    profile = make_profile(Evidence(job, split, table, budget), verified, None)
-    return Calibration(profile, budget, job.source, job.settings.objective, table, verified)
+    profile = make_profile(Evidence(job, split, table, budget), verification, None)
+    return Calibration(profile, budget, job.source, job.settings.objective, table, verification)
 
 
 def as_budget(

@@ -15,7 +15,7 @@ from ..defaults import Source
 from ..measure.quality import mean_figures
 from ..measure.score import score
 from ..measure.statistics import Mean, mean_interval
-from ..verify.held_out import Verified
+from ..verify.held_out import Verified, VerifiedSchedule
 from .result import Calibration
 
 SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
@@ -33,13 +33,13 @@ def rows(result: Calibration) -> list[dict[str, Any]]:
     ``scores`` holds, by source, the mean over held-out clips with its 95 % interval.
     """
     found = []
-    for each in result.verified:
+    for each in result.verification.treatments:
         latency_ms = None if each.latency is None else each.latency.median_ms
         found.append(
             {
                 "schedule": each.name,
                 "exported": each.name == result.chosen.name,
-                "predicted_ms": each.predicted_ms,
+                "predicted_ms": each.predicted_ms if isinstance(each, VerifiedSchedule) else None,
                 "measured_ms": latency_ms,
                 "spread_ms": None if each.latency is None else each.latency.spread_ms,
                 "samples_ms": [] if each.latency is None else list(each.latency.samples_ms),
@@ -172,7 +172,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
     )
     print()
     if sources:
-        clips = max(len(each.qualities) for each in result.verified)
+        clips = len(result.verification.dense.qualities)
         print(
             f"latency per clip of {result.budget.frames} frames; quality on {clips} held-out "
             f"clip{'s, with 95 % intervals' * (clips > 1)}: error and consistency against dense "
@@ -252,7 +252,7 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
 
 
 def _scores(each: Verified, result: Calibration) -> dict[Source, Mean]:
-    dense = result.verified[0].qualities
+    dense = result.verification.dense.qualities
     if not each.qualities or not dense:
         return {}
     found: dict[Source, Mean] = {}

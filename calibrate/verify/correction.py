@@ -18,7 +18,7 @@ from ..measure.timing import believed_ms, unrest_of
 from ..search.optimizer import Found
 from ..search.problem import Problem, WithinBudget
 from ..settings import Job
-from .held_out import Verified, time_beside_the_wall, verify
+from .held_out import Verification, time_beside_the_wall, verify
 from .selection import SLACK, Decision, Finalist, best_so_far, choose, finalists, most_faithful
 
 OVER = 0.02
@@ -48,14 +48,14 @@ class Settled:
         problem: The problem, with the latency model that was right in the end.
         found: All trials.
         decision: Which schedule is exported.
-        verified: What it and its rivals measured, dense and the wall first.
+        verification: Everything that was measured of it and its rivals, of dense and of the wall.
         interrupted: Whether Ctrl-C cut selection or verification short.
     """
 
     problem: Problem
     found: Found
     decision: Decision
-    verified: tuple[Verified, ...]
+    verification: Verification
     interrupted: bool = False
 
 
@@ -106,8 +106,8 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
             problem, found, chosen = choices[-1]
             decision = replace(chosen, finalists=(chosen.chosen,))
         latencies = _timed(means, decision, "verification of the best")
-        verified = verify(means.judge, decision, means.dense["held out"], latencies)
-        return Settled(problem, found, decision, verified, interrupted=True)
+        verification = verify(means.judge, decision, means.dense["held out"], latencies)
+        return Settled(problem, found, decision, verification, interrupted=True)
 
 
 def _settle(
@@ -133,8 +133,8 @@ def _settle(
             choices.append((problem, found, decision))
             latencies = _timed(means, decision, "latency, corrected", share=1.0)
     progress = partial(job.progress, "verification")
-    verified = verify(judge, decision, dense["held out"], latencies, progress)
-    return Settled(problem, found, decision, verified)
+    verification = verify(judge, decision, dense["held out"], latencies, progress)
+    return Settled(problem, found, decision, verification)
 
 
 def _decided(

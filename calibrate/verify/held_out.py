@@ -8,8 +8,8 @@ as the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,45 +25,72 @@ from .selection import Decision
 
 @dataclass(frozen=True)
 class Verified:
-    """What a treatment measured.
+    """What a treatment measured: dense, the wall, or a schedule.
 
     Attributes:
         name: ``dense``, ``wall`` or a finalist's kind.
-        schedule: The schedule, None for dense and the wall.
-        predicted_ms: What the latency model says, None for dense and the wall.
-        latency: Measured, per clip of the target length; None where dense does not fit.
-        qualities: On the held-out clips; empty for the wall.
-        scores: On the held-out clips, by name.
+        latency: Latency per clip of the target length; None where the pass does not fit.
+        qualities: Quality on each held-out clip; empty for the wall.
+        scores: Score on each held-out clip, by the clip's name; empty for the wall.
     """
 
     name: str
-    schedule: Schedule | None
-    predicted_ms: float | None
     latency: Latency | None
-    qualities: tuple[Quality, ...]
-    scores: Mapping[str, float]
+    qualities: tuple[Quality, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
-        """Mean score on the held-out clips, None for the wall."""
+        """Mean score on the held-out clips, None where quality was not measured."""
         return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
-def pace_beside(verified: Sequence[Verified], table: LatencyTable) -> float:
-    """Return how much slower the machine was than the latency model that predicted has it.
+@dataclass(frozen=True)
+class VerifiedSchedule(Verified):
+    """What a schedule measured.
 
-    Args:
-        verified: What was measured, dense and the wall first.
-        table: With that model.
+    Attributes:
+        schedule: The schedule.
+        predicted_ms: Latency per clip that the latency model predicts.
     """
-    timed = [
-        (each.latency.median_ms, each.predicted_ms)
-        for each in verified
-        if each.latency is not None and each.predicted_ms is not None
-    ]
-    wall = verified[1].latency
-    wall_ms = table.wall_ms if wall is None else wall.median_ms
-    return pace_of(timed, (wall_ms, table.model.wall_ms(table.layout)))
+
+    schedule: Schedule = field(kw_only=True)
+    predicted_ms: float = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was measured at the end of a calibration, within the same minutes.
+
+    Attributes:
+        dense: The dense model.
+        wall: The wall, without quality.
+        schedules: The finalists, the simplest kind first.
+    """
+
+    dense: Verified
+    wall: Verified
+    schedules: tuple[VerifiedSchedule, ...] = ()
+
+    @property
+    def treatments(self) -> tuple[Verified, ...]:
+        """Dense, the wall and the finalists."""
+        return (self.dense, self.wall, *self.schedules)
+
+    def slowdown(self, table: LatencyTable) -> float:
+        """Return measured ÷ predicted latency: how much slower the machine is than the model.
+
+        Args:
+            table: The latency model that predicted, and the wall that it was fitted to.
+        """
+        timed = [
+            (each.latency.median_ms, each.predicted_ms)
+            for each in self.schedules
+            if each.latency is not None
+        ]
+        wall = self.wall.latency
+        wall_ms = table.wall_ms if wall is None else wall.median_ms
+        return pace_of(timed, (wall_ms, table.model.wall_ms(table.layout)))
 
 
 def time_beside_the_wall(
@@ -108,7 +135,7 @@ def verify(
     held_out: DenseRuns,
     latencies: Mapping[str, Latency],
     progress: Samples = uncounted,
-) -> tuple[Verified, ...]:
+) -> Verification:
     """Measure the quality of every finalist on the held-out clips.
 
     A rival that cannot be run there is left out; if the chosen one cannot, that is an error.
@@ -120,17 +147,10 @@ def verify(
         latencies: Of dense, the wall and the finalists, by kind.
         progress: Told of the schedules run.
 
-    Returns:
-        Dense, the wall, and the finalists.
-
     Raises:
         PredictionError: If the chosen schedule gives NaN there.
     """
-    dense_scores = judge.scores(held_out.qualities, held_out)
-    verified = [
-        Verified("dense", None, None, latencies.get("dense"), held_out.qualities, dense_scores),
-        Verified("wall", None, None, latencies.get("wall"), (), {}),
-    ]
+    schedules = []
     for number, each in enumerate(decision.finalists):
         progress(number, len(decision.finalists))
         try:
@@ -139,15 +159,20 @@ def verify(
             if each is decision.chosen or not is_failure(error):
                 raise
             continue
-        verified.append(
-            Verified(
+        schedules.append(
+            VerifiedSchedule(
                 each.kind,
-                each.trial.schedule,
-                each.trial.latency_ms,
                 latencies.get(each.kind),
                 qualities,
                 judge.scores(qualities, held_out),
+                schedule=each.trial.schedule,
+                predicted_ms=each.trial.latency_ms,
             )
         )
     progress(len(decision.finalists), len(decision.finalists))
-    return tuple(verified)
+    dense_scores = judge.scores(held_out.qualities, held_out)
+    return Verification(
+        Verified("dense", latencies.get("dense"), held_out.qualities, dense_scores),
+        Verified("wall", latencies.get("wall")),
+        tuple(schedules),
+    )

@@ -22,6 +22,7 @@ from calibrate.report.result import Calibration
 from calibrate.report.summary import missed
 from calibrate.search.storage import StudyError
 from calibrate.settings import Settings
+from calibrate.verify.held_out import VerifiedSchedule
 from spark3r import ClipError, Profile, Schedule, Spark3rError, apply
 from spark3r.errors import Spark3rWarning
 from spark3r.timing import Latency
@@ -103,7 +104,7 @@ def test_what_a_profile_keeps_scores_as_it_did(
     assert second.kept is not None
     assert second.kept.source == first.source == "error"
     by_name = {run.name: run for run in second.kept.runs}
-    for each in first.verified:
+    for each in first.verification.schedules:
         if each.name in by_name:
             assert by_name[each.name].score == pytest.approx(each.score)
             assert by_name[each.name].latency_ms == pytest.approx(each.latency.median_ms)
@@ -161,6 +162,7 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
     assert any("corrected and solved once more" in line for line in lines)
     assert result.chosen.latency is not None
     assert 0.8 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
+    assert isinstance(result.chosen, VerifiedSchedule)
     assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
     constants = result.profile.measurements[0].latency_model.constants
     assert constants["attention_ms"] == pytest.approx(
@@ -223,6 +225,7 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
     assert any("corrected and solved once more" in line for line in lines)
     assert result.chosen.latency is not None
     assert 0.9 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
+    assert isinstance(result.chosen, VerifiedSchedule)
     assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
 
 
@@ -351,8 +354,9 @@ def test_what_was_asked_for_is_compared_with_what_was_measured(clips: list) -> N
     result = run(tiny_job.make_tiny(), split_clips(clips), settings(source="deviation"))
     assert missed(result) is None
     slow = replace(result.chosen, latency=Latency((1.06 * result.allowed_ms,)))
-    others = [each for each in result.verified if each is not result.chosen]
-    assert "ms are allowed" in str(missed(replace(result, verified=(*others, slow))))
+    others = [each for each in result.verification.schedules if each is not result.chosen]
+    verification = replace(result.verification, schedules=(*others, slow))
+    assert "ms are allowed" in str(missed(replace(result, verification=verification)))
     score = result.chosen.score
     assert score is not None
     assert missed(replace(result, max_deviation=score)) is None

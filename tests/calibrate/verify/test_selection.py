@@ -197,7 +197,7 @@ def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
     decision = choose((first, second), BUDGET, "error")
     assert decision.chosen is first
     found = verify(Broken((4,)), decision, RUNS, {})  # type: ignore[arg-type]
-    assert [each.name for each in found] == ["dense", "wall", "uniform"]
+    assert [each.name for each in found.treatments] == ["dense", "wall", "uniform"]
     with pytest.raises(PredictionError):
         verify(Broken((2,)), decision, RUNS, {})  # type: ignore[arg-type]
 
