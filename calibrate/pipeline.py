@@ -22,7 +22,7 @@ from spark3r.families.base import Family
 from spark3r.identity import describe
 from spark3r.layout import TokenLayout
 from spark3r.profile import Profile, compare
-from spark3r.profile.evidence import Measurement
+from spark3r.profile.evidence import BaselineRun, Measurement, ScheduleRun
 from spark3r.runner import device_of, dtype_name, layout_of, precision_of
 from spark3r.schedule import LengthRule, Schedule
 from spark3r.timing import Latency
@@ -37,7 +37,6 @@ from .measure.sensitivity import dense_runs, paper_layers, sensitivities
 from .measure.target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .measure.timing import LatencyTable, believed_ms, drift_of, measure_latency, pace_of, unrest_of
 from .progress import Progress, Say, StepTimes, unsaid, unseen
-from .report.earlier_runs import kept, recorded_runs
 from .report.profile import Evidence, make_profile, sensitivity_records, sensitivity_table
 from .report.result import Calibration, as_budget, dense_result
 from .report.trade_off import TRADE_OFF_CLIPS, Point, trade_off
@@ -408,7 +407,8 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         job.say(f"budget {settings.budget.text}: {budget.text}")
         if not budget.binds:
             timed = _timed(job, judge, None, images, "latency")
-            return dense_result(job, split, replace(table, passes=timed), budget)
+            dense = dense_result(job, split, replace(table, passes=timed), budget)
+            return replace(dense, origin=path)
         goal = WithinBudget(budget.clip_ms)
     problem = Problem(
         sensitivity=sensitivity,
@@ -446,8 +446,6 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         )
     if budget is None:
         budget = as_budget(settings, trial, frames, table, cheapest_ms)
-    goal = problem.goal
-    allowed_ms = goal.budget_ms if isinstance(goal, WithinBudget) else budget.clip_ms
     evidence = Evidence(job, split, table, budget)
     return Calibration(
         profile=make_profile(evidence, verification, decision, profile.sensitivity),
@@ -459,7 +457,7 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         sensitivity=problem.sensitivity,
         decision=decision,
         max_deviation=settings.max_deviation,
-        kept=kept(profile, measurement, path.name, problem, settings.objective, allowed_ms),
+        origin=path,
     )
 
 
@@ -557,10 +555,10 @@ def _table(path: Path, measurement: Measurement, layout: TokenLayout, depth: int
     dense = measurement.dense.latency if measurement.frames == layout.frames else None
     predicted_ms = latency.predict_ms(Schedule.dense(depth), layout)
     # Dense was timed at the end, on a machine faster or slower than the model's.
+    runs: tuple[ScheduleRun | BaselineRun, ...]
+    runs = (*measurement.schedules, *measurement.baselines)
     timed = [
-        (run.latency.median_ms, run.predicted_ms)
-        for run in recorded_runs(measurement)
-        if run.latency is not None
+        (each.latency.median_ms, each.predicted_ms) for each in runs if each.latency is not None
     ]
     pace = pace_of(timed, (measurement.wall.median_ms, latency.wall_ms(layout)))
     return LatencyTable(

@@ -50,28 +50,22 @@ class TradeOff:
     """What the picture of the trade-off shows.
 
     Attributes:
-        known: What is known of schedules beside those verified.
-        front: What to call the best of these.
-        are_named: Whether their names are written beside them.
-        verified: What was measured at the end.
+        trials: Trials of the search, on its clips.
+        verified: What was measured at the end, on held-out clips.
         budget_ms: The budget.
         dense_ms: Dense latency.
         wall_ms: The wall.
         chosen: Name of the exported schedule.
         source: What the scores are by.
-        title: Which latencies and clips the places are from.
     """
 
-    known: Sequence[Place]
-    front: str
-    are_named: bool
+    trials: Sequence[Place]
     verified: Sequence[Place]
     budget_ms: float
     dense_ms: float
     wall_ms: float
     chosen: str
     source: str
-    title: str
 
 
 def sensitivity_picture(
@@ -170,27 +164,25 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
 
 
 def trade_off_picture(shown: TradeOff) -> Figure:
-    """Draw score against latency of what is known, and of what was verified."""
+    """Draw score against latency of the trials, and of what was verified."""
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
     worst = max((each.score for each in shown.verified), default=0.0)
     ceiling = CEILING * worst if worst > 0 else np.inf
-    beyond = sum(each.score > ceiling for each in shown.known)
-    for each in shown.known:
+    beyond = sum(each.score > ceiling for each in shown.trials)
+    for each in shown.trials:
         place = (each.latency_ms, 100 * min(each.score, ceiling))
         marker = "^" if each.score > ceiling else "o"
         axis.scatter(*place, s=16, marker=marker, alpha=0.5, color=_colour(each.name))
-        if shown.are_named:
-            axis.annotate(each.name, place, (4, 4), textcoords="offset points", fontsize=7)
     best = np.inf
     front: list[tuple[float, float]] = []
-    for each in sorted(shown.known, key=lambda each: (each.latency_ms, each.score)):
+    for each in sorted(shown.trials, key=lambda each: (each.latency_ms, each.score)):
         if each.score < best:
             best = each.score
             front.append((each.latency_ms, 100 * each.score))
     if front:
         places = zip(*front, strict=True)
-        axis.step(*places, where="post", color="#999999", lw=1, label=shown.front)
+        axis.step(*places, where="post", color="#999999", lw=1, label="best of the trials")
     for each in shown.verified:
         chosen = each.name == shown.chosen
         axis.scatter(
@@ -216,7 +208,11 @@ def trade_off_picture(shown: TradeOff) -> Figure:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("latency per clip, ms")
     axis.set_ylabel(f"{shown.source}, % (dense is 0, smaller is better)")
-    axis.set_title(shown.title, fontsize=9)
+    axis.set_title(
+        "Dots: trials, predicted (at the same pace), clips of the search. "
+        "Large: measured, held-out clips",
+        fontsize=9,
+    )
     figure.legend(loc="outside right upper", fontsize=8)
     axis.grid(alpha=0.25)
     return figure

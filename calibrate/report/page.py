@@ -15,12 +15,12 @@ from spark3r.schedule import key_value_name, operators_text, query_name, rule_na
 from ..budget import number_text
 from ..defaults import Source
 from ..measure.probe import FAITHFULNESS
-from ..measure.score import mean_score
+from ..search.optimizer import Found
 from ..settings import OPERATORS
 from ..verify.held_out import VerifiedSchedule
 from .figures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
-from .summary import SOURCES, absent, latency_text, missed, percent_text, rows, work_text
+from .summary import SOURCES, latency_text, missed, percent_text, rows, work_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,66 +61,40 @@ def draw(result: Calibration) -> dict[str, Figure]:
     names = {("query", operators_text(each)): query_name(each) for each in OPERATORS}
     names |= {("key_value", operators_text(each)): key_value_name(each) for each in OPERATORS}
     schedules = {each.name: each.schedule for each in result.verification.schedules}
-    if result.kept is not None and result.kept.paper is not None:
-        schedules["paper (not run)"] = result.kept.paper
     pictures = {
         "sensitivity": sensitivity_picture(
             result.sensitivity, _fullest(result.sensitivity, result.source), names
         ),
         "schedules": schedules_picture(schedules, result.chosen.name),
     }
-    shown = _trade_off(result)
-    return pictures if shown is None else pictures | {"trade-off": trade_off_picture(shown)}
-
-
-def _trade_off(result: Calibration) -> TradeOff | None:
-    """Return what is drawn of the trade-off; None where nothing but the answer is known.
-
-    What is predicted, or was measured before, is of a faster or slower hour than what was verified:
-    it is drawn as if the machine had been as fast as then.
-    """
-    pace = result.verification.slowdown(result.latency)
     if result.found is not None:
-        source, front = result.source, "best of the trials"
-        known = [
-            Place(trial.name, pace * trial.latency_ms, trial.score.mean)
-            for trial in result.found.trials
-            if trial.score is not None
-        ]
-        title = (
-            "Dots: trials, predicted (at the same pace), clips of the search. "
-            "Large: measured, held-out clips"
-        )
-    elif result.kept is not None and result.kept.runs:
-        source, front = result.kept.source, f"best of {result.kept.profile}"
-        known = [Place(run.name, pace * run.latency_ms, run.score) for run in result.kept.runs]
-        title = (
-            f"Dots: schedules of {result.kept.profile}, as it has them (at the same pace). "
-            "Large: measured now"
-        )
-    else:
-        return None
+        pictures["trade-off"] = trade_off_picture(_trade_off(result, result.found))
+    return pictures
+
+
+def _trade_off(result: Calibration, found: Found) -> TradeOff:
+    """Return what is drawn of the trade-off.
+
+    The trials' latencies are predicted, and the machine may be faster or slower now than the
+    latency model: they are drawn as if it had been as fast then.
+    """
+    slowdown = result.verification.slowdown(result.latency)
     return TradeOff(
-        known=known,
-        front=front,
-        are_named=result.found is None,
+        trials=[
+            Place(trial.name, slowdown * trial.latency_ms, trial.score.mean)
+            for trial in found.trials
+            if trial.score is not None
+        ],
         verified=[
-            Place(
-                each.name,
-                each.latency.median_ms,
-                mean_score(
-                    each.qualities, result.verification.dense.qualities, source, result.objective
-                ),
-            )
+            Place(each.name, each.latency.median_ms, each.score)
             for each in result.verification.schedules
-            if each.latency is not None
+            if each.latency is not None and each.score is not None
         ],
         budget_ms=result.allowed_ms,
         dense_ms=result.dense_ms,
         wall_ms=result.wall_ms,
         chosen=result.chosen.name,
-        source=source,
-        title=title,
+        source=result.source,
     )
 
 
@@ -172,8 +146,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         schedules=result.profile.schedule_names(),
         skipped=len(result.skipped),
         trials=result.found.trials if result.found else (),
-        kept=result.kept,
-        absent=absent(result),
+        origin=None if result.origin is None else result.origin.name,
         drawn_by=None
         if result.sensitivity is None
         else _fullest(result.sensitivity, result.source).removeprefix("score."),

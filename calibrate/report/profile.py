@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,6 @@ import pandas as pd
 from spark3r.clips import Clip
 from spark3r.env import device_name, environment
 from spark3r.identity import describe
-from spark3r.metrics import ConsistencyMetrics
 from spark3r.profile import Profile
 from spark3r.profile.evidence import (
     BaselineRun,
@@ -38,7 +37,7 @@ from ..clips import Split
 from ..defaults import Objective
 from ..measure.latency_model import FORM
 from ..measure.probe import COLUMNS
-from ..measure.quality import Distances, Quality
+from ..measure.quality import Quality
 from ..measure.timing import LatencyTable
 from ..settings import Job
 from ..verify.held_out import Verification, Verified, VerifiedSchedule
@@ -337,36 +336,3 @@ def figure_records(qualities: Sequence[Quality]) -> tuple[Figures, ...]:
             )
         )
     return tuple(records)
-
-
-def recorded_quality(figures: Figures) -> Quality | None:
-    """Return the quality that `figure_records` kept, None where figures are lacking."""
-    try:
-        return Quality(
-            figures.clip,
-            None if figures.error is None else _distances(figures.error),
-            _consistency(figures.consistency or {}),
-            _distances(figures.deviation or {}),
-        )
-    except KeyError:
-        return None
-
-
-def _distances(table: Mapping[str, float]) -> Distances:
-    values: dict[str, Any] = {
-        each.name: table.get(each.name) if "None" in str(each.type) else table[each.name]
-        for each in fields(Distances)
-        if each.name != "is_pan"
-    }
-    return Distances(**values, is_pan="trajectory" not in table)
-
-
-def _consistency(table: Mapping[str, float]) -> ConsistencyMetrics:
-    return ConsistencyMetrics(
-        log_ratio=table.get("log_ratio"),
-        visible=table["visible"],
-        pairs=int(table["pairs"]),
-        camera_spread=table["camera_spread"],
-        rotation_spread_deg=table["rotation_spread_deg"],
-        depth_spread=table["depth_spread"],
-    )

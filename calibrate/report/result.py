@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
@@ -16,7 +17,6 @@ from ..search.optimizer import Found, Trial
 from ..settings import Job, Settings
 from ..verify.held_out import Verification, Verified
 from ..verify.selection import Decision
-from .earlier_runs import Kept
 from .profile import Evidence, make_profile
 
 
@@ -40,7 +40,8 @@ class Calibration:
         searched_clips: Number of clips of the search.
         sensitive: Layers that are sensitive by the paper's probe, where that ran.
         max_deviation: The largest deviation asked for, None where there was a budget.
-        kept: What the profile that was solved from holds; None where everything was measured.
+        origin: The earlier profile whose sensitivities and latency model were taken; None where
+            they were measured.
         skipped: What could not be read of the footage, with the reason.
     """
 
@@ -59,7 +60,7 @@ class Calibration:
     searched_clips: int = 1
     sensitive: tuple[int, ...] = ()
     max_deviation: float | None = None
-    kept: Kept | None = None
+    origin: Path | None = None
     skipped: tuple[str, ...] = ()
 
     @property

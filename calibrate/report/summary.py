@@ -86,16 +86,16 @@ def latency_text(result: Calibration) -> str:
             f"dense does not fit at {result.budget.frames} frames: its latency is the latency "
             "model's word"
         )
-    if result.kept is not None:
+    if result.origin is not None:
         lines.append(
-            f"the latency model of {result.kept.profile} was off by at most "
+            f"the latency model of {result.origin.name} was off by at most "
             f"{result.latency.largest_error:.1%} where it was checked"
         )
     drift = result.dense_then_and_now
-    if drift is not None and (result.latency.passes or result.kept is not None):
+    if drift is not None and (result.latency.passes or result.origin is not None):
         before = "took before the search"
-        if result.kept is not None:
-            before = f"takes by {result.kept.profile}"
+        if result.origin is not None:
+            before = f"takes by {result.origin.name}"
         lines.append(
             f"dense takes {time_text(result.dense_ms)} beside the verified schedules, "
             f"{drift:.2f} of what it {before}"
@@ -125,24 +125,6 @@ def work_text(result: Calibration) -> str | None:
     if not parts:
         return None
     return f"{', '.join(parts)} of a calibration clip; {sum(result.seconds.values()):.0f} s in all"
-
-
-def absent(result: Calibration) -> tuple[str, ...]:
-    """Return what the report of a calibration lacks that others have, a line each."""
-    kept = result.kept
-    if kept is None:
-        return ()
-    lines = []
-    if not kept.runs:
-        lines.append(
-            f"no trade-off is drawn: {kept.profile} holds no figures of its schedules' quality"
-        )
-    if kept.paper is None:
-        lines.append(
-            f"the paper's schedule is not drawn: {kept.profile} was not compared with it, or none "
-            "meets the budget"
-        )
-    return tuple(lines)
 
 
 def print_summary(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
@@ -187,7 +169,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
         print(f"{result.source} of the exported schedule on each set of clips: {gaps}")
     if result.skipped:
         print(f"{len(result.skipped)} images could not be read and were left out")
-    for line in (latency_text(result), work_text(result), *absent(result)):
+    for line in (latency_text(result), work_text(result)):
         if line:
             print(line)
     if not result.budget.binds:
@@ -211,7 +193,7 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
     document = {
         "profile": None if output is None else str(output),
         "report": [str(path) for path in report],
-        "report_lacks": list(absent(result)),
+        "from": None if result.origin is None else str(result.origin),
         "exported": result.chosen.name,
         "interrupted": result.interrupted,
         "holds": missed(result) is None,

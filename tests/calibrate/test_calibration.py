@@ -94,26 +94,6 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     assert profile.model.global_layers[0] in page
 
 
-def test_what_a_profile_keeps_scores_as_it_did(
-    clips: list, tmp_path: Path, calibrated: Calibration
-) -> None:
-    path = tmp_path / "a.json"
-    split, first = split_clips(clips), calibrated
-    first.profile.save(path)
-    second = run(tiny_job.make_tiny(), split, settings("85%"), measured=path)
-    assert second.kept is not None
-    assert second.kept.source == first.source == "error"
-    by_name = {run.name: run for run in second.kept.runs}
-    for each in first.verification.schedules:
-        if each.name in by_name:
-            assert by_name[each.name].score == pytest.approx(each.score)
-            assert by_name[each.name].latency_ms == pytest.approx(each.latency.median_ms)
-    assert len(by_name) >= 2
-    paper = second.kept.paper
-    assert paper is not None
-    assert second.latency.model.predict_ms(paper, second.latency.layout) <= 85
-
-
 def test_from_a_profile_of_a_faster_hour(
     clips: list, tmp_path: Path, calibrated: Calibration
 ) -> None:

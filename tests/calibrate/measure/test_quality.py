@@ -18,7 +18,7 @@ from calibrate.measure.score import (
     mean_score,
     score,
 )
-from calibrate.report.profile import figure_records, recorded_quality
+from calibrate.report.profile import figure_records
 from spark3r import Clip, ClipError
 from spark3r.families.registry import FAMILIES
 from spark3r.geometry import invert_pose
@@ -236,19 +236,14 @@ def test_a_search_for_deviation_minimises_its_geometric_mean() -> None:
 
 
 @pytest.mark.parametrize("clip", [CLIP, Clip(CLIP.name, CLIP.images)], ids=["truth", "bare"])
-@pytest.mark.parametrize("clouds", [False, True])
-def test_a_profile_keeps_quality(clip: Clip, clouds: bool) -> None:
-    quality = assess(noisy(TRUTH, 0.05, seed=2), clip, DENSE, clouds=clouds)
+def test_a_profile_keeps_every_figure(clip: Clip) -> None:
+    quality = assess(noisy(TRUTH, 0.05, seed=2), clip, DENSE)
     (record,) = figure_records([quality])
     again = Figures.model_validate_json(record.model_dump_json())
-    assert recorded_quality(again) == quality
-
-
-@pytest.mark.parametrize("source", ["consistency", "deviation"])
-def test_quality_that_a_profile_keeps_in_part_is_none(source: str) -> None:
-    (record,) = figure_records([OF_DENSE])
-    assert recorded_quality(record.model_copy(update={source: None})) is None
-    assert recorded_quality(record.model_copy(update={source: {"depth": 0.1}})) is None
-    assert recorded_quality(record.model_copy(update={"error": None})) == replace(
-        OF_DENSE, error=None
-    )
+    kept = {
+        f"{source}.{name}": value
+        for source in ("error", "consistency", "deviation")
+        for name, value in (getattr(again, source) or {}).items()
+    }
+    assert kept == quality.figures()
+    assert (again.error is None) == (clip.depth is None)
