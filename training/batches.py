@@ -1,4 +1,4 @@
-"""Training batches from a rendered pool, augmented, in the model's units."""
+"""Training batches: augmented clips from a rendered pool, in the model's units."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """B clips of S frames; the world is frame 0, the unit of length its mean depth."""
+    """B clips of S frames. The world is frame 0, and the unit of length is its mean depth."""
 
     images: Tensor  # [B, S, 3, H, W] in [0, 1]
     depth: Tensor  # [B, S, H, W]
     extrinsics: Tensor  # [B, S, 3, 4] world-to-camera
-    fov: Tensor  # [B] radians, vertical and horizontal alike
+    fov: Tensor  # [B] radians, vertical and horizontal
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to a device."""
+        """Return the batch on another device."""
         return Batch(*(t.to(device) for t in (self.images, self.depth, self.extrinsics, self.fov)))
 
 
@@ -33,10 +33,10 @@ class _Shard:
 
 
 class Pool:
-    """The shards below a folder; shards that are still being rendered join on `refresh`.
+    """The shards of a folder. `refresh` adds the shards that were rendered meanwhile.
 
     Args:
-        folder: Where `training.pool` writes.
+        folder: Folder that `training.pool` writes to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,10 +45,10 @@ class Pool:
         self.refresh()
 
     def refresh(self) -> int:
-        """Take up finished shards.
+        """Add the shards that have been finished since the last call.
 
         Returns:
-            The number of scenes.
+            Number of scenes in all shards.
         """
         for path in sorted(self.folder.glob("*-*")):
             if path.suffix != ".partial" and path.name not in self._shards:
@@ -62,19 +62,19 @@ class Pool:
     def sample(
         self, batch: int, frames: int, generator: torch.Generator, flicker: float = 1.0
     ) -> Batch:
-        """Draw augmented clips.
+        """Return a batch of random, augmented clips.
 
         Args:
             batch: Number of clips, B.
             frames: Frames per clip, S.
             generator: CPU generator.
-            flicker: Strength of noise and of changes of exposure between frames.
+            flicker: Strength of the noise and of the changes of exposure between frames, 0 to 1.
 
         Returns:
             The batch, on the CPU.
 
         Raises:
-            ValueError: If no shard has clips of that many frames.
+            ValueError: If no shard has clips of at least `frames` frames.
         """
         shards = [s for s in self._shards.values() if s.images.shape[1] >= frames]
         if not shards:
@@ -88,7 +88,7 @@ class Pool:
 def _clip(
     shards: list[_Shard], frames: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Choose a clip's scene and frames: any subset or a stretch, either direction, or no order."""
+    """Return a random scene's frames: a stretch or a subset, forwards, backwards or shuffled."""
     draw = torch.rand(5, generator=generator).tolist()
     shard = shards[int(draw[0] * len(shards))]
     row = int(draw[1] * len(shard.fov))
@@ -112,7 +112,7 @@ def _clip(
 
 
 def _photometric(images: Tensor, generator: torch.Generator, flicker: float) -> Tensor:
-    """Permute channels and vary brightness and contrast per clip, exposure and noise per frame."""
+    """Change colour channels, brightness and contrast per clip, exposure and noise per frame."""
     batch, frames = images.shape[:2]
     order = torch.stack([torch.randperm(3, generator=generator) for _ in range(batch)])
     colours = images.float().div_(255.0)
@@ -126,7 +126,7 @@ def _photometric(images: Tensor, generator: torch.Generator, flicker: float) -> 
 
 
 def _normalise(images: Tensor, depth: Tensor, extrinsics: Tensor, fov: Tensor) -> Batch:
-    """Express depth and poses relative to frame 0 and in units of its mean depth."""
+    """Express depth and poses in the axes of frame 0 and in units of its mean depth."""
     depth = depth.float()
     unit = depth[:, 0].mean(dim=(1, 2))  # [B]
     rotation, translation = extrinsics[..., :3], extrinsics[..., 3]
@@ -139,7 +139,7 @@ def _normalise(images: Tensor, depth: Tensor, extrinsics: Tensor, fov: Tensor) -
 
 
 def _mirror(batch: Batch, generator: torch.Generator) -> Batch:
-    """Swap left and right in half of the clips, poses included."""
+    """Mirror half of the clips left to right, with their poses."""
     flip = torch.rand(len(batch.fov), generator=generator) < 0.5
     sign = torch.tensor([-1.0, 1.0, 1.0])
     both = torch.cat([sign[:, None] * sign, sign[:, None]], dim=1)  # [3, 4]: M R M and M t

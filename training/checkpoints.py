@@ -1,4 +1,4 @@
-"""Small training checkpoints: parameters in fp32, the optimiser's moments in bf16."""
+"""Small training checkpoints: parameters and second moments in fp32, momentum in bf16."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from .optimiser import FlatOptimiser
 def save_checkpoint(
     path: Path, model: nn.Module, optimiser: FlatOptimiser, progress: dict[str, int | float]
 ) -> None:
-    """Write a checkpoint, atomically.
+    """Write a checkpoint atomically.
 
     Args:
-        path: Where; replaced if it exists.
+        path: The file, replaced if it exists.
         model: Model and auxiliary heads.
-        optimiser: Its moments are stored by parameter name, whatever the number of processes.
-        progress: Numbers to resume with: steps, clips and frames seen, seconds trained, seed.
+        optimiser: Optimiser whose moments are stored. They are stored by parameter name, so that
+            another number of processes can resume.
+        progress: Numbers to resume from: steps, clips and frames seen, and seconds trained.
     """
     tensors = {f"parameters.{n}": p.detach().cpu().clone() for n, p in model.named_parameters()}
     for name, (momentum, variance) in optimiser.moments().items():
         tensors[f"momentum.{name}"] = momentum.to("cpu", torch.bfloat16)
         if variance is not None:
-            # fp32: a second moment far below bf16's resolution of its neighbours still matters.
+            # fp32, because second moments span many orders of magnitude.
             tensors[f"variance.{name}"] = variance.to("cpu", torch.float32).clone()
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={key: repr(value) for key, value in progress.items()})
@@ -43,7 +44,7 @@ def load_checkpoint(
     Args:
         path: File written by `save_checkpoint`.
         model: Model and auxiliary heads.
-        optimiser: Bound to `model`.
+        optimiser: The optimiser that is bound to `model`.
 
     Returns:
         The stored progress.
@@ -65,7 +66,7 @@ def load_checkpoint(
 
 
 def export_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters in half precision, atomically."""
+    """Write a model's parameters in half precision atomically."""
     tensors = {name: tensor.detach().half().cpu() for name, tensor in model.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)

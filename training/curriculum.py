@@ -1,4 +1,4 @@
-"""How long the clips of a step are, how much they flicker, and how fast it learns."""
+"""Clip length, noise and learning rate of each training step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ WARM_UP_STEPS = 150
 MUON_RATE = 0.012
 ADAM_RATE = 0.0015
 
-# From which step on, which clip lengths, how often. Pairs first: they teach matching fastest, and
-# a model that has not learned to match stays at the pose of the average clip.
+# First step of each stage, and the probability of each clip length in it. Pairs come first, because
+# they teach matching fastest, and a model that cannot match predicts the pose of the average clip.
 STAGES: tuple[tuple[int, dict[int, float]], ...] = (
     (0, {2: 0.7, 4: 0.3}),
     (800, {2: 0.3, 4: 0.4, 8: 0.3}),
@@ -21,11 +21,11 @@ STAGES: tuple[tuple[int, dict[int, float]], ...] = (
 
 
 def clip_shape(step: int, seed: int) -> tuple[int, int]:
-    """Choose a step's clips, alike in every process.
+    """Return the size of a step's batch, which is the same in every process.
 
     Args:
-        step: The step.
-        seed: The run's seed.
+        step: Index of the step.
+        seed: Seed of the run.
 
     Returns:
         Clips per process and frames per clip.
@@ -37,25 +37,26 @@ def clip_shape(step: int, seed: int) -> tuple[int, int]:
 
 
 def flicker(step: int) -> float:
-    """Return the strength of noise and changes of exposure: the last steps learn clean clips.
+    """Return the strength of noise and changes of exposure, 0 from `FLICKER_STEPS` on.
 
     Args:
-        step: The step.
+        step: Index of the step.
     """
     return 1.0 if step < FLICKER_STEPS else 0.0
 
 
 def rate_factor(step: int, elapsed: float, length: float, decay: float) -> float:
-    """Warm up over steps, stay, and fall to zero over the last part of the sitting.
+    """Return the factor of the learning rates: warm-up, a constant part, and a linear decay to 0.
 
     Args:
-        step: The step.
-        elapsed: Seconds since the sitting began.
-        length: Seconds the sitting lasts.
-        decay: Share of the sitting over which the rate falls linearly to 0; 0 for no decay.
+        step: Index of the step.
+        elapsed: Seconds since the session began.
+        length: Length of the session in seconds.
+        decay: Share of the session, at its end, in which the rate decays; 0 for no decay. Above 1
+            the session begins below the full rate.
 
     Returns:
-        Factor on the learning rates, 0 to 1.
+        The factor, 0 to 1.
     """
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     if decay <= 0:

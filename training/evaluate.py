@@ -1,8 +1,9 @@
 """Score the reference model on held-out scenes: `python -m training.evaluate --frames 8`.
 
-The scores are those of 8 key frames spread evenly over the path, all pairs of them, without any
-alignment: per clip medians of the pose errors and means of the depth errors, averaged over clips.
-With more frames the same path is sampled more densely and the same key frames are scored.
+The scores are those of 8 key frames that are spread evenly over the path, and of all their pairs,
+without any alignment. Pose errors are medians and depth errors means over a clip; both are then
+averaged over the clips. More frames sample the same path more densely, and the same key frames are
+scored.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from spark3r.reference.weights import load
 
 KEY_FRAMES = 8
 SIDE = 64
-CONSTANT_DEPTH = 0.93  # of the trivial baseline, in units of frame 0's mean depth
+CONSTANT_DEPTH = 0.93  # depth of the trivial baseline, in units of frame 0's mean depth
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class Scores:
 
 
 def path_times(frames: int) -> tuple[Tensor, list[int]]:
-    """Place a clip's frames on the path so that the key frames are among them.
+    """Return evenly spread path times that contain the key frames.
 
     Args:
         frames: Number of frames, at least `KEY_FRAMES`.
 
     Returns:
-        Path times, float64 `[frames]`, even but for each key frame, which takes the place of the
-        frame nearest to it; and the key frames' indices.
+        Path times, float64 `[frames]`, and the indices of the key frames. Each key frame replaces
+        the evenly spread frame that is nearest to it.
 
     Raises:
         ValueError: If there are fewer frames than key frames.
@@ -73,15 +74,15 @@ def path_times(frames: int) -> tuple[Tensor, list[int]]:
 
 
 def evaluation_clip(seed: int, frames: int, cache: Path | None) -> Clip:
-    """Render a clip for evaluation, or take it from the cache.
+    """Return a clip for evaluation, rendered or read from the cache.
 
     Args:
-        seed: The scene.
+        seed: Seed of the scene.
         frames: Number of frames S.
-        cache: Folder of rendered clips, or None.
+        cache: Folder of rendered clips; None renders every clip anew.
 
     Returns:
-        The clip, its colours rounded to 8 bits.
+        The clip, with colours rounded to 8 bits.
     """
     path = cache / f"{SIDE}-{frames}-{seed}.npz" if cache else None
     scene = random_scene(seed)
@@ -116,15 +117,12 @@ def evaluation_clip(seed: int, frames: int, cache: Path | None) -> Clip:
 
 
 def score(depth: Tensor, extrinsics: Tensor, clip: Clip) -> Scores:
-    """Score predictions for a clip.
+    """Return the scores of predictions for a clip.
 
     Args:
         depth: Predicted depth `[S, H, W]`, in units of the first frame's mean depth.
         extrinsics: Predicted world-to-camera `[S, 3, 4]`.
-        clip: Ground truth of the same frames; frame 0 is the clip's first frame.
-
-    Returns:
-        The scores.
+        clip: Ground truth of the same frames. Its frame 0 is the first frame of the model's clip.
 
     Raises:
         ValueError: If the clip has no ground truth.
@@ -148,7 +146,7 @@ def score(depth: Tensor, extrinsics: Tensor, clip: Clip) -> Scores:
 
 
 def select(clip: Clip, frames: list[int]) -> Clip:
-    """Keep some frames of a clip that has ground truth."""
+    """Return some frames of a clip that has ground truth."""
     assert clip.intrinsics is not None
     assert clip.depth is not None
     assert clip.extrinsics is not None
@@ -163,16 +161,16 @@ def select(clip: Clip, frames: list[int]) -> Clip:
 
 @torch.inference_mode()
 def evaluate_clip(model: ReferenceModel, clip: Clip, keys: list[int]) -> tuple[Scores, float]:
-    """Score the key frames of a clip, and each key frame alone.
+    """Return the scores of a clip's key frames, together with all frames and each alone.
 
     Args:
         model: The model.
-        clip: The clip with ground truth.
+        clip: A clip with ground truth.
         keys: Indices of the key frames; the first must be 0.
 
     Returns:
-        The scores with all frames, and the per-frame median-aligned AbsRel of the key frames, each
-        given to the model alone.
+        The scores when the model sees all frames, and the median-aligned AbsRel when it sees each
+        key frame alone.
     """
     device = next(model.parameters()).device
     predictions = model(clip.images.to(device))
@@ -188,19 +186,19 @@ def evaluate_clip(model: ReferenceModel, clip: Clip, keys: list[int]) -> tuple[S
 def evaluate(
     model: ReferenceModel, seeds: Iterable[int], frames: int, cache: Path | None = None
 ) -> dict[str, float | int]:
-    """Score the model over scenes.
+    """Return the mean scores of the model over scenes.
 
     Args:
         model: The model.
-        seeds: The scenes.
-        frames: Frames per clip, at least 8.
-        cache: Folder where rendered clips are kept, or None.
+        seeds: Seeds of the scenes.
+        frames: Frames per clip, at least `KEY_FRAMES`.
+        cache: Folder of rendered clips; None renders every clip anew.
 
     Returns:
-        Means over clips: the fields of `Scores`, `scenes`, `frames`, and of the paired comparison
-        of all frames together with each key frame alone `multi_view_gain` (relative change of the
-        aligned AbsRel, negative is better) with the ends of its 95 % interval, and the scores of
-        constant depth with identity poses as `trivial_...`.
+        The numbers of `scenes` and `frames`; means over clips of the fields of `Scores`;
+        `multi_view_gain`, the relative change of the aligned AbsRel from key frames alone to all
+        frames together (negative is better), with the ends of its paired 95 % interval; and the
+        scores of constant depth with identity poses as `trivial_...`.
     """
     _, keys = path_times(frames)
     together: list[Scores] = []
@@ -236,9 +234,9 @@ def _mean(scores: list[Scores]) -> dict[str, float]:
 
 
 def _print(result: dict[str, float | int]) -> None:
-    """Print a table, one metric a row."""
+    """Print a table with one metric per row."""
     table = Table(title=f"{result['scenes']} held-out scenes, {result['frames']} frames")
-    table.add_column("8 key frames, no alignment unless said")
+    table.add_column("8 key frames, not aligned unless stated")
     table.add_column("constant depth, identity pose", justify="right")
     table.add_column("reference model", justify="right")
     for name in (field.name for field in fields(Scores)):
@@ -246,20 +244,25 @@ def _print(result: dict[str, float | int]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "aligned AbsRel of the frames together against each alone: "
+        "aligned AbsRel, all frames together against each alone: "
         f"{result['multi_view_gain']:+.1%} (95 % interval "
         f"{result['multi_view_gain_low']:+.1%} to {result['multi_view_gain_high']:+.1%})"
     )
 
 
 def main() -> None:
-    """Evaluate and print a table, or one JSON object."""
+    """Score the model and print a table, or one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, default=KEY_FRAMES)
-    parser.add_argument("--scenes", type=int, default=320)
-    parser.add_argument("--seeds", choices=("evaluation", "calibration"), default="evaluation")
-    parser.add_argument("--weights", default="shipped", help="shipped, random, or a file")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--frames", type=int, default=KEY_FRAMES, help="per clip (default: 8)")
+    parser.add_argument("--scenes", type=int, default=320, help="how many (default: 320)")
+    parser.add_argument(
+        "--seeds",
+        choices=("evaluation", "calibration"),
+        default="evaluation",
+        help="range of the scenes' seeds (default: evaluation)",
+    )
+    parser.add_argument("--weights", default="shipped", help="shipped (default), random, or a file")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
     default = Path.home() / ".cache" / "spark3r" / "scenes"
     parser.add_argument("--cache", type=Path, default=default, help="folder of rendered clips")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,4 +1,4 @@
-"""What the reference model is trained on: depth, cameras, and three auxiliary tasks."""
+"""Training losses: depth, cameras, the point map, and three auxiliary tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spark3r.rope import Rope, apply_rope
 from .batches import Batch
 
 MATCH_BLOCK, FLOW_BLOCK = 1, 3  # global blocks whose outputs the auxiliary heads read
-ATTENTION_BLOCKS = (2, 3)  # global blocks whose first head is taught to look at the match
+ATTENTION_BLOCKS = (2, 3)  # global blocks whose first head is trained to attend to the match
 WEIGHTS = {
     "depth": 1.0,
     "abs_rel": 0.5,
@@ -36,7 +36,7 @@ OCCLUSION = 0.08  # relative depth difference above which a point counts as hidd
 
 
 class AuxiliaryHeads(nn.Module):
-    """Heads that only training needs. They pull global attention out of its initial plateau."""
+    """Heads of the auxiliary tasks, which pull global attention off its initial plateau."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class AuxiliaryHeads(nn.Module):
 
 
 @dataclass(frozen=True)
-class Taps:
-    """What the auxiliary tasks read inside the model."""
+class Activations:
+    """Activations inside the model that the auxiliary tasks read."""
 
     match: Tensor  # [B, S, h*w, C] patch tokens after MATCH_BLOCK
     flow: Tensor  # [B, S, h*w, C] after FLOW_BLOCK
@@ -58,53 +58,53 @@ class Taps:
 
 def training_losses(
     predictions: dict[str, Tensor],
-    taps: Taps,
+    activations: Activations,
     heads: AuxiliaryHeads,
     batch: Batch,
     shift: int,
 ) -> dict[str, Tensor]:
-    """Compute every loss.
+    """Return every loss of a forward pass.
 
     Args:
         predictions: The model's outputs.
-        taps: What the auxiliary tasks read.
+        activations: Activations of the same pass.
         heads: The auxiliary heads.
-        batch: Targets.
-        shift: Frame i is matched with frame i + shift, cyclically; in [0, S).
+        batch: The targets.
+        shift: Offset of the frame that each frame is matched with, cyclically, in [0, S).
 
     Returns:
-        Scalars by the names of `WEIGHTS`, unweighted.
+        Unweighted scalars, by the names of `WEIGHTS`.
     """
     losses = _depth_losses(predictions, batch) | _pose_losses(predictions["pose_enc"], batch)
     frames, height, width = batch.depth.shape[1:]
     grid = (height // PATCH_SIZE, width // PATCH_SIZE)
     _, world = world_points(batch, PATCH_SIZE // 2, PATCH_SIZE)
     fine_depth, fine_world = world_points(batch, PATCH_SIZE // 4, PATCH_SIZE // 2)
-    points = heads.points(taps.final.float())  # [B, S, h*w, 12], 2x2 points a patch
+    points = heads.points(activations.final.float())  # [B, S, h*w, 12], 2x2 points per patch
     points = points.unflatten(2, grid).unflatten(4, (2, 2, 3)).permute(0, 1, 2, 4, 3, 5, 6)
     error = (points.reshape(fine_world.shape) - fine_world).abs().sum(dim=-1)
     losses["points"] = (error / (0.5 + fine_depth)).clamp(max=3.0).mean()
     if frames == 1:
         return losses
     target, _, inside = _project(world, batch, torch.zeros(frames, dtype=torch.long))
-    flow = (heads.flow(taps.flow.float()) - target).abs().sum(dim=-1)
+    flow = (heads.flow(activations.flow.float()) - target).abs().sum(dim=-1)
     near = inside & (target.abs() < 2.0).all(dim=-1)
     losses["flow"] = _masked_mean(flow[:, 1:], near[:, 1:])
     partner = (torch.arange(frames, device=world.device) + shift) % frames
     label, visible = _correspondence(world, batch, partner, grid)
-    feature = F.normalize(heads.match(taps.match.float()), dim=-1)
+    feature = F.normalize(heads.match(activations.match.float()), dim=-1)
     logits = feature @ feature[:, partner].transpose(2, 3) * heads.log_temperature.exp()
     losses["match"] = _label_loss(logits, label, visible)
     attention = [
         _label_loss(_attention_logits(block, x, rope, partner, grid), label, visible)
-        for block, x, rope in taps.attended
+        for block, x, rope in activations.attended
     ]
     losses["attention"] = torch.stack(attention).mean()
     return losses
 
 
 def weighted_sum(losses: dict[str, Tensor]) -> Tensor:
-    """Add up losses with their weights."""
+    """Return the sum of the losses, weighted by `WEIGHTS`."""
     return torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
 
 
@@ -113,10 +113,11 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _depth_losses(predictions: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """L1 of log depth and of its gradients, AbsRel; confidence learns the error it is given."""
+    """Return L1 of log depth and of its gradients, AbsRel, and the confidence's likelihood."""
     difference = predictions["depth"][..., 0].log() - batch.depth.log()
     error = difference.abs()
-    relative = torch.expm1(difference.clamp(max=1.0)).abs()  # clamped: edges of near objects
+    # Clamped, because depth jumps at the edges of near objects.
+    relative = torch.expm1(difference.clamp(max=1.0)).abs()
     gradient = difference.new_zeros(())
     for step in (1, 2, 4):
         gradient = gradient + (difference[..., step:] - difference[..., :-step]).abs().mean()
@@ -132,7 +133,7 @@ def _depth_losses(predictions: dict[str, Tensor], batch: Batch) -> dict[str, Ten
 
 
 def _pose_losses(encoding: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Rotation of all pairs, translation to frame 0 and of all pairs, field of view."""
+    """Return the losses of rotation, of translation (to frame 0, of pairs) and of field of view."""
     rotation = quaternion_to_matrix(encoding[..., 3:7])
     target_rotation, target = batch.extrinsics[..., :3], batch.extrinsics[..., 3]
     translation = encoding[..., :3]
@@ -143,7 +144,7 @@ def _pose_losses(encoding: Tensor, batch: Batch) -> dict[str, Tensor]:
     first, second = torch.triu_indices(frames, frames, 1, device=encoding.device).unbind(0)
     offset = target_rotation.transpose(2, 3) @ rotation  # [B, S, 3, 3]
     gap = (offset[:, first] - offset[:, second]).square().sum(dim=(2, 3))
-    angle = (gap / 2 + 1e-6).sqrt()  # about the angle in radians, for small ones
+    angle = (gap / 2 + 1e-6).sqrt()  # for small angles about the angle in radians
     moves = _relative(rotation, translation, first, second)
     target_moves = _relative(target_rotation, target, first, second)
     length = target_moves.norm(dim=-1)
@@ -158,18 +159,18 @@ def _pose_losses(encoding: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def _relative(rotation: Tensor, translation: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Position of camera `second` in the axes of camera `first`, `[B, P, 3]`."""
+    """Return the position of camera `second` in the axes of camera `first`, `[B, P, 3]`."""
     centre = -(rotation.transpose(2, 3) @ translation[..., None])
     return (rotation[:, first] @ (centre[:, second] - centre[:, first]))[..., 0]
 
 
 def world_points(batch: Batch, start: int, step: int) -> tuple[Tensor, Tensor]:
-    """Depth and world points of a regular grid of pixels.
+    """Return depth and world points of a regular grid of pixels.
 
     Args:
         batch: The clips.
-        start: First row and column.
-        step: Distance of rows and columns, in pixels.
+        start: First row and column of the grid.
+        step: Distance between rows and between columns, in pixels.
 
     Returns:
         Depth `[B, S, n]` and points in the axes of frame 0 `[B, S, n, 3]`, row-major.
@@ -187,7 +188,7 @@ def world_points(batch: Batch, start: int, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _project(world: Tensor, batch: Batch, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Project the points of frame i into frame target[i].
+    """Project the points of each frame i into frame ``target[i]``.
 
     Returns:
         Image coordinates in [-1, 1] `[B, S, n, 2]`, depth there `[B, S, n]`, and whether the point
@@ -203,7 +204,7 @@ def _project(world: Tensor, batch: Batch, target: Tensor) -> tuple[Tensor, Tenso
 def _correspondence(
     world: Tensor, batch: Batch, partner: Tensor, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Which patch of the partner frame shows each patch's centre, and whether it is visible."""
+    """Return the patch of the partner frame that each patch's centre is in, and its visibility."""
     height, width = batch.depth.shape[2:]
     place, depth, front = _project(world, batch, partner)
     inside = front & (place.abs() < 1.0).all(dim=-1)
@@ -219,7 +220,9 @@ def _correspondence(
 def _attention_logits(
     block: Block, x: Tensor, rope: Rope, partner: Tensor, grid: tuple[int, int]
 ) -> Tensor:
-    """Logits of a block's first head: patches against the partner frame's patches.
+    """Return logits of a block's first head, from patches to the partner frame's patches.
+
+    Patches of other frames are left out, because they may show the same point.
 
     Args:
         block: A global block.
@@ -229,7 +232,7 @@ def _attention_logits(
         grid: Rows and columns of the patch grid.
 
     Returns:
-        `[B, S, h*w, h*w]`. Other frames' patches are left out: they may show the same point.
+        The logits, `[B, S, h*w, h*w]`.
     """
     attention, size, frames = block.attn, block.attn.head_dim, len(partner)
     width = x.shape[2]
@@ -244,6 +247,6 @@ def _attention_logits(
 
 
 def _label_loss(logits: Tensor, label: Tensor, visible: Tensor) -> Tensor:
-    """Mean cross entropy of `[B, S, n, m]` over visible patches."""
+    """Return the mean cross entropy of logits `[B, S, n, m]` over the visible patches."""
     loss = F.cross_entropy(logits.flatten(0, 2), label.flatten(), reduction="none")
     return _masked_mean(loss.view_as(label), visible)

@@ -1,8 +1,8 @@
 """Muon for the blocks' matrices, Adam for everything else, on flat buffers.
 
-All parameters, gradients and moments live in flat buffers, so that several processes can share them
-in memory: each process fills its own row of gradients and then updates its own part of the
-parameters. With one process the same code is an ordinary optimiser.
+All parameters, gradients and moments live in flat buffers, which several processes can share: each
+process fills its own row of gradients and then updates its own part of the parameters. With one
+process this is an ordinary optimiser.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ NEWTON_SCHULZ_STEPS = 5
 
 @dataclass(frozen=True)
 class FlatState:
-    """The flat buffers, N parameters in all: matrices first, by owner, then the rest."""
+    """Flat buffers of N parameters: the matrices come first, by owner, then everything else."""
 
     parameters: Tensor  # [N] fp32
     gradients: Tensor  # [world, N] fp32
-    momentum: Tensor  # [N] fp32; Adam's first moment for the rest
-    variance: Tensor  # [N] fp32; only the rest uses it
+    momentum: Tensor  # [N] fp32; Adam's first moment after the matrices
+    variance: Tensor  # [N] fp32; Adam's second moment, not used for matrices
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Equal matrices that lie next to each other in the flat buffers."""
+    """Matrices of one shape that are adjacent in the flat buffers, updated by one process."""
 
     owner: int
     start: int
@@ -39,7 +39,7 @@ class Stack:
 
 
 def new_state(count: int, world: int, device: torch.device) -> FlatState:
-    """Make zeroed buffers, in shared memory if they are on the CPU."""
+    """Return buffers of zeros, in shared memory if they are on the CPU."""
     sizes = ((count,), (world, count), (count,), (count,))
     buffers = [torch.zeros(size, device=device) for size in sizes]
     if device.type == "cpu":
@@ -48,7 +48,7 @@ def new_state(count: int, world: int, device: torch.device) -> FlatState:
 
 
 def block_matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that Muon updates, by name."""
+    """Return the weights that Muon updates, by name."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -60,11 +60,12 @@ class FlatOptimiser:
     """Binds a model's parameters to flat buffers and updates this process's part of them.
 
     Args:
-        model: Its parameters become views of the buffers.
+        model: The model, whose parameters become views of the buffers.
         state: The buffers.
-        rank: This process.
+        rank: Index of this process.
         world: Number of processes.
-        initialise: Copy the model's values into the buffers; one process must.
+        initialise: Whether the model's values are copied into the buffers. Exactly one process
+            passes True.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class FlatOptimiser:
                     continue
                 rows, columns = matrices[names[0]].shape
                 count = len(names)
-                if kind == "qkv":  # queries, keys and values are matrices of their own
+                if kind == "qkv":  # queries, keys and values count as three matrices
                     count, rows = 3 * count, rows // 3
                 self.stacks.append(Stack(owner, start, (count, rows, columns)))
                 order += names
@@ -103,7 +104,7 @@ class FlatOptimiser:
             start += parameter.numel()
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Views of momentum and, for what Adam updates, variance, by parameter name."""
+        """Return views of momentum and variance by parameter name; matrices have no variance."""
         views: dict[str, tuple[Tensor, Tensor | None]] = {}
         start = 0
         for name, shape in self.shapes.items():
@@ -119,19 +120,18 @@ class FlatOptimiser:
 
     @torch.no_grad()
     def step(self, step: int, muon_rate: float, adam_rate: float) -> float:
-        """Update this process's parameters from all processes' gradients.
+        """Update this process's parameters from the gradients of all processes.
 
-        Every process must have finished its backward pass, and none may start its next forward
-        pass before all have returned.
+        Call it after every process has finished its backward pass. No process may start its next
+        forward pass before all calls have returned.
 
         Args:
-            step: Steps taken before this one.
+            step: Number of steps before this one.
             muon_rate: Learning rate of the matrices.
             adam_rate: Learning rate of everything else.
 
         Returns:
-            Norm of the gradient of everything but the matrices; if it is not finite, nothing was
-            updated.
+            Norm of the gradient without the matrices. If it is not finite, nothing was updated.
         """
         state, end = self.state, self.matrices_end
         rest = state.gradients[:, end:].mean(dim=0)
@@ -166,13 +166,13 @@ class FlatOptimiser:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring singular values near 1 by Newton-Schulz iterations in bf16.
+    """Return matrices with singular values near 1, by Newton-Schulz iterations in bf16.
 
     Args:
-        matrices: `[n, rows, columns]`.
+        matrices: Matrices `[n, rows, columns]`.
 
     Returns:
-        fp32, same shape.
+        Matrices of the same shape in fp32.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16()

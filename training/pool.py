@@ -18,11 +18,11 @@ SHARD_SCENES = 64
 SIDE = 64
 
 
-def path_times(seed: int, frames: int) -> torch.Tensor:
-    """Draw the path times of a training clip, float64 `[frames]`, increasing.
+def draw_path_times(seed: int, frames: int) -> torch.Tensor:
+    """Return random path times of a training clip, float64 `[frames]`, in increasing order.
 
-    Two clips in three cover the whole path, the others a shorter or longer stretch of it, so that
-    all gaps between frames occur.
+    Two clips in three cover the whole path. The others cover a shorter or longer stretch of it, so
+    that gaps of every size between frames occur.
     """
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(frames + 2, generator=generator, dtype=torch.float64)
@@ -31,17 +31,17 @@ def path_times(seed: int, frames: int) -> torch.Tensor:
 
 
 def render_shard(output: Path, first_seed: int, frames: int) -> Path:
-    """Render the clips of `SHARD_SCENES` consecutive seeds.
+    """Render the clips of `SHARD_SCENES` consecutive seeds into one folder.
 
     Args:
         output: Folder of the pool.
-        first_seed: First scene; the whole shard must lie in the training range.
+        first_seed: Seed of the first scene. All seeds of the shard must be training seeds.
         frames: Frames per scene, F.
 
     Returns:
         The shard's folder, with `images.npy` uint8 `[n, F, 3, 64, 64]`, `depth.npy` float16
         `[n, F, 64, 64]` (metres), `extrinsics.npy` float32 `[n, F, 3, 4]`, `fov.npy` float32 `[n]`
-        (radians). It appears complete or not at all.
+        (radians). It is written completely or not at all.
 
     Raises:
         ValueError: If a seed is not a training seed.
@@ -58,7 +58,7 @@ def render_shard(output: Path, first_seed: int, frames: int) -> Path:
     for row in range(SHARD_SCENES):
         seed = first_seed + row
         scene = random_scene(seed)
-        colours, z, cameras = render_path(scene, path_times(seed, frames), SIDE, SIDE)
+        colours, z, cameras = render_path(scene, draw_path_times(seed, frames), SIDE, SIDE)
         images[row] = (colours * 255).round().to(torch.uint8).numpy()
         depth[row], extrinsics[row], fov[row] = z.numpy(), cameras.numpy(), scene.fov_rad
     partial = shard.with_name(f"{shard.name}.{os.getpid()}.partial")
@@ -72,14 +72,16 @@ def render_shard(output: Path, first_seed: int, frames: int) -> Path:
 
 
 def main() -> None:
-    """Render shards until the pool holds the wanted scenes; run several at once to go faster."""
+    """Render all shards of a pool, or one worker's share of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/pool"))
-    parser.add_argument("--scenes", type=int, default=6016, help="rounded up to whole shards")
-    parser.add_argument("--frames", type=int, default=12, help="frames per scene")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--worker", type=int, default=0, help="this process's index")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--output", type=Path, default=Path("runs/pool"), help="folder of the pool")
+    parser.add_argument(
+        "--scenes", type=int, default=6016, help="how many, rounded up to shards of 64"
+    )
+    parser.add_argument("--frames", type=int, default=12, help="per scene (default: 12)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the scenes (default: 0)")
+    parser.add_argument("--worker", type=int, default=0, help="index of this process (default: 0)")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     shards = range(-(-options.scenes // SHARD_SCENES))[options.worker :: options.workers]

@@ -1,8 +1,9 @@
 """Train the reference model: `python -m training.train --minutes 60`.
 
-A sitting goes on from the checkpoint in the run folder, trains at a constant rate and, with
-`--decay`, ends in a linear decay to zero. During the decay `decayed.safetensors` is written instead
-of `latest.safetensors`, so that the next sitting goes on from before it unless told otherwise.
+A session resumes from `latest.safetensors` in the run folder if there is one, trains at a constant
+rate and, with `--decay`, ends in a linear decay to zero. During the decay it writes
+`decayed.safetensors` instead, so that the next session resumes from before the decay unless
+`--resume` names another checkpoint.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ from .losses import (
     ATTENTION_BLOCKS,
     FLOW_BLOCK,
     MATCH_BLOCK,
+    Activations,
     AuxiliaryHeads,
-    Taps,
     training_losses,
     weighted_sum,
 )
 from .optimiser import FlatOptimiser, FlatState, new_state
 
 LOG_STEPS = 50
-POOL_STEPS = 100  # between looks for newly rendered shards
+POOL_STEPS = 100  # steps between two searches for newly rendered shards
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line; see `parser`."""
+    """The options of the command line, as `parser` explains them."""
 
     run: Path
     pool: Path
@@ -64,24 +65,25 @@ class Options:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's parser; its fields are those of `Options`."""
+    """Return the parser of the command line, whose arguments are the fields of `Options`."""
     result = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = result.add_argument
     add("--run", type=Path, default=Path("runs/reference"), help="folder of checkpoints and log")
     add("--pool", type=Path, default=Path("runs/pool"), help="folder of rendered training clips")
-    add("--minutes", type=float, default=60.0, help="length of this sitting")
+    add("--minutes", type=float, default=60.0, help="length of this session (default: 60)")
     add(
         "--decay",
         type=float,
         default=0.0,
-        help="last share of the sitting that decays the rate; above 1 it starts below full rate",
+        help="share of the session, at its end, in which the rate decays to 0 (default: 0); "
+        "above 1 the session starts below the full rate",
     )
-    add("--processes", type=int, default=2, help="single-threaded processes on a CPU")
-    add("--device", default="cpu")
+    add("--processes", type=int, default=2, help="single-threaded processes on a CPU (default: 2)")
+    add("--device", default="cpu", help="default: cpu")
     add("--compile", action="store_true", help="compile the blocks; saves a quarter of the time")
-    add("--seed", type=int, default=0)
-    add("--checkpoint-minutes", type=float, default=4.0)
-    add("--resume", type=Path, help="checkpoint to start from; else the newest in the run folder")
+    add("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    add("--checkpoint-minutes", type=float, default=4.0, help="between checkpoints (default: 4)")
+    add("--resume", type=Path, help="checkpoint to resume from (default: the run folder's latest)")
     return result
 
 
@@ -94,36 +96,36 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in _modules(options.seed).parameters())
     clock = torch.zeros(1, dtype=torch.float64).share_memory_()
     context = torch.multiprocessing.get_context("spawn")
-    team = Team(new_state(count, world, device), clock, context.Barrier(world), world)
+    shared = Shared(new_state(count, world, device), clock, context.Barrier(world), world)
     if world == 1:
-        _train(0, options, team)
+        _train(0, options, shared)
     else:
-        spawn(_train, (options, team), nprocs=world)
+        spawn(_train, (options, shared), nprocs=world)
 
 
 @dataclass(frozen=True)
-class Team:
-    """What the processes of a sitting share."""
+class Shared:
+    """State that the processes of a session share."""
 
     state: FlatState
-    clock: Tensor  # [1] float64, seconds since the sitting began, as process 0 sees it
+    clock: Tensor  # [1] float64, seconds since the session began, by process 0's clock
     barrier: Barrier
     world: int
 
 
 def _modules(seed: int) -> nn.ModuleDict:
-    """Model and auxiliary heads with their initial values."""
+    """Return the model and the auxiliary heads with their initial values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         heads = AuxiliaryHeads()
     return nn.ModuleDict({"model": load(weights="random", seed=seed).train(), "heads": heads})
 
 
-class Listener:
-    """Collects what the auxiliary tasks read, by forward hooks.
+class ActivationRecorder:
+    """Records the activations that the auxiliary tasks read, by forward hooks.
 
     Args:
-        model: The model to listen to.
+        model: The model, which keeps the hooks.
     """
 
     def __init__(self, model: ReferenceModel) -> None:
@@ -150,18 +152,18 @@ class Listener:
 
         return hook
 
-    def take(self) -> Taps:
-        """What the last forward pass left."""
+    def take(self) -> Activations:
+        """Return the activations of the last forward pass and forget them."""
         final = self._outputs.pop("final")
         match, flow = (self._outputs.pop(name).view_as(final) for name in ("match", "flow"))
         attended = tuple(self._inputs.pop(index) for index in ATTENTION_BLOCKS)
         start = self._start
-        return Taps(match[:, :, start:], flow[:, :, start:], final[:, :, start:], attended)
+        return Activations(match[:, :, start:], flow[:, :, start:], final[:, :, start:], attended)
 
 
 @contextlib.contextmanager
 def _precision(device: torch.device) -> Iterator[None]:
-    """bf16 matrix products; on a CPU explicit softmax, whose backward pass is the faster one."""
+    """Use bf16 matrix products; on a CPU also explicit softmax, whose backward pass is faster."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, torch.bfloat16))
         if device.type == "cpu":
@@ -170,40 +172,40 @@ def _precision(device: torch.device) -> Iterator[None]:
 
 
 def _compile_blocks(model: ReferenceModel) -> None:
-    """Compile each block for the few shapes that training uses."""
+    """Compile the blocks, once for each of the few shapes that training uses."""
     # The pattern matcher would turn explicit attention back into the fused one.
     torch._inductor.config.pattern_matcher = False
     torch._dynamo.config.recompile_limit = 64
-    # One function for all blocks, so that a shape is compiled once and not once per block.
+    # All blocks share one function, so that a shape is compiled once and not once per block.
     compiled = torch.compile(Block.forward, dynamic=False)
     for block in (*model.aggregator.frame_blocks, *model.aggregator.global_blocks):
         block.forward = MethodType(compiled, block)
 
 
-def _train(rank: int, options: Options, team: Team) -> None:
-    """Be one process of a sitting."""
+def _train(rank: int, options: Options, shared: Shared) -> None:
+    """Run one process of a session."""
     device = torch.device(options.device)
-    if device.type == "cpu" and team.world > 1:
+    if device.type == "cpu" and shared.world > 1:
         torch.set_num_threads(1)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     modules = _modules(options.seed).to(device)
-    optimiser = FlatOptimiser(modules, team.state, rank, team.world, initialise=rank == 0)
+    optimiser = FlatOptimiser(modules, shared.state, rank, shared.world, initialise=rank == 0)
     stable, decayed = (options.run / f"{name}.safetensors" for name in ("latest", "decayed"))
     source = options.resume or (stable if stable.exists() else None)
     progress: dict[str, int | float] = {"step": 0, "clips": 0, "frames": 0, "seconds": 0.0}
-    if source:  # both read the progress; the tensors are shared, so reading them twice is harmless
+    if source:  # every process reads it; writing the shared tensors twice is harmless
         progress = load_checkpoint(source, modules, optimiser)
     compute = _Gradients(modules, optimiser, options, rank)
-    team.barrier.wait()
+    shared.barrier.wait()
     begin, earlier = time.monotonic(), float(progress["seconds"])
-    length, saved, journal = 60.0 * options.minutes, 0.0, Journal(options.run / "log.jsonl")
+    length, saved, log = 60.0 * options.minutes, 0.0, LossLog(options.run / "log.jsonl")
     with Progress(disable=rank > 0) as bar:
         task = bar.add_task("training", total=length)
         while True:
-            if rank == 0:  # one clock for all, or one process stops and the others wait for ever
-                team.clock[0] = time.monotonic() - begin
-            team.barrier.wait()
-            elapsed = float(team.clock[0])
+            if rank == 0:  # one clock for all, or the processes would stop at different steps
+                shared.clock[0] = time.monotonic() - begin
+            shared.barrier.wait()
+            elapsed = float(shared.clock[0])
             decaying = options.decay > 0 and elapsed > (1 - options.decay) * length
             if rank == 0 and elapsed - saved > 60.0 * options.checkpoint_minutes:
                 save_checkpoint(decayed if decaying else stable, modules, optimiser, progress)
@@ -213,15 +215,15 @@ def _train(rank: int, options: Options, team: Team) -> None:
                 break
             step = int(progress["step"])
             losses, clips, frames = compute(step)
-            team.barrier.wait()
+            shared.barrier.wait()
             factor = rate_factor(step, elapsed, length, options.decay)
             norm = optimiser.step(step, factor * MUON_RATE, factor * ADAM_RATE)
             progress["step"] = step + 1
-            progress["clips"] += clips * team.world
-            progress["frames"] += clips * frames * team.world
+            progress["clips"] += clips * shared.world
+            progress["frames"] += clips * frames * shared.world
             progress["seconds"] = earlier + elapsed
             if rank == 0:
-                journal.note(progress, frames, losses, norm, factor)
+                log.add(progress, frames, losses, norm, factor)
                 bar.update(task, completed=elapsed)
     if rank == 0:
         save_checkpoint(decayed if options.decay > 0 else stable, modules, optimiser, progress)
@@ -229,7 +231,7 @@ def _train(rank: int, options: Options, team: Team) -> None:
 
 
 class _Gradients:
-    """Draws this process's batch of a step and fills its gradients."""
+    """Draws this process's batch of a step and computes its gradients."""
 
     def __init__(
         self, modules: nn.ModuleDict, optimiser: FlatOptimiser, options: Options, rank: int
@@ -238,14 +240,14 @@ class _Gradients:
         assert isinstance(model, ReferenceModel)
         assert isinstance(heads, AuxiliaryHeads)
         self._model, self._heads, self._optimiser = model, heads, optimiser
-        self._listener, self._pool = Listener(model), Pool(options.pool)
+        self._recorder, self._pool = ActivationRecorder(model), Pool(options.pool)
         self._seed, self._rank = options.seed, rank
         self._device = torch.device(options.device)
         if options.compile:
             _compile_blocks(model)
 
     def __call__(self, step: int) -> tuple[dict[str, Tensor], int, int]:
-        """Run forward and backward; return the losses, clips and frames per clip."""
+        """Run forward and backward and return the losses, the clips and the frames per clip."""
         if step % POOL_STEPS == 0:
             self._pool.refresh()
         clips, frames = clip_shape(step, self._seed)
@@ -255,23 +257,23 @@ class _Gradients:
         with _precision(self._device):
             predictions = self._model(batch.images)
         shift = 1 + step % max(1, frames - 1)
-        losses = training_losses(predictions, self._listener.take(), self._heads, batch, shift)
+        losses = training_losses(predictions, self._recorder.take(), self._heads, batch, shift)
         weighted_sum(losses).backward()
         return losses, clips, frames
 
 
-class Journal:
-    """Writes means of the losses per clip length as JSON lines.
+class LossLog:
+    """Writes mean losses per clip length as JSON lines.
 
     Args:
-        path: The file; lines are appended.
+        path: The file, to which lines are appended.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sums: dict[str, list[float]] = {}
 
-    def note(
+    def add(
         self,
         progress: dict[str, int | float],
         frames: int,
@@ -279,7 +281,7 @@ class Journal:
         norm: float,
         factor: float,
     ) -> None:
-        """Take up one step's losses; every `LOG_STEPS` steps write a line."""
+        """Add the losses of one step, and write a line every `LOG_STEPS` steps."""
         for name, loss in losses.items():
             self._sums.setdefault(f"{name}_{frames}", []).append(loss.item())
         if int(progress["step"]) % LOG_STEPS:

@@ -14,7 +14,7 @@ from training.checkpoints import export_weights, load_checkpoint, save_checkpoin
 from training.curriculum import clip_shape, rate_factor
 from training.losses import WEIGHTS, AuxiliaryHeads, training_losses, world_points
 from training.optimiser import FlatOptimiser, new_state, orthogonalise
-from training.train import Listener
+from training.train import ActivationRecorder
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_clips_that_no_shard_holds_are_an_error(folder: Path) -> None:
 def test_perfect_predictions_have_no_loss(folder: Path) -> None:
     batch = Pool(folder).sample(2, 3, generator())
     both = modules()
-    listener = Listener(both["model"])
+    recorder = ActivationRecorder(both["model"])
     both["model"](batch.images)
     focal = 32 / torch.tan(batch.fov / 2)
     intrinsics = torch.zeros(2, 3, 3, 3)
@@ -87,7 +87,7 @@ def test_perfect_predictions_have_no_loss(folder: Path) -> None:
         "depth": batch.depth[..., None],
         "depth_conf": torch.full_like(batch.depth, 2.0),
     }
-    losses = training_losses(exact, listener.take(), both["heads"], batch, 1)
+    losses = training_losses(exact, recorder.take(), both["heads"], batch, 1)
     assert losses.keys() == WEIGHTS.keys()
     for name in ("depth", "gradient", "rotation", "translation", "relative", "fov"):
         assert losses[name] < 2e-3, name
