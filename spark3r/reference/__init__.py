@@ -18,7 +18,7 @@ __all__ = ["ReferenceModel", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that importing the package stays cheap."""
+    """Import a public name at its first use, so that importing the package stays fast."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

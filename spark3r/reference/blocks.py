@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..rope import Rope, apply_rope
 
-# Well above VGGT's 0.01: a model trained for hours, not weeks, needs its blocks to count early.
+# VGGT has 0.01. A model that trains for hours needs its blocks to have an effect earlier.
 LAYER_SCALE = 0.2
 
 
@@ -100,7 +100,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        """Update the residual stream.
+        """Return the updated residual stream.
 
         Args:
             x: Tokens `[B, N, C]`.

@@ -1,4 +1,4 @@
-"""What turns tokens into depth and cameras, one frame at a time."""
+"""Heads that turn tokens into depth and cameras, one frame at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Centre of the training scenes' fields of view; the head predicts the logarithm of a factor on it.
+# Typical field of view of the training scenes. The head predicts the logarithm of a factor on it.
 TYPICAL_FOV_RAD = 1.1
 
 
@@ -32,8 +32,8 @@ class CameraHead(nn.Module):
     def forward(self, camera_tokens: Tensor) -> Tensor:
         """Predict poses and fields of view.
 
-        The world is the first camera, so frame 0's pose is the identity by definition, not by
-        prediction; its field of view is predicted like the others'.
+        The world is the first camera, so the pose of frame 0 is set to the identity. Its field of
+        view is predicted like the others.
 
         Args:
             camera_tokens: `[B, S, C]`.

@@ -20,7 +20,9 @@ PATCH_SIZE = 8
 STEM_CHANNELS = (32, 64)  # at 1/2 and 1/4 of the resolution
 SKIP_CHANNELS = (48, 24)  # at 1/4 and 1/2
 FOURIER_BANDS = 4
-FRAMES_AT_A_TIME = 64  # in the stem and the depth head, whose pixels outweigh tokens by far
+FRAMES_AT_A_TIME = (
+    64  # in the stem and the depth head, where pixels need far more memory than tokens
+)
 
 
 class PatchEmbed(nn.Module):
@@ -61,12 +63,12 @@ class PatchEmbed(nn.Module):
 
 
 def fourier_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """Describe each patch's place in the image, whatever the resolution.
+    """Return features of each patch's position in the image, relative to the image's size.
 
     Args:
         height: Rows of the patch grid.
         width: Columns of the patch grid.
-        device: Where to make it.
+        device: Device of the result.
 
     Returns:
         fp32 `[h*w, 2 + 4 * FOURIER_BANDS]`: y and x in (-1, 1), their sines and cosines.
@@ -80,14 +82,14 @@ def fourier_grid(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pieces(frames: int) -> list[slice]:
-    """Cut the frames of the convolutional parts, which would be the peak of a long clip's memory.
+    """Return slices of frames for the convolutional parts, which dominate a long clip's memory.
 
     Args:
-        frames: Frames of all clips together.
+        frames: Number of frames of all clips together.
 
     Returns:
-        Slices of at most `FRAMES_AT_A_TIME` frames; everything at once with gradients, which keep
-        all of it anyway, and in a traced graph, which would unroll them.
+        Slices of at most `FRAMES_AT_A_TIME` frames. With gradients, which keep all activations
+        anyway, and in a traced graph, which would unroll the slices, one slice holds all frames.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return [slice(0, frames)]
@@ -173,8 +175,8 @@ class ReferenceModel(nn.Module):
     """Depth, confidence and cameras of a clip in one pass.
 
     Conventions are VGGT's: the world is the first camera, extrinsics are world-to-camera (OpenCV
-    axes). The unit of length is the mean depth of the first frame, exactly: what the heads say is
-    divided by it.
+    axes). The unit of length is exactly the mean depth of the first frame, because the outputs of
+    the heads are divided by it.
     """
 
     def __init__(self) -> None:

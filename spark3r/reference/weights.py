@@ -18,10 +18,10 @@ def load(
     """Load the reference model, in evaluation mode and fp32.
 
     Args:
-        device: Where the model goes.
+        device: Device of the model.
         weights: `"shipped"` for the trained weights that come with the package, `"random"` for an
             untrained model, or the path of a safetensors file.
-        seed: Seed of random weights; the caller's random state is left alone.
+        seed: Seed of random weights. The caller's random state does not change.
 
     Returns:
         The model.

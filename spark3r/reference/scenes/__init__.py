@@ -1,1 +1,1 @@
-"""Rendered scenes whose geometry is exact: what the reference model was trained on."""
+"""Rendered scenes with exact geometry, on which the reference model was trained."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PERIOD = 8.0  # path time after which the large motion, not the jitter, repeats
+PERIOD = 8.0  # path time after which the large motion repeats; the jitter does not
 KINDS = ("orbit", "walk", "truck", "pan")
 SLOW_SHARE = 0.2
 JITTER_WAVES = 5
@@ -18,9 +18,9 @@ JITTER_WAVES = 5
 class CameraPath:
     """A camera path as a function of path time u; a clip usually covers u in [0, 1].
 
-    World axes follow OpenCV's: x right, y down, z forward; lengths in metres. Progress along the
-    path is nearly proportional to u up to 1, then slows down, turns round at 2 and comes back, so
-    that a path of any length stays inside a bounded region.
+    World axes are OpenCV's (x right, y down, z forward), and lengths are in metres. Progress along
+    the path is nearly proportional to u up to 1, then slows down, turns round at 2 and comes back,
+    so that a path of any length stays inside a bounded region.
     """
 
     kind: str
@@ -35,14 +35,7 @@ class CameraPath:
     jitter_phase: Tensor  # [6, W]
 
     def poses(self, u: Tensor) -> Tensor:
-        """Sample camera-to-world poses.
-
-        Args:
-            u: Path times, float64 `[S]`.
-
-        Returns:
-            float64 `[S, 3, 4]`, camera-to-world.
-        """
+        """Return camera-to-world poses, float64 `[S, 3, 4]`, at path times u, float64 `[S]`."""
         progress = torch.sin(u * (math.pi / 4)) / math.sin(math.pi / 4)
         wave = torch.sin(
             2 * math.pi * self.jitter_frequency * u[:, None, None] + self.jitter_phase
@@ -63,13 +56,10 @@ class CameraPath:
 
 
 def random_path(generator: torch.Generator) -> CameraPath:
-    """Draw a path.
+    """Return a random path.
 
     Args:
-        generator: CPU generator; advanced by a fixed number of draws.
-
-    Returns:
-        The path.
+        generator: CPU generator, which is advanced by a fixed number of draws.
     """
     draw = torch.rand(16, generator=generator, dtype=torch.float64).tolist()
     waves = torch.rand(3, 6, JITTER_WAVES, generator=generator, dtype=torch.float64)
@@ -104,7 +94,7 @@ def random_path(generator: torch.Generator) -> CameraPath:
 
 
 def _rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
-    """Compose camera-to-world rotations `[S, 3, 3]`: roll about z, then pitch, then yaw."""
+    """Return camera-to-world rotations `[S, 3, 3]`: roll about z, then pitch, then yaw."""
     pitch, roll = pitch.expand_as(yaw), roll.expand_as(yaw)
     cy, sy, cp, sp = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin()
     cr, sr = roll.cos(), roll.sin()

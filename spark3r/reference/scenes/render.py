@@ -26,12 +26,12 @@ def rendered_clip(
 ) -> Clip:
     """Render a clip of the scene with this seed.
 
-    Frames lie evenly on the path from time 0 to `span`, so that another number of frames samples
-    the same path more or less densely. A span above 1 goes on along the path, for footage of any
-    length at the usual speed.
+    Frames lie evenly on the path from time 0 to `span`, so that a different number of frames
+    samples the same path more or less densely. A span above 1 continues along the path, for clips
+    of any length at the usual speed.
 
     Args:
-        seed: Scene and path; see `spark3r.reference.scenes.seeds` for which seeds are for what.
+        seed: Seed of scene and path, from a range of `spark3r.reference.scenes.seeds`.
         frames: Number of frames S, at least 1.
         height: Image height in pixels.
         width: Image width in pixels.
@@ -69,12 +69,12 @@ def rendered_clip(
 
 
 def focal_length(scene: Scene, height: int) -> float:
-    """Focal length in pixels of a scene's camera for images of this height."""
+    """Return the focal length in pixels of a scene's camera for images of this height."""
     return 0.5 * height / math.tan(scene.fov_rad / 2)
 
 
 def render_path(scene: Scene, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Render the views at given times of a scene's path.
+    """Render the views at some times of a scene's path.
 
     Args:
         scene: The scene.
@@ -101,7 +101,7 @@ def render_frame(
 ) -> tuple[Tensor, Tensor]:
     """Render one view.
 
-    Textures fade with the pixel's footprint, so one ray a pixel suffices inside a surface; pixels
+    Textures fade with the pixel's footprint, so one ray per pixel suffices inside a surface. Pixels
     at the border of two surfaces take the mean of 2x2 rays.
 
     Args:
@@ -130,13 +130,13 @@ def render_frame(
 
 
 def _directions(pose: Tensor, pixels: Tensor, focal: float) -> Tensor:
-    """World directions `[3, R]` of pixels `[2, R]`; their z in the camera's axes is 1."""
+    """Return world directions `[3, R]` of pixels `[2, R]`, with z = 1 in the camera's axes."""
     camera = torch.cat([pixels / focal, torch.ones(1, pixels.shape[1])])
     return pose[:, :3] @ camera
 
 
 def _borders(face: Tensor) -> Tensor:
-    """Mark pixels of `[H, W]` that have a 4-neighbour of another face."""
+    """Return whether each pixel of `[H, W]` has a 4-neighbour of another face."""
     border = torch.zeros_like(face, dtype=torch.bool)
     vertical = face[1:] != face[:-1]
     horizontal = face[:, 1:] != face[:, :-1]
@@ -148,7 +148,7 @@ def _borders(face: Tensor) -> Tensor:
 
 
 def _shade(scene: Scene, hits: Hits, directions: Tensor, focal: float) -> Tensor:
-    """Texture and light, `[3, R]` in [0, 1]; light depends on the normal, never on the view."""
+    """Return texture times light, `[3, R]` in [0, 1]. Light does not depend on the view."""
     length = (directions * directions).sum(dim=0).sqrt()
     cosine = (hits.normal * directions).sum(dim=0).abs() / length
     footprint = hits.distance / focal / cosine.clamp(min=0.1).sqrt()

@@ -19,7 +19,7 @@ CLEARANCE_M = 0.5  # between the path and any object
 
 @dataclass(frozen=True)
 class Scene:
-    """Surfaces in the order planes, dome, boxes, spheres, cylinders; all fp32, metres.
+    """Surfaces in the order planes, dome, boxes, spheres, cylinders, in fp32 and metres.
 
     A box, sphere or cylinder is a unit shape (half extents, radius and half height 1) in its own
     coordinates `to_local @ (world - centre)`.
@@ -27,7 +27,7 @@ class Scene:
 
     plane_normal: Tensor  # [m, 3] pointing out of the room
     plane_offset: Tensor  # [m] inside is normal . x < offset
-    dome_radius: float  # around the origin; every ray ends there at the latest
+    dome_radius: float  # around the origin, enclosing everything else
     centre: Tensor  # [k, 3]
     to_local: Tensor  # [k, 3, 3]
     counts: tuple[int, int, int]  # boxes, spheres, cylinders
@@ -40,13 +40,10 @@ class Scene:
 
 
 def random_scene(seed: int) -> Scene:
-    """Draw a scene with a camera path through it.
+    """Return the scene of a seed, with a camera path through it. It is the same in every process.
 
     Args:
-        seed: Any non-negative integer; see `spark3r.reference.scenes.seeds`.
-
-    Returns:
-        The scene, the same in every process.
+        seed: Any non-negative integer, from a range of `spark3r.reference.scenes.seeds`.
     """
     generator = torch.Generator().manual_seed(seed)
     path = random_path(generator)
@@ -75,7 +72,7 @@ def random_scene(seed: int) -> Scene:
 
 
 def _enclosure(generator: torch.Generator, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw walls that leave the whole path inside: normals `[m, 3]`, offsets `[m]`."""
+    """Return walls around the whole path: normals `[m, 3]` and offsets `[m]`."""
     draw = torch.rand(4, generator=generator).tolist()
     random_normals = F.normalize(torch.randn(8, 3, generator=generator), dim=1)
     tilt = 0.15 * torch.randn(6, 3, generator=generator)
@@ -83,7 +80,7 @@ def _enclosure(generator: torch.Generator, positions: Tensor) -> tuple[Tensor, T
     angles = 2 * math.pi * draw[0] + math.pi / 2 * torch.arange(4)
     walls = torch.stack([angles.sin(), torch.zeros(4), angles.cos()], dim=1)
     floor = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
-    if draw[1] < 0.4:  # a room, its walls a little crooked
+    if draw[1] < 0.4:  # a room with slightly crooked walls
         normals = F.normalize(torch.cat([floor, walls]) + tilt, dim=1)
     elif draw[1] < 0.7:  # any convex polyhedron, most of it out of sight
         normals = random_normals[: 4 + int(4 * draw[2])]
@@ -100,12 +97,12 @@ def _enclosure(generator: torch.Generator, positions: Tensor) -> tuple[Tensor, T
 def _objects(
     generator: torch.Generator, poses: Tensor, fov: float
 ) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
-    """Place objects in view of the path but clear of it: centres, local frames, counts."""
+    """Return objects that the path sees and does not touch: centres, local frames, counts."""
     wanted = 10 + int(16 * torch.rand(1, generator=generator).item())
     draw = torch.rand(CANDIDATES, 8, generator=generator)
     rotation, _ = torch.linalg.qr(torch.randn(CANDIDATES, 3, 3, generator=generator))
     aspect = 0.35 + 0.65 * torch.rand(CANDIDATES, 3, generator=generator)
-    # Three in four are put in front of the first stretch of the path, where clips usually are.
+    # Three in four lie in front of the first stretch of the path, which most clips cover.
     first_stretch = len(poses) / PERIOD
     stretch = torch.where(draw[:, 0] < 0.75, first_stretch, float(len(poses)))
     pose = poses[(draw[:, 1] * stretch).long()]  # [c, 3, 4]

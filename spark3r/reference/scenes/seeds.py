@@ -1,4 +1,4 @@
-"""Which seeds of the renderer are for what. The ranges never overlap and never change."""
+"""Ranges of the renderer's seeds by purpose. They never overlap and never change."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ NOISE_STD = 0.17
 
 @dataclass(frozen=True)
 class Textures:
-    """Parameters of n surfaces' textures; all fp32."""
+    """Parameters of the textures of n surfaces, in fp32."""
 
     noise: Tensor  # [1, 3, L+1, L+1, L+1] in [-0.5, 0.5], periodic
     rotations: Tensor  # [OCTAVES, 3, 3], so that the lattices of the octaves do not line up
@@ -33,14 +33,11 @@ class Textures:
 
 
 def random_textures(count: int, generator: torch.Generator) -> Textures:
-    """Draw the textures of `count` surfaces.
+    """Return random textures of `count` surfaces.
 
     Args:
         count: Number of surfaces, n.
         generator: CPU generator.
-
-    Returns:
-        The textures.
     """
     noise = torch.rand(1, 3, LATTICE, LATTICE, LATTICE, generator=generator) - 0.5
     for dim in (2, 3, 4):
@@ -65,19 +62,19 @@ def random_textures(count: int, generator: torch.Generator) -> Textures:
 
 
 def shade_texture(textures: Textures, surface: Tensor, points: Tensor, footprint: Tensor) -> Tensor:
-    """Evaluate the textures at surface points.
+    """Return the colours of surface points.
 
-    Waves shorter than a pixel sees are faded out, so that colours do not alias; otherwise a point
-    has the same colour in every view.
+    Waves that are shorter than a pixel are faded out, so that colours do not alias. Apart from that
+    a point has the same colour in every view.
 
     Args:
-        textures: Parameters.
+        textures: Textures of all surfaces.
         surface: Surface of each point, int64 `[R]`.
         points: World coordinates in metres, `[3, R]`.
         footprint: Extent in metres of a pixel on the surface, `[R]`.
 
     Returns:
-        Colours, about [0, 1], `[3, R]`.
+        Colours `[3, R]`, approximately in [0, 1].
     """
     scale = textures.scale[surface]
     offset = textures.offset.T[:, surface]

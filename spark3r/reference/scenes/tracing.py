@@ -1,4 +1,4 @@
-"""First hits of rays from one point, all rays against all surfaces at once."""
+"""Ray tracing: the first hits of rays from one point, for all rays and surfaces at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MISS = 1e6
 
 @dataclass(frozen=True)
 class Hits:
-    """Where R rays end."""
+    """The points where R rays end."""
 
     distance: Tensor  # [R] in units of the ray's direction
     surface: Tensor  # [R] int64
@@ -25,15 +25,12 @@ class Hits:
 
 
 def trace(scene: Scene, origin: Tensor, directions: Tensor) -> Hits:
-    """Intersect rays with the scene.
+    """Return the first hit of every ray, which always exists.
 
     Args:
         scene: The scene; `origin` must lie inside its room and outside its objects.
         origin: Common origin, `[3]`.
-        directions: `[3, R]`, of any length.
-
-    Returns:
-        The first hit of every ray; there always is one.
+        directions: Directions of any length, `[3, R]`.
     """
     approach = scene.plane_normal @ directions  # [m, R]
     gap = scene.plane_offset - scene.plane_normal @ origin
@@ -62,25 +59,25 @@ def trace(scene: Scene, origin: Tensor, directions: Tensor) -> Hits:
 
 
 def _interval(entry: Tensor, leave: Tensor) -> Tensor:
-    """Turn entry and exit into the hit distance, or MISS."""
+    """Return the distance of the hit from entry and exit, or MISS."""
     return torch.where((entry < leave) & (entry > NEAR), entry, MISS)
 
 
 def _slabs(start: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Entry and exit of the slabs |x| < 1, elementwise."""
+    """Return entry and exit of the slabs |x| < 1, elementwise."""
     inverse = direction.reciprocal()
     middle, half = -start * inverse, inverse.abs()
     return middle - half, middle + half
 
 
 def _boxes(start: Tensor, direction: Tensor) -> Tensor:
-    """Hit unit cubes: starts `[k, 3, 1]`, directions `[k, 3, R]` to distances `[k, R]`."""
+    """Return distances `[k, R]` to cubes, from starts `[k, 3, 1]` and directions `[k, 3, R]`."""
     entry, leave = _slabs(start, direction)
     return _interval(entry.amax(dim=1), leave.amin(dim=1))
 
 
 def _quadratic(start: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Entry and exit of the unit ball (disc) over dimension 1; MISS and 0 where there is none."""
+    """Return entry and exit of the unit ball (disc) over dimension 1; MISS and 0 without a hit."""
     a = (direction * direction).sum(dim=1)
     b = (start * direction).sum(dim=1)
     c = (start * start).sum(dim=1) - 1.0
@@ -93,19 +90,19 @@ def _quadratic(start: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _round(start: Tensor, direction: Tensor) -> Tensor:
-    """Hit unit spheres; shapes as for boxes."""
+    """Return distances to unit spheres, with the shapes of `_boxes`."""
     return _interval(*_quadratic(start, direction))
 
 
 def _cylinders(start: Tensor, direction: Tensor) -> Tensor:
-    """Hit unit cylinders along the local z axis; shapes as for boxes."""
+    """Return distances to unit cylinders along z, with the shapes of `_boxes`."""
     side_entry, side_leave = _quadratic(start[:, :2], direction[:, :2])
     cap_entry, cap_leave = _slabs(start[:, 2], direction[:, 2])
     return _interval(torch.maximum(side_entry, cap_entry), torch.minimum(side_leave, cap_leave))
 
 
 def _describe(scene: Scene, distance: Tensor, surface: Tensor, points: Tensor) -> Hits:
-    """Find normals and faces of known hits; coordinates come first, which keeps rows long."""
+    """Return hits with normals and faces. Coordinates come first, which makes for long rows."""
     planes = len(scene.plane_normal)
     kind = scene.kind[surface]
     box, cylinder = kind == BOX, kind == CYLINDER
