@@ -1,4 +1,4 @@
-"""Check that a built wheel carries what an installed package needs: profiles, schema, typing."""
+"""Check that a built wheel holds the packages with their profiles and data, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def main(wheel: str) -> None:
     beside = sorted(n for n in names if n.startswith("spark3r/_profiles/") and n.endswith(".py"))
     if beside:
         raise SystemExit(f"{wheel} has scripts among the profiles: {', '.join(beside)}")
+    folders = {name.partition("/")[0] for name in names} - {"spark3r", "calibrate"}
+    others = sorted(folder for folder in folders if not folder.endswith(".dist-info"))
+    if others:
+        raise SystemExit(f"{wheel} also holds {', '.join(others)}")
     print(f"{Path(wheel).name}: {len(expected)} files checked")
 
 
