@@ -2,10 +2,11 @@
 
     python benchmarks/asymmetry.py --clips 24 --frames 48
 
-runs the reference model on held-out clips under uniform schedules (queries merged, keys and values
-pruned, both; the paper's operators and ours) and under schedules that reduce a single layer. Prints
-tables and writes `asymmetry.json` and `asymmetry.png`. Error is against ground truth on 8 key
-frames, deviation against the dense run; ± is the standard error of the paired difference to dense.
+This script runs the reference model on held-out clips under uniform schedules (queries merged,
+keys and values pruned, or both, with the paper's operators and with ours) and under schedules that
+reduce a single layer. It prints tables and writes `asymmetry.json` and `asymmetry.png`. Errors are
+measured against ground truth on 8 key frames, and deviations against the dense run. ± is the
+standard error of the paired difference to dense.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -30,12 +30,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import NullLocator
+from results_io import RESULTS, write_result
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 import spark3r
+from spark3r.benchmark.treatments import THINNED
 from spark3r.families.registry import detect
 from spark3r.geometry import decode_pose
 from spark3r.identity import fingerprint
@@ -46,15 +48,14 @@ from spark3r.schedule import LayerRule, Operators, Schedule
 from training.evaluate import evaluation_clip, path_times, score, select
 
 FACTORS = (2, 3, 4, 8, 16, 32)
-FIRST_CLIP = 1000  # among the evaluation seeds: none of the evaluation table's scenes
+FIRST_CLIP = 1000  # among the evaluation seeds, beyond the scenes that training.evaluate uses
 PAPER = Operators()
-GRID = Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0)
 IN_FRAME = Operators(group=1)
 SERIES = {
     "queries, groups of 20 frames": ("query", PAPER),
     "keys and values, whole frames": ("key_value", PAPER),
     "both": ("both", PAPER),
-    "keys and values, token stride with mass correction": ("key_value", GRID),
+    "keys and values, token stride with mass correction": ("key_value", THINNED),
     "queries, inside a frame": ("query", IN_FRAME),
 }
 LAYER_SERIES = {"key_value 16": (1, 16), "key_value frame 0 only": (1, 10_000), "query 4": (4, 1)}
@@ -63,7 +64,7 @@ ERRORS = ("rotation_deg", "translation_deg", "auc_30", "abs_rel_aligned")
 
 @dataclass(frozen=True)
 class Run:
-    """One schedule on one clip."""
+    """Result of one schedule on one clip."""
 
     seconds: float
     rotation_deg: float
@@ -76,7 +77,7 @@ class Run:
 
 @contextmanager
 def isolated(model: ReferenceModel) -> Iterator[None]:
-    """Let every global layer see nothing but a token's own frame."""
+    """Restrict every global layer to attention inside frames."""
     tokens = 5 + 64
 
     def forward(attention: Any, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -95,7 +96,7 @@ def isolated(model: ReferenceModel) -> Iterator[None]:
 
 
 def schedules(layers: int, frames: int) -> dict[str, Schedule]:
-    """Every schedule by name, dense aside."""
+    """Return every schedule except dense, by name."""
     found = {}
     for series, (axis, operators) in SERIES.items():
         for factor in FACTORS:
@@ -117,7 +118,7 @@ def schedules(layers: int, frames: int) -> dict[str, Schedule]:
 def run(
     model: ReferenceModel, clip: spark3r.Clip, keys: list[int], dense: dict[str, Tensor] | None
 ) -> tuple[Run, dict[str, Tensor]]:
-    """Run the model as it is now; the deviation is 0 where `dense` is None."""
+    """Run the model in its present state. Deviations are 0 if `dense` is None."""
     start = time.perf_counter()
     output = model(clip.images)
     seconds = time.perf_counter() - start
@@ -139,7 +140,7 @@ def run(
 def measure_clip(
     model: ReferenceModel, seed: int, frames: int, cache: Path | None
 ) -> dict[str, Run]:
-    """Run every schedule on one clip."""
+    """Return the results of every schedule on one clip."""
     todo = schedules(len(model.aggregator.global_blocks), frames)
     _, keys = path_times(frames)
     clip = evaluation_clip(seed, frames, cache)
@@ -156,12 +157,12 @@ def measure_clip(
 
 
 def weights_of(model: ReferenceModel) -> str:
-    """The first digits of the fingerprint of the model's global attention."""
+    """Return the first digits of the fingerprint of the model's global attention."""
     return str(fingerprint(detect(model).attention(model)))[:12]
 
 
 def measure(model: ReferenceModel, options: argparse.Namespace) -> dict[str, list[Run]]:
-    """Run every schedule on every clip; clips finished with these weights are not run again."""
+    """Return the results of every schedule, one per clip. Finished clips do not run again."""
     runs: dict[str, list[Run]] = {}
     folder = options.runs / weights_of(model)
     begin = time.monotonic()
@@ -183,7 +184,7 @@ def measure(model: ReferenceModel, options: argparse.Namespace) -> dict[str, lis
 
 
 def summarise(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
-    """Means over clips, and for errors the paired difference to dense with its standard error."""
+    """Return means over clips; for errors also the paired difference to dense and its error."""
     summary: dict[str, dict[str, float]] = {}
     for name, rows in runs.items():
         entry: dict[str, float] = {"seconds": statistics.median(row.seconds for row in rows)}
@@ -222,9 +223,9 @@ def show(summary: dict[str, dict[str, float]], clips: int, frames: int) -> None:
 
 
 def show_equal_latency(summary: dict[str, dict[str, float]]) -> None:
-    """Print each series at the latencies of merged queries, interpolated between its factors."""
+    """Print every series at the latencies of merged queries, interpolated between factors."""
     table = Table(title="at equal latency")
-    table.add_column("ms of a clip, that of merging queries")
+    table.add_column("ms per clip of merging queries")
     for series in SERIES:
         table.add_column(f"{series}: AUC@30, rotation °", justify="right")
     for factor in FACTORS:
@@ -247,9 +248,9 @@ def show_equal_latency(summary: dict[str, dict[str, float]]) -> None:
 
 
 def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
-    """Draw error and deviation against factor and latency, and the layers' sensitivities.
+    """Draw errors and deviations over factor and latency, and the sensitivity of each layer.
 
-    Bars are the standard error of the paired change against dense.
+    Error bars are the standard error of the paired change against dense.
     """
     figure, axes = plt.subplots(2, 3, figsize=(16, 8.5))
     rows = (("auc_30", "AUC@30 (higher is better)"), ("rotation_deg", "rotation error, degrees"))
@@ -289,7 +290,7 @@ def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
             values = [summary[f"layer {series} | {layer}"][field] for layer in range(layers)]
             places = [layer + 0.27 * (offset - 1) for layer in range(layers)]
             axis.bar(places, values, width=0.27, label=series)
-        axis.set(xlabel="the one global layer that is reduced", ylabel=label)
+        axis.set(xlabel="index of the reduced global layer", ylabel=label)
         axis.legend(fontsize=7)
     figure.suptitle(f"Reference model, {frames} frames: queries against keys and values")
     figure.tight_layout()
@@ -299,35 +300,31 @@ def plot(summary: dict[str, dict[str, float]], path: Path, frames: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--skip", type=int, default=0, help="clips left out at the beginning")
-    parser.add_argument("--frames", type=int, default=48)
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no clip after that long")
+    parser.add_argument("--clips", type=int, default=24, help="how many (default: 24)")
+    parser.add_argument("--skip", type=int, default=0, help="number of clips to skip at the start")
+    parser.add_argument("--frames", type=int, default=48, help="frames per clip (default: 48)")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no clip after this time")
     kept = Path("runs") / "asymmetry"
     parser.add_argument("--runs", type=Path, default=kept, help="folder of finished clips")
-    parser.add_argument("--weights", default="shipped")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "spark3r" / "scenes")
-    default = Path(__file__).with_name("results")
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--weights", default="shipped", help="as for spark3r.reference.load")
+    scenes = Path.home() / ".cache" / "spark3r" / "scenes"
+    parser.add_argument("--cache", type=Path, default=scenes, help="folder of rendered clips")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     model = load(weights=options.weights)
     runs = measure(model, options)
     summary, clips = summarise(runs), len(runs["dense"])
     show(summary, clips, options.frames)
     show_equal_latency(summary)
-    options.output.mkdir(parents=True, exist_ok=True)
     document = {
         "weights": weights_of(model),
         "clips": clips,
         "frames": options.frames,
         "first_seed": EVALUATION[FIRST_CLIP + options.skip],
-        "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
         "schedules": summary,
     }
-    path = options.output / "asymmetry.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_result(document, options.output / "asymmetry.json")
     plot(summary, options.output / "asymmetry.png", options.frames)
 
 

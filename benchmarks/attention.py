@@ -1,11 +1,11 @@
-"""Our attention against dense attention over the number of tokens.
+"""Reduced attention against dense attention, by number of tokens.
 
     python benchmarks/attention.py [--output benchmarks/results/attention.json]
 
-For each number of tokens and pair of factors, in one interleaved run: dense attention, ours
-(matching, merging, attention over kept keys, unmerging), bare attention at the realised lengths,
-and matching with merging and unmerging alone. Selected keys and values are inputs: selecting is
-part of the projection. Then the ways to apply mass correction, against each other.
+For each number of tokens and each pair of factors, this script times in turns: dense attention;
+ours (matching, merging, attention over kept keys, unmerging); bare attention at the realised
+lengths; and matching, merging and unmerging alone. Keys and values are given as they are after
+selection, which is part of the projection. Afterwards it compares ways to apply mass correction.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-# One busy-waiting thread beside another process distorts everything it touches.
+# A thread that waits busily distorts the times of everything that runs beside it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn.functional as F
 from results_io import write_result
 
+from spark3r.benchmark.result import growth_exponent
 from spark3r.layout import TokenLayout
 from spark3r.memory import peak_extra_mb
 from spark3r.reduction import merging
@@ -32,14 +34,14 @@ from spark3r.reduction.pruning import key_value_length, select
 from spark3r.schedule import LayerRule, Operators
 from spark3r.timing import Latency, interleaved
 
-HEADS, DIM = 4, 32  # the reference model's
+HEADS, DIM = 4, 32  # as in the reference model
 GRID, SPECIAL = (8, 8), 5
 TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
 FACTORS = ((1, 4), (1, 16), (2, 8), (4, 25))
 
 
-def measure(tokens: int, limit_s: float) -> list[dict[str, object]]:
-    """Time every pair of factors at one length, all calls in turns."""
+def measure(tokens: int, limit_s: float) -> list[dict[str, Any]]:
+    """Return a row for every pair of factors at one length, with all calls timed in turns."""
     layout = TokenLayout(
         round(tokens / (SPECIAL + math.prod(GRID))), *GRID, SPECIAL, anchor_frame=0
     )
@@ -71,14 +73,14 @@ def measure(tokens: int, limit_s: float) -> list[dict[str, object]]:
                 "ms": ms,
                 "spread_ms": {name: latency.spread_ms for name, latency in timed.items()},
                 "n": taken["dense"].n,
-                "ours_over_bare": paired_ratio(timed["ours"], timed["bare"]),
-                "speed_up": paired_ratio(timed["dense"], timed["ours"]),
+                "ours_over_bare": median_ratio(timed["ours"], timed["bare"]),
+                "speed_up": median_ratio(timed["dense"], timed["ours"]),
                 "matching_share_of_dense": ms.get("matching", 0.0) / ms["dense"],
                 "peak_extra_mb": {
                     "dense": dense_peak_mb,
                     "ours": peak_extra_mb(calls[f"ours {factors}"]),
                 },
-                # the dense path's query, key, value and output
+                # query, key, value and output of the dense path
                 "dense_activations_mb": 4 * query.nbytes / 1e6,
             }
         )
@@ -93,7 +95,7 @@ def reduced_calls(
     rule: LayerRule,
     factors: tuple[int, int],
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Return ours, bare attention at the realised lengths, and matching with merging alone."""
+    """Return the calls of one pair of factors: ours, bare attention, and matching if any."""
     selection = select(layout, rule, query.device)
     assert selection is not None
     kept_key, kept_value = selection.take(key, 2), selection.take(value, 2)
@@ -113,28 +115,29 @@ def reduced_calls(
     return calls
 
 
-def paired_ratio(above: Latency, below: Latency) -> float:
-    """Median over rounds of the ratio inside a round, which a busy machine disturbs least."""
+def median_ratio(above: Latency, below: Latency) -> float:
+    """Return the median of the ratios inside a round, which a busy machine disturbs least."""
     ratios = sorted(a / b for a, b in zip(above.samples_ms, below.samples_ms, strict=True))
     return ratios[len(ratios) // 2]
 
 
-def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, object]]:
-    """Ways to add log-mass to thinned patch keys: their time, and their error against float64."""
+def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, Any]]:
+    """Return time and error against float64 of each way to add log-mass to patch keys."""
     layout = TokenLayout(frames, *GRID, SPECIAL, anchor_frame=0)
     operators = Operators(
         key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0
     )
     selection = select(layout, LayerRule(1, 8, operators), torch.device("cpu"))
     assert selection is not None
-    assert selection.mass is not None
+    mass = selection.mass
+    assert mass is not None
     query = torch.randn(1, HEADS, layout.tokens, DIM)
     key, value = torch.randn(2, 1, HEADS, selection.length, DIM).unbind(0)
     bias = selection.bias(torch.float32)
     assert bias is not None
     mask = bias.view(1, 1, 1, -1)
-    heavy = selection.mass.nonzero().squeeze(1)
-    light = (selection.mass == 0).nonzero().squeeze(1)
+    heavy = mass.nonzero().squeeze(1)
+    light = (mass == 0).nonzero().squeeze(1)
 
     def plain() -> torch.Tensor:
         return F.scaled_dot_product_attention(query, key, value)
@@ -158,7 +161,7 @@ def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, ob
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         first, first_lse = flash(query, key[:, :, light], value[:, :, light])
         second, second_lse = flash(query, key[:, :, heavy], value[:, :, heavy])
-        share = torch.sigmoid(second_lse + selection.mass.max() - first_lse)
+        share = torch.sigmoid(second_lse + mass.max() - first_lse)
         return torch.lerp(first, second, share.unsqueeze(-1))
 
     calls = {
@@ -177,28 +180,29 @@ def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, ob
             "tokens": layout.tokens,
             "keys": selection.length,
             "ms": taken[name].median_ms,
-            "over_no_correction": paired_ratio(taken[name], taken["no correction"]),
+            "over_no_correction": median_ratio(taken[name], taken["no correction"]),
             "largest_error": float((call() - exact).abs().max()),
         }
         for name, call in calls.items()
     ]
 
 
-def growth_exponent(rows: list[dict[str, object]], factors: tuple[int, int]) -> float:
-    """Slope of log time over log tokens, least squares, from 8k tokens on."""
-    chosen = [
-        r
-        for r in rows
-        if (r["query_factor"], r["key_value_factor"]) == factors and r["tokens"] >= 8000
+def growth_from_8k(rows: list[dict[str, Any]], factors: tuple[int, int]) -> float | None:
+    """Return the growth exponent of our time over tokens, from 8,000 tokens on.
+
+    None if fewer than two such numbers of tokens were measured.
+    """
+    points = [
+        (row["tokens"], row["ms"]["ours"])
+        for row in rows
+        if (row["query_factor"], row["key_value_factor"]) == factors and row["tokens"] >= 8000
     ]
-    x = torch.tensor([math.log(r["tokens"]) for r in chosen])
-    y = torch.tensor([math.log(r["ms"]["ours"]) for r in chosen])
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    return growth_exponent(points) if len(points) > 1 else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="numbers of tokens")
     parser.add_argument(
         "--limit", type=float, default=20.0, help="seconds per length (default: 20)"
     )
@@ -221,8 +225,8 @@ def main() -> None:
                     f"{peak:>10.2f}",
                     flush=True,
                 )
-        growth = {f"{q},{kv}": growth_exponent(rows, (q, kv)) for q, kv in FACTORS}
-        print("growth exponent of ours:", {k: round(v, 2) for k, v in growth.items()})
+        growth = {f"{q},{kv}": growth_from_8k(rows, (q, kv)) for q, kv in FACTORS}
+        print("growth exponent of ours:", {k: v and round(v, 2) for k, v in growth.items()})
         correction = [
             row for frames in (48, 128) for row in mass_correction_candidates(frames, 5.0)
         ]
