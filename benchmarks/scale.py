@@ -270,7 +270,7 @@ def gpu(arguments: argparse.Namespace) -> None:
             grid=arguments.grid,
             sensitive=arguments.sensitive,
             backend="fastest",
-            autocast=torch.bfloat16,
+            dtype=torch.bfloat16,
             dense_up_to=once_from,
             once_from=once_from,
             rounds=arguments.rounds,

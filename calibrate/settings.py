@@ -12,7 +12,7 @@ from spark3r.errors import ClipError, Spark3rError
 from spark3r.families.base import Family, unwrap
 from spark3r.families.registry import detect
 from spark3r.patching.patch import is_applied
-from spark3r.runner import HALF, device_of, product_dtype
+from spark3r.runner import HALF, device_of, matmul_dtype
 from spark3r.schedule import Operators
 
 from .budget import Budget
@@ -181,7 +181,7 @@ def make_job(
     root = unwrap(model)
     if is_applied(root):
         raise Spark3rError("the model carries a schedule already: remove it before calibrating")
-    if product_dtype(torch.float32, device_of(root)) != torch.float32:
+    if matmul_dtype(torch.float32, device_of(root)) != torch.float32:
         raise Spark3rError(
             "calibrate is called inside torch.autocast, which would also cover what is computed "
             "from the model's outputs: leave that block and say the precision by dtype="

@@ -124,7 +124,7 @@ class Runner:
             except (RuntimeError, TypeError) as error:
                 if is_out_of_memory(error):
                     raise
-                running = product_dtype(own, device)
+                running = matmul_dtype(own, device)
                 if running not in HALF:
                     raise
                 raise Spark3rError(_does_not_run(error, own, running, device)) from error
@@ -169,7 +169,7 @@ class Runner:
         """
         own, device = dtype_of(next(iter(self.attention.values()))), self.device
         entry = self.family.entry(self.root)
-        return self._seen_at(entry, lambda *_: product_dtype(own, device), images)
+        return self._seen_at(entry, lambda *_: matmul_dtype(own, device), images)
 
     def first_attention_call(self, images: Tensor) -> AttentionCall:
         """Return the call of the first global attention module in a pass of an unpatched model.
@@ -180,7 +180,7 @@ class Runner:
         first, device = next(iter(self.attention.values())), self.device
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionCall:
-            return AttentionCall(module, args, kwargs, product_dtype(torch.float32, device))
+            return AttentionCall(module, args, kwargs, matmul_dtype(torch.float32, device))
 
         return self._seen_at(first, look, images)
 
@@ -305,12 +305,12 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return next(parameters, torch.float32)
 
 
-def product_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
-    """Return the precision that tensors of ``dtype`` are multiplied in, here and now.
+def matmul_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """Return the precision of a product of ``dtype`` matrices under the current autocast.
 
-    That is their own, unless autocast is on where this is called.
+    Without autocast that is ``dtype``.
     """
-    # Asked of a product itself: how to ask autocast differs between versions of torch.
+    # A product itself is asked, because versions of torch differ in how autocast is asked.
     one = torch.ones(1, 1, dtype=dtype, device=device)
     return (one @ one).dtype
 

@@ -192,6 +192,10 @@ class Timer:
         }
 
 
+TIMER = Timer()
+"""The timer of all functions that are not given another."""
+
+
 def samples_to_take(
     seconds: Mapping[str, float], limit_s: float | None, rounds: int = ROUNDS
 ) -> dict[str, int]:

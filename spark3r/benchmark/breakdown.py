@@ -1,8 +1,8 @@
-"""Where the time of a pass goes, and the attention products it computes.
+"""Where the time of a pass goes, and the attention that its global layers compute.
 
-A pass of its own, apart from the timed ones: hooks on modules and functions note which part runs,
-and a clock charges every moment to the innermost. On a device other than the CPU each change of
-part waits for the device, which costs some overlap.
+A profiled pass is not a timed one: hooks on modules and an observer of the reduction's steps note
+which part runs, and a clock charges every moment to the innermost part. On a device other than the
+CPU each change of part waits for the device, which costs some overlap.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..families.base import Family, unwrap
-from ..families.registry import detect
-from ..reduction import merging, unmerging
-from ..runner import device_of
+from ..reduction.steps import observed
+from ..runner import Runner
 from ..sdpa import ReplaceSDPA
 from ..timing import Clock
-from . import fastvggt
 
 PARTS = (
     "encoder",
@@ -37,30 +33,44 @@ PARTS = (
     "heads",
     "other",
 )
-"""``global projections``: of global attention what is in no other part: projections, norms, rotary
-embedding. ``frame attention``: every other attention of the trunk. ``other``: norms, residuals."""
+"""``global projections``: the rest of global attention: projections, norms, rotary embedding.
+``frame attention``: every other attention of the trunk. ``merging``: unmerging too. ``heads``:
+children of the model that are no part of the encoder or the trunk. ``other``: norms, residuals."""
 
 _ENCODERS = ("patch_embed", "encoder")
-
-Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+_PART_OF_STEP = {"matching": "matching", "merging": "merging", "unmerging": "merging"}
 
 
 @dataclass(frozen=True)
-class PassRecord:
-    """What one pass did.
+class SDPACall:
+    """One call of scaled dot-product attention.
 
     Attributes:
-        ms: Milliseconds by part.
-        products: Shapes of query, key and value of every attention product of the global layers,
-            in their order.
-        biased: Whether those products had a bias.
-        dtypes: Of their queries.
+        query: Shape of the queries, ``[B, H, N, D]``.
+        key: Shape of the keys, ``[B, H, M, D]``.
+        value: Shape of the values, ``[B, H, M, D]``.
+        dtype: Precision of the queries.
+        has_bias: True if a bias was added to the logits.
+    """
+
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+    dtype: torch.dtype
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class PassBreakdown:
+    """Parts and attention of one pass.
+
+    Attributes:
+        ms: Milliseconds by part, see `PARTS`.
+        calls: Calls of scaled dot-product attention in the global layers, in their order.
     """
 
     ms: dict[str, float]
-    products: tuple[Shapes, ...]
-    biased: tuple[bool, ...]
-    dtypes: tuple[torch.dtype, ...]
+    calls: tuple[SDPACall, ...]
 
 
 @dataclass
@@ -81,81 +91,74 @@ class _Meter:
 
     def enter(self, part: str) -> None:
         self.charge()
-        # What runs inside the encoder and the heads is theirs, whatever it is.
+        # Everything inside the encoder and the heads belongs to them.
         self.stack.append(self.stack[-1] if self.stack[-1] in ("encoder", "heads") else part)
 
     def leave(self) -> None:
         self.charge()
         self.stack.pop()
 
-
-class _Products:
-    """Charges the products of global attention to ``attention``, and notes their shapes."""
-
-    def __init__(self, meter: _Meter) -> None:
-        self.meter = meter
-        self.shapes: list[Shapes] = []
-        self.biased: list[bool] = []
-        self.dtypes: list[torch.dtype] = []
-
-    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.meter.stack[-1] != "global projections":
-            return F.scaled_dot_product_attention(*args, **kwargs)
-        query, key, value = args[:3]
-        self.shapes.append((tuple(query.shape), tuple(key.shape), tuple(value.shape)))
-        self.biased.append(kwargs.get("attn_mask") is not None)
-        self.dtypes.append(query.dtype)
-        return _charged(F.scaled_dot_product_attention, "attention", self.meter)(*args, **kwargs)
+    @contextmanager
+    def inside(self, part: str) -> Iterator[None]:
+        self.enter(part)
+        try:
+            yield
+        finally:
+            self.leave()
 
 
-def record(
-    model: nn.Module,
-    images: Tensor,
-    family: Family | None = None,
-    clock: Clock = time.perf_counter,
-) -> PassRecord:
+def profile_pass(runner: Runner, images: Tensor, clock: Clock = time.perf_counter) -> PassBreakdown:
     """Run a pass and return where its time went.
 
     Args:
-        model: The model, with whatever is applied to it.
+        runner: The model, with or without a schedule or patch.
         images: ``[S, 3, H, W]`` on the model's device.
-        family: What is known of the model; None recognises it.
-        clock: Seconds.
+        clock: Function that returns seconds.
     """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    device = device_of(model)
+    device = runner.device
     wait = (lambda: None) if device.type == "cpu" else getattr(torch, device.type).synchronize
     meter = _Meter(wait, clock)
+    calls: list[SDPACall] = []
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        if meter.stack[-1] != "global projections":
+            return F.scaled_dot_product_attention(*args, **kwargs)
+        calls.append(_seen(*args, **kwargs))
+        with meter.inside("attention"):
+            return F.scaled_dot_product_attention(*args, **kwargs)
+
     with ExitStack() as stack:
-        for module, part in _modules(root, family):
+        for module, part in _modules(runner):
             stack.enter_context(_hooked(module, part, meter))
-        for home, name, part in (
-            (merging, "match", "matching"),
-            (merging, "merge", "merging"),
-            (merging, "unmerge", "merging"),
-            (unmerging, "unmerge", "merging"),
-            (fastvggt, "joint_places", "matching"),
-        ):
-            charged = _charged(getattr(home, name), part, meter)
-            stack.enter_context(patch.object(home, name, charged))
-        products = _Products(meter)
-        stack.enter_context(ReplaceSDPA(products.attend))
-        with torch.inference_mode():
-            wait()
-            meter.since = clock()
-            model(images[None])
-            meter.charge()
-    return PassRecord(
-        meter.ms, tuple(products.shapes), tuple(products.biased), tuple(products.dtypes)
-    )
+        stack.enter_context(observed(lambda step: meter.inside(_PART_OF_STEP[step])))
+        stack.enter_context(ReplaceSDPA(attend))
+        wait()
+        meter.since = clock()
+        runner.run(images)
+        meter.charge()
+    return PassBreakdown(meter.ms, tuple(calls))
 
 
-def _modules(root: nn.Module, family: Family) -> Iterator[tuple[nn.Module, str]]:
-    entry, attention = family.entry(root), set(family.attention(root).values())
-    for child in root.children():
-        if all(module is not entry for module in child.modules()):
-            yield child, "heads"
+def _seen(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> SDPACall:
+    shapes = (tuple(each.shape) for each in (query, key, value))
+    return SDPACall(*shapes, dtype=query.dtype, has_bias=attn_mask is not None)
+
+
+def _modules(runner: Runner) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the modules whose time is a part of its own, outer ones first."""
+    entry = runner.family.entry(runner.root)
+    attention = set(runner.attention.values())
+    trunk = {
+        module
+        for child in runner.root.children()
+        if any(each is entry or each in attention for each in child.modules())
+        for module in child.modules()
+    }
+    for name, child in runner.root.named_children():
+        if child not in trunk:  # a rotary embedding, say, is shared with the trunk's attention
+            yield child, "encoder" if name in _ENCODERS else "heads"
     for name, module in entry.named_modules():
         last = name.rpartition(".")[2]
         if module in attention:
@@ -177,14 +180,3 @@ def _hooked(module: nn.Module, part: str, meter: _Meter) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
-
-
-def _charged(function: Callable[..., Any], part: str, meter: _Meter) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        meter.enter(part)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            meter.leave()
-
-    return call

@@ -29,6 +29,7 @@ from ..layout import TokenLayout
 from ..patching.handle import Patch
 from ..patching.patch import replace_attention
 from ..reduction import merging
+from ..reduction.steps import step
 from ..runner import Runner
 from ..schedule import LayerRule, Operators
 from ..sdpa import ReplaceSDPA
@@ -123,6 +124,9 @@ def joint_places(hidden: Tensor, plan: JointPlan) -> Tensor:
 def _attend(
     hidden: Tensor, plan: JointPlan, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
 ) -> Tensor:
-    places = joint_places(hidden, plan)
-    query, key, value = (merging.merge(tokens, places, plan.kept) for tokens in (query, key, value))
-    return merging.unmerge(F.scaled_dot_product_attention(query, key, value, **kwargs), places)
+    places = step("matching", joint_places, hidden, plan)
+    query, key, value = (
+        step("merging", merging.merge, tokens, places, plan.kept) for tokens in (query, key, value)
+    )
+    output = F.scaled_dot_product_attention(query, key, value, **kwargs)
+    return step("unmerging", merging.unmerge, output, places)

@@ -2,152 +2,125 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..families.base import Family
-from ..memory import is_out_of_memory, peak_extra_mb
-from ..patching.handle import Patch
-from ..runner import device_of, run
-from ..timing import Call, Clock, Latency, interleaved
-from .breakdown import PassRecord, record
-from .treatments import Treatment
+from ..memory import fits_into_memory, peak_extra_mb
+from ..patching.patch import remove
+from ..runner import Runner
+from ..timing import TIMER, Latency, Timer, Treatment
+from .breakdown import PassBreakdown, SDPACall, profile_pass
+from .treatments import Apply
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One treatment at one length.
+class TreatmentResult:
+    """Measurements of one treatment at one length.
 
     Attributes:
-        latency: Of whole passes.
-        bare: Of the attention products of its global layers alone, at the same lengths on random
-            numbers, in the same turns; None where there are none.
-        peak_mb: How far memory rises in a pass, in MB; None where it cannot be measured.
-        record: Where the time goes.
+        latency: Latency of whole passes.
+        bare: Latency of the attention calls of its global layers alone, at the same lengths on
+            random numbers, timed in the same turns; None where there are none.
+        peak_mb: Rise of memory in a pass, MB; None where it cannot be measured.
+        breakdown: Where the time of a pass goes.
     """
 
     latency: Latency
     bare: Latency | None
     peak_mb: float | None
-    record: PassRecord
+    breakdown: PassBreakdown
 
 
 def measure_side_by_side(
-    model: nn.Module,
+    runner: Runner,
     images: Tensor,
-    treatments: Sequence[Treatment],
+    treatments: Mapping[str, Apply],
     *,
-    family: Family | None = None,
     once: Collection[str] = (),
-    rounds: int = 5,
     limit_s: float | None = None,
-    clock: Clock = time.perf_counter,
+    timer: Timer = TIMER,
     progress: Callable[[str], None] = lambda message: None,
-) -> dict[str, Measurement]:
+) -> dict[str, TreatmentResult]:
     """Measure treatments of a model on one clip, in turns.
 
     Args:
-        model: An unpatched model; it is unpatched again afterwards.
+        runner: An unpatched model; it is unpatched again afterwards.
         images: ``[S, 3, H, W]`` on the model's device.
-        treatments: What to measure. Those that do not fit into memory are left out.
-        family: What is known of the model; None recognises it.
-        once: Names of treatments that run a single time, which gives all that is said of them.
-        rounds: Samples of each other one, in so many rounds.
-        limit_s: Start no further round after so many seconds and three rounds; None for no limit.
-        clock: Seconds; not used for latencies on a CUDA device.
-        progress: Told what is being done.
+        treatments: The treatments by name. One that runs out of memory is left out.
+        once: Names of treatments that run a single time, which gives their whole result.
+        limit_s: Approximate seconds for the samples of all treatments; None for no limit.
+        timer: The timer of the latencies.
+        progress: Callback(message).
     """
-    device = device_of(model)
-    by_name = {treatment.name: treatment for treatment in treatments}
-
-    def one_pass() -> object:
-        return run(model, images)
-
+    device = runner.device
     peaks: dict[str, float | None] = {}
-    records: dict[str, PassRecord] = {}
-    for name, treatment in by_name.items():
+    breakdowns: dict[str, PassBreakdown] = {}
+
+    def first_pass(name: str) -> None:
+        def call() -> None:
+            breakdowns[name] = profile_pass(runner, images, timer.clock)
+
+        peaks[name] = peak_extra_mb(call, device)
+
+    for name, apply in treatments.items():
         progress(f"{len(images)} frames, {name}: memory and parts")
-        with treatment.put_on(model):
-            try:
-                peaks[name], records[name] = _first_pass(model, images, family, clock)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
-    calls: dict[str, Call] = {}
-    for name, pass_record in records.items():
+        with apply():
+            fits_into_memory(lambda name=name: first_pass(name), device)  # type: ignore[misc]
+    timed: list[Treatment] = []
+    for name, breakdown in breakdowns.items():
         if name not in once:
-            calls[name] = one_pass
-        if pass_record.products and name not in ("dense", "wall"):
-            calls[f"bare {name}"] = bare_attention(pass_record, device)
-
-    applied: list[Patch] = []
-
-    def before(name: str) -> None:
-        while applied:
-            applied.pop().remove()
-        if name in by_name:
-            progress(f"{len(images)} frames, {name}")
-            applied.append(by_name[name].put_on(model))
-
+            timed.append(Treatment(name, lambda: runner.run(images), treatments[name], name))
+        if breakdown.calls and name not in ("dense", "wall"):
+            bare = f"bare {name}"
+            timed.append(Treatment(bare, bare_attention(breakdown.calls, device), subject=bare))
     try:
-        # Measuring memory has warmed every pass up.
-        timed = interleaved(
-            calls,
-            before=before,
+        latencies = timer.time_in_turns(
+            timed,
             device=device,
-            rounds=rounds,
-            warm_up_s=0,
             limit_s=limit_s,
-            clock=clock,
+            warmed_up=True,
+            progress=lambda done, total: progress(
+                f"{len(images)} frames: {done} of {total} timed runs"
+            ),
         )
     finally:
-        before("")
+        remove(runner.model)
     return {
-        name: Measurement(
-            timed[name] if name in timed else Latency((sum(pass_record.ms.values()),)),
-            timed.get(f"bare {name}"),
+        name: TreatmentResult(
+            latencies[name] if name in latencies else Latency((sum(breakdown.ms.values()),)),
+            latencies.get(f"bare {name}"),
             peaks[name],
-            pass_record,
+            breakdown,
         )
-        for name, pass_record in records.items()
+        for name, breakdown in breakdowns.items()
     }
 
 
-def _first_pass(
-    model: nn.Module, images: Tensor, family: Family | None, clock: Clock
-) -> tuple[float | None, PassRecord]:
-    seen: list[PassRecord] = []
+def bare_attention(calls: tuple[SDPACall, ...], device: torch.device) -> Callable[[], None]:
+    """Return a function that computes attention calls one after the other on random numbers.
 
-    def call() -> None:
-        seen.append(record(model, images, family, clock))
-
-    peak_mb = peak_extra_mb(call, device_of(model))
-    return peak_mb, seen[0]
-
-
-def bare_attention(seen: PassRecord, device: torch.device) -> Call:
-    """Return a call that computes the products of a pass, one after the other, on random numbers.
-
-    Equal shapes share their numbers. A bias counts as the bias of zeros that it costs as much as.
+    Calls of equal shapes share their numbers. A bias is one of zeros, which costs as much.
     """
-    chosen = list(zip(seen.products, seen.dtypes, seen.biased, strict=True))
+
+    def random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
     tensors = {
-        (shapes, dtype): [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
-        for shapes, dtype, _ in chosen
+        (each.query, each.key, each.value, each.dtype): tuple(
+            random(shape, each.dtype) for shape in (each.query, each.key, each.value)
+        )
+        for each in calls
     }
 
-    def call() -> None:
+    def compute() -> None:
         with torch.inference_mode():
-            for shapes, dtype, has_bias in chosen:
-                query, key, value = tensors[shapes, dtype]
-                bias = key.new_zeros(1, 1, 1, key.shape[2]) if has_bias else None
+            for each in calls:
+                query, key, value = tensors[each.query, each.key, each.value, each.dtype]
+                bias = key.new_zeros(1, 1, 1, key.shape[2]) if each.has_bias else None
                 F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
-    return call
+    return compute

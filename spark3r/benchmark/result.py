@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .breakdown import PARTS
-from .measure import Measurement
+from .measure import TreatmentResult
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def modelled_ms(points: Sequence[tuple[int, float]], frames: int) -> float:
     return frames * (t / s + quadratic * (frames - s))
 
 
-def rows_of(frames: int, tokens: int, measured: dict[str, Measurement]) -> list[Row]:
+def rows_of(frames: int, tokens: int, measured: dict[str, TreatmentResult]) -> list[Row]:
     """Return the rows of one length, with what follows from comparing them."""
     dense, wall = measured.get("dense"), measured.get("wall")
     rows = []
@@ -152,7 +152,7 @@ def rows_of(frames: int, tokens: int, measured: dict[str, Measurement]) -> list[
                 None if wall is None else wall.latency.median_ms / ms,
                 bare,
                 over_bare,
-                each.record.ms,
+                each.breakdown.ms,
             )
         )
     return rows

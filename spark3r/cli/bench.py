@@ -125,7 +125,7 @@ def _bench(options: argparse.Namespace) -> int:
         grid=options.grid,
         sensitive=options.sensitive,
         backend=options.backend,
-        autocast=None if options.dtype == "float32" else getattr(torch, options.dtype),
+        dtype=None if options.dtype == "float32" else getattr(torch, options.dtype),
         dense_up_to=options.dense_up_to,
         once_from=options.once_from,
         cpu_time=options.cpu_time,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import PatchError, Spark3rWarning
 from ..layout import TokenLayout
 from ..reduction.resolve import resolve
-from ..runner import Runner, dtype_name, dtype_of, product_dtype
+from ..runner import Runner, dtype_name, dtype_of, matmul_dtype
 from ..schedule import LayerRule, Schedule
 from .passes import Pass, Passes
 
@@ -294,7 +294,7 @@ class Handle(Patch):
             )
         if self.dtypes:
             own = dtype_of(next(iter(self._modules.values())))
-            running = dtype_name(product_dtype(own, device))
+            running = dtype_name(matmul_dtype(own, device))
             if running not in self.dtypes:
                 self._warn_once(
                     "dtype",

@@ -12,6 +12,7 @@ from ..layout import TokenLayout
 from ..schedule import LayerRule
 from . import merging, unmerging
 from .pruning import KeySelection, key_value_length
+from .steps import step
 
 
 def attend(
@@ -45,13 +46,13 @@ def attend(
     merge_plan = merging.plan(layout, rule, query.device)
     if merge_plan is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    places = merging.match(query, merge_plan)
-    merged = merging.merge(query, places, merge_plan.kept.shape[0])
+    places = step("matching", merging.match, query, merge_plan)
+    merged = step("merging", merging.merge, query, places, merge_plan.kept.shape[0])
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
     assert rule.operators is not None, "resolve the schedule first"
     if rule.operators.unmerge == "linear":
-        return unmerging.unmerge(query, merged, output, places, merge_plan)
-    return merging.unmerge(output, places)
+        return step("unmerging", unmerging.unmerge, query, merged, output, places, merge_plan)
+    return step("unmerging", merging.unmerge, output, places)
 
 
 def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:

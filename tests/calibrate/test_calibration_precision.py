@@ -24,7 +24,7 @@ from calibrate.search.optimizer import study_name
 from calibrate.settings import Settings, make_job
 from spark3r import LayerRule, Operators, Profile, Spark3rError, Spark3rWarning, apply
 from spark3r.prediction import Prediction
-from spark3r.runner import product_dtype
+from spark3r.runner import matmul_dtype
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 JOB = ["--budget", "75%", "--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "1"]
@@ -55,7 +55,7 @@ def assessed(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     assess = calibrate.measure.evaluator.assess
 
     def noted(prediction: Prediction, *args: Any, **kwargs: Any) -> Any:
-        seen.extend((prediction.depth.dtype, prediction.points.dtype, product_dtype(F32, "cpu")))
+        seen.extend((prediction.depth.dtype, prediction.points.dtype, matmul_dtype(F32, "cpu")))
         return assess(prediction, *args, **kwargs)
 
     monkeypatch.setattr(calibrate.measure.evaluator, "assess", noted)

@@ -18,7 +18,7 @@ from spark3r.families.registry import FAMILIES
 from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
 from spark3r.reconstruction import reconstruct
-from spark3r.runner import Runner, autocast, product_dtype
+from spark3r.runner import Runner, autocast, matmul_dtype
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_autocast_counts_and_otherwise_the_parameters(
 ) -> None:
     images = make_images(2, 16, 16)
     assert Runner.of(model.to(parameters), dtype=asked).precision(images) == expected
-    assert product_dtype(F32, CPU) == F32
+    assert matmul_dtype(F32, CPU) == F32
 
 
 def test_none_leaves_autocast_as_it_is_and_float32_turns_it_off(model: nn.Module) -> None:
@@ -63,7 +63,7 @@ def test_none_leaves_autocast_as_it_is_and_float32_turns_it_off(model: nn.Module
         assert Runner.of(model).precision(images) == BF16
         assert Runner.of(model, dtype=F32).precision(images) == F32
         with autocast(CPU, F32):
-            assert product_dtype(F32, CPU) == F32
+            assert matmul_dtype(F32, CPU) == F32
 
 
 def test_a_model_may_turn_autocast_on_by_itself(lowering: nn.Module) -> None:

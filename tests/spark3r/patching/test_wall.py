@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_model import ToyAttention, ToyModel
 
 import spark3r
 from spark3r import LayerRule, PatchError, Schedule
@@ -72,31 +73,6 @@ def test_fewest_keys_are_those_of_a_frame_at_most(frames: int) -> None:
     assert 0 < key_value_length(layout, fewest_keys(layout)) <= layout.tokens_per_frame
 
 
-class Toy(nn.Module):
-    """A model no family knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(3 * 64, 8)
-        self.attn = ToyAttention()
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = nn.functional.unfold(images.flatten(0, 1), 8, stride=8).transpose(1, 2)
-        tokens = self.embed(patches).reshape(images.shape[0], -1, 8)
-        return tokens + self.attn(tokens)
-
-
-class ToyAttention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(8, 24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended: Tensor = nn.functional.scaled_dot_product_attention(q, k, v)
-        return attended.transpose(1, 2).flatten(2)
-
-
 class FullPrecisionQueries(ToyAttention):
     """Queries and keys in float32 also under autocast, where a norm leaves VGGT's."""
 
@@ -107,7 +83,7 @@ class FullPrecisionQueries(ToyAttention):
 
 
 def test_zeros_have_the_precision_of_the_products_they_stand_for() -> None:
-    toy = Toy().eval()
+    toy = ToyModel().eval()
     toy.attn = FullPrecisionQueries()
     runner = Runner.of(toy, generic("attn", patch_size=8), torch.bfloat16)
     seen: list[torch.dtype] = []
@@ -120,7 +96,7 @@ def test_zeros_have_the_precision_of_the_products_they_stand_for() -> None:
 
 
 def test_the_generic_family_has_a_wall_too() -> None:
-    toy = Toy().eval()
+    toy = ToyModel().eval()
     runner = Runner.of(toy, generic("attn", patch_size=8))
     images = torch.rand(3, 3, 16, 16)
     with apply_wall(runner):
