@@ -28,6 +28,7 @@ FAITHFUL = Schedule(
     ),
 )
 LENGTHS = range(4, 16)
+FEW_LENGTHS = (4, 9, 15)  # a short group, a group and a short one, whole groups
 
 
 @pytest.fixture(autouse=True)
@@ -39,20 +40,30 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("unmerge", ["copy", "linear"])
-def test_our_attention_compiles_once_per_length(backend, unmerge):
+@pytest.mark.parametrize(
+    ("unmerge", "backend", "lengths"),
+    [
+        ("copy", "eager", FEW_LENGTHS),
+        ("linear", "aot_eager", FEW_LENGTHS),
+        *(
+            pytest.param(unmerge, backend, LENGTHS, marks=pytest.mark.slow)
+            for unmerge in ("copy", "linear")
+            for backend in ("eager", "aot_eager")
+        ),
+    ],
+)
+def test_our_attention_compiles_once_per_length(unmerge, backend, lengths):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(reduced, fullgraph=True, backend=counter)
     operators = Operators(group=5, unmerge=unmerge, key_value="token_stride", mass_correction=0.5)
     rule = LayerRule(4, 3, operators)
-    for frames in LENGTHS:
+    for frames in lengths:
         layout = TokenLayout(frames, 3, 4, special=2, anchor_frame=0)
         tensors = torch.randn(3, 1, 2, layout.tokens, 4).unbind(0)
         expected = reduced(*tensors, layout, rule)
         for _ in range(2):
             torch.testing.assert_close(compiled(*tensors, layout, rule), expected)
-    assert counter.frame_count == len(LENGTHS)
+    assert counter.frame_count == len(lengths)
 
 
 @pytest.mark.slow

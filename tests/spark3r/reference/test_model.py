@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_models import make_model
 
 import spark3r
 import spark3r.reference.model as architecture
@@ -11,6 +12,7 @@ from spark3r import Schedule
 from spark3r.families.parts import memory
 from spark3r.geometry import decode_pose
 from spark3r.reference import ReferenceModel, load
+from spark3r.reference.model import PAIRS
 from spark3r.rope import apply_rope, make_rope
 
 
@@ -116,12 +118,20 @@ def test_meta_device() -> None:
     assert output["depth"].shape == (2, 7, 64, 96, 1)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_without_graph_break(model: ReferenceModel, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "lengths", "backend"),
+    [
+        (1, (1, 3), "eager"),
+        pytest.param(PAIRS, (1, 2, 3, 6), "eager", marks=pytest.mark.slow),
+        pytest.param(PAIRS, (1, 2, 3, 6), "aot_eager", marks=pytest.mark.slow),
+    ],
+)
+def test_compiles_without_graph_break(pairs: int, lengths: tuple[int, ...], backend: str) -> None:
     torch._dynamo.reset()
+    model = make_model(pairs)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     with torch.no_grad():
-        for frames in (1, 2, 3, 6):
+        for frames in lengths:
             clip = images(frames, 3, 64, 64)
             torch.testing.assert_close(
                 compiled(clip)["depth"], model(clip)["depth"], atol=1e-4, rtol=1e-4
