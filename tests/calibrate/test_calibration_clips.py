@@ -10,7 +10,7 @@ from spark3r import Clip, ClipError
 
 @pytest.fixture(scope="module")
 def clips() -> list:
-    return tiny_job.clips()
+    return tiny_job.clips(6)
 
 
 def test_clips_are_dealt_out_without_overlap(clips: list) -> None:
