@@ -1,4 +1,4 @@
-"""The baselines of an exported schedule: those that are at least as fast as it."""
+"""Baselines of an exported schedule: paper and uniform schedules that are at least as fast."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from spark3r.layout import TokenLayout
 
 
 def comparable_baselines(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:
-    """Return the frontiers of paper and uniform schedules at the latency that ours measured.
+    """Return the frontiers of paper and uniform schedules at the latency of the exported one.
 
-    The latency model may be some percent off, and not by as much for all operators, and a few
-    timings beside ours are as well. A baseline is let in if either has it take no longer: what the
-    model says of both, or what it says scaled, of the paper's operators to the paper finalist as it
-    was measured beside ours, and of the others to ours.
+    The latency model has an error of some percent, which differs between operators, and so have the
+    few timings. A schedule is admitted if one of two estimates says that it is fast enough: the
+    latency model's for both; or the latency model's scaled to measurements, for the paper's
+    operators to the paper finalist's latency and for the others to the exported schedule's.
 
     Args:
         found: A calibration that exported a schedule.
-        short: Token layout of the shortest clip, which bounds the factors.
+        short: Token layout of the shortest clip, which limits the factors.
     """
     model, layout = found.latency.model, found.latency.layout
     measured = {each.name: each for each in found.verification.schedules}
     ours, paper = measured[found.chosen.name], measured.get("paper")
 
     def predicted_ms(schedule: Schedule) -> float:
-        """Return what is predicted beyond the wall."""
+        """Return the predicted latency beyond the wall."""
         return model.predict_ms(schedule, layout) - model.wall_ms(layout)
 
-    def taken_ms(each: VerifiedSchedule) -> float:
+    def measured_ms(each: VerifiedSchedule) -> float:
+        """Return the measured latency beyond the wall."""
         assert each.latency is not None
         return each.latency.median_ms - found.wall_ms
 
-    gains = dict.fromkeys(OPERATORS, taken_ms(ours) / predicted_ms(ours.schedule))
+    scales = dict.fromkeys(OPERATORS, measured_ms(ours) / predicted_ms(ours.schedule))
     if paper is not None:
-        gains[paper.schedule.operators] = taken_ms(paper) / predicted_ms(paper.schedule)
+        scales[paper.schedule.operators] = measured_ms(paper) / predicted_ms(paper.schedule)
 
     def fits(schedule: Schedule) -> bool:
-        taken = predicted_ms(schedule)
-        return taken <= predicted_ms(ours.schedule) or (
-            gains[schedule.operators] * taken <= taken_ms(ours)
+        ms = predicted_ms(schedule)
+        return ms <= predicted_ms(ours.schedule) or (
+            scales[schedule.operators] * ms <= measured_ms(ours)
         )
 
     depth, length = len(ours.schedule.layers), ours.schedule.length

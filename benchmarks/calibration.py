@@ -26,7 +26,6 @@ import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import stages
@@ -50,7 +49,7 @@ from calibration_acceptance import (
     without,
 )
 from quality_cache import OutOfTimeError, QualityCache, add_arguments, factors, open_cache
-from results_io import write_result
+from results_io import print_markdown, write_result
 from stages import Plan
 
 from calibrate.defaults import FRAMES, TRIALS, Source
@@ -62,7 +61,7 @@ ELIMINATION_ROUNDS = (8, 24)
 """Numbers of held-out clips after which baselines that are clearly behind are left out."""
 
 STAGES = ("table", "schedules", "quality", "long", "timing", "accuracy", "default", "twice")
-FIRST_CLIP = 3000  # among the evaluation seeds: none of the evaluation table's or other scripts'
+FIRST_CLIP = 3000  # among the evaluation seeds, beyond those of training.evaluate and other scripts
 SHOWN = (
     *("score.error", "error.depth", "error.rotation_deg", "error.translation_deg"),
     *("error.points", "error.auc_3", "error.auc_30", "error.delta_125", "error.trajectory_step"),
@@ -73,28 +72,44 @@ SHOWN = (
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
-    parser.add_argument("--clips", type=int, default=96, help="held-out clips")
-    parser.add_argument("--long-clips", type=int, default=8, help="those of the target length")
-    parser.add_argument("--target-frames", type=int, default=256)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[50, 25, 10], metavar="PERCENT")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=STAGES,
+        default=STAGES,
+        metavar="STAGE",
+        help=f"stages to run: {', '.join(STAGES)} (default: all)",
+    )
+    parser.add_argument("--clips", type=int, default=96, help="held-out clips (default: 96)")
+    parser.add_argument(
+        "--long-clips", type=int, default=8, help="of the target length (default: 8)"
+    )
+    stages.add_target_frames(parser)
+    stages.add_budgets(parser, [50, 25, 10])
     modes: list[Source] = ["error", "deviation"]
-    parser.add_argument("--mode", nargs="+", choices=get_args(Source), default=modes)
-    parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each search")
+    parser.add_argument(
+        "--mode", nargs="+", choices=get_args(Source), default=modes, help="sources"
+    )
+    parser.add_argument("--trials", type=int, default=TRIALS, help="of each search")
     parser.add_argument("--predicted", action="store_true", help="search without timing")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the searches (default: 0)")
     parser.add_argument(
-        "--rounds", type=int, default=50, help="samples of exported latencies, five a run"
+        "--rounds",
+        type=int,
+        default=50,
+        help="samples of exported schedules, five per run (default: 50)",
     )
     parser.add_argument(
-        "--baseline-rounds", type=int, default=5, help="samples of their baselines'"
+        "--baseline-rounds", type=int, default=5, help="samples of baselines (default: 5)"
     )
-    parser.add_argument("--checks", type=int, default=3, help="samples of the 20 schedules")
-    parser.add_argument("--table-seconds", type=float, default=60.0)
-    parser.add_argument("--budget", default="40%", help="budget of the default run")
-    add_arguments(parser, frames=FRAMES)
-    default = Path(__file__).with_name("results") / "calibration.json"
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument(
+        "--checks", type=int, default=3, help="samples of the 20 schedules (default: 3)"
+    )
+    parser.add_argument(
+        "--table-seconds", type=float, default=60.0, help="for the table (default: 60)"
+    )
+    parser.add_argument("--budget", default="40%", help="of the default run (default: 40%%)")
+    add_arguments(parser, frames=FRAMES, output="calibration.json")
     return parser.parse_args()
 
 
@@ -119,14 +134,14 @@ def main() -> None:
 
 
 def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the stages asked for, show all there is, and return it as a document."""
+    """Run the chosen stages, print all results there are, and return them as a document."""
 
     def at(stage: str, frames: int | None = None) -> Plan:
-        """Return the plan of a stage; one that was not asked for is out of time at once."""
+        """Return the plan of a stage. The deadline of a stage not chosen lies in the past."""
         deadline = plan.cache.deadline if stage in options.only else float("-inf")
         length = plan.cache.frames if frames is None else frames
         return replace(
-            plan, cache=QualityCache(plan.cache.model, length, plan.cache.root, deadline)
+            plan, cache=QualityCache(plan.cache.runner, length, plan.cache.root, deadline)
         )
 
     found = search_all(at("schedules"))
@@ -188,7 +203,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     show_figures(f"{len(runs)} held-out clips of {plan.cache.frames} frames", runs, schedules, ms)
     show_figures(f"{len(long)} held-out clips of {plan.target_frames} frames", long, schedules, ms)
     for name, ratios in slower.items():
-        print(f"out, as it takes longer than ours: {name} ({ratios})")
+        print(f"excluded, slower than ours: {name} ({ratios})")
     print_criteria(judged)
     return {
         **plan.cache.record(),
@@ -216,10 +231,10 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
 def medians_ms(
     rounds: Sequence[Mapping[str, float]], as_in: Sequence[Mapping[str, float]] = ()
 ) -> dict[str, float]:
-    """Return medians over rounds by name, none of no rounds.
+    """Return medians over rounds by name; nothing without rounds.
 
-    With ``as_in`` they are what would have been measured in those rounds, whose wall differs as the
-    machine's speed does; the wall itself is left out.
+    With ``as_in`` they are scaled to the speed that the machine had in those rounds, by the wall,
+    and the wall itself is left out.
     """
     names = rounds[0].keys() if rounds else ()
     if not as_in:
@@ -233,29 +248,28 @@ def medians_ms(
 
 
 def search_all(plan: Plan) -> Found:
-    """Return what the searches found, as far as they are done."""
+    """Return the results of the searches that are done."""
     found: dict[tuple[Source, float], dict[str, Any]] = {}
     for share in plan.shares:
         for mode in plan.modes:
             try:
                 found[mode, share] = stages.searched(plan, mode, share)
             except OutOfTimeError:
-                print(f"{mode}, wall + {share:.0%}: not searched yet")
+                print(f"{mode}, wall + {share:.0%}: not done")
     return found
 
 
 def show_figures(
     title: str, runs: Runs, schedules: Mapping[str, Schedule], ms: Mapping[str, float]
 ) -> None:
-    """Print every metric as Markdown."""
-    means = mean_figures(runs)
-    print(f"\n{title}\n\n| | median ms | " + " | ".join(SHOWN) + " | factors |")
-    print("|---" * (3 + len(SHOWN)) + "|")
-    for name, row in means.items():
-        cells = [f"{row[column]:.4g}" if column in row else "" for column in SHOWN]
+    """Print every metric as a Markdown table."""
+    rows = []
+    for name, means in mean_figures(runs).items():
+        cells = [f"{means[column]:.4g}" if column in means else "" for column in SHOWN]
         timed = f"{ms[name]:.0f}" if name in ms else ""
-        each = factors(schedules[name]) if name in schedules else ""
-        print(f"| {name} | {timed} | {' | '.join(cells)} | {each} |")
+        rows.append((name, timed, *cells, factors(schedules[name]) if name in schedules else ""))
+    print(f"\n{title}\n")
+    print_markdown(("", "median ms", *SHOWN, "factors"), rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What the knapsack should add up: damages or their squares, of which factors?
+"""What the knapsack should sum: degradations or a power of them, at which factors.
 
     python benchmarks/degradation.py [--clips 48] [--budgets 50 25 10]
 
-The knapsack alone, without a search, under three budgets (wall + so many percent of the way to
-dense at the target length; `python benchmarks/calibration.py --only table` times it first), on
-clips that nothing was measured on. Sensitivities are measured at *few* factors, powers of two up to
-4 for queries and 32 for keys and values; *between* takes what lies between them to be linear in the
-logarithm of the factor; *all* is what `calibrate` measures. Compared, clip by clip, with plain sums
-over few.
+This script runs the knapsack without a search under three budgets, each a percentage of the way
+from the wall to dense at the target length (`python benchmarks/calibration.py --only table` times
+it first). The schedules run on clips on which nothing was measured before. Sensitivities come from
+*few* factors (powers of two up to 4 for queries and 32 for keys and values), from few factors with
+the factors *between* them interpolated linearly in the logarithm of the factor, or from *all*
+factors that `calibrate` measures. Every variant is compared by clip with plain sums over few.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 from unittest.mock import patch
 
 import stages
 from calibration_acceptance import compare, mean_figures
 from quality_cache import add_arguments, factors, open_cache
-from results_io import write_result
+from results_io import print_markdown, write_result
 
 import calibrate.measure.sensitivity
 import calibrate.search.candidates
@@ -44,18 +43,23 @@ FIRST = "1, few"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--target-frames", type=int, default=256)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[50, 25, 10], metavar="PERCENT")
-    default = Path(__file__).with_name("results") / "degradation.json"
-    add_arguments(parser, frames=24)
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--clips", type=int, default=48, help="held-out clips (default: 48)")
+    stages.add_target_frames(parser)
+    stages.add_budgets(parser, [50, 25, 10])
+    add_arguments(parser, frames=24, output="degradation.json")
     options = parser.parse_args()
     cache = open_cache(options)
     folder = stages.folder_of(cache)
     table = stages.latency_table(cache, folder, options.target_frames)
     settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-    job = Job(cache.model, cache.family, settings, "deviation", lambda *_: None, lambda _: None)
+    job = Job(
+        cache.runner.model,
+        cache.runner.family,
+        settings,
+        "deviation",
+        lambda *_: None,
+        lambda _: None,
+    )
     target = options.target_frames
     found: dict[str, Schedule] = {}
     tables = {}
@@ -86,21 +90,21 @@ def main() -> None:
     qualities = cache.complete(EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips], found)
     means = mean_figures(qualities)
     print(f"{len(qualities)} clips of {cache.frames} frames; power and factors of the knapsack\n")
-    columns = ("power, factors", "error, %", "deviation, %", "error ÷ first", "deviation ÷ first")
-    print(f"| {' | '.join(columns)} | schedule |\n|{'---|' * 6}")
-    rows = []
+    rows, lines = [], []
     for name, schedule in found.items():
         first = f"{name.partition(':')[0]}: {FIRST}"
         ratios = {
             figure: compare(qualities, name, first, figure) for figure in ("error", "deviation")
         }
         error, deviation = (100 * means[name][f"score.{each}"] for each in ratios)
-        told = " | ".join(str(each) for each in ratios.values())
-        print(f"| {name} | {error:+.1f} | {deviation:.2f} | {told} | {factors(schedule)} |")
+        figures = (f"{error:+.1f}", f"{deviation:.2f}", *ratios.values(), factors(schedule))
+        lines.append((name, *figures))
         kept = {key: None if each is None else asdict(each) for key, each in ratios.items()}
         rows.append(
             {"name": name, "schedule": factors(schedule), "means": means[name], "ratios": kept}
         )
+    columns = ("power, factors", "error, %", "deviation, %", "error ÷ first", "deviation ÷ first")
+    print_markdown((*columns, "schedule"), lines)
     document = {"target_frames": target, "clips": len(qualities), "rows": rows}
     write_result(cache.record() | document, options.output)
 

@@ -41,8 +41,8 @@ SHOWN_FACTORS = (4, 8)
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[24, 48, 128, 256])
-    parser.add_argument("--target-frames", type=int, default=256)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[25, 10], metavar="PERCENT")
+    stages.add_target_frames(parser)
+    stages.add_budgets(parser, [25, 10])
     add_arguments(parser, frames=24, output="lengths.json")
     options = parser.parse_args()
     shortest = open_cache(options)
@@ -65,12 +65,12 @@ def measured_drift(cache: QualityCache) -> pd.DataFrame:
     count = max(1, FRAMES_A_LENGTH // cache.frames)
     seeds = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + count]
     return drift(
-        cache.model,
+        cache.runner.model,
         [rendered_clip(seed, cache.frames) for seed in seeds],
         OPERATORS,
         query_factors=QUERY_FACTORS,
         key_value_factors=KEY_VALUE_FACTORS,
-        family=cache.family,
+        family=cache.runner.family,
     )
 
 

@@ -1,11 +1,12 @@
-"""Does drift, which takes one dense pass a clip, rank layers and factors like end-to-end probes?
+"""Drift against end-to-end probes: do both rank layers and factors alike?
 
     python benchmarks/profilers.py [--clips 6] [--minutes 5]
 
-Drift is measured on calibration clips and probes on held-out ones; how probes on the calibration
-clips rank against those on the held-out ones is the most that drift could reach. *Scaled* is drift
-with a slope per layer and axis, learnt from probes at one factor on the calibration clips
-(`residual_drift.scale_drift`). Spearman per axis, over layers, factors and operators.
+Drift needs one dense pass per clip. It is measured on calibration clips and compared with probes
+on held-out clips. The agreement of probes on calibration clips with those on held-out clips is an
+upper bound. *Scaled* is drift with a slope per layer and axis that is fitted to probes at one
+factor on the calibration clips (`residual_drift.scale_drift`). The figure is Spearman's rank
+correlation over layers, factors and operators, for each axis.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import pandas as pd
 import stages
 from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache, replace_file
-from results_io import write_result
+from results_io import print_markdown, write_result
 
 from calibrate.measure.probe import COLUMNS, probe
 from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
@@ -30,18 +31,18 @@ from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
 QUERY_FACTORS, KEY_VALUE_FACTORS = (2, 4, 8), (2, 4, 8, 16)
 REQUIRED = 0.8
-"""Rank correlation that drift has to reach to be the default."""
+"""Rank correlation that drift must reach to be the default."""
 
-SCALED_BY = 4  # the factor that slopes are learnt at
+SCALED_BY = 4  # the factor at which slopes are fitted
 METRICS = ("score.deviation", "score.error", "score.consistency")
 KEYS = ["operators", "layer", "axis", "factor"]
 
 
 def tables(cache: QualityCache, folder: Path, seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
-    """Return the tables of both profilers, means over clips; each clip is measured once.
+    """Return the tables of both profilers, averaged over clips. Each clip is measured once.
 
     Raises:
-        OutOfTimeError: If they are not all measured in the time given.
+        OutOfTimeError: If the deadline passes before everything is measured.
     """
     found: dict[str, list[pd.DataFrame]] = {"drift": [], "probe": []}
     for seed in seeds:
@@ -64,17 +65,17 @@ def one(cache: QualityCache, seed: int) -> dict[str, pd.DataFrame]:
     factors: dict[str, Any] = {
         "query_factors": QUERY_FACTORS,
         "key_value_factors": KEY_VALUE_FACTORS,
-        "family": cache.family,
+        "family": cache.runner.family,
     }
-    probes = probe(cache.model, dense, OPERATORS, **factors)
+    probes = probe(cache.runner.model, dense, OPERATORS, **factors)
     return {
-        "drift": drift(cache.model, dense.clips, OPERATORS, **factors),
+        "drift": drift(cache.runner.model, dense.clips, OPERATORS, **factors),
         "probe": probes[probes["metric"].isin(METRICS)],
     }
 
 
 def over_clips(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return one table of several clips' tables."""
+    """Return the mean over several clips' tables as one table."""
     whole = pd.concat(each)
     grouped = whole.groupby(["profiler", *KEYS, "metric"], sort=False)["mean"]
     found = grouped.mean().reset_index()
@@ -85,7 +86,9 @@ def over_clips(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clips", type=int, default=6, help="calibration clips, and held-out ones")
+    parser.add_argument(
+        "--clips", type=int, default=6, help="calibration clips, and as many held-out ones"
+    )
     add_arguments(parser, frames=24, output="profilers.json")
     options = parser.parse_args()
     cache = open_cache(options)
@@ -96,7 +99,7 @@ def main() -> None:
     try:
         calibration, held_out = (tables(cache, folder, seeds) for seeds in (first, second))
     except OutOfTimeError:
-        raise SystemExit("not all clips are measured yet: run again to go on") from None
+        raise SystemExit("the time is over before all clips are measured: run again") from None
     rows: list[dict[str, Any]] = []
     first_probe = calibration["probe"]
     for metric in METRICS:
@@ -113,10 +116,14 @@ def main() -> None:
                 rows.append({"profiler": name, "metric": metric, "axis": axis, "spearman": value})
     print(f"{options.clips} and {options.clips} clips of {options.frames} frames\n")
     columns = dict.fromkeys(f"{row['metric']}, {row['axis']}" for row in rows)
-    print("| | " + " | ".join(columns) + " |" + "\n" + "|---" * (1 + len(columns)) + "|")
-    for name in dict.fromkeys(row["profiler"] for row in rows):
-        cells = [f"{row['spearman']:.2f}" for row in rows if row["profiler"] == name]
-        print(f"| {name} | {' | '.join(cells)} |")
+    names = dict.fromkeys(row["profiler"] for row in rows)
+    print_markdown(
+        ("", *columns),
+        [
+            (name, *(f"{row['spearman']:.2f}" for row in rows if row["profiler"] == name))
+            for name in names
+        ],
+    )
     document = {
         **cache.record(),
         "clips": options.clips,

@@ -1,8 +1,9 @@
-"""Quality of schedules on rendered clips, kept on disk so that nothing is measured twice.
+"""Qualities of schedules on rendered clips, cached on disk so that nothing is measured twice.
 
-A folder holds one model (all its parameters and the operators' revision) at one clip length; in it
-each clip has its dense prediction and a JSON file with the quality of every schedule that ran on
-it. Scripts that are stopped, or ask for further clips and schedules, go on from there.
+A folder belongs to one model, with all its parameters and the operators' revision, and to one clip
+length. For each clip it holds the dense prediction and a JSON file with the qualities of all
+schedules that ran on the clip. A script that was stopped, or that needs more clips or schedules,
+continues from these files.
 """
 
 from __future__ import annotations
@@ -17,85 +18,76 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from results_io import RESULTS
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
 from calibrate.measure.quality import Distances, Quality, assess
 from spark3r import Operators, Prediction, Schedule
-from spark3r.env import environment
 from spark3r.errors import Spark3rWarning
-from spark3r.families.base import Family
-from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
 from spark3r.layout import TokenLayout
 from spark3r.metrics import ConsistencyMetrics
 from spark3r.reduction.resolve import clamp
 from spark3r.reference import load
 from spark3r.reference.scenes.render import rendered_clip
-from spark3r.runner import layout_of
+from spark3r.runner import Runner
 from spark3r.schedule import OPERATORS_REVISION
 
 SAVE_EVERY = 10
-"""Schedules after which a clip's file is written."""
+"""Number of schedules after which a clip's file is written."""
 
-
-KEPT = ("depth", "confidence", "extrinsics", "intrinsics")
-"""What is kept of a dense prediction: its points follow."""
+STORED = ("depth", "confidence", "extrinsics", "intrinsics")
+"""Stored parts of a dense prediction. Its points follow from them."""
 
 
 class OutOfTimeError(Exception):
-    """The time that a script was given is over; what was measured is kept."""
+    """The time limit of a script is over. Everything measured so far is stored."""
 
 
 @dataclass
 class QualityCache:
-    """A model and where the qualities of its schedules are kept.
+    """A model, and the stored qualities of its schedules.
 
     Attributes:
-        model: The unpatched model.
-        frames: Length of all clips.
+        runner: The unpatched model.
+        frames: Frames per clip.
         root: Folder of all models and lengths.
-        deadline: Of `time.monotonic`; nothing further is measured after it.
+        deadline: Time, by `time.monotonic`, after which nothing more is measured.
+        folder: Folder of this model and length.
+        layout: Token layout of the clips.
     """
 
-    model: nn.Module
+    runner: Runner
     frames: int
     root: Path
     deadline: float = float("inf")
-    family: Family = field(init=False)
     folder: Path = field(init=False)
     layout: TokenLayout = field(init=False)
 
     def __post_init__(self) -> None:
-        self.family = detect(self.model)
-        whole = fingerprint({"model": self.model}) or "none"
+        whole = fingerprint({"model": self.runner.root}) or "none"
         name = f"{whole[:16]}-{OPERATORS_REVISION}"
         self.folder = self.root / name / str(self.frames)
         self.folder.mkdir(parents=True, exist_ok=True)
         images = rendered_clip(0, 1).images.expand(self.frames, -1, -1, -1)
-        self.layout = layout_of(self.model, images, self.family)
-
-    @property
-    def depth(self) -> int:
-        """Global layers of the model."""
-        return len(self.family.attention(self.model))
+        self.layout = self.runner.layout(images)
 
     def dense(self, seed: int) -> DenseRuns:
         """Return a rendered clip and its dense run."""
         clip = rendered_clip(seed, self.frames)
         path = self.folder / f"{seed}.safetensors"
         if not path.exists():
-            runs = run_dense(self.model, [clip], self.family)
-            tensors = {name: getattr(runs.predictions[0], name).contiguous() for name in KEPT}
+            runs = run_dense(self.runner.model, [clip], self.runner.family)
+            tensors = {name: getattr(runs.predictions[0], name).contiguous() for name in STORED}
             replace_file(path, lambda temporary: save_file(tensors, temporary))
             return runs
-        kept = load_file(path)
-        dense = Prediction.from_depth(*(kept[name] for name in KEPT))
+        stored = load_file(path)
+        dense = Prediction.from_depth(*(stored[name] for name in STORED))
         return DenseRuns((clip,), (dense,), (assess(dense, clip, dense),))
 
     def dense_of(self, seeds: Iterable[int]) -> DenseRuns:
-        """Return rendered clips and their dense runs together."""
+        """Return rendered clips and their dense runs as one object."""
         runs = [self.dense(seed) for seed in seeds]
         return DenseRuns(
             tuple(each.clips[0] for each in runs),
@@ -104,10 +96,10 @@ class QualityCache:
         )
 
     def qualities(self, seed: int, schedules: Iterable[Schedule]) -> tuple[Quality, list[Quality]]:
-        """Return the quality of the dense run and of schedules on one clip, in their order.
+        """Return the quality of the dense run and of each schedule on one clip.
 
         Raises:
-            OutOfTimeError: If it was not all measured in the time given.
+            OutOfTimeError: If the deadline passes before everything is measured.
         """
         path = self.folder / f"{seed}.json"
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -123,14 +115,19 @@ class QualityCache:
                     _write(path, known)
                     if time.monotonic() > self.deadline:
                         raise OutOfTimeError
-                known[key] = asdict(evaluate(self.model, schedule, runs, self.family)[0])
+                known[key] = asdict(
+                    evaluate(self.runner.model, schedule, runs, self.runner.family)[0]
+                )
             _write(path, known)
         return _quality(known["dense"]), [_quality(known[key]) for key, _ in wanted]
 
     def complete(
         self, seeds: Sequence[int], schedules: Mapping[str, Schedule]
     ) -> dict[int, dict[str, Quality]]:
-        """Return qualities by clip and schedule name, dense first; clips not done are left out."""
+        """Return qualities by clip (seed) and schedule name, ``dense`` first.
+
+        Clips that are not finished before the deadline are left out.
+        """
         found = {}
         for seed in seeds:
             try:
@@ -141,23 +138,22 @@ class QualityCache:
         return found
 
     def record(self) -> dict[str, Any]:
-        """Return what a document of results says of the model and its surroundings."""
+        """Return what a result records about the model and the clips."""
         return {
-            "fingerprint": fingerprint(self.family.attention(self.model)),
+            "fingerprint": fingerprint(self.runner.attention),
             "operators_revision": OPERATORS_REVISION,
             "frames": self.frames,
-            "environment": environment(),
         }
 
 
 def effect(schedule: Schedule, layout: TokenLayout) -> str:
-    """Return what a schedule does to clips of a layout; equal texts are equal runs."""
+    """Return the effect of a schedule on clips of a layout as text. Equal texts are equal runs."""
     rules = [clamp(resolved, layout) for resolved in schedule.resolve(layout.frames)]
     return json.dumps([rule.effect(Operators()) for rule in rules])
 
 
 def factors(schedule: Schedule) -> str:
-    """Return a schedule's factors in one line: query/key-value, ~ where patches are thinned."""
+    """Return the factors of each layer in one line: query/key-value, with ~ for thinned patches."""
     return " ".join(
         f"{rule.query}/{rule.key_value}"
         + "~" * ((rule.operators or schedule.operators).key_value == "token_stride")
@@ -166,40 +162,41 @@ def factors(schedule: Schedule) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_suffix(f".{os.getpid()}")
     write(temporary)
     temporary.replace(path)
 
 
-def add_arguments(parser: argparse.ArgumentParser, frames: int, output: str | None = None) -> None:
-    """Add the options that all scripts on measured qualities have.
+def add_arguments(parser: argparse.ArgumentParser, frames: int, output: str) -> None:
+    """Add the options of all scripts that use a quality cache.
 
     Args:
-        parser: Of the script.
-        frames: Default length of the clips.
-        output: Name of the file in ``results`` that the figures go to by default; None adds no
-            ``--output``.
+        parser: Parser of the script.
+        frames: Default number of frames per clip.
+        output: Name of the script's file in `RESULTS`, the default of ``--output``.
     """
     parser.add_argument("--weights", default="shipped", help="as for spark3r.reference.load")
-    parser.add_argument("--frames", type=int, default=frames, help="length of the clips")
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="measure nothing new after so long"
+        "--frames", type=int, default=frames, help=f"frames per clip (default: {frames})"
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs") / "measured", help="folder of raw figures"
+        "--minutes", type=float, default=float("inf"), help="measure nothing more after this time"
     )
-    if output is not None:
-        results = Path(__file__).with_name("results")
-        parser.add_argument("--output", type=Path, default=results / output)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs") / "measured", help="folder of the cache"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS / output, help="JSON file to write")
 
 
 def open_cache(options: argparse.Namespace) -> QualityCache:
-    """Return the bench that the options ask for."""
-    # Some schedules ask for more than short clips allow; the runtime brings their factors down.
+    """Return the quality cache of the options that `add_arguments` adds."""
+    # On short clips the runtime lowers the factors of some schedules, and warns.
     warnings.simplefilter("ignore", Spark3rWarning)
     deadline = time.monotonic() + 60 * options.minutes
-    return QualityCache(load(weights=options.weights), options.frames, options.runs, deadline)
+    return QualityCache(
+        Runner.of(load(weights=options.weights)), options.frames, options.runs, deadline
+    )
 
 
 def _quality(stored: Mapping[str, Any]) -> Quality:

@@ -15,6 +15,15 @@ RESULTS = Path(__file__).parent / "results"
 """Folder of the committed results."""
 
 
+def provenance() -> dict[str, Any]:
+    """Return the command that runs, the day and the environment."""
+    return {
+        "command": "python " + " ".join(sys.argv),
+        "date": date.today().isoformat(),
+        "environment": environment(),
+    }
+
+
 def write_result(document: Mapping[str, Any], output: Path | None) -> None:
     """Write a script's result as JSON, preceded by its command, the day and the environment.
 
@@ -22,13 +31,7 @@ def write_result(document: Mapping[str, Any], output: Path | None) -> None:
         document: The result.
         output: The file to write; its folder is created. None prints the JSON.
     """
-    record = {
-        "command": "python " + " ".join(sys.argv),
-        "date": date.today().isoformat(),
-        "environment": environment(),
-        **document,
-    }
-    text = json.dumps(record, indent=2) + "\n"
+    text = json.dumps(provenance() | dict(document), indent=2) + "\n"
     if output is None:
         print(text, end="")
         return

@@ -1,4 +1,4 @@
-"""Speed at scale: the committed figures, with their bars.
+"""Speed at scale: the committed figures and their acceptance criteria.
 
     python benchmarks/scale.py reference    # about 6 minutes on two cores
     python benchmarks/scale.py da3          # about 6 minutes; needs depth-anything-3
@@ -7,10 +7,11 @@
     python benchmarks/scale.py report       # tables, plot and bars from what was committed
     python benchmarks/scale.py gpu          # about 20 minutes on an H100, an estimate
 
-The first two are `spark3r.benchmark.bench` on the reference model and on Depth-Anything-3 small's
-own code with random weights; ``peer`` times the faithful one of our schedules in turns with
-FastVGGT's merging, ``deviation`` compares all with it on rendered clips, by distance from dense and
-by error. Each writes a JSON under `benchmarks/results/` and prints its bars as met or not met.
+``reference`` and ``da3`` run `spark3r.benchmark.bench` on the reference model and on the code of
+Depth-Anything-3 small with random weights. ``peer`` times our most faithful schedule in turns with
+FastVGGT's merging. ``deviation`` compares our schedules with it on rendered clips, by distance from
+dense and by error. Each writes a JSON file to `benchmarks/results/` and prints whether its
+acceptance criteria are met.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-# One busy-waiting thread beside another process distorts everything it touches.
+# A thread that waits busily distorts the times of everything that runs beside it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from acceptance import print_criteria
 from allocator import keep_freed_memory
 from operators import mean_and_error, relative_error
+from results_io import RESULTS, write_result
 from scale_acceptance import (
     DA3_SCHEDULE,
     OURS,
@@ -49,7 +50,6 @@ from spark3r.benchmark.result import COLUMNS, Row, cells, part_cells
 from spark3r.benchmark.treatments import treatments
 from spark3r.cli.arguments import parse_grid
 from spark3r.cli.tables import print_table
-from spark3r.env import environment
 from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
 from spark3r.loading.load import load_model
@@ -58,14 +58,14 @@ from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
 from spark3r.runner import predict, run
 
-RESULTS = Path(__file__).parent / "results"
 REFERENCE_FRAMES = (128, 256, 512, 1024)
 REFERENCE_SCHEDULES = ("dense", "wall", "paper", OURS, PEER)
 DA3_FRAMES = (64, 128)
 DA3_SCHEDULES = ("dense", "wall", DA3_SCHEDULE)
 DA3_GRID = (8, 10)
-"""112x140 pixels: tokens per frame as few as on the reference model, so that 128 frames run in
-seconds. The less there is in a frame, the less global attention weighs, and the harder the bar."""
+"""Patches per frame, 112x140 pixels. There are about as many tokens per frame as in the reference
+model, so that 128 frames run in seconds. With fewer tokens per frame global attention has a smaller
+share of the time, and the criterion is harder to meet."""
 DEVIATION_CLIPS = {128: 6, 256: 6, 512: 2, 1024: 2}
 DEVIATION_SCHEDULES = ("paper", OURS, PEER)
 
@@ -77,14 +77,12 @@ def progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def write(name: str, record: dict[str, Any]) -> None:
-    command = "python " + " ".join(sys.argv)
-    path = RESULTS / f"scale_{name}.json"
-    path.write_text(json.dumps({"command": command} | record, indent=2) + "\n", encoding="utf-8")
+def path_of(name: str) -> Path:
+    return RESULTS / f"scale_{name}.json"
 
 
 def read(name: str) -> dict[str, Any] | None:
-    path = RESULTS / f"scale_{name}.json"
+    path = path_of(name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -105,7 +103,7 @@ def reference(arguments: argparse.Namespace) -> None:
         cpu_time=arguments.cpu_time,
         progress=progress,
     )
-    write(arguments.name, result.to_dict())
+    write_result(result.to_dict(), path_of(arguments.name))
     print_rows(list(result.rows))
     print_criteria(reference_criteria(list(result.rows)))
 
@@ -120,7 +118,7 @@ def peer(arguments: argparse.Namespace) -> None:
         cpu_time=arguments.cpu_time,
         progress=progress,
     )
-    write("peer", result.to_dict())
+    write_result(result.to_dict(), path_of("peer"))
     print_rows(list(result.rows))
 
 
@@ -135,7 +133,7 @@ def da3(arguments: argparse.Namespace) -> None:
         cpu_time=arguments.cpu_time,
         progress=progress,
     )
-    write("da3", result.to_dict())
+    write_result(result.to_dict(), path_of("da3"))
     print_rows(list(result.rows))
     print_criteria(da3_criteria(list(result.rows)))
 
@@ -174,18 +172,13 @@ def deviation(arguments: argparse.Namespace) -> None:
                     ),
                 }
             )
-    record = {
-        "date": date.today().isoformat(),
-        "environment": environment(),
-        "fingerprint": fingerprint(family.attention(model)),
-        "rows": rows,
-    }
-    write("deviation", record)
+    record = {"fingerprint": fingerprint(family.attention(model)), "rows": rows}
+    write_result(record, path_of("deviation"))
     print_deviation(record)
 
 
 def print_deviation(record: dict[str, Any]) -> None:
-    """Print how far each treatment is from dense, and beside it the peer."""
+    """Print the distance of each schedule from dense, beside that of the peer."""
     columns = ("frames", "clips", "schedule", "log depth %", f"minus {PEER}'s", "rotation deg")
     print_table(
         (*columns, "error vs dense %"),
@@ -213,7 +206,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw time over length, both in powers of two, with the slope of linear growth."""
+    """Draw time over length on logarithmic axes, with the slope of linear growth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -256,7 +249,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def gpu(arguments: argparse.Namespace) -> None:
-    """Real sizes on a GPU: the first model at all lengths, the others at the third."""
+    """Measure real sizes on a GPU: the first model at all lengths, the others at the third."""
     device = torch.device(arguments.device)
     lengths = tuple(arguments.frames or GPU_FRAMES)
     once_from = lengths[min(2, len(lengths) - 1)]
@@ -276,7 +269,7 @@ def gpu(arguments: argparse.Namespace) -> None:
             rounds=arguments.rounds,
             progress=progress,
         )
-        write(f"{device.type}_{name.replace(':', '_')}", result.to_dict())
+        write_result(result.to_dict(), path_of(f"{device.type}_{name.replace(':', '_')}"))
         print_rows(list(result.rows))
         if device.type == "cuda":
             print(f"\ndevice synchronisations in a reduced pass: {synchronisations(model)}")
@@ -284,12 +277,12 @@ def gpu(arguments: argparse.Namespace) -> None:
 
 
 def synchronisations(model: torch.nn.Module) -> int:
-    """Return how often a pass under the paper's schedule makes the host wait for the device."""
+    """Return the number of device synchronisations in a pass under the paper's schedule."""
     (paper,) = treatments(("paper",), model)
     patch = detect(model).facts(model)["patch_size"]
     images = torch.rand(120, 3, 8 * patch, 8 * patch, device="cuda")
     with paper.put_on(model), torch.autocast("cuda", dtype=torch.bfloat16):
-        run(model, images)  # what is made once per layout
+        run(model, images)  # builds what is cached per layout
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
@@ -320,7 +313,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    whats = {
+    measurements = {
         "reference": reference,
         "da3": da3,
         "peer": peer,
@@ -328,21 +321,25 @@ def main() -> None:
         "gpu": gpu,
         "report": report,
     }
-    parser.add_argument("what", choices=whats)
-    parser.add_argument("--frames", type=int, nargs="+", help="other lengths")
-    parser.add_argument("--rounds", type=int, default=3, help="samples of each (default: 3)")
+    parser.add_argument("what", choices=measurements)
+    parser.add_argument("--frames", type=int, nargs="+", help="other lengths than the default ones")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="samples of each schedule (default: 3)"
+    )
     counts = ", ".join(f"{count} of {frames}" for frames, count in DEVIATION_CLIPS.items())
-    parser.add_argument("--clips", type=int, help=f"for deviation (default: {counts} frames)")
+    parser.add_argument("--clips", type=int, help=f"with deviation (default: {counts} frames)")
     parser.add_argument("--cpu-time", action="store_true", help="as for spark3r bench")
-    parser.add_argument("--name", default="reference", help="of the reference run's result")
-    parser.add_argument("--schedules", nargs="+", help="of the reference run")
-    parser.add_argument("--device", default="cuda", help="of gpu (default: cuda)")
-    parser.add_argument("--models", nargs="+", help=f"of gpu (default: {' '.join(GPU_MODELS)})")
-    parser.add_argument("--grid", type=parse_grid, help="of gpu (default: 28x37)")
-    parser.add_argument("--sensitive", type=int, nargs="+", help="of gpu, for other models")
+    parser.add_argument("--name", default="reference", help="with reference: name of the result")
+    parser.add_argument("--schedules", nargs="+", help="with reference: schedules")
+    parser.add_argument("--device", default="cuda", help="with gpu (default: cuda)")
+    parser.add_argument("--models", nargs="+", help=f"with gpu (default: {' '.join(GPU_MODELS)})")
+    parser.add_argument(
+        "--grid", type=parse_grid, help="with gpu: patches per frame (default: 28x37)"
+    )
+    parser.add_argument("--sensitive", type=int, nargs="+", help="with gpu: sensitive layers")
     arguments = parser.parse_args()
     keep_freed_memory()
-    whats[arguments.what](arguments)
+    measurements[arguments.what](arguments)
 
 
 if __name__ == "__main__":

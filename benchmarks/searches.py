@@ -1,13 +1,14 @@
-"""How to search: direct factors or weights on the sensitivities, which sampler, and is it worth it?
+"""Comparison of search designs and samplers, with the knapsack's own schedule as their start.
 
     python benchmarks/searches.py [--mode deviation] [--budget 10] [--minutes 5]
 
-Each design searches with several seeds under one budget, on the same clips and latency table
-(`benchmarks/calibration.py --only table`). *Direct*: two factors and the operators of each layer
-are the parameters, latency is a constraint. *Weights*: parameters weigh the sensitivities, and the
-knapsack turns them into a schedule within the budget (`calibrate.search`). All start from the
-knapsack's own schedule. Shown is the best schedule within the budget after so many trials: its
-score on the clips of the search, and on others that no search saw.
+Each design searches with several seeds under one budget, on the same clips and with the same
+latency table (from `benchmarks/calibration.py --only table`). In the *direct* design the parameters
+are two factors and the operators of each layer, and latency is a constraint. In the *weights*
+design the parameters are weights on the sensitivities, from which the knapsack makes a schedule
+within the budget (`calibrate.search`). The table shows the best schedule within the budget after
+several numbers of trials, with its score on the clips of the search and on clips that no search
+saw.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, get_args
 import optuna
 import stages
 from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache, replace_file
+from results_io import print_markdown, provenance
 
 from calibrate.budget import parse_budget
 from calibrate.defaults import Source
@@ -40,7 +42,7 @@ from spark3r.schedule import LengthRule
 
 FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds
 PROFILED = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + 8]
-STARTUP = 5  # random trials before a sampler trusts its model
+STARTUP = 5  # random trials before a sampler uses its model
 DESIGNS = ("weights TPE", "weights GP", "direct TPE", "direct GP", "weights random")
 QUERIES = tuple(factor for factor in OFFERED if factor <= max(QUERY_FACTORS))
 KEYS = tuple(factor for factor in OFFERED if factor <= max(KEY_VALUE_FACTORS))
@@ -50,7 +52,7 @@ Propose = Callable[[optuna.Trial], Schedule]
 
 
 def by_weights(space: Space, budget_ms: float) -> Propose:
-    """Propose the knapsack's answer to weighted damages."""
+    """Return a function that proposes the knapsack's schedule for weighted sensitivities."""
 
     def propose(trial: optuna.Trial) -> Schedule:
         names = space.parameters()
@@ -63,7 +65,7 @@ def by_weights(space: Space, budget_ms: float) -> Propose:
 
 
 def directly(space: Space) -> Propose:
-    """Propose factors and operators of each layer, whatever they cost."""
+    """Return a function that proposes factors and operators of each layer, at any latency."""
 
     def propose(trial: optuna.Trial) -> Schedule:
         rules = [
@@ -80,7 +82,7 @@ def directly(space: Space) -> Propose:
 
 
 def as_direct(schedule: Schedule) -> dict[str, int]:
-    """Return the parameters of `directly` that propose a schedule."""
+    """Return the parameters with which `directly` proposes a schedule."""
     found: dict[str, int] = {}
     for layer, rule in enumerate(schedule.layers):
         found[f"query {layer}"] = QUERIES.index(rule.query)
@@ -100,7 +102,7 @@ def sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
 
 class Task:
-    """One budget and mode: what is searched, and how schedules are scored."""
+    """Search space and scores for one budget and one mode."""
 
     def __init__(self, options: argparse.Namespace, cache: QualityCache) -> None:
         self.cache, self.mode = cache, options.mode
@@ -112,7 +114,14 @@ class Task:
         self.searched = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + options.search_clips]
         self.others = EVALUATION[FIRST_OTHER : FIRST_OTHER + options.clips]
         settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-        job = Job(cache.model, cache.family, settings, self.mode, lambda *_: None, lambda _: None)
+        job = Job(
+            cache.runner.model,
+            cache.runner.family,
+            settings,
+            self.mode,
+            lambda *_: None,
+            lambda _: None,
+        )
         problem = Problem(
             sensitivity=sensitivities(job, cache.dense_of(PROFILED)),
             source=self.mode,
@@ -128,7 +137,7 @@ class Task:
         self.space, self.knapsack, self.predict_ms = problem.space, knapsack, problem.predict_ms
 
     def scores(self, schedule: Schedule, seeds: Sequence[int]) -> list[float]:
-        """Return the score on each clip."""
+        """Return the score of a schedule on each clip."""
         found = []
         for seed in seeds:
             dense, (run,) = self.cache.qualities(seed, [schedule])
@@ -136,7 +145,7 @@ class Task:
         return found
 
     def search(self, name: str, seed: int, trials: int) -> dict[str, Any]:
-        """Return a search's trials: latency as a share of the budget, score, and the schedule."""
+        """Return the trials of a search: latency as a share of the budget, score and schedule."""
         design, by = name.split()
         key = f"{self.mode}-{self.budget_ms:.3f}-{self.cache.frames}-{len(self.searched)}"
         path = self.folder / f"{key}-{design}-{by}-{seed}-{trials}.json"
@@ -169,7 +178,7 @@ class Task:
 def summary(
     task: Task, design: str, seed: int, found: dict[str, Any], known: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return what one search had found after so many trials, on its clips and on others."""
+    """Return the best schedules of a search by number of trials, on its clips and on others."""
     rows = []
     trials = found["trials"]
     for count in [count for count in SHOWN if count <= len(trials)]:
@@ -194,37 +203,44 @@ def summary(
 
 
 def show(rows: Sequence[dict[str, Any]], task: Task, known: Sequence[float]) -> None:
-    """Print the table as Markdown: means over seeds, and their range."""
+    """Print means over seeds and their ranges as a Markdown table."""
     print(
         f"knapsack: {statistics.fmean(task.scores(task.knapsack, task.searched)):.4f} on "
         f"{len(task.searched)} clips of the search, {statistics.fmean(known):.4f} on "
         f"{len(known)} others\n"
     )
-    print("| design | trials | within the budget | on its clips | on others | sampler s/trial |")
-    print("|---|---|---|---|---|---|")
+    cells = []
     for design in dict.fromkeys(row["design"] for row in rows):
         for count in sorted({row["trials"] for row in rows}):
             some = [r for r in rows if r["design"] == design and r["trials"] == count]
-            cells = [f"{design} | {count} | {statistics.fmean(r['feasible'] for r in some):.1f}"]
+            row = [design, count, f"{statistics.fmean(r['feasible'] for r in some):.1f}"]
             for name in ("searched", "others"):
-                values = [row[name] for row in some]
-                cells.append(
+                values = [each[name] for each in some]
+                row.append(
                     f"{statistics.fmean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
                 )
-            cells.append(f"{statistics.fmean(r['sampling_s'] for r in some):.2f}")
-            print(f"| {' | '.join(cells)} |")
+            cells.append([*row, f"{statistics.fmean(r['sampling_s'] for r in some):.2f}"])
+    columns = ("design", "trials", "within the budget", "on its clips", "on others")
+    print_markdown((*columns, "sampler s/trial"), cells)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mode", choices=get_args(Source), default="deviation")
-    parser.add_argument("--budget", type=float, default=10, help="percent from wall to dense")
-    parser.add_argument("--target-frames", type=int, default=256)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--search-clips", type=int, default=4)
-    parser.add_argument("--clips", type=int, default=12, help="clips that no search saw")
-    parser.add_argument("--designs", nargs="+", default=DESIGNS)
+    parser.add_argument(
+        "--mode", choices=get_args(Source), default="deviation", help="quality source"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=10,
+        help="percent of the way from wall to dense (default: 10)",
+    )
+    stages.add_target_frames(parser)
+    parser.add_argument("--trials", type=int, default=40, help="per search (default: 40)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--search-clips", type=int, default=4, help="per search (default: 4)")
+    parser.add_argument("--clips", type=int, default=12, help="unseen clips (default: 12)")
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=DESIGNS)
     add_arguments(parser, frames=24, output="searches.json")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -238,11 +254,10 @@ def main() -> None:
                 found = task.search(design, seed, options.trials)
                 rows += summary(task, design, seed, found, known)
     except OutOfTimeError:
-        raise SystemExit("not all searches are done yet: run again to go on") from None
+        raise SystemExit("the time is over before all searches are done: run again") from None
     show(rows, task, known)
     document = {
-        "command": f"python benchmarks/searches.py --mode {options.mode}"
-        f" --budget {options.budget:g}",
+        **provenance(),
         **task.cache.record(),
         "target_frames": options.target_frames,
         "search_clips": len(task.searched),

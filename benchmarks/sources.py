@@ -230,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     cache = open_cache(options)
     first = FIRST_CLIP + options.skip
-    todo = schedules(cache.depth)
+    todo = schedules(cache.runner.depth)
     runs = cache.complete(EVALUATION[first : first + options.clips], todo)
     print(f"{len(runs)} of {options.clips} clips of {options.frames} frames, {len(todo)} schedules")
     if len(runs) < max(4, options.clips):

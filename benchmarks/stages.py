@@ -1,12 +1,13 @@
-"""What `benchmarks/calibration.py` measures, stage by stage, each kept on disk and gone on with.
+"""Stages of `benchmarks/calibration.py`. Each stores its result on disk and can be resumed.
 
-Stages that time something want the machine to themselves. All searches share one latency table;
-like a calibration of its own, each still times what it is about to export, unless it is told to
-take the latency model's word for that too.
+Stages that time something need an otherwise idle machine. All searches share one latency table.
+As any calibration does, each search times the schedules it is about to export, unless latencies
+are to be predicted only.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -48,33 +49,33 @@ from spark3r import Schedule
 from spark3r.patching.patch import remove
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
-from spark3r.runner import predict, run
+from spark3r.runner import run
 from spark3r.timing import Call, Latency, interleaved, measure
 
 CHECKED = 20
-"""Schedules that the latency model is checked on."""
+"""Number of schedules on which the latency model is checked."""
 
 QUERY_RANGE, KEY_VALUE_RANGE = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Factors that those schedules are drawn from."""
+"""Factors of these schedules."""
 
 FIRST_CLIP = 100
-"""Among the calibration seeds: none of those that `calibrate` takes by itself."""
+"""First clip among the calibration seeds, beyond those that `calibrate` uses by default."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """Settings of all stages.
 
     Attributes:
-        cache: The model, and quality at the calibration length.
-        folder: Where all but qualities is kept.
-        target_frames: Length that budgets hold for.
+        cache: The model, and its qualities at the calibration length.
+        folder: Folder of all results except qualities.
+        target_frames: Frames that budgets hold for.
         shares: Budgets, as shares of the way from the wall to dense.
-        modes: What schedules are searched by.
-        trials: Trials of each search beyond those it starts from.
-        seed: Of the searches.
-        table: The latency table of all searches.
-        predicted: Whether searches time nothing and take the latency model's word.
+        modes: Quality sources, with one search each.
+        trials: Trials of each search after the initial schedules.
+        seed: Seed of the searches.
+        table: Latency table of all searches.
+        predicted: Whether searches use predicted latencies and time nothing.
     """
 
     cache: QualityCache
@@ -89,58 +90,78 @@ class Plan:
 
 
 def folder_of(cache: QualityCache) -> Path:
-    """Return where all but qualities is kept of a model."""
+    """Return the folder of a model's results except qualities."""
     return cache.root.parent / "calibration" / cache.folder.parent.name
 
 
+def add_target_frames(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the length that budgets hold for."""
+    parser.add_argument(
+        "--target-frames", type=int, default=256, help="frames that budgets hold for (default: 256)"
+    )
+
+
+def add_budgets(parser: argparse.ArgumentParser, default: list[float]) -> None:
+    """Add the option for the budgets."""
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=default,
+        metavar="PERCENT",
+        help=f"of the way from wall to dense (default: {' '.join(map(str, default))})",
+    )
+
+
 def footage(frames: int) -> Tensor:
-    """Return the frames that latencies are measured on, ``[S, 3, H, W]``."""
+    """Return the images that latencies are measured on, ``[S, 3, H, W]``."""
     return clip_of_length(rendered_clip(CALIBRATION[FIRST_CLIP], 48).images, frames)
 
 
 def latency_table(
     cache: QualityCache, folder: Path, target_frames: int, limit_s: float | None = None
 ) -> LatencyTable:
-    """Return the latency table at the target length, measured once.
+    """Return the latency table at the target length, which is measured once.
 
     Args:
         cache: The model.
-        folder: From `folder_of`.
-        target_frames: The target length.
-        limit_s: Seconds that its layers, and again its passes, may take; None measures nothing.
+        folder: Folder from `folder_of`.
+        target_frames: Frames of the target length.
+        limit_s: Approximate seconds for the layers, and again for the passes; None measures
+            nothing.
 
     Raises:
-        SystemExit: If it is not there and may not be measured.
+        SystemExit: If it does not exist and must not be measured.
     """
     path = folder / f"table-{target_frames}.pickle"
     if not path.exists():
         if limit_s is None:
             raise SystemExit(
-                f"latencies at {target_frames} frames are not known: "
+                f"latencies at {target_frames} frames were not measured yet: run "
                 f"python benchmarks/calibration.py --only table --target-frames {target_frames}"
             )
         images = footage(target_frames)
         table = measure_latency(
-            cache.model, images, OPERATORS, family=cache.family, limit_s=limit_s
+            cache.runner.model, images, OPERATORS, family=cache.runner.family, limit_s=limit_s
         )
         replace_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(table)))
-    found: LatencyTable = pickle.loads(path.read_bytes())  # written above, by this program
+    found: LatencyTable = pickle.loads(path.read_bytes())  # a file that this program wrote
     return found
 
 
 def budget_ms(table: LatencyTable, share: float) -> float:
-    """Return the budget that lies so far from the wall to dense, per clip."""
+    """Return the budget in milliseconds per clip of a share of the way from the wall to dense."""
     return table.wall_ms + share * (table.dense_ms - table.wall_ms)
 
 
 def timing_rounds(
     plan: Plan, path: Path, treatments: Mapping[str, Treatment], rounds: int
 ) -> list[dict[str, float]]:
-    """Time treatments in turns until each has so many samples; return them round by round.
+    """Return latencies in milliseconds by name of treatments timed in turns, by round.
 
-    Every other round goes backwards. A round holds each treatment once, so that all figures of a
-    round are from the same minutes; treatments that do the same are timed once. Rounds that lack a
-    treatment are not counted.
+    A round times each treatment once, so that all its figures are from the same minutes. Every
+    other round goes backwards. Treatments with the same effect are timed once. Stored rounds that
+    lack a treatment do not count.
     """
     layout = plan.table.layout
     keys = {
@@ -151,7 +172,11 @@ def timing_rounds(
     kept: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
     done = [each for each in kept if different.keys() <= each.keys()]
     if len(done) < rounds:
-        images, model, family = footage(plan.target_frames), plan.cache.model, plan.cache.family
+        images, model, family = (
+            footage(plan.target_frames),
+            plan.cache.runner.model,
+            plan.cache.runner.family,
+        )
 
         def before(key: str) -> None:
             apply_treatment(model, different[key], family)
@@ -175,14 +200,13 @@ def timing_rounds(
 
 
 def accuracy(plan: Plan, rounds: int) -> FitReport | None:
-    """Return how well the latency model predicts stratified schedules; None if not yet timed.
+    """Return how well the latency model predicts stratified schedules; None if they are not timed.
 
-    The machine may have become slower or faster since the table was timed, which dense and the wall
-    show: what both take together is made equal. (The wall alone is short, and a disturbed one would
-    shift everything.)
+    The speed of the machine may have changed since the table was timed. Latencies are scaled so
+    that dense and the wall together take as long as then. The wall alone is too short for that.
     """
     table = plan.table
-    depth = plan.cache.depth
+    depth = plan.cache.runner.depth
     schedules = stratified_schedules(
         CHECKED, depth, OPERATORS, QUERY_RANGE, KEY_VALUE_RANGE, table.model, table.layout
     )
@@ -230,12 +254,12 @@ def calibration(
     selection_clips: int = SELECTION_CLIPS,
     trials: int | None = None,
 ) -> Calibration:
-    """Return a calibration for a budget, as a share of the way from the wall to dense."""
+    """Return a calibration for a budget that is a share of the way from the wall to dense."""
     table, first = plan.table, FIRST_CLIP + 1
     seeds = CALIBRATION[first : first + search_clips + selection_clips + 1]
     footage = [rendered_clip(seed, plan.cache.frames) for seed in seeds]
     settings = Settings(
-        # As a share of dense it follows the machine's speed of the moment.
+        # A share of dense follows the present speed of the machine.
         budget=parse_budget(f"{100 * budget_ms(table, share) / table.dense_ms:.6f}%"),
         target_frames=plan.target_frames,
         trials=plan.trials if trials is None else trials,
@@ -245,19 +269,21 @@ def calibration(
         resume=storage is not None and storage.exists(),
         cache=plan.folder / "sensitivities",
     )
-    # What is held out here is not looked at: the quality stage has clips of its own.
+    # The held-out clip is not used: the quality stage has clips of its own.
     split = Split(
         tuple(footage[:search_clips]), tuple(footage[search_clips:-1]), tuple(footage[-1:])
     )
     with _given(table, plan.predicted):
-        return calibrate.pipeline.run(plan.cache.model, split, settings, family=plan.cache.family)
+        return calibrate.pipeline.run(
+            plan.cache.runner.model, split, settings, family=plan.cache.runner.family
+        )
 
 
 def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
     """Return the result of the search for a mode and budget, with its baselines by name.
 
     Raises:
-        OutOfTimeError: If it is not done yet and the time is over.
+        OutOfTimeError: If the search is not done and the deadline has passed.
     """
     length = f"{plan.cache.frames}-{plan.target_frames}"
     stem = f"{mode}-{share:g}-{length}-{plan.seed}"
@@ -291,7 +317,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
         text = json.dumps(document, indent=1)
         replace_file(path, lambda temporary: temporary.write_text(text))
     document = json.loads(path.read_text())
-    # What its kind is compared by takes no longer than ours; the finalists themselves may.
+    # Paper and uniform finalists may be slower than ours; the baselines of these kinds are not.
     document["schedules"] = {
         kind: decode(each["schedule"])
         for kind, each in document["finalists"].items()
@@ -301,9 +327,9 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
 
 
 def twice(plan: Plan) -> bool | None:
-    """Return whether two small searches with one seed and table try and choose the same.
+    """Return whether two small searches with one seed and table have the same trials and choice.
 
-    None if that is not known and the time is over.
+    None if they did not run and the deadline has passed.
     """
     path = plan.folder / f"twice-{plan.cache.frames}-{plan.target_frames}-{plan.seed}.json"
     if not path.exists():
@@ -331,9 +357,9 @@ def twice(plan: Plan) -> bool | None:
 
 
 def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
-    """Return how long `calibrate --budget` takes with no other argument, step by step.
+    """Return the time of `calibrate --budget` without other options, with its JSON summary.
 
-    The profile stays beside what is kept of it. None if that is not known and the time is over.
+    The profile is stored beside it. None if it did not run and the deadline has passed.
     """
     path = plan.folder / f"default-{budget}.json".replace("%", "pct")
     if not path.exists():
@@ -341,25 +367,25 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             return None
         with tempfile.TemporaryDirectory() as folder:
             output = path.with_suffix(".profile.json")
-            for path_of_it in (output, output.with_suffix(".journal")):
-                path_of_it.unlink(missing_ok=True)
-            told = io.StringIO()
+            for earlier in (output, output.with_suffix(".journal")):
+                earlier.unlink(missing_ok=True)
+            printed = io.StringIO()
             begin = time.monotonic()
             with (
                 patch.dict("os.environ", {"XDG_CACHE_HOME": folder}),
-                contextlib.redirect_stdout(told),
+                contextlib.redirect_stdout(printed),
             ):
                 status = cli.main(["--budget", budget, "--output", str(output), "--json"])
             total_s = time.monotonic() - begin
             if status != 0:
-                raise RuntimeError(f"calibrate --budget {budget} left with status {status}")
+                raise RuntimeError(f"calibrate --budget {budget} exited with status {status}")
         clip = rendered_clip(CALIBRATION[0], FRAMES)
-        dense = measure(lambda: predict(plan.cache.model, clip, plan.cache.family), rounds=5)
+        dense = measure(lambda: plan.cache.runner.predict(clip), rounds=5)
         document = {
             "budget": budget,
             "total_s": total_s,
             "dense_forward_s": dense.median_ms / 1000,
-            "summary": json.loads(told.getvalue()),
+            "summary": json.loads(printed.getvalue()),
         }
         text = json.dumps(document, indent=1)
         replace_file(path, lambda temporary: temporary.write_text(text))

@@ -1,4 +1,4 @@
-"""Random schedules spread evenly from the wall to dense, for checks of predictions and rankings."""
+"""Random schedules with latencies that are spread evenly from the wall to dense."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def stratified_schedules(
     layout: TokenLayout,
     seed: int = 0,
 ) -> tuple[Schedule, ...]:
-    """Return ``count`` different schedules whose predicted latencies are spread evenly.
+    """Return different schedules with predicted latencies that are spread evenly.
 
-    Every third reduces queries only, every third keys and values only. Each schedule has one of
-    the ``operators`` in all layers.
+    One third of them reduces queries only and one third keys and values only. A schedule has the
+    same operators in all layers.
 
     Args:
-        count: How many schedules.
-        depth: Global layers of the model.
-        operators: What to draw operators from.
-        query_factors: What to draw query factors from, 1 among them.
-        key_value_factors: What to draw key-value factors from, 1 among them.
-        latency: Predicts latencies.
+        count: Number of schedules.
+        depth: Number of the model's global layers.
+        operators: Operators to draw from.
+        query_factors: Query factors to draw from, 1 among them.
+        key_value_factors: Key-value factors to draw from, 1 among them.
+        latency: The latency model.
         layout: Token layout of the clips.
-        seed: Of the draws.
+        seed: Seed of the random draws, default 0.
 
     Raises:
-        ValueError: If so many different schedules cannot be drawn.
+        ValueError: If there are not as many different schedules.
     """
     rng = random.Random(seed)
     wall_ms = latency.wall_ms(layout)
@@ -53,7 +53,7 @@ def stratified_schedules(
     drawn: list[dict[Schedule, float]] = [{}, {}, {}]
     for kind, (queries, keys) in enumerate(axes):
         for _ in range(_DRAWS):
-            # From a few factors only, because a mean over all of them never comes near the ends.
+            # Each draw uses some factors, because a mean over all never comes near the ends.
             some_queries = rng.sample(list(queries), rng.randint(1, len(queries)))
             some_keys = rng.sample(list(keys), rng.randint(1, len(keys)))
             each = rng.choice(list(operators))
