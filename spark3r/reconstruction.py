@@ -1,4 +1,4 @@
-"""One clip reconstructed: a timed pass, dense or reduced, and how far it is from dense."""
+"""One clip reconstructed: a timed pass, dense or reduced, and its deviation from dense."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .clips import Clip
-from .errors import FamilyError, Spark3rError, Spark3rWarning
+from .errors import Spark3rError, Spark3rWarning
 from .families.base import Family
-from .families.registry import detect
 from .memory import is_out_of_memory, peak_extra_mb
 from .metrics import depth_metrics, point_deviation, pose_metrics, scale_drift, umeyama
 from .metrics.points import sample_evenly
 from .patching.patch import apply
 from .prediction import Prediction
-from .runner import device_of, precision_of, run
+from .runner import Runner
 from .timing import make_stopwatch
 
 if TYPE_CHECKING:
@@ -33,14 +31,14 @@ WARM_UP_FRAMES = 2
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedPass:
     """One pass over a clip.
 
     Attributes:
-        prediction: What the model says, on the CPU.
-        seconds: Of the pass alone, after a pass over two frames that warms up.
-        peak_mb: How far memory rose above the loaded model and clip, in MB (10⁶ bytes); None
-            where it cannot be measured.
+        prediction: The model's prediction, on the CPU.
+        seconds: Duration of the pass alone, after a pass over two frames that warms up.
+        peak_mb: Rise of memory above the loaded model and clip, in MB (10⁶ bytes); None where it
+            cannot be measured.
     """
 
     prediction: Prediction
@@ -50,19 +48,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What came out of a clip.
+    """The result of a reconstruction.
 
     Attributes:
         run: The pass that was asked for.
-        dtype: Precision that it ran in.
-        dense: The dense pass beside it, where it was asked for.
-        deviation: How far the run is from dense, where that was run.
-        notes: What spark3r warned of.
+        dtype: Precision of its matrix products.
+        dense: The dense pass, if it was asked for.
+        deviation: Deviation of ``run`` from ``dense``, if that was run.
+        notes: Warnings of spark3r.
     """
 
-    run: Run
+    run: TimedPass
     dtype: torch.dtype
-    dense: Run | None = None
+    dense: TimedPass | None = None
     deviation: Deviation | None = None
     notes: tuple[str, ...] = ()
 
@@ -73,9 +71,9 @@ def reconstruct(
     profile: Profile | None = None,
     *,
     schedule: str | None = None,
-    family: Family | None = None,
+    family: Family | str | None = None,
     compare_dense: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     say: Say = lambda message: None,
 ) -> Reconstruction:
     """Run a model over a clip, dense or reduced.
@@ -83,52 +81,53 @@ def reconstruct(
     Args:
         model: An unpatched model; it is so afterwards.
         clip: The clip, as the family's preprocessing makes it.
-        profile: What to apply; None runs dense.
-        schedule: Which of its schedules; None takes its default.
-        family: What is known of the model; None recognises it.
-        compare_dense: Whether to run dense as well, with the family's memory saver.
-        dtype: Precision of the pass by autocast, ``float32`` for none: then it is that of the
-            parameters.
-        say: Told what is being done, and what spark3r warns of.
+        profile: The profile to apply; None runs dense.
+        schedule: Name of one of its schedules; None takes its default.
+        family: The model's family or the name of one; None recognises it.
+        compare_dense: True runs dense as well, with the family's memory saver.
+        dtype: Autocast precision of the pass: ``bfloat16`` or ``float16``; ``float32`` for none, so
+            that the precision of the parameters counts; None leaves autocast as it is.
+        say: Callback(message), for progress and for warnings of spark3r.
 
     Raises:
-        FamilyError: The family cannot read the model's output.
-        PatchError: The profile does not fit the model.
-        PredictionError: The model returns NaN, or no prediction.
-        Spark3rError: Memory does not suffice, or the model does not run in this precision.
+        FamilyError: If the family cannot read the model's output.
+        PatchError: If the profile does not fit the model.
+        PredictionError: If the model returns NaN, or no prediction.
+        Spark3rError: If memory is not enough, or the model does not run in this precision.
     """
-    family = detect(model) if family is None else family
-    timed = partial(_timed, model, family=family, dtype=dtype)
+    runner = Runner.of(model, family, dtype)
     few = clip.select(slice(0, WARM_UP_FRAMES))
-    timed(few)
-    running = precision_of(model, few.images, family, dtype)
+    _timed(runner, few)
+    precision = runner.precision(few.images)
     if profile is None:
         say("running dense")
-        return Reconstruction(timed(clip), running)
-    with _notes(say) as notes, apply(model, profile, schedule=schedule, family=family) as handle:
+        return Reconstruction(_timed(runner, clip), precision)
+    with (
+        _notes(say) as notes,
+        apply(model, profile, schedule=schedule, family=runner.family) as handle,
+    ):
         if all(rule.is_dense for rule in handle.schedule.resolve(clip.frames)):
             notes.append(f"the schedule is dense at {clip.frames} frames: nothing is reduced")
         dense = None
         if compare_dense:
             say("running dense")
             with handle.disabled():
-                dense = timed(clip)
+                dense = _timed(runner, clip)
         say("running reduced")
-        reduced = timed(clip)
+        reduced = _timed(runner, clip)
     compared = None if dense is None else deviation(reduced.prediction, dense.prediction)
-    return Reconstruction(reduced, running, dense, compared, tuple(notes))
+    return Reconstruction(reduced, precision, dense, compared, tuple(notes))
 
 
-def _timed(model: nn.Module, clip: Clip, family: Family, dtype: torch.dtype) -> Run:
-    if family.predict is None:
-        raise FamilyError(f"family '{family.name}' cannot read the model's output")
-    images = clip.images.to(device_of(model))
+def _timed(runner: Runner, clip: Clip) -> TimedPass:
+    read = runner.reader
+    images = clip.images.to(runner.device)
     outputs: list[Any] = []
     milliseconds: list[float] = []
     stopwatch = make_stopwatch(images.device)
 
     def call() -> None:
-        outputs.append(run(model, images, family, dtype))
+        outputs.append(runner.run(images))
 
     try:
         with _without_upstream_warnings():
@@ -140,12 +139,12 @@ def _timed(model: nn.Module, clip: Clip, family: Family, dtype: torch.dtype) -> 
                 "reduces more"
             ) from error
         raise
-    return Run(family.predict(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
+    return TimedPass(read(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
 
 
 @contextmanager
 def _without_upstream_warnings() -> Iterator[None]:
-    """Let spark3r's warnings pass, and none of the model's own, which the user cannot mend."""
+    """Show warnings of spark3r only: a user cannot act on those of the model's code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Spark3rWarning)
@@ -154,7 +153,7 @@ def _without_upstream_warnings() -> Iterator[None]:
 
 @contextmanager
 def _notes(say: Say) -> Iterator[list[str]]:
-    """Collect what spark3r warns of, and say it when the block ends."""
+    """Collect the warnings of spark3r, and say them when the block ends."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -165,19 +164,20 @@ def _notes(say: Say) -> Iterator[list[str]]:
         say(f"note: {note}")
 
 
-_POINTS = 20_000  # pixels that the figure of points is taken from, spread evenly over the clip
+_POINTS = 20_000  # pixels, spread evenly over the clip, on which the points' deviation is computed
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """Distance of a run from the dense run.
+    """Deviation of a reduced pass from the dense pass.
 
     Attributes:
         depth: Mean |log ratio| of depth after one median scale per clip: .01 is about one percent.
-        rotation_deg: Median relative rotation over all pairs of frames, degrees.
-        translation_deg: Median direction of relative translation over the same, degrees.
+        rotation_deg: Median error of relative rotation over all pairs of frames, degrees.
+        translation_deg: Median error of the direction of relative translation over all pairs of
+            frames, degrees.
         points: Mean distance of corresponding points over the scene's size after Sim(3) alignment.
-        scale_drift: |log| of how much the scale changes along the clip; None where undefined.
+        scale_drift: |log| of the change of scale along the clip; None where undefined.
     """
 
     depth: float
@@ -192,10 +192,10 @@ class Deviation:
 
 
 def deviation(reduced: Prediction, dense: Prediction) -> Deviation:
-    """Return how far a reduced run is from the dense run of the same clip.
+    """Return the deviation of a reduced pass from the dense pass over the same clip.
 
     Raises:
-        Spark3rError: A figure is undefined, such as with depth that is not positive.
+        Spark3rError: If a figure is undefined, such as with depth that is not positive.
     """
     try:
         source = sample_evenly(reduced.points.reshape(-1, 3), _POINTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from .clips import Clip
 from .errors import FamilyError, Spark3rError
 from .families.base import Family, unwrap
 from .families.registry import FAMILIES, detect
+from .identity import describe
 from .layout import TokenLayout
 from .memory import is_out_of_memory
 from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from .profile import ModelRecord
 
 T = TypeVar("T")
 
@@ -152,6 +156,16 @@ class Runner:
                 "predict= that makes a spark3r.Prediction of it"
             )
         return self.family.predict
+
+    def record(self, name: str | None = None, weights: str | None = None) -> ModelRecord:
+        """Return the model's record, as a profile holds it.
+
+        Args:
+            name: Name of the model; None takes the family's.
+            weights: Origin of the weights, or None.
+        """
+        facts = self.family.facts(self.root)
+        return describe(self.family.name, self.attention, facts, name=name, weights=weights)
 
     def layout(self, images: Tensor) -> TokenLayout:
         """Return the token layout of a pass over ``images`` ``[S, 3, H, W]``.

@@ -142,8 +142,8 @@ def profile_pass(runner: Runner, images: Tensor, clock: Clock = time.perf_counte
 def _seen(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
 ) -> SDPACall:
-    shapes = (tuple(each.shape) for each in (query, key, value))
-    return SDPACall(*shapes, dtype=query.dtype, has_bias=attn_mask is not None)
+    shapes = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    return SDPACall(*shapes, query.dtype, attn_mask is not None)
 
 
 def _modules(runner: Runner) -> Iterator[tuple[nn.Module, str]]:

@@ -54,13 +54,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _fit(profile: Profile, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    from ..families import detect, unwrap
-    from ..identity import describe
     from ..loading.load import load_model
     from ..profile import compare
+    from ..runner import Runner
 
-    root = unwrap(load_model(name))
-    family = detect(root)
-    record = describe(family.name, family.attention(root), family.facts(root))
-    fit = compare(profile, record, name=name)
+    fit = compare(profile, Runner.of(load_model(name)).record(), name=name)
     return fit.errors, fit.warnings

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .arguments import add_json, add_model, parse_count
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..families.base import Family
     from ..io.clips import Footage
     from ..prediction import Prediction
     from ..profile import Profile
     from ..reconstruction import Reconstruction
+    from ..runner import Runner
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -122,31 +120,30 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
     import torch
 
-    from ..families.registry import detect
     from ..loading.load import about, load_model
     from ..reconstruction import reconstruct
+    from ..runner import Runner
 
     told = about(options.model)
     if told.notice:
         _say(told.notice)
     device = options.device or _default_device()
-    model = load_model(options.model, device)
-    family = detect(model)
+    runner = Runner.of(load_model(options.model, device))
     if profile is not None:
-        _refuse_misfit(model, profile, options.schedule, family)
-    footage = _footage(options, family, family.facts(model).get("patch_size", 8))
+        _refuse_misfit(runner, profile, options.schedule)
+    footage = _footage(options, runner)
     with new_folder(options.output) as folder:
         made = reconstruct(
-            model,
+            runner.model,
             footage.clip,
             profile,
             schedule=options.schedule,
-            family=family,
+            family=runner.family,
             compare_dense=options.compare_dense,
             dtype=getattr(torch, options.dtype),
             say=_say,
         )
-        record = _record(options, family, footage, made, profile, device)
+        record = _record(options, runner.family.name, footage, made, profile, device)
         record["points"] = _write(folder, footage, made.run.prediction, record, options)
     if options.json:
         print(json.dumps(record, indent=2))
@@ -163,15 +160,13 @@ def _refuse_without_pillow() -> None:
         raise ClipError(f"previews are written with Pillow, which is missing: {INSTALL}")
 
 
-def _refuse_misfit(
-    model: nn.Module, profile: Profile, schedule: str | None, family: Family
-) -> None:
+def _refuse_misfit(runner: Runner, profile: Profile, schedule: str | None) -> None:
     """Refuse a profile that does not fit the model, before footage is decoded for it."""
     from ..patching.patch import apply
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are told when it is applied to run
-        apply(model, profile, schedule=schedule, family=family).remove()
+        warnings.simplefilter("ignore")  # they come when it is applied to run
+        apply(runner.model, profile, schedule=schedule, family=runner.family).remove()
 
 
 def _say(message: str) -> None:
@@ -194,9 +189,11 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _footage(options: argparse.Namespace, family: Family, patch_size: int) -> Footage:
+def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
     from ..io.clips import load_clip
 
+    family = runner.family
+    patch_size = family.facts(runner.root).get("patch_size", 8)
     assert family.preprocess is not None, "every family that is recognised has one"
     footage = load_clip(
         options.clip,
@@ -214,7 +211,7 @@ def _footage(options: argparse.Namespace, family: Family, patch_size: int) -> Fo
 
 def _record(
     options: argparse.Namespace,
-    family: Family,
+    family: str,
     footage: Footage,
     made: Reconstruction,
     profile: Profile | None,
@@ -229,7 +226,7 @@ def _record(
     height, width = made.run.prediction.image_size
     record: dict[str, Any] = {
         "model": options.model,
-        "family": family.name,
+        "family": family,
         "weights": told.weights,
         "random_weights": told.random,
         "profile": options.profile,
