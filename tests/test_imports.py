@@ -175,7 +175,7 @@ def test_confined_libraries() -> None:
 def test_the_walk_sees_what_it_must() -> None:
     found = {name for _, name in imports(ROOT / "spark3r" / "cli" / "check.py")}
     assert ("spark3r", "loading", "load", "load_model") in found  # inside a function
-    assert ("spark3r", "families", "detect") in found
+    assert ("spark3r", "runner", "Runner") in found
 
 
 @pytest.mark.parametrize(
