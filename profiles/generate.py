@@ -2,12 +2,16 @@
 
     python profiles/generate.py
 
+It also renews the tables of fields in docs/profile.md.
+
 Nothing that this makes is measured: the schedules are those of the Spark3R paper, or follow a
 stated rule. Measured profiles in this folder are made by `calibrate` and only listed in the table.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -15,9 +19,12 @@ from pathlib import Path
 from spark3r.profile import STATUS_WORDS, ModelRecord, Profile
 from spark3r.profile.document import SCHEMA_NAME, json_schema
 from spark3r.profile.files import render
+from spark3r.profile.model import Section, section_in
 from spark3r.schedule import Schedule, paper_schedule
 
 FOLDER = Path(__file__).parent
+FORMAT_PAGE = "docs/profile.md"
+FIELDS_MARK = "<!-- fields: written by profiles/generate.py -->\n"
 PAPER = "Spark3R, arXiv 2605.06270 v2"
 OMEGA_REGISTER_BLOCKS = (2, 6, 9, 14, 20)  # attend over registers only, no global layers
 
@@ -152,10 +159,49 @@ def table(profiles: dict[str, Profile]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sections(section: type[Section] = Profile) -> list[type[Section]]:
+    """Return the classes of a document's objects, each before those that it holds."""
+    found = [section]
+    for field in section.model_fields.values():
+        inner = section_in(field.annotation)
+        if inner is not None:
+            found += [each for each in sections(inner) if each not in found]
+    return found
+
+
+def field_reference() -> str:
+    """Return the tables of all fields, from the classes that validate them."""
+    lines = []
+    for section in sections():
+        lines += ["", f"### {section.__name__}", "", inspect.cleandoc(section.__doc__ or ""), ""]
+        lines += ["| field | default | meaning |", "|---|---|---|"]
+        for name, field in section.model_fields.items():
+            inner = section_in(field.annotation)
+            link = "" if inner is None else f" ([{inner.__name__}](#{inner.__name__.lower()}))"
+            default = "required" if field.is_required() else f"`{_json(field.default)}`"
+            meaning = " ".join((field.description or "").split())
+            lines.append(f"| `{field.alias or name}`{link} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _json(default: object) -> str:
+    if isinstance(default, Section):
+        return default.model_dump_json(exclude_defaults=True)
+    return json.dumps(default)
+
+
+def format_page() -> str:
+    """Return the page about the format, with its tables of fields renewed."""
+    page = (FOLDER.parent / FORMAT_PAGE).read_text(encoding="utf-8")
+    prose, mark, _ = page.partition(FIELDS_MARK)
+    return prose + mark + field_reference()
+
+
 def contents() -> dict[str, str]:
     """Return the text of every generated file, by its path in this folder."""
     profiles = shipped_profiles() | measured_profiles()
     return {
+        f"../{FORMAT_PAGE}": format_page(),
         **{f"{name}.json": profile.text() for name, profile in profiles.items()},
         "README.md": table(profiles),
         f"schema/{SCHEMA_NAME}": render(json_schema()),

@@ -19,6 +19,7 @@ from spark3r.profile.evidence import (
     ClipRecord,
     EnvironmentRecord,
     Figures,
+    KernelRecord,
     LatencyModelRecord,
     Measurement,
     Role,
@@ -122,7 +123,12 @@ def make_profile(
     measurement = Measurement(
         device=device_name(device_of(job.model)),
         dtype=dtype_name(precision_of(job.model, images, job.family, job.dtype)),
-        attention_backend=f"torch sdpa ({device_of(job.model).type})",
+        kernels=(
+            KernelRecord(
+                operation="attention",
+                implementation=f"torch sdpa ({device_of(job.model).type})",
+            ),
+        ),
         frames=evidence.budget.frames,
         grid=(table.layout.height, table.layout.width),
         latency_model=LatencyModelRecord(
@@ -198,8 +204,8 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
     if not used:
         return ()
     roles: tuple[tuple[Role, tuple[Clip, ...]], ...] = (
-        ("calibration", split.search),
-        ("selection", split.selection),
+        ("search", split.search),
+        ("validation", split.selection),
         ("held_out", split.held_out),
     )
     return tuple(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..layout import TokenLayout
     from ..profile import Profile
     from ..profile.evidence import Timing
-    from ..profile.model import ScheduleRecord
+    from ..profile.model import OperatorsRecord, ScheduleRecord
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -117,14 +117,20 @@ def _record(profile: Profile, name: str) -> ScheduleRecord:
 
 
 def _own_operators(record: ScheduleRecord, index: int) -> dict[str, Any]:
-    """Return what a layer's own operators have otherwise than the schedule's."""
+    """Return the fields of a layer's own operators that differ from the schedule's, by axis."""
     own = record.layers[index].operators
     if own is None:
         return {}
-    shared = record.operators.model_dump(mode="json")
-    return {
-        key: value for key, value in own.model_dump(mode="json").items() if value != shared[key]
+    shared = _operators(record.operators)
+    differing = {
+        axis: {key: value for key, value in fields.items() if value != shared[axis].get(key)}
+        for axis, fields in _operators(own).items()
     }
+    return {axis: fields for axis, fields in differing.items() if fields}
+
+
+def _operators(record: OperatorsRecord) -> dict[str, dict[str, Any]]:
+    return record.model_dump(mode="json", exclude={"revision"})
 
 
 def _print_head(name: str, profile: Profile, schedule: str) -> None:
@@ -139,9 +145,9 @@ def _print_head(name: str, profile: Profile, schedule: str) -> None:
         print(f"notes: {profile.notes}")
     print(f"schedules: {', '.join(profile.schedule_names())} (default {profile.default})")
     record = _record(profile, schedule)
-    for title, section in (("operators", record.operators), ("length", record.length)):
-        values = section.model_dump(mode="json", exclude_none=True)
-        print(f"{title}: {_listed(values)}")
+    operators = _operators_text(_operators(record.operators))
+    print(f"operators: {operators}; revision {record.operators.revision}")
+    print(f"length: {_listed(record.length.model_dump(mode='json', exclude_none=True))}")
 
 
 def _print_cost(cost: dict[str, Any], layout: TokenLayout) -> None:
@@ -166,7 +172,7 @@ def _print_cost(cost: dict[str, Any], layout: TokenLayout) -> None:
     if any(layer["operators"] for layer in cost["layers"]):
         columns.append("own operators")
         for row, layer in zip(rows, cost["layers"], strict=True):
-            row.append(_listed(layer["operators"]))
+            row.append(_operators_text(layer["operators"]))
     print_table(columns, rows)
     print(f"\nshare of the dense attention cost, mean over layers: {100 * cost['share']:.2f}%")
 
@@ -198,6 +204,15 @@ def _print_evidence(profile: Profile, schedule: str) -> None:
 
 def _milliseconds(latency: Timing | None) -> str:
     return "-" if latency is None else f"{latency.median_ms:.1f}"
+
+
+def _operators_text(operators: dict[str, dict[str, Any]]) -> str:
+    """Return operators as one line, such as ``query unmerge linear; key_value token_stride``."""
+    return "; ".join(f"{axis} {_operator_text(**fields)}" for axis, fields in operators.items())
+
+
+def _operator_text(name: str = "", **fields: Any) -> str:
+    return ", ".join(part for part in (name, _listed(fields)) if part)
 
 
 def _listed(values: dict[str, Any]) -> str:

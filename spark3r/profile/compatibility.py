@@ -56,7 +56,11 @@ def compare(
     errors = tuple(_mismatches(profile.model, record))
     if errors:
         return Compatibility(errors, ())
-    warnings = [*_other_architecture(profile.model, record), *_operators(profile)]
+    warnings = [
+        *_other_architecture(profile.model, record),
+        *_operators(profile),
+        *_execution(profile),
+    ]
     if profile.status == "measured":
         warnings += _evidence(profile, record, name, device, dtype, frames, grid)
     else:
@@ -140,6 +144,15 @@ def _operators(profile: Profile) -> Iterator[str]:
             f"the profile was made with operators of revision {revision}, this spark3r has "
             f"revision {OPERATORS_REVISION}: its results may differ"
         )
+
+
+def _execution(profile: Profile) -> Iterator[str]:
+    for record in profile.schedules:
+        if choices := record.execution.describe():
+            yield (
+                f"schedule '{record.name}' is for a model with {choices}; spark3r changes only "
+                "attention, so make these choices yourself or expect another latency and quality"
+            )
 
 
 def _evidence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -18,41 +19,39 @@ from .evidence import Measurement, Sensitivity
 from .messages import problem_lines, profile_error, shown
 from .model import ModelRecord, Name, ScheduleRecord, Section, Status
 from .validation import validate, validate_status
+from .version1 import upgrade
 
 FORMAT: Literal["spark3r-profile"] = "spark3r-profile"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 SCHEMA_NAME = f"profile-v{VERSION}.schema.json"
 
 
 class Profile(Section):
-    """A model's schedules and the evidence for them.
-
-    Attributes:
-        schema_reference: Where editors find the JSON Schema.
-        format: Tells profiles from other JSON.
-        version: Version of the format.
-        status: ``measured``: its schedules were run on this model. ``paper``: a publication's
-            schedule. ``prior``: a rule of thumb. Only the first is evidence.
-        source: What a paper or prior schedule is taken from; null when measured.
-        notes: The rule that was followed, and whatever a reader should know.
-        model: The model it is for.
-        default: Name of the schedule used when none is asked for.
-        schedules: Points of the trade-off between latency and quality.
-        measurements: One entry per device, dtype, attention backend, clip length and grid.
-        sensitivity: What reducing single layers does.
-    """
+    """A model's schedules and the evidence for them."""
 
     schema_reference: str = Field(default=f"schema/{SCHEMA_NAME}", alias="$schema")
+    """Place of the JSON Schema, for editors."""
     format: Literal["spark3r-profile"]
-    version: Literal[1]
+    """Mark that tells profiles from other JSON."""
+    version: Literal[2]
+    """Version of the format."""
     status: Status
+    """Origin of the schedules. `measured`: they were run on this model. `paper`: a publication
+    states them. `prior`: they follow a rule of thumb. Only `measured` is evidence."""
     source: Name | None = None
+    """Citation that a paper or prior schedule is taken from. Null when measured."""
     notes: str = ""
+    """The rule that was followed, and remarks for readers."""
     model: ModelRecord
+    """The model that the profile is for."""
     default: Name
+    """Name of the schedule that is used unless another one is asked for."""
     schedules: Annotated[tuple[ScheduleRecord, ...], Field(min_length=1)]
+    """Points of the trade-off between latency and quality."""
     measurements: tuple[Measurement, ...] = ()
+    """Evidence: one entry per device, precision, clip length and grid."""
     sensitivity: tuple[Sensitivity, ...] = ()
+    """Effects of reducing single layers."""
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Profile:
@@ -123,9 +122,11 @@ class Profile(Section):
             ProfileError: If it is not a valid profile; every problem found has its line.
         """
         document = files.parse(text, source)
-        problems = _of_another_kind(document) or files.repeated_keys(document)
+        problems = _not_a_profile(document) or files.repeated_keys(document)
         if problems:
             raise profile_error(source, problems)
+        if document.get("version") == 1:
+            text = json.dumps(upgrade(document))
         try:
             return cls.model_validate_json(text, context={"source": source})
         except ValidationError as error:
@@ -141,8 +142,9 @@ class Profile(Section):
         return cls.parse(files.read_text(Path(path)), str(path))
 
     def text(self) -> str:
-        """Return the document as it is stored: JSON, in a stable order."""
-        return files.render(self.model_dump(mode="json", by_alias=True))
+        """Return the document as it is stored: JSON, without the fields at their default."""
+        fields = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return files.render({"$schema": self.schema_reference, **fields})
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Store the profile in a file, as a whole or not at all.
@@ -172,17 +174,18 @@ class Profile(Section):
         )
 
 
-def _of_another_kind(document: Any) -> list[str]:
-    """Return why a document is no profile of this version, before its fields are looked at."""
+def _not_a_profile(document: Any) -> list[str]:
+    """Return why a document is no profile of a known version, before its fields are looked at."""
     if not isinstance(document, dict):
         return [f"the document is {shown(document)}, expected an object"]
     kind, version = document.get("format"), document.get("version")
     if kind != FORMAT:
         found = f"is {shown(kind)}" if "format" in document else "is missing"
         return [f'format {found}, expected "{FORMAT}"']
-    if "version" in document and (type(version) is not int or version != VERSION):
-        hint = ": a newer spark3r reads it" if type(version) is int and version > VERSION else ""
-        return [f"version is {shown(version)}, expected {VERSION}{hint}"]
+    if "version" in document and (type(version) is not int or version not in (1, VERSION)):
+        newer = type(version) is int and version > VERSION
+        hint = ": a newer spark3r reads it" if newer else ""
+        return [f"version is {shown(version)}, expected 1 or {VERSION}{hint}"]
     return []
 
 

@@ -14,7 +14,6 @@ from ..errors import ProfileError, ProfileExistsError
 from .messages import field_path
 
 MAX_BYTES = 16 * 2**20
-LINE_WIDTH = 100
 
 
 def read_text(path: Path) -> str:
@@ -80,28 +79,8 @@ def repeated_keys(document: Any) -> list[str]:
 
 
 def render(document: dict[str, Any]) -> str:
-    """Return a document as JSON text, two spaces deep, short objects on one line.
-
-    Keys keep their order, so that two versions of a profile compare line by line.
-    """
-    return _lines(document, "", flat=False) + "\n"
-
-
-def _lines(value: Any, indent: str, *, flat: bool = True) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if not value or not isinstance(value, dict | list):
-        return text
-    if flat and len(indent) + len(text) <= LINE_WIDTH:
-        return text
-    deeper = indent + "  "
-    if isinstance(value, dict):
-        entries = [f"{json.dumps(key)}: {_lines(item, deeper)}" for key, item in value.items()]
-        opening, closing = "{", "}"
-    else:
-        entries = [_lines(item, deeper) for item in value]
-        opening, closing = "[", "]"
-    joined = f",\n{deeper}".join(entries)
-    return f"{opening}\n{deeper}{joined}\n{indent}{closing}"
+    """Return a document as JSON text. Keys keep their order, so that profiles compare by line."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:

@@ -6,11 +6,11 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..errors import ProfileError
+from .model import Section, section_in
 
 MAX_LINES = 20
 MAX_ENTRIES = 1000
@@ -77,7 +77,7 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
-def problem_lines(error: ValidationError, document: type[BaseModel]) -> list[str]:
+def problem_lines(error: ValidationError, document: type[Section]) -> list[str]:
     """Return one line per validation error: where it is, what was found, what was expected.
 
     A file that is wrong throughout gets lines for its first thousand errors.
@@ -99,7 +99,7 @@ def problem_lines(error: ValidationError, document: type[BaseModel]) -> list[str
         if kind == "extra_forbidden":
             lines.append(f"{path} is unknown, {_known_keys(document, location)}")
         elif kind == "missing":
-            lines.append(f"{path} is missing")
+            lines.append(f"{path} is missing, expected: {_meaning(document, location)}")
         elif kind in _EXPECTED:
             expected = _EXPECTED[kind].format(**entry.get("ctx", {}))
             lines.append(f"{path} is {shown(entry['input'])}, expected {expected}")
@@ -108,20 +108,25 @@ def problem_lines(error: ValidationError, document: type[BaseModel]) -> list[str
     return lines
 
 
-def _known_keys(document: type[BaseModel], location: Sequence[str | int]) -> str:
-    """Return the hint for an unknown key: a known key of the same object that is spelt alike."""
-    section = document
-    for step in location[:-1]:
-        if isinstance(step, str):
-            section = _section_in(section.model_fields[step].annotation) or section
+def _known_keys(document: type[Section], location: Sequence[str | int]) -> str:
+    """Return the hint for an unknown key: a known key that is spelt alike, or all of them."""
+    section, key = _field_at(document, location)
     known = [field.alias or name for name, field in section.model_fields.items()]
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"expected only: {', '.join(known)}"
 
 
-def _section_in(annotation: object) -> type[BaseModel] | None:
-    """Return the class of objects that a field holds, alone, as an option or in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_section_in(part) for part in get_args(annotation))
-    return next((section for section in inner if section is not None), None)
+def _meaning(document: type[Section], location: Sequence[str | int]) -> str:
+    """Return the first sentence of the description of the field at a location."""
+    section, key = _field_at(document, location)
+    description = section.model_fields[key].description or ""
+    return " ".join(description.split()).partition(". ")[0].removesuffix(".")
+
+
+def _field_at(document: type[Section], location: Sequence[str | int]) -> tuple[type[Section], str]:
+    """Return the last key of a location, and the class of the object that it belongs to."""
+    *parents, key = (step for step in location if isinstance(step, str))
+    section = document
+    for name in parents:
+        section = section_in(section.model_fields[name].annotation) or section
+    return section, key

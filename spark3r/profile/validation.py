@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ..errors import ScheduleError
 from .evidence import Measurement, Run, Sensitivity
 from .messages import shown
-from .model import ModelRecord, ScheduleRecord, Status
+from .model import ModelRecord, OperatorsRecord, ScheduleRecord, Status, earlier_calls
 
 
 def validate(
@@ -20,7 +20,6 @@ def validate(
     """Yield one line per contradiction between sections that are valid by themselves."""
     names = [record.name for record in schedules]
     layers = len(model.global_layers)
-    yield from _repeated(model.global_layers, "model.global_layers", "")
     yield from _repeated(names, "schedules", ".name")
     if default not in names:
         yield f"default is {shown(default)}, expected one of: {', '.join(names)}"
@@ -86,18 +85,36 @@ def _schedule(record: ScheduleRecord, model: ModelRecord, path: str) -> Iterator
             f"{path}.layers is a list of {len(record.layers)}, expected one rule for each of the "
             f"model's {len(modules)} global layers"
         )
-    for index, (layer, module) in enumerate(zip(record.layers, modules, strict=False)):
+    yield from _operators(record.operators, path)
+    for index, (layer, module, call) in enumerate(
+        zip(record.layers, modules, earlier_calls(modules), strict=False)
+    ):
+        at = f"{path}.layers[{index}]"
         if layer.index != index:
-            yield f"{path}.layers[{index}].index is {layer.index}, expected {index}"
+            yield f"{at}.index is {layer.index}, expected {index}"
         if layer.module != module:
             yield (
-                f"{path}.layers[{index}].module is {shown(layer.module)}, expected "
-                f"{shown(module)} as in model.global_layers[{index}]"
+                f"{at}.module is {shown(layer.module)}, expected {shown(module)} as in "
+                f"model.global_layers[{index}]"
             )
+        elif layer.call != call:
+            yield (
+                f"{at}.call is {layer.call}, expected {call}, the number of entries "
+                f"{shown(module)} before model.global_layers[{index}]"
+            )
+        if layer.operators is not None:
+            yield from _operators(layer.operators, at)
     try:
         record.length.length_rule()
     except ScheduleError as error:
         yield f"{path}.length: {error}"
+
+
+def _operators(record: OperatorsRecord, path: str) -> Iterator[str]:
+    try:
+        record.operators()
+    except ScheduleError as error:
+        yield f"{path}.operators: {error}"
 
 
 def _measurement(
@@ -118,6 +135,7 @@ def _measurement(
         at = f"{path}.baselines[{index}]"
         if baseline.against not in names:
             yield f"{at}.against is {shown(baseline.against)}, expected one of: {', '.join(names)}"
+        yield from _operators(baseline.operators, at)
         if len(baseline.factors) != layers:
             yield f"{at}.factors is a list of {len(baseline.factors)}, expected {layers} layers"
         yield from _figures(baseline, clips, at)
@@ -131,6 +149,7 @@ def _figures(run: Run, clips: list[str], path: str) -> Iterator[str]:
 
 
 def _sensitivity(table: Sensitivity, layers: int, path: str) -> Iterator[str]:
+    yield from _operators(table.operators, path)
     for field, rows in (("values", table.values), ("spreads", table.spreads)):
         if field == "spreads" and not rows:
             continue

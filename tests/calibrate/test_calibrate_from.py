@@ -138,7 +138,7 @@ def test_dense_stands_beside_every_schedule_of_a_profile_on_the_same_clips(tmp_p
     measurement = Profile.load(tmp_path / "a.json").measurements[0]
     dense = {figures.clip for figures in measurement.dense.figures}
     roles = {clip.name: clip.role for clip in measurement.clips}
-    assert {roles[clip] for clip in dense} == {"selection", "held_out"}
+    assert {roles[clip] for clip in dense} == {"validation", "held_out"}
     for run in (*measurement.schedules, *measurement.baselines):
         assert {figures.clip for figures in run.figures} <= dense
         assert all(each.error and each.consistency and each.deviation for each in run.figures)

@@ -69,7 +69,7 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     assert profile.status == "measured"
     (measurement,) = profile.measurements
     assert measurement.frames == 64
-    assert {clip.role for clip in measurement.clips} == {"calibration", "selection", "held_out"}
+    assert {clip.role for clip in measurement.clips} == {"search", "validation", "held_out"}
     assert {table.axis for table in profile.sensitivity} == {"query", "key_value"}
     exported = next(run for run in measurement.schedules if run.schedule == profile.default)
     assert exported.predicted_ms <= 75 * (1 + 1e-6)

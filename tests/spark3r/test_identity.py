@@ -216,6 +216,23 @@ def test_other_operators_are_a_warning() -> None:
     assert warnings[0].startswith("the profile was made with operators of revision 99, this spark3")
 
 
+def test_choices_beyond_attention_are_a_warning() -> None:
+    document = paper()
+    document["schedules"][0]["execution"] = {
+        "weights_dtype": "bfloat16",
+        "heads": ["depth", "camera"],
+        "compiled": ["frame_blocks"],
+    }
+    profile = parse(document)
+    assert compare(profile, profile.model).warnings[0] == (
+        "schedule 'fast' is for a model with weights in bfloat16, only the heads depth and camera, "
+        "compiled frame_blocks; spark3r changes only attention, so make these choices yourself or "
+        "expect another latency and quality"
+    )
+    document["schedules"][0]["execution"] = {"heads": []}
+    assert parse(document).schedules[0].execution.describe() == "no heads"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from profile_documents import Document
+from profile_documents import OPERATORS, Document
 
 
 def _set(*path: str | int, value: object) -> Callable[[Document], None]:
@@ -27,6 +27,7 @@ def _drop(*path: str | int) -> Callable[[Document], None]:
     return change
 
 
+_OPERATORS = ("schedules", 0, "operators")
 _LAYER = ("schedules", 0, "layers", 1)
 _RUN = ("measurements", 0, "schedules", 0)
 
@@ -38,12 +39,12 @@ MALFORMED: dict[str, tuple[Callable[[Document], None], str]] = {
     ),
     "no format": (_drop("format"), 'format is missing, expected "spark3r-profile"'),
     "newer version": (
-        _set("version", value=2),
-        "version is 2, expected 1: a newer spark3r reads it",
+        _set("version", value=3),
+        "version is 3, expected 1 or 2: a newer spark3r reads it",
     ),
-    "version 0": (_set("version", value=0), "version is 0, expected 1"),
-    "version as text": (_set("version", value="1"), 'version is "1", expected 1'),
-    "version true": (_set("version", value=True), "version is true, expected 1"),
+    "version 0": (_set("version", value=0), "version is 0, expected 1 or 2"),
+    "version as text": (_set("version", value="2"), 'version is "2", expected 1 or 2'),
+    "version true": (_set("version", value=True), "version is true, expected 1 or 2"),
     "misspelt key": (
         _set("schedules", 0, "layres", value=[]),
         "schedules[0].layres is unknown, did you mean 'layers'?",
@@ -78,27 +79,30 @@ MALFORMED: dict[str, tuple[Callable[[Document], None], str]] = {
     ),
     "factor missing": (
         _drop(*_LAYER, "query"),
-        "schedules[0].layers[1].query is missing",
+        "schedules[0].layers[1].query is missing, expected: Reduction factor of the queries, 1 for "
+        "none",
     ),
-    "strength above 1": (
-        _set("schedules", 0, "operators", "mass_correction", value=1.5),
-        "schedules[0].operators.mass_correction is 1.5, expected 1 or less",
-    ),
-    "way of unmerging": (
-        _set("schedules", 0, "operators", "unmerge", value="mean"),
-        "schedules[0].operators.unmerge is \"mean\", expected 'copy' or 'linear'",
+    "operators without their revision": (
+        _drop("schedules", 0, "operators", "revision"),
+        "schedules[0].operators.revision is missing, expected: Revision of the operators' "
+        "definitions",
     ),
     "operator of a layer": (
-        _set(*_LAYER, "operators", value={}),
-        "x.json: 8 problems\n"
-        "  schedules[0].layers[1].operators.query is missing\n"
-        "  schedules[0].layers[1].operators.group is missing\n"
-        "  schedules[0].layers[1].operators.merge_anchor is missing\n"
-        "  schedules[0].layers[1].operators.key_value is missing\n"
-        "  schedules[0].layers[1].operators.keep_special is missing\n"
-        "  schedules[0].layers[1].operators.keep_anchor is missing\n"
-        "  schedules[0].layers[1].operators.mass_correction is missing\n"
-        "  schedules[0].layers[1].operators.revision is missing",
+        _set(*_LAYER, "operators", value={"query": {}, "revision": 3}),
+        "x.json: 2 problems\n"
+        "  schedules[0].layers[1].operators.query.name is missing, expected: Registered name of "
+        "the operator, such as `token_stride`\n"
+        "  schedules[0].layers[1].operators.key_value is missing, expected: Operator that prunes "
+        "the keys and values",
+    ),
+    "kernels of nothing": (
+        _set("measurements", 0, "kernels", value=[]),
+        "measurements[0].kernels is a list of 0, expected 1 or more entries",
+    ),
+    "role of version 1": (
+        _set("measurements", 0, "clips", 0, "role", value="selection"),
+        'measurements[0].clips[0].role is "selection", expected '
+        "'search', 'validation' or 'held_out'",
     ),
     "a list for an object": (
         _set("model", value=[]),
@@ -119,6 +123,10 @@ MALFORMED: dict[str, tuple[Callable[[Document], None], str]] = {
     "grid of three": (
         _set("measurements", 0, "grid", value=[1, 2, 3]),
         "measurements[0].grid is a list of 3, expected 2 or fewer entries",
+    ),
+    "grid of one": (
+        _set("measurements", 0, "grid", value=[10]),
+        "measurements[0].grid[1] is missing, expected: Rows and columns of patches per frame",
     ),
     "grid with a 0": (
         _set("measurements", 0, "grid", value=[0, 2]),
@@ -166,7 +174,7 @@ MALFORMED: dict[str, tuple[Callable[[Document], None], str]] = {
 
 # Documents that only the class refuses: the JSON Schema cannot state these rules.
 CONTRADICTORY: dict[str, tuple[Callable[[Document], None], str]] = {
-    "version 1.0": (_set("version", value=1.0), "version is 1.0, expected 1"),
+    "version 2.0": (_set("version", value=2.0), "version is 2.0, expected 1 or 2"),
     "factor 1.0": (
         _set(*_LAYER, "key_value", value=1.0),
         "schedules[0].layers[1].key_value is 1.0, expected an integer",
@@ -194,7 +202,43 @@ CONTRADICTORY: dict[str, tuple[Callable[[Document], None], str]] = {
             _set("model", "global_layers", 1, value="blocks.0.attn")(document),
             _set(*_LAYER, "module", value="blocks.0.attn")(document),
         )[0],
-        'model.global_layers[1] is "blocks.0.attn" a second time, expected another name',
+        "schedules[0].layers[1].call is 0, expected 1, the number of entries "
+        '"blocks.0.attn" before model.global_layers[1]',
+    ),
+    "strength above 1": (
+        _set(*_OPERATORS, "key_value", "mass_correction", value=1.5),
+        "schedules[0].operators: mass_correction is 1.5, expected a number from 0 to 1",
+    ),
+    "group as text": (
+        _set(*_OPERATORS, "query", "group", value="20"),
+        "schedules[0].operators: group is '20', expected an integer of at least 1",
+    ),
+    "way of unmerging": (
+        _set(*_OPERATORS, "query", "unmerge", value="mean"),
+        "schedules[0].operators: unmerge is 'mean', expected one of: copy, linear",
+    ),
+    "unknown operator": (
+        _set(*_OPERATORS, "key_value", "name", value="diverse_frames"),
+        "schedules[0].operators: key-value operator is 'diverse_frames', expected one of: "
+        "temporal_stride, token_stride",
+    ),
+    "unknown field of an operator": (
+        _set(*_OPERATORS, "key_value", "group", value=20),
+        "schedules[0].operators: key_value operator 'temporal_stride' has no field 'group', "
+        "expected only: keep_special, keep_anchor, mass_correction",
+    ),
+    "unknown operator of a layer": (
+        _set(*_LAYER, "operators", value={**OPERATORS, "query": {"name": "x"}}),
+        "schedules[0].layers[1].operators: query operator is 'x', expected one of: intra_group",
+    ),
+    "unknown operator of a baseline": (
+        _set("measurements", 0, "baselines", 0, "operators", "query", "name", value="x"),
+        "measurements[0].baselines[0].operators: query operator is 'x', expected one of: "
+        "intra_group",
+    ),
+    "unknown operator of sensitivities": (
+        _set("sensitivity", 0, "operators", "query", "name", value="x"),
+        "sensitivity[0].operators: query operator is 'x', expected one of: intra_group",
     ),
     "schedule twice": (
         lambda document: document["schedules"].append(document["schedules"][0]),

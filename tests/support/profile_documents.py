@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -18,14 +19,13 @@ def copied(value: Any) -> Any:
 
 
 OPERATORS: Document = {
-    "query": "intra_group",
-    "group": 20,
-    "merge_anchor": True,
-    "unmerge": "copy",
-    "key_value": "temporal_stride",
-    "keep_special": False,
-    "keep_anchor": False,
-    "mass_correction": 0.5,
+    "query": {"name": "intra_group", "group": 20, "merge_anchor": True, "unmerge": "copy"},
+    "key_value": {
+        "name": "temporal_stride",
+        "keep_special": False,
+        "keep_anchor": False,
+        "mass_correction": 0.5,
+    },
     "revision": OPERATORS_REVISION,
 }
 TIMING: Document = {"median_ms": 12.5, "spread_ms": 0.25, "n": 20}
@@ -46,10 +46,23 @@ ENVIRONMENT: Document = {
 MEASUREMENT: Document = {
     "device": "a processor",
     "dtype": "float32",
-    "attention_backend": "math",
+    "kernels": [
+        {
+            "operation": "attention",
+            "implementation": "math",
+            "refused": [{"implementation": "flash", "reason": "there is no GPU"}],
+        }
+    ],
     "frames": 48,
     "grid": [8, 10],
-    "latency_model": {"form": "separable", "constants": {"a": 1.0}, "relative_error": 0.02},
+    "latency_model": {
+        "form": "separable",
+        "constants": {"a": 1.0},
+        "relative_error": 0.02,
+        "fitted_frames": [16, 32],
+        "extended_to": 48,
+        "target_error": -0.01,
+    },
     "dense": {"latency": TIMING, "peak_memory_bytes": None, "figures": []},
     "wall": TIMING,
     "schedules": [
@@ -103,9 +116,9 @@ def paper() -> Document:
     """Return a small valid document of status ``paper``, with two global layers."""
     return copied(
         {
-            "$schema": "schema/profile-v1.schema.json",
+            "$schema": "schema/profile-v2.schema.json",
             "format": "spark3r-profile",
-            "version": 1,
+            "version": 2,
             "status": "paper",
             "source": "a paper, section 4",
             "notes": "",
@@ -174,16 +187,32 @@ _figures = st.none() | st.dictionaries(_names, st.floats(-1e3, 1e3), min_size=1,
 
 _operators = st.fixed_dictionaries(
     {
-        "query": st.just("intra_group"),
-        "group": _factors,
-        "merge_anchor": st.booleans(),
-        "unmerge": st.sampled_from(["copy", "linear"]),
-        "key_value": st.sampled_from(["temporal_stride", "token_stride"]),
-        "keep_special": st.booleans(),
-        "keep_anchor": st.booleans(),
-        "mass_correction": st.floats(0, 1) | st.integers(0, 1),
+        "query": st.fixed_dictionaries(
+            {"name": st.just("intra_group")},
+            optional={
+                "group": _factors,
+                "merge_anchor": st.booleans(),
+                "unmerge": st.sampled_from(["copy", "linear"]),
+            },
+        ),
+        "key_value": st.fixed_dictionaries(
+            {"name": st.sampled_from(["temporal_stride", "token_stride"])},
+            optional={
+                "keep_special": st.booleans(),
+                "keep_anchor": st.booleans(),
+                "mass_correction": st.floats(0, 1) | st.integers(0, 1),
+            },
+        ),
         "revision": st.integers(1, 9),
     }
+)
+_execution = st.fixed_dictionaries(
+    {},
+    optional={
+        "weights_dtype": st.none() | _names,
+        "heads": st.none() | st.lists(_names, max_size=2),
+        "compiled": st.lists(_names, max_size=2),
+    },
 )
 _timing = st.fixed_dictionaries(
     {"median_ms": _positive, "spread_ms": st.floats(0, 100), "n": st.integers(1, 99)}
@@ -218,6 +247,7 @@ def _measurements(draw: st.DrawFn, names: list[str], layers: int) -> Document:
     return {
         **copied(MEASUREMENT),
         "device": draw(_names),
+        "execution": draw(_execution),
         "grid": [draw(_factors), draw(_factors)],
         "dense": run(),
         "wall": draw(_timing),
@@ -235,7 +265,14 @@ def _measurements(draw: st.DrawFn, names: list[str], layers: int) -> Document:
             }
         ],
         "clips": [
-            {"name": clip, "digest": "0" * 16, "frames": 8, "role": "calibration"} for clip in clips
+            {
+                "name": clip,
+                "digest": "0" * 16,
+                "frames": 8,
+                "role": draw(st.sampled_from(["search", "validation", "held_out"])),
+                "masked": draw(st.floats(0, 1)),
+            }
+            for clip in clips
         ],
         "date": draw(st.dates()).isoformat(),
     }
@@ -244,7 +281,7 @@ def _measurements(draw: st.DrawFn, names: list[str], layers: int) -> Document:
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
     """Return any valid document."""
-    modules = draw(st.lists(_names, unique=True, min_size=1, max_size=4))
+    modules = draw(st.lists(_names, min_size=1, max_size=4))
     names = draw(st.lists(_names, unique=True, min_size=1, max_size=3))
     document = paper()
     document["model"].update(
@@ -256,10 +293,12 @@ def documents(draw: st.DrawFn) -> Document:
             "name": name,
             "length": draw(_lengths()),
             "operators": draw(_operators),
+            "execution": draw(_execution),
             "layers": [
                 {
                     "index": index,
                     "module": module,
+                    "call": modules[:index].count(module),
                     "query": draw(_factors),
                     "key_value": draw(_factors),
                     **({"operators": draw(_operators)} if draw(st.booleans()) else {}),
@@ -280,3 +319,37 @@ def documents(draw: st.DrawFn) -> Document:
         table["values"] = [[draw(value), draw(value)] for _ in modules]
         document["sensitivity"] = [table]
     return document
+
+
+# Values that are wrong nearly everywhere. Not among them: integers written with a fraction, dates
+# that do not exist and keys given twice, which JSON Schema does not tell from the right ones.
+JUNK = (None, True, -1, 0, 1, 0.5, -0.5, "", "x", "2026-01-31", [], [1], [1, 2], {}, {"x": 1})
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every (container, key or index) of a document."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])
+
+
+@st.composite
+def mutated(draw: st.DrawFn, document: Document) -> Document:
+    """Return a copy of a document with one or two changes, after which it may be malformed."""
+    value = copied(document)
+    for _ in range(draw(st.integers(1, 2))):
+        container, key = draw(st.sampled_from(list(_places(value))))
+        change = draw(st.sampled_from(["replace", "remove", "repeat", "add"]))
+        if change == "remove":
+            del container[key]
+        elif change == "repeat" and isinstance(container, list):
+            container.append(container[key])
+        elif change == "add" and isinstance(container, dict):
+            container["x"] = copied(draw(st.sampled_from(JUNK)))
+        else:
+            container[key] = copied(draw(st.sampled_from(JUNK)))
+        if not value:
+            break
+    return value

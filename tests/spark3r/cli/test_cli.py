@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run
-from profile_documents import Document, measured, paper, reference_profile
+from profile_documents import Document, copied, measured, paper, reference_profile
 
 from spark3r import __version__, cli
 from spark3r.profile import Profile, shipped_folder, shipped_names
@@ -231,21 +231,29 @@ def test_show_as_json() -> None:
 
 def test_show_a_measured_profile(folder: Path) -> None:
     document = measured()
-    own = dict(document["schedules"][0]["operators"], key_value="token_stride")
+    own = copied(document["schedules"][0]["operators"])
+    own["key_value"] |= {"name": "token_stride", "keep_anchor": True}
     document["schedules"][0]["layers"][1]["operators"] = own
     answer = run("show", store(document))
     assert answer.err == ""
     assert "status: measured\n" in answer.out
     assert "on 48 frames of 8x10 patches" in answer.out  # as calibrated and as measured
     assert "own operators\n" in answer.out
-    assert "key_value token_stride\n" in answer.out
+    assert "key_value token_stride, keep_anchor true\n" in answer.out
+    assert (
+        "operators: query intra_group, group 20, merge_anchor true, unmerge copy; key_value "
+        "temporal_stride, keep_special false, keep_anchor false, mass_correction 0.5; revision 3\n"
+    ) in answer.out
     assert answer.out.endswith(
         "latency in ms per clip:\n\n"
         "device       dtype    frames  grid  dense  wall  predicted  measured\n"
         "a processor  float32      48  8x10   12.5  12.5       12.0      12.5\n"
     )
     layers = json.loads(run("show", "mine.json", "--json").out)["layers"]
-    assert [layer["operators"] for layer in layers] == [{}, {"key_value": "token_stride"}]
+    assert [layer["operators"] for layer in layers] == [
+        {},
+        {"key_value": {"name": "token_stride", "keep_anchor": True}},
+    ]
 
 
 def test_factors_beyond_the_clip_are_shown_as_they_act(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from profile_corpus import CONTRADICTORY, MALFORMED
-from profile_documents import Document, documents, measured, paper
+from profile_documents import TIMING, Document, documents, measured, paper
 
 import spark3r
 from spark3r import LayerRule, LengthRule, Operators, ProfileError, Schedule
@@ -22,12 +22,14 @@ from spark3r.profile import (
     ModelRecord,
     Profile,
     compare,
+    evidence,
     load_profile,
+    model,
     shipped_folder,
     shipped_names,
 )
 from spark3r.profile.evidence import Sensitivity
-from spark3r.profile.model import LengthRecord, OperatorsRecord, ScheduleRecord
+from spark3r.profile.model import LengthRecord, OperatorsRecord, ScheduleRecord, Section
 
 
 def parse(document: Document) -> Profile:
@@ -45,46 +47,74 @@ def test_round_trip(document: Document) -> None:
     assert text.endswith("}\n")
     for name in profile.schedule_names():
         schedule = profile.schedule(name)
-        record = next(record for record in profile.schedules if record.name == name)
-        revisions = {record.operators.revision} | {
-            layer.operators.revision for layer in record.layers if layer.operators
-        }
-        if revisions == {spark3r.schedule.OPERATORS_REVISION}:
-            assert ScheduleRecord.of(name, schedule, profile.model) == record
+        assert ScheduleRecord.of(name, schedule, profile.model).schedule() == schedule
 
 
-def test_profiles_from_before_there_was_another_way_of_unmerging_copy() -> None:
-    document = measured()
-    for record in document["schedules"]:
-        del record["operators"]["unmerge"]
-    profile = parse(document)
-    assert all(record.operators.unmerge == "copy" for record in profile.schedules)
-    assert profile.schedule().operators.unmerge == "copy"
-
-
-def test_stored_text_is_one_layer_per_line_in_the_order_of_the_class() -> None:
-    text = parse(measured()).text()
-    assert list(json.loads(text)) == [
+def test_stored_text_leaves_out_defaults_and_keeps_the_order_of_the_class() -> None:
+    document = json.loads(parse(measured()).text())
+    assert list(document) == [
         "$schema",
         "format",
         "version",
         "status",
-        "source",
-        "notes",
         "model",
         "default",
         "schedules",
         "measurements",
         "sensitivity",
     ]
-    layer = '{"index": 1, "module": "blocks.1.attn", "query": 2, "key_value": 8}'
-    assert f"\n        {layer}\n" in text
+    assert document["schedules"][0]["layers"][1] == {
+        "index": 1,
+        "module": "blocks.1.attn",
+        "query": 2,
+        "key_value": 8,
+    }
+    assert document["measurements"][0]["dense"] == {"latency": TIMING}
+    named = measured() | {"$schema": "elsewhere.json"}
+    assert json.loads(parse(named).text())["$schema"] == "elsewhere.json"
 
 
 def test_records_hold_every_field_of_the_dataclasses() -> None:
-    fields = {field.name for field in dataclasses.fields(Operators)}
-    assert set(OperatorsRecord.model_fields) == fields | {"revision"}
+    operators = Operators(
+        group=7,
+        merge_anchor=False,
+        unmerge="linear",
+        key_value="token_stride",
+        keep_special=True,
+        keep_anchor=True,
+        mass_correction=0.25,
+    )
+    record = OperatorsRecord.of(operators)
+    assert record.operators() == operators
+    assert record.model_dump() == {
+        "query": {"name": "intra_group", "group": 7, "merge_anchor": False, "unmerge": "linear"},
+        "key_value": {
+            "name": "token_stride",
+            "keep_special": True,
+            "keep_anchor": True,
+            "mass_correction": 0.25,
+        },
+        "revision": spark3r.schedule.OPERATORS_REVISION,
+    }
     assert set(LengthRecord.model_fields) == {f.name for f in dataclasses.fields(LengthRule)}
+
+
+def test_every_field_is_described() -> None:
+    sections = [Profile, *(getattr(part, name) for part in (model, evidence) for name in dir(part))]
+    for section in sections:
+        if isinstance(section, type) and issubclass(section, Section):
+            for name, field in section.model_fields.items():
+                assert (field.description or "").endswith("."), f"{section.__name__}.{name}"
+
+
+def test_a_module_that_is_called_twice_has_two_rules() -> None:
+    model = ModelRecord(family="vggt", name="Loops", global_layers=("loop", "once", "loop"))
+    schedule = Schedule((LayerRule(1, 2), LayerRule(1, 3), LayerRule(1, 4)))
+    profile = Profile.create(model, {"fast": schedule}, status="paper", source="a paper")
+    assert [layer.call for layer in profile.schedules[0].layers] == [0, 0, 1]
+    again = Profile.parse(profile.text())
+    assert again == profile
+    assert again.schedule() == schedule
 
 
 @pytest.mark.parametrize(
@@ -118,11 +148,11 @@ def test_status_rules_of_paper_and_prior() -> None:
         ("null", "the document is null, expected an object"),
         ("[" * 100_000, "not JSON: maximum recursion depth exceeded"),
         (
-            f'{{"format": "spark3r-profile", "version": 1, "notes": {"[" * 300 + "]" * 300}}}',
+            f'{{"format": "spark3r-profile", "version": 2, "notes": {"[" * 300 + "]" * 300}}}',
             "not JSON that can be read: recursion limit exceeded",
         ),
         (
-            '{"format": "spark3r-profile", "version": 1, "notes": "\\ud800"}',
+            '{"format": "spark3r-profile", "version": 2, "notes": "\\ud800"}',
             "not JSON that can be read: ",
         ),
     ],
@@ -253,6 +283,12 @@ def test_shipped_files_are_up_to_date() -> None:
         assert stored == text, f"{name}: run python profiles/generate.py"
     stored_profiles = {path.name for path in shipped_folder().glob("*.json")}
     assert stored_profiles == {name for name in contents if name.endswith(".json")}
+
+
+def test_the_example_of_the_page_about_the_format_is_a_profile() -> None:
+    page = (shipped_folder().parent / "docs" / "profile.md").read_text(encoding="utf-8")
+    example = page.partition("```json\n")[2].partition("```")[0]
+    assert Profile.parse(example).schedule().layers == (LayerRule(1, 4),) * 2
 
 
 def test_load_profile_by_name_path_or_itself(

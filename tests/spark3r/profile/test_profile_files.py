@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from profile_documents import measured, paper
+from profile_documents import paper
 
 from spark3r.errors import ProfileError, ProfileExistsError
 from spark3r.profile import Profile
@@ -155,10 +155,3 @@ def test_folders_that_cannot_be_written(tmp_path: Path, profile: Profile) -> Non
     if not os.access(sealed, os.W_OK):  # the superuser may write anywhere
         with pytest.raises(ProfileError, match=r"cannot be written \(Permission denied\)"):
             profile.save(sealed / "x.json")
-
-
-def test_long_lists_are_stored_one_entry_per_line(tmp_path: Path) -> None:
-    document = measured()
-    text = Profile.parse(json.dumps(document)).text()
-    assert '      "values": [[0.01, 0.02], [0.03, null]]' in text
-    assert max(len(line) for line in text.splitlines()) <= 101  # with its comma

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from profile_corpus import CONTRADICTORY, MALFORMED
-from profile_documents import Document, copied, documents, measured, paper
+from profile_documents import Document, documents, measured, mutated, paper
 from pydantic import ValidationError
 
 from spark3r import ProfileError
@@ -20,10 +20,6 @@ from spark3r.profile.document import SCHEMA_NAME, json_schema
 
 SCHEMA = json_schema()
 SHAPE = {key: value for key, value in SCHEMA.items() if key != "allOf"}  # without status rules
-
-# Values that are wrong nearly everywhere. Not among them: integers written with a fraction, dates
-# that do not exist and keys given twice, which JSON Schema does not tell from the right ones.
-JUNK = (None, True, -1, 0, 1, 0.5, -0.5, "", "x", "2026-01-31", [], [1], [1, 2], {}, {"x": 1})
 
 
 def accepts(schema: dict[str, Any], value: Document) -> bool:
@@ -50,12 +46,14 @@ def is_well_formed(value: Document) -> bool:
 
 
 def _normal(node: Any) -> Any:
-    """Drop the type beside a constant, which not every pydantic writes."""
+    """Drop what pydantic's versions write differently: types of constants, wrapped references."""
     if isinstance(node, dict):
+        node = {**node, **node["allOf"][0]} if len(node.get("allOf", ())) == 1 else node
         return {
             key: _normal(value)
             for key, value in node.items()
-            if not (key == "type" and "const" in node)
+            if not (key in ("type", "enum") and "const" in node)
+            and not (key == "allOf" and len(value) == 1)
         }
     return [_normal(entry) for entry in node] if isinstance(node, list) else node
 
@@ -76,36 +74,8 @@ def test_both_accept_valid_documents(value: Document) -> None:
     assert validates(value)
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every (container, key or index) of a document."""
-    keys = list(value) if isinstance(value, dict) else range(len(value))
-    for key in keys:
-        yield value, key
-        if isinstance(value[key], dict | list):
-            yield from _places(value[key])
-
-
-@st.composite
-def mutants(draw: st.DrawFn) -> Document:
-    value = draw(st.sampled_from([paper, measured]))()
-    for _ in range(draw(st.integers(1, 2))):
-        container, key = draw(st.sampled_from(list(_places(value))))
-        change = draw(st.sampled_from(["replace", "remove", "repeat", "add"]))
-        if change == "remove":
-            del container[key]
-        elif change == "repeat" and isinstance(container, list):
-            container.append(container[key])
-        elif change == "add" and isinstance(container, dict):
-            container["x"] = copied(draw(st.sampled_from(JUNK)))
-        else:
-            container[key] = copied(draw(st.sampled_from(JUNK)))
-        if not value:
-            break
-    return value
-
-
 @settings(max_examples=300, deadline=None)
-@given(value=mutants())
+@given(st.sampled_from([paper(), measured()]).flatmap(mutated))
 def test_both_agree_on_the_shape_of_mutated_documents(value: Document) -> None:
     assert accepts(SHAPE, value) == is_well_formed(value)
     if validates(value):
