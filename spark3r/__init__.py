@@ -1,12 +1,13 @@
 """Asymmetric token reduction for feed-forward 3D reconstruction transformers.
 
-An independent implementation of Spark3R (arXiv 2605.06270) and of what lies beyond it.
-Names are resolved on first use, so that ``import spark3r`` does not wait for torch.
+An independent implementation of Spark3R (arXiv 2605.06270), with operators and tools beyond it.
+Names and submodules are resolved on first use, so that ``import spark3r`` does not wait for torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from .errors import Spark3rError as Spark3rError
     from .errors import Spark3rWarning as Spark3rWarning
     from .errors import WeightsError as WeightsError
+    from .families import generic as generic
+    from .io import load_clip as load_clip
     from .layout import TokenLayout as TokenLayout
+    from .loading import load_model as load_model
     from .patching.handle import Handle as Handle
     from .patching.patch import apply as apply
     from .patching.patch import is_applied as is_applied
     from .patching.patch import remove as remove
     from .prediction import Prediction as Prediction
     from .profile import Profile as Profile
+    from .profile import load_profile as load_profile
+    from .reconstruction import reconstruct as reconstruct
     from .schedule import LayerRule as LayerRule
     from .schedule import LengthRule as LengthRule
     from .schedule import Operators as Operators
@@ -48,10 +54,14 @@ _HOMES = {
         "Spark3rWarning",
         "WeightsError",
     ),
+    "families": ("generic",),
+    "io": ("load_clip",),
     "layout": ("TokenLayout",),
+    "loading": ("load_model",),
     "patching": ("Handle", "apply", "is_applied", "remove"),
     "prediction": ("Prediction",),
-    "profile": ("Profile",),
+    "profile": ("Profile", "load_profile"),
+    "reconstruction": ("reconstruct",),
     "schedule": ("LayerRule", "LengthRule", "Operators", "Schedule", "paper_schedule"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -59,18 +69,20 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted((*_HOME_OF, "__version__"))
 
 
-_SUBMODULES = ("families", "metrics", "reduction", "reference")
-
-
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'spark3r' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":  # a module that the submodule needs
+                raise
+    raise AttributeError(f"module 'spark3r' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    submodules = (each.name for each in pkgutil.iter_modules(__path__))
+    return sorted({*__all__, *(name for name in submodules if not name.startswith("_"))})

@@ -203,8 +203,35 @@ def test_public_names_resolve(name: str) -> None:
         assert value.__module__ == "spark3r"
 
 
+def test_submodules_are_attributes_and_listed() -> None:
+    """Each is an attribute after ``import spark3r`` alone."""
+    names = sorted(LEVELS["spark3r"].keys() - {"__main__"})
+    program = (
+        "import spark3r\n"
+        f"for name in {names!r}:\n"
+        "    assert getattr(spark3r, name).__name__ == f'spark3r.{name}', name\n"
+        "print(callable(spark3r.io.load_clip), callable(spark3r.reconstruction.reconstruct))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "True True\n"
+    assert dir(spark3r) == sorted({*names, *spark3r.__all__})
+
+
+def test_a_library_that_a_submodule_lacks_is_named() -> None:
+    program = "import sys; sys.modules['pydantic'] = None; import spark3r; spark3r.profile"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "ModuleNotFoundError: import of pydantic halted" in answer.stderr
+
+
 def test_public_names_are_listed_once_and_for_type_checkers_too() -> None:
-    assert dir(spark3r) == spark3r.__all__ == sorted(set(spark3r.__all__))
+    assert spark3r.__all__ == sorted(set(spark3r.__all__))
+    assert {"load_clip", "load_model", "load_profile", "reconstruct", "generic"} <= set(
+        spark3r.__all__
+    )
     tree = ast.parse(Path(spark3r.__file__).read_text(encoding="utf-8"))
     declared = {
         alias.asname
