@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from spark3r.runner import matmul_dtype
+
 WIDTH, HEADS = 32, 2
 
 
@@ -91,7 +93,7 @@ class Da3Attention(Attention):
 
 class Pi3Attention(Attention):
     def forward(self, x: Tensor, attn_bias: Any = None, xpos: Tensor | None = None) -> Tensor:
-        half = torch.is_autocast_enabled("cpu")
+        half = matmul_dtype(torch.float32, "cpu") != torch.float32
         exact = [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION] if half else exact):
             return self.run(x, xpos)

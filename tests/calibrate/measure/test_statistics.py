@@ -45,7 +45,7 @@ def test_the_interval_is_about_that_of_a_bootstrap() -> None:
     candidate = baseline * rng.lognormal(-0.05, 0.3, 96)
     compared = paired_ratio(clips(candidate.tolist()), clips(baseline.tolist()))
     logs = np.log(candidate / baseline)
-    interval = bootstrap((logs,), np.mean, rng=rng).confidence_interval
+    interval = bootstrap((logs,), np.mean, random_state=rng).confidence_interval
     assert math.log(compared.low) == pytest.approx(interval.low, abs=0.015)
     assert math.log(compared.high) == pytest.approx(interval.high, abs=0.015)
 

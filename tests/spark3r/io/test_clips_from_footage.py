@@ -154,7 +154,9 @@ def test_a_video_that_breaks_off_is_said_so(
     data = video.read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: len(data) * 7 // 10])
-    with pytest.raises(ClipError, match=r"the end from frame \d of 12 cannot be read \(the file b"):
+    # PyAV 14 reports the last packet as damaged, newer versions report the end of the file.
+    said = r"(the end from frame \d of 12|what follows frame \d) cannot be read"
+    with pytest.raises(ClipError, match=said):
         load_clip(str(cut), as_they_are)
     footage = load_clip(str(cut), as_they_are, skip_bad=True)
     read = footage.clip.frames
