@@ -1,11 +1,9 @@
-"""Regenerate the shipped profiles, their table and the JSON Schema.
+"""Write the shipped profiles, their table, the JSON Schema and the fields in docs/profile.md.
 
     python profiles/generate.py
 
-It also renews the tables of fields in docs/profile.md.
-
-Nothing that this makes is measured: the schedules are those of the Spark3R paper, or follow a
-stated rule. Measured profiles in this folder are made by `calibrate` and only listed in the table.
+The schedules written here are those of the Spark3R paper, or follow a stated rule; none is
+measured. `calibrate` makes the measured profiles of this folder, and the table lists them.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ FOLDER = Path(__file__).parent
 FORMAT_PAGE = "docs/profile.md"
 FIELDS_MARK = "<!-- fields: written by profiles/generate.py -->\n"
 PAPER = "Spark3R, arXiv 2605.06270 v2"
-OMEGA_REGISTER_BLOCKS = (2, 6, 9, 14, 20)  # attend over registers only, no global layers
+OMEGA_REGISTER_BLOCKS = (2, 6, 9, 14, 20)  # their attention is over registers only
 
 
 def _record(
@@ -40,7 +38,18 @@ def _record(
     patch_size: int = 14,
     special_tokens: int = 5,
 ) -> ModelRecord:
-    """Return a model's record: heads are 64 wide, ``*`` in ``layers`` is the block's number."""
+    """Return the record of a model with heads of 64 channels.
+
+    Args:
+        family: Name of the family.
+        name: Name of the model.
+        weights: Hub id of the weights.
+        layers: Module name of a global layer, with ``*`` for the number of its block.
+        blocks: Numbers of the blocks with a global layer.
+        width: Channels of a token.
+        patch_size: Side of a patch in pixels.
+        special_tokens: Special tokens per frame.
+    """
     return ModelRecord(
         family=family,
         name=name,
@@ -73,8 +82,8 @@ OMEGA = _record(
 def paper_profile(model: ModelRecord, schedule: Schedule, notes: str = "") -> Profile:
     """Return the profile of a schedule that the paper states for this model."""
     rule = (
-        "Queries take r_Q of eq. 4, keys and values r_KV of eq. 5 in the sensitive layers and "
-        "three times as much in the others."
+        "The query factor is r_Q of eq. 4. The key-value factor is r_KV of eq. 5 in the sensitive "
+        "layers and three times as much in the others."
     )
     return Profile.create(
         model,
@@ -86,7 +95,7 @@ def paper_profile(model: ModelRecord, schedule: Schedule, notes: str = "") -> Pr
 
 
 def shipped_profiles() -> dict[str, Profile]:
-    """Return every shipped profile by name."""
+    """Return the paper and prior profiles, by name."""
     return {
         "vggt-1b": paper_profile(VGGT, paper_schedule("vggt")),
         "pi3": paper_profile(PI3, paper_schedule("pi3")),
@@ -94,37 +103,37 @@ def shipped_profiles() -> dict[str, Profile]:
         "vggt-omega-1b": paper_profile(
             OMEGA,
             paper_schedule("omega"),
-            "The paper counts blocks; here the register-attention blocks 2, 6, 9, 14 and 20 are "
-            "left out of the count, and left alone.",
+            "The paper counts all blocks. Here the register-attention blocks 2, 6, 9, 14 and 20 "
+            "are not counted and not changed.",
         ),
         "pi3x": Profile.create(
             PI3X,
             {"pi3-rule": paper_schedule("pi3")},
             status="prior",
             source=f"{PAPER}, section IV, for Pi3",
-            notes="Pi3's schedule, carried over because Pi3X has the same 18 global layers. "
-            "The paper did not run Pi3X.",
+            notes="This is the schedule of Pi3, because Pi3X has the same 18 global layers. The "
+            "paper did not run Pi3X.",
         ),
         "da3-large": Profile.create(
             DA3_LARGE,
             {"uniform": paper_schedule("da3", 8, sensitive=range(8))},
             status="prior",
             source=f"{PAPER}, section IV, eq. 4 and 5",
-            notes="Every layer takes r_Q of eq. 4 and r_KV of eq. 5, the lower of the paper's two "
-            "tiers, because nobody has probed which layers of this model are sensitive. The paper "
-            "did not run DA3-Large.",
+            notes="Every layer has the factors r_Q of eq. 4 and r_KV of eq. 5, the lower of the "
+            "paper's two tiers, because nobody has probed which layers of this model are "
+            "sensitive. The paper did not run DA3-Large.",
         ),
     }
 
 
 def measured_profiles() -> dict[str, Profile]:
-    """Return the profiles in this folder that `calibrate` made."""
+    """Return the profiles of this folder that `calibrate` made, by name."""
     stored = {path.stem: Profile.load(path) for path in sorted(FOLDER.glob("*.json"))}
     return {name: each for name, each in stored.items() if each.status == "measured"}
 
 
 def origin(profile: Profile) -> str:
-    """Return where a profile's schedules come from."""
+    """Return the origin of a profile's schedules, for the table."""
     if profile.status != "measured":
         return str(profile.source)
     return "; ".join(
@@ -154,13 +163,13 @@ def table(profiles: dict[str, Profile]) -> str:
         "- **prior, not measured**: a rule of thumb, which the file's `notes` state.",
         "",
         "`spark3r show NAME` prints a profile. `calibrate` measures one on your own weights.",
-        f"The format is [schema/{SCHEMA_NAME}](schema/{SCHEMA_NAME}).",
+        f"[docs/profile.md](../{FORMAT_PAGE}) describes the format.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def sections(section: type[Section] = Profile) -> list[type[Section]]:
-    """Return the classes of a document's objects, each before those that it holds."""
+    """Return the classes of the objects in a document, outer ones first."""
     found = [section]
     for field in section.model_fields.values():
         inner = section_in(field.annotation)

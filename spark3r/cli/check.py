@@ -1,4 +1,4 @@
-"""``spark3r check``: whether a profile is valid, and whether it fits a model."""
+"""``spark3r check``: test that a profile is valid, and that it fits a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _check(options: argparse.Namespace) -> int:
         fits = f" and fits {options.model}" if options.model else ""
         print(f"{options.profile} is valid{fits}; status: {STATUS_WORDS[profile.status]}")
         for warning in warnings:
-            print(f"but: {warning}")
+            print(f"warning: {warning}")
     return 0
 
 

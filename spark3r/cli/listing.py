@@ -54,7 +54,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def summary(name: str, profile: Profile) -> dict[str, Any]:
-    """Return what a profile is, as JSON."""
+    """Return the head of a profile as JSON values."""
     return {
         "profile": name,
         "status": profile.status,

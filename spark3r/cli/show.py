@@ -1,4 +1,4 @@
-"""``spark3r show``: a profile's schedule layer by layer, and what it costs."""
+"""``spark3r show``: the schedule of a profile layer by layer, with its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a profile, and the evidence in it, holds for a model at hand."""
+"""Comparison of a profile and its evidence with a model at hand."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _SHOWN_HEX = 12
 
 @dataclass(frozen=True)
 class Compatibility:
-    """What keeps a profile from a model, and what makes its evidence doubtful there.
+    """The result of comparing a profile with a model.
 
     Attributes:
-        errors: The schedule cannot be applied.
-        warnings: It can, but was measured on something else, or not at all.
+        errors: Reasons why the profile cannot be applied to the model.
+        warnings: Reasons why its evidence may not hold for the model.
     """
 
     errors: tuple[str, ...]
@@ -40,15 +40,15 @@ def compare(
     frames: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Compatibility:
-    """Return how far a profile and its evidence hold for a model.
+    """Return why a profile cannot be applied to a model, or why its evidence may not hold there.
 
-    What is not known of the model is not compared.
+    Only what is known of the model is compared.
 
     Args:
         profile: The profile.
-        record: The model, as `identity.describe` sees it.
-        name: What ``--model`` calls the model; None when unknown.
-        device: Device of the model, as torch takes it; None when unknown.
+        record: Record of the model, from `identity.describe`.
+        name: Name of the model for ``--model``; None when unknown.
+        device: Device of the model, as torch accepts it; None when unknown.
         dtype: Precision of its passes; None when unknown.
         frames: Length of the clips it will see; None when unknown.
         grid: Rows and columns of patches per frame; None when unknown.
@@ -76,8 +76,8 @@ def calibrate_line(family: str, name: str | None) -> str:
     """Return the command that measures a profile for a model.
 
     Args:
-        family: The model's.
-        name: What ``--model`` calls it; None leaves a placeholder, and says what for.
+        family: Family of the model.
+        name: Name of the model for ``--model``; None puts a placeholder there and explains it.
     """
     if name is not None:
         return f"`calibrate --model {shlex.quote(name)} --budget 50%`"
@@ -108,10 +108,10 @@ def _mismatches(expected: ModelRecord, found: ModelRecord) -> Iterator[str]:
 
 
 def _same_modules(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Whether names agree, up to the name of one module that holds all of a model.
+    """Whether module names agree, apart from one outer module around the whole network.
 
-    Depth-Anything-3's network is ``model.`` inside its API object and ``da3.`` inside the nested
-    model.
+    Depth-Anything-3's network is called ``model.`` inside its API object, and ``da3.`` inside the
+    nested model.
     """
     longer, shorter = (ours, theirs) if len(ours[0]) >= len(theirs[0]) else (theirs, ours)
     outer = longer[0].removesuffix(shorter[0])
@@ -142,7 +142,7 @@ def _operators(profile: Profile) -> Iterator[str]:
     for revision in sorted(revisions - {OPERATORS_REVISION}):
         yield (
             f"the profile was made with operators of revision {revision}, this spark3r has "
-            f"revision {OPERATORS_REVISION}: its results may differ"
+            f"revision {OPERATORS_REVISION}: the results may differ"
         )
 
 

@@ -1,4 +1,4 @@
-"""The profile: a model's schedules, where they come from, and the evidence for them."""
+"""The profile: the schedules of a model, their origin, and the evidence for them."""
 
 from __future__ import annotations
 
@@ -85,9 +85,17 @@ class Profile(Section):
         measurements: Iterable[Measurement] = (),
         sensitivity: Iterable[Sensitivity] = (),
     ) -> Profile:
-        """Return the profile of ``schedules``, by name, for ``model``.
+        """Return a profile.
 
-        ``default`` is the first of them unless another is named.
+        Args:
+            model: The model that it is for.
+            schedules: The schedules, by name.
+            status: Origin of the schedules.
+            default: Name of the default schedule; None takes the first one.
+            source: Citation of a paper or prior schedule.
+            notes: Remarks for readers.
+            measurements: Measurements of the schedules.
+            sensitivity: Sensitivities of the layers.
 
         Raises:
             ProfileError: If the parts do not make a valid profile.
@@ -116,10 +124,10 @@ class Profile(Section):
 
         Args:
             text: The document.
-            source: What error messages call it, such as the file's path.
+            source: Name of the document in error messages, such as the file's path.
 
         Raises:
-            ProfileError: If it is not a valid profile; every problem found has its line.
+            ProfileError: If it is not a valid profile. The message has one line per problem.
         """
         document = files.parse(text, source)
         problems = _not_a_profile(document) or files.repeated_keys(document)
@@ -147,7 +155,11 @@ class Profile(Section):
         return files.render({"$schema": self.schema_reference, **fields})
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Store the profile in a file, as a whole or not at all.
+        """Store the profile in a file. If writing fails, the file stays as it was.
+
+        Args:
+            path: The file.
+            overwrite: Whether an existing file may be replaced.
 
         Raises:
             ProfileError: If the file exists and ``overwrite`` is not set, or cannot be written.
@@ -175,7 +187,7 @@ class Profile(Section):
 
 
 def _not_a_profile(document: Any) -> list[str]:
-    """Return why a document is no profile of a known version, before its fields are looked at."""
+    """Return why a document is not a profile of a known version; a list of at most one line."""
     if not isinstance(document, dict):
         return [f"the document is {shown(document)}, expected an object"]
     kind, version = document.get("format"), document.get("version")
@@ -223,9 +235,8 @@ _STATUS_RULES: list[dict[str, Any]] = [
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of profiles, generated from the class that validates them.
 
-    It cannot state the rules between fields (those of `validation`) other than those about
-    the status, nor that keys stand once, that integers are written without a fraction (it takes
-    1.0 for 1), or that a date exists.
+    It states the rules about the status, and no other rule of `validation`. It accepts a key that
+    is given twice, 1.0 for an integer, and a date that does not exist.
     """
     schema = Profile.model_json_schema(schema_generator=_Untitled)
     head = {"$schema": GenerateJsonSchema.schema_dialect, "$id": SCHEMA_NAME}

@@ -1,4 +1,4 @@
-"""Profile files: strict reading, readable and atomic writing."""
+"""Profile files: strict reading and atomic writing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object that remembers keys given twice, which JSON parsers drop without a word."""
+    """A JSON object that remembers keys given twice; JSON parsers keep only the last value."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -66,7 +66,7 @@ def repeated_keys(document: Any) -> list[str]:
     """Return one line per key that an object of a parsed document holds twice."""
     lines: list[str] = []
     pending: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
-    while pending:  # not by recursion: a file may be nested deeper than Python's stack
+    while pending:  # a file may be nested too deeply for recursion
         location, value = pending.pop()
         children: list[tuple[str | int, Any]] = []
         if isinstance(value, _Pairs):
@@ -84,15 +84,15 @@ def render(document: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a file as a whole or not at all.
+    """Write a text file. If writing fails, the file stays as it was.
 
-    The text goes to a temporary file in the same folder, which then takes the file's place.
+    The text goes to a temporary file in the same folder, which then replaces the file.
 
     Raises:
-        ProfileError: If the file exists and ``overwrite`` is not set (`ProfileExistsError`), or if
-            writing fails; what was there before is left as it was.
+        ProfileExistsError: If the file exists and ``overwrite`` is not set.
+        ProfileError: If the file cannot be written.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
     if target.is_dir():
         raise ProfileError(f"{path}: is a folder, expected a file name")
     taken = f"{path}: exists already; pass overwrite=True or choose another name"
@@ -118,14 +118,14 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
 
 
 def _link(temporary: Path, target: Path) -> None:
-    """Give a file its name if no other has it, also when two processes try at once.
+    """Rename a file, unless the new name is taken. It is safe among several processes.
 
     Raises:
-        FileExistsError: If another file has it.
+        FileExistsError: If the name is taken.
     """
     try:
         os.link(temporary, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no links
         os.replace(temporary, target)

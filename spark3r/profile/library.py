@@ -1,4 +1,4 @@
-"""Profiles by name: those shipped with spark3r, and any by path."""
+"""Finding profiles: shipped ones by name, others by path."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def load_profile(source: str | os.PathLike[str] | Profile) -> Profile:
     """Return a profile.
 
     Args:
-        source: A profile, which is returned as it is; a path, which a string is when it has a
-            path separator or ends in ``.json``; or the name of a shipped profile.
+        source: A profile, which is returned as it is; a path; or the name of a shipped profile. A
+            string is a path if it has a path separator or ends in ``.json``.
 
     Raises:
-        ProfileError: If it cannot be found, or is not a valid profile.
+        ProfileError: If the file is missing or not a valid profile.
     """
     if isinstance(source, Profile):
         return source
     if not isinstance(source, str | os.PathLike):
         kind = type(source).__name__
-        raise ProfileError(f"a profile cannot be a {kind}, expected its name, its path or itself")
+        raise ProfileError(f"a profile cannot be a {kind}, expected a name, a path or a Profile")
     return Profile.load(profile_path(source))
 
 
 def profile_path(source: str | os.PathLike[str]) -> Path:
-    """Return the file of a profile, which need not be there where a path is given.
+    """Return the file of a profile. A path is returned as it is, and the file may be missing.
 
     Args:
-        source: A path or a name, as `load_profile` takes them.
+        source: A path, or the name of a shipped profile; see `load_profile`.
 
     Raises:
         ProfileError: If no shipped profile has that name.
@@ -60,7 +60,7 @@ def profile_path(source: str | os.PathLike[str]) -> Path:
             hint = f"did you mean the file './{source}'? "
         raise ProfileError(
             f"no shipped profile is named '{source}': {hint}`spark3r list` shows all; "
-            "a file is named by a path or ends in .json"
+            "the name of a file has a path separator or ends in .json"
         )
     return shipped_folder() / f"{source}.json"
 

@@ -1,4 +1,4 @@
-"""Lines that say what is wrong with a profile: field, found and expected."""
+"""Messages about a malformed profile: which field, what was found, what was expected."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EXPECTED: Mapping[str, str] = MappingProxyType(
         "value_error": "{error}",
     }
 )
-"""What a field should have held, by pydantic's type of error."""
+"""The text after "expected", by pydantic's type of error."""
 
 
 def profile_error(source: str, problems: Sequence[str]) -> ProfileError:
@@ -57,7 +57,7 @@ def profile_error(source: str, problems: Sequence[str]) -> ProfileError:
 
 
 def field_path(location: Iterable[str | int]) -> str:
-    """Return a location as users write it, such as ``schedules[0].layers[7].key_value``."""
+    """Return a location in the notation of Python, such as ``schedules[0].layers[7].key_value``."""
     path = ""
     for step in location:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
@@ -84,7 +84,7 @@ def problem_lines(error: ValidationError, document: type[Section]) -> list[str]:
 
     Args:
         error: Errors of a document.
-        document: Class that validated the document; it knows the names of all fields.
+        document: Class that validated the document.
     """
     entries = error.errors(include_url=False)
     inner = {entry["loc"][:depth] for entry in entries for depth in range(len(entry["loc"]))}

@@ -1,4 +1,4 @@
-"""Rules between the fields of a profile, which a JSON Schema cannot state."""
+"""Rules between the fields of a profile. A JSON Schema cannot state them."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def validate_status(
     schedules: Sequence[str],
     measurements: Sequence[Measurement],
 ) -> Iterator[str]:
-    """Yield one line per part of a profile that its status forbids, or requires and lacks.
+    """Yield one line per field that does not agree with the status of a profile.
 
     Args:
-        status: The profile's status.
-        source: Its source.
-        notes: Its notes.
-        fingerprint: Fingerprint of its model.
-        schedules: Names of its schedules.
-        measurements: Its measurements.
+        status: Status of the profile.
+        source: Source of the profile.
+        notes: Notes of the profile.
+        fingerprint: Fingerprint of the model.
+        schedules: Names of the schedules.
+        measurements: Measurements of the schedules.
     """
     if status == "measured":
         if fingerprint is None:

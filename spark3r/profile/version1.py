@@ -1,4 +1,4 @@
-"""Profiles of version 1, which this version of spark3r still reads.
+"""Translation of version 1 profiles to version 2.
 
 Version 2 has the same sections. It writes operators as one object each instead of one flat object,
 names the roles of clips differently, and lists the attention backend among the kernels.
@@ -21,8 +21,7 @@ _ROLES = {"calibration": "search", "selection": "validation"}
 def upgrade(document: _Object) -> _Object:
     """Return a parsed document of version 1 as version 2.
 
-    The document itself is changed. A part that does not have the form of version 1 stays as it is,
-    and validation reports it.
+    The document itself is changed. A malformed part stays as it is, and validation reports it.
     """
     for schedule in _objects(document, "schedules"):
         _split_operators(schedule)
@@ -55,7 +54,7 @@ def _split_operators(parent: _Object) -> None:
     flat = parent.get("operators")
     if not isinstance(flat, dict):
         return
-    flat.setdefault("unmerge", "copy")  # profiles from before there was a choice mean this
+    flat.setdefault("unmerge", "copy")  # the meaning of profiles from before the field existed
     for axis, fields in _OPERATOR_FIELDS.items():
         own = {field: flat.pop(field) for field in fields if field in flat}
         if axis in flat:

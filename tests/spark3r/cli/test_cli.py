@@ -305,7 +305,7 @@ def test_check_against_a_model(folder: Path) -> None:
     assert (answer.status, answer.err) == (0, "")
     assert answer.out == (
         "mine.json is valid and fits reference:random; status: paper, not measured\n"
-        "but: the profile is a paper's schedule and was not measured on your weights; "
+        "warning: the profile is a paper's schedule and was not measured on your weights; "
         "`calibrate --model reference:random --budget 50%` measures one\n"
     )
     answer = run("check", "pi3", "--model", "reference:random", "--json")

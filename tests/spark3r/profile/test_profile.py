@@ -308,7 +308,7 @@ def test_load_profile_by_name_path_or_itself(
         load_profile("VGGT1B")
     with pytest.raises(ProfileError, match="`spark3r list` shows all"):
         load_profile("")
-    with pytest.raises(ProfileError, match="a profile cannot be a NoneType, expected its name"):
+    with pytest.raises(ProfileError, match="a profile cannot be a NoneType, expected a name"):
         load_profile(None)  # type: ignore[arg-type]
 
 

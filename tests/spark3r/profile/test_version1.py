@@ -74,7 +74,8 @@ def test_they_are_stored_again_as_version_2(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_profiles_are_the_same_in_both_versions(name: str) -> None:
-    assert Profile.load(FOLDER / f"{name}.json") == load_profile(name)
+    old, new = Profile.load(FOLDER / f"{name}.json"), load_profile(name)
+    assert old.model_copy(update={"notes": new.notes}) == new
 
 
 @pytest.mark.parametrize("name", ["reference", "small"])
