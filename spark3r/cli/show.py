@@ -130,7 +130,9 @@ def _own_operators(record: ScheduleRecord, index: int) -> dict[str, Any]:
 
 
 def _operators(record: OperatorsRecord) -> dict[str, dict[str, Any]]:
-    return record.model_dump(mode="json", exclude={"revision"})
+    """Return the operators with all their fields, those that the document leaves out included."""
+    complete = type(record).of(record.operators())
+    return complete.model_dump(mode="json", exclude={"revision"})
 
 
 def _print_head(name: str, profile: Profile, schedule: str) -> None:

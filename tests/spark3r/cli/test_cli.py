@@ -234,6 +234,8 @@ def test_show_a_measured_profile(folder: Path) -> None:
     own = copied(document["schedules"][0]["operators"])
     own["key_value"] |= {"name": "token_stride", "keep_anchor": True}
     document["schedules"][0]["layers"][1]["operators"] = own
+    bare = {"query": {"name": "intra_group"}, "key_value": {"name": "temporal_stride"}}
+    document["schedules"][0]["layers"][0]["operators"] = {**bare, "revision": 3}
     answer = run("show", store(document))
     assert answer.err == ""
     assert "status: measured\n" in answer.out
@@ -251,7 +253,7 @@ def test_show_a_measured_profile(folder: Path) -> None:
     )
     layers = json.loads(run("show", "mine.json", "--json").out)["layers"]
     assert [layer["operators"] for layer in layers] == [
-        {},
+        {"key_value": {"mass_correction": 0.0}},
         {"key_value": {"name": "token_stride", "keep_anchor": True}},
     ]
 
