@@ -42,15 +42,16 @@ from spark3r.families.registry import detect
 from spark3r.geometry import decode_pose
 from spark3r.identity import fingerprint
 from spark3r.metrics import log_depth_deviation, relative_pose_errors
+from spark3r.reduction.operators import Operators, QueryMerging
 from spark3r.reference import ReferenceModel, load
 from spark3r.reference.scenes.seeds import EVALUATION
-from spark3r.schedule import LayerRule, Operators, Schedule
+from spark3r.schedule import LayerRule, Schedule
 from training.evaluate import evaluation_clip, path_times, score, select
 
 FACTORS = (2, 3, 4, 8, 16, 32)
 FIRST_CLIP = 1000  # among the evaluation seeds, beyond the scenes that training.evaluate uses
 PAPER = Operators()
-IN_FRAME = Operators(group=1)
+IN_FRAME = Operators(QueryMerging(group=1))
 SERIES = {
     "queries, groups of 20 frames": ("query", PAPER),
     "keys and values, whole frames": ("key_value", PAPER),

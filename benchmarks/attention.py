@@ -27,11 +27,11 @@ from results_io import write_result
 from spark3r.benchmark.result import growth_exponent
 from spark3r.layout import TokenLayout
 from spark3r.memory import peak_extra_mb
-from spark3r.reduction import merging
+from spark3r.reduction import merging, plans
 from spark3r.reduction.attention import attend
-from spark3r.reduction.merging import query_length
-from spark3r.reduction.pruning import key_value_length, select
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.operators import Operators, TokenStride
+from spark3r.reduction.plans import key_value_length, query_length, select
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.timing import Latency, interleaved
 
 HEADS, DIM = 4, 32  # as in the reference model
@@ -50,12 +50,12 @@ def measure(tokens: int, limit_s: float) -> list[dict[str, Any]]:
         "dense": lambda: F.scaled_dot_product_attention(query, key, value)
     }
     for factors in FACTORS:
-        calls |= reduced_calls(query, key, value, layout, LayerRule(*factors, Operators()), factors)
+        calls |= reduced_calls(query, key, value, layout, ResolvedRule(*factors), factors)
     taken = interleaved(calls, rounds=20, limit_s=limit_s)
     dense_peak_mb = peak_extra_mb(calls["dense"])
     rows = []
     for factors in FACTORS:
-        rule = LayerRule(*factors, Operators())
+        rule = ResolvedRule(*factors)
         timed = {
             part: taken[f"{part} {factors}"]
             for part in ("ours", "bare", "matching")
@@ -92,7 +92,7 @@ def reduced_calls(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: TokenLayout,
-    rule: LayerRule,
+    rule: ResolvedRule,
     factors: tuple[int, int],
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Return the calls of one pair of factors: ours, bare attention, and matching if any."""
@@ -100,7 +100,7 @@ def reduced_calls(
     assert selection is not None
     kept_key, kept_value = selection.take(key, 2), selection.take(value, 2)
     short = torch.randn(1, HEADS, query_length(layout, rule), DIM)
-    plan = merging.plan(layout, rule, query.device)
+    plan = plans.plan(layout, rule, query.device)
     calls: dict[str, Callable[[], torch.Tensor]] = {
         f"ours {factors}": lambda: attend(query, kept_key, kept_value, layout, rule, selection),
         f"bare {factors}": lambda: F.scaled_dot_product_attention(short, kept_key, kept_value),
@@ -125,9 +125,9 @@ def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, An
     """Return time and error against float64 of each way to add log-mass to patch keys."""
     layout = TokenLayout(frames, *GRID, SPECIAL, anchor_frame=0)
     operators = Operators(
-        key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0
+        key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0)
     )
-    selection = select(layout, LayerRule(1, 8, operators), torch.device("cpu"))
+    selection = select(layout, ResolvedRule(1, 8, operators), torch.device("cpu"))
     assert selection is not None
     mass = selection.mass
     assert mass is not None

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spark3r
-from spark3r import LayerRule, Schedule
+from spark3r import Schedule
 from spark3r.loading.load import load_model
 from spark3r.memory import peak_extra_mb
 from spark3r.patching.wall import apply_wall
 from spark3r.profile import load_profile
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner
 from spark3r.timing import interleaved
 
@@ -85,7 +86,7 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
 @contextmanager
 def forced() -> Iterator[None]:
     """Send layers with factors of 1 through spark3r's own path too."""
-    with patch.object(LayerRule, "is_dense", property(lambda rule: False)):
+    with patch.object(ResolvedRule, "is_dense", property(lambda rule: False)):
         yield
 
 

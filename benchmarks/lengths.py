@@ -29,7 +29,7 @@ from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from spark3r import Schedule
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
-from spark3r.schedule import LengthRule, key_value_name, operators_text, query_name
+from spark3r.schedule import LengthRule, operators_text
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 300, 5100
 FRAMES_A_LENGTH = 192
@@ -83,7 +83,7 @@ def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, object]]:
             for (axis, factor), part in own.groupby(["axis", "factor"]):
                 value = math.sqrt(statistics.fmean(part["mean"] ** 2))
                 is_query = axis == "query"
-                what = f"queries {query_name(each)}" if is_query else key_value_name(each)
+                what = f"queries {each.query.describe()}" if is_query else each.key_value.describe()
                 rows.append({"frames": frames, "what": what, "factor": int(factor), "drift": value})
     return rows
 

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from spark3r.cli.tables import print_table
 from spark3r.layout import TokenLayout
-from spark3r.reduction import merging, unmerging
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction import merging, plans
+from spark3r.reduction.operators import LinearUnmerging
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.timing import Latency, interleaved
 
 HEADS, DIM = 4, 32
 LAYOUT = TokenLayout(512, 8, 8, special=5, anchor_frame=0)
-RULE = LayerRule(4, 1, Operators())
+RULE = ResolvedRule(4)
 
 
 def matched(query: Tensor, plan: merging.MergePlan, **changes: object) -> Callable[[], object]:
@@ -79,11 +80,11 @@ def scatter_merge(query: Tensor, plan: merging.MergePlan, places: Tensor) -> Ten
 
 def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
     """Candidates by name: the question, and what to time."""
-    plan = merging.plan(LAYOUT, RULE, query.device)
+    plan = plans.plan(LAYOUT, RULE, query.device)
     assert plan is not None
     places = merging.match(query, plan)
     length = plan.kept.shape[0]
-    merged = merging.merge(query, places, length)
+    merged, linear = merging.merge(query, places, length), LinearUnmerging()
     return {
         "all heads": ("features", matched(query, plan, features=all_heads)),
         "head mean (ours)": ("features", matched(query, plan)),
@@ -101,10 +102,10 @@ def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),
         "embedding bag (ours)": ("merge", lambda: merging.merge(query, places, length)),
         "copying, one index (ours)": ("unmerge", lambda: merging.unmerge(merged, places)),
-        "linear: the fit": ("unmerge", lambda: unmerging.fit(merged, merged, plan)),
+        "linear: the fit": ("unmerge", lambda: linear.fit(merged, merged, plan)),
         "linear (ours)": (
             "unmerge",
-            lambda: unmerging.unmerge(query, merged, merged, places, plan),
+            lambda: linear.restore(query, merged, merged, places, plan),
         ),
         "attention, r_KV = 39": ("beside it", attention(merged, 39)),
         "attention, r_KV = 13": ("beside it", attention(merged, 13)),

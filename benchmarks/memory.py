@@ -42,6 +42,7 @@ from spark3r import Operators, Schedule
 from spark3r.loading.upstream import UPSTREAMS
 from spark3r.memory import peak_extra_mb
 from spark3r.profile import load_profile
+from spark3r.reduction.operators import QueryMerging
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from family_cases import ALL_CASES, build, images, missing
@@ -186,7 +187,7 @@ def one(name: str, frames: int, mode: str) -> dict[str, float | None]:
     """Return measured and counted peak of one small instance in one mode."""
     case = next(case for case in ALL_CASES if case.name == name)
     model, clip = build(case), images(case, frames, rows=8, columns=10)
-    schedule = Schedule.uniform(case.layers, 2, 4, operators=Operators(group=20))
+    schedule = Schedule.uniform(case.layers, 2, 4, operators=Operators(QueryMerging(group=20)))
     warm_up = images(case, 17, rows=2, columns=2)
 
     def measured() -> float | None:

@@ -49,7 +49,8 @@ from spark3r.families.parts.recognition import has, locate
 from spark3r.families.registry import detect
 from spark3r.loading.load import load_model
 from spark3r.metrics import log_depth_deviation, pose_metrics
-from spark3r.reduction import merging, unmerging
+from spark3r.reduction import merging
+from spark3r.reduction.operators import CopyUnmerging, LinearUnmerging, Unmerging
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
 from spark3r.runner import device_of, predict, run
@@ -157,14 +158,14 @@ def merged_block(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for a global block's forward, tokens ``[B, N, C]`` to the same."""
     places: list[Tensor] = []
 
-    def keep(output: Tensor, found: Tensor) -> Tensor:
-        places.append(found)
+    def keep(_: Unmerging, query: Tensor, merged: Tensor, output: Tensor, *found: Any) -> Tensor:
+        places.append(found[0])
         return output
 
-    def keep_unmoved(query: Tensor, merged: Tensor, output: Tensor, *found: Any) -> Tensor:
-        return keep(output, found[0])
-
-    with patch.object(merging, "unmerge", keep), patch.object(unmerging, "unmerge", keep_unmoved):
+    with (
+        patch.object(CopyUnmerging, "restore", keep),
+        patch.object(LinearUnmerging, "restore", keep),
+    ):
         attended = self.ls1(self.attn(self.norm1(x), *args, **kwargs))  # [B, K, C]
     if not places:  # a layer that merges no queries
         x = x + attended

@@ -23,16 +23,16 @@ from safetensors.torch import load_file, save_file
 
 from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
 from calibrate.measure.quality import Distances, Quality, assess
-from spark3r import Operators, Prediction, Schedule
+from spark3r import Prediction, Schedule
 from spark3r.errors import Spark3rWarning
 from spark3r.identity import fingerprint
 from spark3r.layout import TokenLayout
 from spark3r.metrics import ConsistencyMetrics
-from spark3r.reduction.resolve import clamp
+from spark3r.reduction.operators import OPERATORS_REVISION
+from spark3r.reduction.rule import clamp
 from spark3r.reference import load
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.runner import Runner
-from spark3r.schedule import OPERATORS_REVISION
 
 SAVE_EVERY = 10
 """Number of schedules after which a clip's file is written."""
@@ -149,14 +149,14 @@ class QualityCache:
 def effect(schedule: Schedule, layout: TokenLayout) -> str:
     """Return the effect of a schedule on clips of a layout as text. Equal texts are equal runs."""
     rules = [clamp(resolved, layout) for resolved in schedule.resolve(layout.frames)]
-    return json.dumps([rule.effect(Operators()) for rule in rules])
+    return json.dumps([[rule.query, rule.key_value, rule.operators.to_dict()] for rule in rules])
 
 
 def factors(schedule: Schedule) -> str:
     """Return the factors of each layer in one line: query/key-value, with ~ for thinned patches."""
     return " ".join(
         f"{rule.query}/{rule.key_value}"
-        + "~" * ((rule.operators or schedule.operators).key_value == "token_stride")
+        + "~" * (not (rule.operators or schedule.operators).key_value.whole_frames)
         for rule in schedule.layers
     )
 

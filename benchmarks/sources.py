@@ -30,12 +30,13 @@ from calibrate.measure.quality import Quality
 from calibrate.measure.score import score
 from spark3r import LayerRule, Operators, Schedule
 from spark3r.metrics import collapsed
+from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reference.scenes.seeds import EVALUATION
 
 FIRST_CLIP = 2000  # among the evaluation seeds: none of the evaluation table's or other scripts'
 PAPER = Operators()
-GRID = Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0)
-HALF = Operators(key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=0.5)
+GRID = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0))
+HALF = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=0.5))
 LEVELS = {"mild": (1, 2, 4), "middle": (2, 4, 8, 16), "harsh": (8, 16, 32, 64)}
 QUERY_LEVELS = {"mild": (1, 2), "middle": (2, 3, 4), "harsh": (4, 8, 16)}
 OBJECTIVES: tuple[Objective, ...] = ("balanced", "depth", "pose", "points")
@@ -90,7 +91,7 @@ def schedules(layers: int, seed: int = 0) -> dict[str, Schedule]:
         drawn("both", level, [PAPER, GRID, HALF], "mixed")
     # What might collapse: frame 0 and nothing else to look at, and one query per frame.
     uniform("keys", 1, 10_000, PAPER, "frames")
-    uniform("queries", 64, 1, Operators(group=1), "inside a frame")
+    uniform("queries", 64, 1, Operators(QueryMerging(group=1)), "inside a frame")
     return found
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from calibrate.measure.latency_model import LatencyModel
 from spark3r.layout import TokenLayout
-from spark3r.schedule import LayerRule, Operators, Schedule
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule
+from spark3r.schedule import LayerRule, Schedule
 
 _DRAWS = 600
 
@@ -45,7 +47,7 @@ def stratified_schedules(
     dense_ms = latency.predict_ms(Schedule.dense(depth), layout)
     axes = ((query_factors, key_value_factors), (query_factors, (1,)), ((1,), key_value_factors))
     layer_ms = {
-        (query, key_value, each): latency.layer_ms(LayerRule(query, key_value, each), layout)
+        (query, key_value, each): latency.layer_ms(ResolvedRule(query, key_value, each), layout)
         for query in query_factors
         for key_value in key_value_factors
         for each in operators

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from spark3r.schedule import LayerRule, Operators, Schedule
+from spark3r.reduction.rule import ResolvedRule
+from spark3r.schedule import Schedule
 
 from .budget import time_text
 from .clips import Split
@@ -49,8 +50,8 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     knapsacks = 1 + len(KNAPSACK_SHARES)
     frontiers = knapsacks if settings.budget is None else 1
     starts = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
-    rules = [LayerRule(*pair, each) for each in OPERATORS for pair in ((2, 1), (1, 2))]
-    probes = depth * len({rule.effect(Operators()) for rule in rules})  # where drift can be trusted
+    rules = {ResolvedRule(*pair, each) for each in OPERATORS for pair in ((2, 1), (1, 2))}
+    probes = depth * len(rules)  # where drift can be trusted
     runs = {
         "dense runs": len(split.clips),
         "drift": DRIFT_RUNS * max(1, len(split.search) - few),
@@ -95,7 +96,7 @@ def _timed_s(durations_s: list[float], limit_s: float) -> float:
 
 def _seconds_per_run(job: Job, split: Split) -> float:
     dense = run_dense(job.model, split.search[:1], job.family, job.dtype)
-    schedule = Schedule.uniform(job.depth, 1, 2, operators=Operators())
+    schedule = Schedule.uniform(job.depth, 1, 2)
     judge = Judge(job.model, job.family, job.source, job.settings.objective, job.dtype)
     judge.qualities(schedule, dense)  # the first run is slower than the others
     begin = time.perf_counter()

@@ -12,8 +12,8 @@ from spark3r.errors import ClipError, Spark3rError
 from spark3r.families.base import Family, unwrap
 from spark3r.families.registry import detect
 from spark3r.patching.patch import is_applied
+from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
 from spark3r.runner import HALF, device_of, matmul_dtype
-from spark3r.schedule import Operators
 
 from .budget import Budget
 from .clips import Split
@@ -22,7 +22,7 @@ from .progress import Progress, Say
 
 OPERATORS = (
     Operators(),
-    Operators(unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    Operators(QueryMerging(unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)),
 )
 """What layers choose from: the paper's operators, and the ones most faithful to dense."""
 

@@ -5,7 +5,7 @@ import time
 import torch
 
 import spark3r
-from spark3r import Operators, Schedule
+from spark3r import Operators, Schedule, TokenStride
 from spark3r.metrics import log_depth_deviation
 from spark3r.reference import load
 from spark3r.reference.scenes.render import rendered_clip
@@ -15,7 +15,7 @@ clip = rendered_clip(seed=1_000_000, frames=128)
 schedule = Schedule.uniform(
     layers=8,
     key_value=8,
-    operators=Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    operators=Operators(key_value=TokenStride(keep_anchor=True, mass_correction=1.0)),
 )
 
 

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     from .profile import Profile as Profile
     from .profile import load_profile as load_profile
     from .reconstruction import reconstruct as reconstruct
+    from .reduction.operators import Operators as Operators
+    from .reduction.operators import QueryMerging as QueryMerging
+    from .reduction.operators import TemporalStride as TemporalStride
+    from .reduction.operators import TokenStride as TokenStride
     from .schedule import LayerRule as LayerRule
     from .schedule import LengthRule as LengthRule
-    from .schedule import Operators as Operators
     from .schedule import Schedule as Schedule
     from .schedule import paper_schedule as paper_schedule
 
@@ -62,7 +65,8 @@ _HOMES = {
     "prediction": ("Prediction",),
     "profile": ("Profile", "load_profile"),
     "reconstruction": ("reconstruct",),
-    "schedule": ("LayerRule", "LengthRule", "Operators", "Schedule", "paper_schedule"),
+    "reduction.operators": ("Operators", "QueryMerging", "TemporalStride", "TokenStride"),
+    "schedule": ("LayerRule", "LengthRule", "Schedule", "paper_schedule"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -5,28 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from operator import index
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
+from .checks import integer, require_choice
 from .errors import ScheduleError
+from .layout import TokenLayout
+from .reduction.operators import Operators
+from .reduction.rule import ResolvedRule, clamp
 
-QueryOperator = Literal["intra_group"]
-KeyValueOperator = Literal["temporal_stride", "token_stride"]
-Unmerging = Literal["copy", "linear"]
 LengthMode = Literal["constant", "constant_kept_frames", "paper"]
-
-QUERY_OPERATORS: tuple[QueryOperator, ...] = ("intra_group",)
-KEY_VALUE_OPERATORS: tuple[KeyValueOperator, ...] = ("temporal_stride", "token_stride")
-UNMERGINGS: tuple[Unmerging, ...] = ("copy", "linear")
 LENGTH_MODES: tuple[LengthMode, ...] = ("constant", "constant_kept_frames", "paper")
-
-OPERATORS_REVISION = 3
-"""Raised whenever an operator's result changes, so that a profile's evidence can be told apart."""
-
-PAPER_GROUP = 20
-"""Frames per query-merging group, G in Spark3R §IV-B."""
 
 PAPER_TIER = 3
 """Key-value multiplier l of the layers that are not sensitive, Spark3R §IV-D."""
@@ -40,66 +30,6 @@ PAPER_SENSITIVE_LAYERS: Mapping[tuple[str, int], tuple[int, ...]] = MappingProxy
     }
 )
 """Sensitive layers of Spark3R §IV-D by (family, number of global layers), counted from 0."""
-
-
-def _integer(value: Any, name: str, minimum: int = 1) -> int:
-    """Return ``value`` as an int; NumPy's integers count, booleans and 4.0 do not."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
-        raise ScheduleError(f"{name} is {value!r}, expected an integer of at least {minimum}")
-    return index(value)
-
-
-def _require_choice(value: object, name: str, choices: Iterable[str]) -> None:
-    if value not in tuple(choices):
-        raise ScheduleError(f"{name} is {value!r}, expected one of: {', '.join(choices)}")
-
-
-@dataclass(frozen=True)
-class Operators:
-    """How queries are merged and how keys and values are thinned.
-
-    The defaults are the paper's. Special tokens are never merged.
-
-    Attributes:
-        query: ``intra_group``: bipartite matching inside groups of consecutive frames.
-        group: Frames per group, G.
-        merge_anchor: Whether the anchor frame's patches take part in query merging.
-        unmerge: ``copy``: merged tokens share one output. ``linear``: each is moved from it by a
-            linear map of what its query differs by, fitted in the pass to the merged queries and
-            their outputs.
-        key_value: ``temporal_stride`` keeps every r-th frame, ``token_stride`` every r-th patch
-            of each frame, at a phase that moves from frame to frame.
-        keep_special: Whether the special tokens of every frame stay among keys and values; else
-            those of every r-th frame do.
-        keep_anchor: Whether the whole anchor frame stays among keys and values.
-        mass_correction: Strength β in [0, 1] of the bias β·log(tokens stood for / tokens kept) on
-            the keys of thinned patches, and likewise of thinned special tokens; 0 is off, 1
-            restores their share of the softmax.
-
-    Raises:
-        ScheduleError: If a value is out of range.
-    """
-
-    query: QueryOperator = "intra_group"
-    group: int = PAPER_GROUP
-    merge_anchor: bool = True
-    unmerge: Unmerging = "copy"
-    key_value: KeyValueOperator = "temporal_stride"
-    keep_special: bool = False
-    keep_anchor: bool = False
-    mass_correction: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_choice(self.query, "query operator", QUERY_OPERATORS)
-        _require_choice(self.unmerge, "unmerge", UNMERGINGS)
-        _require_choice(self.key_value, "key-value operator", KEY_VALUE_OPERATORS)
-        _integer(self.group, "group")
-        for name in ("merge_anchor", "keep_special", "keep_anchor"):
-            if not isinstance(getattr(self, name), bool):
-                raise ScheduleError(f"{name} is {getattr(self, name)!r}, expected true or false")
-        beta = self.mass_correction
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
-            raise ScheduleError(f"mass_correction is {beta!r}, expected a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -120,8 +50,8 @@ class LayerRule:
     operators: Operators | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "query", _integer(self.query, "query factor"))
-        object.__setattr__(self, "key_value", _integer(self.key_value, "key-value factor"))
+        object.__setattr__(self, "query", integer(self.query, "query factor"))
+        object.__setattr__(self, "key_value", integer(self.key_value, "key-value factor"))
         if self.operators is not None and not isinstance(self.operators, Operators):
             raise ScheduleError(f"operators are {self.operators!r}, expected Operators or None")
 
@@ -130,19 +60,14 @@ class LayerRule:
         """Whether the layer is left alone."""
         return self.query == 1 and self.key_value == 1
 
-    def effect(self, operators: Operators) -> tuple[tuple[object, ...] | None, ...]:
-        """Return what of the rule makes a difference: operators of an axis left alone do not.
+    def resolve(self, operators: Operators) -> ResolvedRule:
+        """Return the rule of a pass in which the factors hold as they are.
 
         Args:
-            operators: The schedule's, for a layer without its own.
+            operators: The schedule's operators, for a layer without its own.
         """
-        each = self.operators or operators
-        query = (self.query, each.query, each.group, each.merge_anchor, each.unmerge)
-        key_value = (
-            *(self.key_value, each.key_value),
-            *(each.keep_special, each.keep_anchor, each.mass_correction),
-        )
-        return (query if self.query > 1 else None, key_value if self.key_value > 1 else None)
+        own = operators if self.operators is None else self.operators
+        return ResolvedRule(self.query, self.key_value, own)
 
 
 @dataclass(frozen=True)
@@ -167,14 +92,14 @@ class LengthRule:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        _require_choice(self.mode, "length mode", LENGTH_MODES)
-        _integer(self.min_frames, "min_frames")
+        require_choice(self.mode, "length mode", LENGTH_MODES)
+        integer(self.min_frames, "min_frames")
         if self.calibrated_frames is not None:
-            _integer(self.calibrated_frames, "calibrated_frames")
+            integer(self.calibrated_frames, "calibrated_frames")
         elif self.mode == "constant_kept_frames":
             raise ScheduleError("length mode 'constant_kept_frames' needs calibrated_frames")
         if self.max_frames is not None:
-            _integer(self.max_frames, "max_frames", minimum=self.min_frames)
+            integer(self.max_frames, "max_frames", minimum=self.min_frames)
 
 
 @dataclass(frozen=True)
@@ -220,7 +145,7 @@ class Schedule:
         length: LengthRule | None = None,
     ) -> Schedule:
         """Return a schedule with the same two factors in each of ``layers`` global layers."""
-        _integer(layers, "number of layers")
+        integer(layers, "number of layers")
         rule = LayerRule(query, key_value)
         return cls((rule,) * layers, operators or Operators(), length or LengthRule())
 
@@ -229,34 +154,30 @@ class Schedule:
         """Return the schedule that leaves all of ``layers`` global layers alone."""
         return cls.uniform(layers)
 
-    def resolve(self, frames: int) -> tuple[LayerRule, ...]:
-        """Return the layer rules of a clip of ``frames`` frames, each with its operators.
+    def resolve(self, frames: int) -> tuple[ResolvedRule, ...]:
+        """Return the rules of a clip of ``frames`` frames, with the factors asked for.
 
         Raises:
             ScheduleError: If ``frames`` is not an integer of at least 1.
         """
-        frames = _integer(frames, "number of frames")
-        return tuple(
-            replace(
-                self._at_length(rule, frames),
-                operators=self.operators if rule.operators is None else rule.operators,
-            )
-            for rule in self.layers
-        )
+        frames = integer(frames, "number of frames")
+        return tuple(self._at_length(rule, frames) for rule in self.layers)
 
-    def _at_length(self, rule: LayerRule, frames: int) -> LayerRule:
+    def resolve_within(self, layout: TokenLayout) -> tuple[ResolvedRule, ...]:
+        """Return the rules of a pass, with factors brought down to what its layout allows."""
+        return tuple(clamp(rule, layout) for rule in self.resolve(layout.frames))
+
+    def _at_length(self, rule: LayerRule, frames: int) -> ResolvedRule:
+        query, key_value = rule.query, rule.key_value
         if frames < self.length.min_frames:
-            return LayerRule()
-        if self.length.mode == "paper":
-            return LayerRule(
-                rule.query * paper_query_factor(frames),
-                rule.key_value * paper_key_value_factor(frames),
-            )
-        if self.length.mode == "constant_kept_frames" and self.length.calibrated_frames:
+            query = key_value = 1
+        elif self.length.mode == "paper":
+            query *= paper_query_factor(frames)
+            key_value *= paper_key_value_factor(frames)
+        elif self.length.mode == "constant_kept_frames" and self.length.calibrated_frames:
             calibrated = self.length.calibrated_frames
-            scaled = (2 * rule.key_value * frames + calibrated) // (2 * calibrated)
-            return LayerRule(rule.query, max(1, scaled))
-        return LayerRule(rule.query, rule.key_value)
+            key_value = max(1, (2 * key_value * frames + calibrated) // (2 * calibrated))
+        return LayerRule(query, key_value, rule.operators).resolve(self.operators)
 
 
 def paper_query_factor(frames: int) -> int:
@@ -299,7 +220,7 @@ def paper_schedule(
                 "pass layers= and sensitive="
             )
         (layers,) = known
-    _integer(layers, "number of layers")
+    integer(layers, "number of layers")
     if sensitive is None:
         if (family, layers) not in PAPER_SENSITIVE_LAYERS:
             covered = ", ".join(f"{name} with {n}" for name, n in PAPER_SENSITIVE_LAYERS)
@@ -310,7 +231,7 @@ def paper_schedule(
         sensitive = PAPER_SENSITIVE_LAYERS[family, layers]
     if not isinstance(sensitive, Iterable):
         raise ScheduleError(f"sensitive is {sensitive!r}, expected layer numbers")
-    chosen = {_integer(layer, "sensitive layer", minimum=0) for layer in sensitive}
+    chosen = {integer(layer, "sensitive layer", minimum=0) for layer in sensitive}
     outside = sorted(layer for layer in chosen if layer >= layers)
     if outside:
         raise ScheduleError(f"sensitive layers {outside} lie outside the {layers} global layers")
@@ -322,29 +243,4 @@ def paper_schedule(
 
 def operators_text(operators: Operators) -> str:
     """Return operators as tables hold them: JSON with sorted keys."""
-    return json.dumps(asdict(operators), sort_keys=True)
-
-
-def operators_name(operators: Operators) -> str:
-    """Return what people call operators, such as ``token stride + anchor, β 1, linear``."""
-    name = key_value_name(operators)
-    return name + (", linear" if operators.unmerge == "linear" else "")
-
-
-def query_name(operators: Operators) -> str:
-    """Return what is done to queries: ``merged, linear unmerging``."""
-    return "merged, " + ("linear unmerging" if operators.unmerge == "linear" else "copied back")
-
-
-def key_value_name(operators: Operators) -> str:
-    """Return what is done to keys and values, such as ``token stride + anchor, β 1``."""
-    name = operators.key_value.replace("_", " ") + " + anchor" * operators.keep_anchor
-    return name + (f", β {operators.mass_correction:g}" if operators.mass_correction else "")
-
-
-def rule_name(rule: LayerRule) -> str:
-    """Return what a resolved rule does to a layer, in words; a dash where it does nothing."""
-    assert rule.operators is not None, "resolve the schedule first"
-    queries = [f"queries {query_name(rule.operators)}"] if rule.query > 1 else []
-    keys = [key_value_name(rule.operators)] if rule.key_value > 1 else []
-    return "; ".join(keys + queries) or "–"
+    return json.dumps(operators.to_dict(), sort_keys=True)

@@ -20,11 +20,12 @@ ROOT = Path(spark3r.__file__).parents[1]
 ORDERS = {
     "spark3r": (
         "errors env",
-        "geometry rope memory sdpa",
+        "checks geometry rope memory sdpa",
         "timing",
-        "layout clips schedule",
-        "metrics prediction",
-        "reduction profile reference",
+        "layout clips",
+        "reduction metrics prediction",
+        "schedule",
+        "profile reference",
         "families",
         "identity",
         "runner",

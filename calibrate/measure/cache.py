@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from spark3r.clips import Clip
 from spark3r.families.base import Family, unwrap
 from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
+from spark3r.reduction.operators import OPERATORS_REVISION, Operators
 from spark3r.runner import dtype_name
-from spark3r.schedule import OPERATORS_REVISION, Operators
 
 from ..progress import Say, unsaid
 from .probe import COLUMNS
@@ -67,7 +66,7 @@ def table_key(
         "autocast": dtype_name(dtype),
         "device": None if parameter is None else parameter.device.type,
         "clips": [[clip.name, clip.digest(), clip.has_ground_truth] for clip in clips],
-        "operators": [asdict(each) for each in operators],
+        "operators": [each.to_dict() for each in operators],
         "settings": settings,
     }
     plain: dict[str, Any] = json.loads(json.dumps(key, sort_keys=True))

@@ -36,10 +36,9 @@ import torch
 from scipy.optimize import nnls
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction.merging import plan, query_length
-from spark3r.reduction.pruning import key_value_length, select
-from spark3r.reduction.resolve import clamp
-from spark3r.schedule import LayerRule, Schedule
+from spark3r.reduction.plans import key_value_length, plan, query_length, select
+from spark3r.reduction.rule import ResolvedRule, clamp
+from spark3r.schedule import Schedule
 
 TERMS = ("attention", "queries", "keys", "masked", "gathered", "merged", "moved", "matched")
 
@@ -65,11 +64,11 @@ class LatencyModel:
     rest_ms: float
     term_ms: Mapping[str, float]
 
-    def layer_ms(self, rule: LayerRule, layout: TokenLayout) -> float:
+    def layer_ms(self, rule: ResolvedRule, layout: TokenLayout) -> float:
         """Return what a layer takes beyond the wall.
 
         Args:
-            rule: A resolved rule, with its operators.
+            rule: A resolved rule.
             layout: Token layout of the clip.
         """
         amounts = terms(clamp(rule, layout), layout)
@@ -126,7 +125,7 @@ class LatencyModel:
 
 
 @lru_cache(maxsize=4096)
-def terms(rule: LayerRule, layout: TokenLayout) -> tuple[float, ...]:
+def terms(rule: ResolvedRule, layout: TokenLayout) -> tuple[float, ...]:
     """Return the amounts of `TERMS` of a layer, each in its unit.
 
     Args:
@@ -152,7 +151,7 @@ def terms(rule: LayerRule, layout: TokenLayout) -> tuple[float, ...]:
         products * has_bias,
         keys / 1e3 * by_index,
         merged,
-        merged * (rule.operators is not None and rule.operators.unmerge == "linear"),
+        merged * rule.operators.query.unmerging.fits_map,
         pairs / 1e6,
     )
 
@@ -174,7 +173,7 @@ class LayerSample:
         ms: Its latency.
     """
 
-    rule: LayerRule | None
+    rule: ResolvedRule | None
     ms: float
 
 
@@ -189,7 +188,7 @@ class PassSample:
     """
 
     name: str
-    rules: tuple[LayerRule, ...]
+    rules: tuple[ResolvedRule, ...]
     ms: float
 
 

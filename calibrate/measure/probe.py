@@ -27,9 +27,10 @@ from spark3r.families.base import Family, unwrap
 from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.prediction import PredictionError
-from spark3r.reduction.resolve import clamp
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import layout_of
-from spark3r.schedule import LayerRule, Operators, Schedule, operators_text
+from spark3r.schedule import LayerRule, Schedule, operators_text
 
 from ..defaults import Objective, Source
 from .evaluator import DenseRuns, evaluate
@@ -150,7 +151,7 @@ class _Runs:
         self._known: dict[object, tuple[Quality, ...]] = {}
 
     def quality(self, schedule: Schedule, what: str) -> tuple[Quality, ...]:
-        key = tuple(rule.effect(schedule.operators) for rule in schedule.layers)
+        key = tuple(rule.resolve(schedule.operators) for rule in schedule.layers)
         if all(rule.is_dense for rule in schedule.layers):
             return self._dense.qualities
         if key not in self._known:
@@ -164,12 +165,12 @@ class _Runs:
 
 
 def _within(axis: str, factor: int, operators: Operators, layout: TokenLayout) -> int:
-    rule = clamp(LayerRule(operators=operators, **{axis: factor}), layout)
+    rule = clamp(ResolvedRule(operators=operators, **{axis: factor}), layout)
     return rule.query if axis == "query" else rule.key_value
 
 
 def _point(factors: tuple[int, int], operators: Operators, layout: TokenLayout) -> dict[str, int]:
-    rule = clamp(LayerRule(*factors, operators), layout)
+    rule = clamp(ResolvedRule(*factors, operators), layout)
     return {"query": rule.query, "key_value": rule.key_value}
 
 

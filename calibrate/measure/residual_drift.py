@@ -25,9 +25,10 @@ from spark3r.clips import Clip
 from spark3r.families.base import Family, unwrap
 from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
-from spark3r.reduction.resolve import clamp
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import layout_of, run
-from spark3r.schedule import LayerRule, Operators, operators_text
+from spark3r.schedule import operators_text
 
 from ..progress import Samples, uncounted
 from .probe import COLUMNS, SensitivityError
@@ -199,15 +200,15 @@ def _candidates(
     query_factors: Sequence[int],
     key_value_factors: Sequence[int],
     layout: TokenLayout,
-) -> Mapping[_Candidate, LayerRule]:
+) -> Mapping[_Candidate, ResolvedRule]:
     """Return all candidates within the layout, factor 1 of each axis among them."""
-    found: dict[_Candidate, LayerRule] = {}
+    found: dict[_Candidate, ResolvedRule] = {}
     for each in operators:
         for factor in sorted({1, *query_factors} if query_factors else ()):
-            rule = clamp(LayerRule(factor, 1, each), layout)
+            rule = clamp(ResolvedRule(factor, 1, each), layout)
             found[each, "query", rule.query] = rule
         for factor in sorted({1, *key_value_factors} if key_value_factors else ()):
-            rule = clamp(LayerRule(1, factor, each), layout)
+            rule = clamp(ResolvedRule(1, factor, each), layout)
             found[each, "key_value", rule.key_value] = rule
     return found
 
@@ -218,7 +219,7 @@ def _watch(
     module: nn.Module,
     block: nn.Module,
     layout: TokenLayout,
-    candidates: Mapping[_Candidate, LayerRule],
+    candidates: Mapping[_Candidate, ResolvedRule],
     keep: Callable[[_Candidate, float], None],
 ) -> None:
     """Hook one layer so that its drifts are kept in the next pass."""
@@ -239,13 +240,12 @@ def _watch(
         # Blocks that take their input in another shape still have as many numbers in it.
         fits = bool(stream) and stream[0].numel() == dense.numel()
         size = _rms(stream[0].float().reshape(dense.shape) + dense) if fits else _rms(dense)
-        known = {LayerRule().effect(Operators()): 0.0}
+        known = {ResolvedRule(): 0.0}
         for candidate, rule in candidates.items():
-            effect = rule.effect(candidate[0])
-            if effect not in known:
+            if rule not in known:
                 reduced = scaled(family.attend(module, layout, rule, *args, **kwargs))
-                known[effect] = float(_rms(reduced - dense) / size)
-            keep(candidate, known[effect])
+                known[rule] = float(_rms(reduced - dense) / size)
+            keep(candidate, known[rule])
 
     if block is not module:
         hooks.callback(block.register_forward_pre_hook(before_block).remove)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from spark3r.clips import Clip
 from spark3r.layout import TokenLayout
-from spark3r.reduction.resolve import clamp
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule, clamp
 
 from ..progress import Samples
 from ..settings import (
@@ -152,7 +152,7 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
     """
     few = dense.first(PROBED_CLIPS)
     point = max(1, min(PAPER_POINT, short.frames // PAPER_RAISE))
-    if clamp(LayerRule(1, PAPER_RAISE * point, Operators()), short).key_value <= point:
+    if clamp(ResolvedRule(1, PAPER_RAISE * point), short).key_value <= point:
         return ()  # of one or two frames none can be dropped further
 
     def measure() -> pd.DataFrame:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spark3r.errors import Spark3rError
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.rule import ResolvedRule
 
 from ..budget import Budget, time_text
 from ..settings import Job
@@ -132,7 +132,7 @@ def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
             "a shorter --target-frames"
         )
     wall_ms = passes["wall"].median_ms
-    rule = LayerRule(operators=Operators())
+    rule = ResolvedRule()
     timed = time_layers(job.model, images, [rule], family=job.family, dtype=dtype, limit_s=limit_s)
     layers = dict(timed)
     if rule not in layers:

@@ -23,9 +23,10 @@ from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.patching.patch import apply, remove
 from spark3r.patching.wall import apply_wall, wall_attend
-from spark3r.reduction.resolve import clamp
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import Runner, autocast, device_of, first_attention_call, layout_of, run
-from spark3r.schedule import LayerRule, Operators, Schedule, operators_name
+from spark3r.schedule import LayerRule, Schedule
 from spark3r.timing import (
     MIN_ROUNDS,
     ROUNDS,
@@ -70,7 +71,7 @@ class LatencyTable:
     """
 
     layout: TokenLayout
-    layers: tuple[tuple[LayerRule | None, Latency], ...]
+    layers: tuple[tuple[ResolvedRule | None, Latency], ...]
     passes: Mapping[str, Latency]
     model: LatencyModel
     report: FitReport | None
@@ -176,40 +177,40 @@ def passes_to_time(
     fitted["queries alone"] = Schedule.uniform(depth, middle[0], 1, operators=operators[0])
     for each in operators:
         query = 1 if each == operators[0] else middle[0]
-        name = f"uniform {query}/{middle[1]}, {operators_name(each)}"
+        name = f"uniform {query}/{middle[1]}, {each.describe()}"
         fitted[name] = Schedule.uniform(depth, query, middle[1], operators=each)
     most = LayerRule(max(query_factors), 1), LayerRule(1, max(key_value_factors))
     mixed = tuple(most[layer % 2] for layer in range(depth))
     checked: dict[str, Treatment] = {
-        f"mixed, {operators_name(each)}": Schedule(mixed, each) for each in operators
+        f"mixed, {each.describe()}": Schedule(mixed, each) for each in operators
     }
     return fitted, checked
 
 
 def layer_grid(
     operators: Sequence[Operators], query_factors: Sequence[int], key_value_factors: Sequence[int]
-) -> tuple[LayerRule, ...]:
+) -> tuple[ResolvedRule, ...]:
     """Return rules that show every term: each axis alone, and the queries at few keys as well."""
-    grid: dict[LayerRule, None] = {LayerRule(operators=operators[0]): None}
+    grid: dict[ResolvedRule, None] = {ResolvedRule(): None}
     for each in operators:
         few = _middle(key_value_factors)
         pairs = [(1, r) for r in key_value_factors]
         pairs += [(r, few) for r in query_factors] + [(max(query_factors), max(key_value_factors))]
         pairs += [(min(2, max(query_factors)), 1)]
-        grid |= {LayerRule(*pair, each): None for pair in pairs if pair != (1, 1)}
+        grid |= {ResolvedRule(*pair, each): None for pair in pairs if pair != (1, 1)}
     return tuple(grid)
 
 
 def time_layers(
     model: nn.Module,
     images: Tensor,
-    rules: Sequence[LayerRule],
+    rules: Sequence[ResolvedRule],
     *,
     family: Family | None = None,
     dtype: torch.dtype | None = None,
     limit_s: float | None = None,
     progress: Samples = uncounted,
-) -> tuple[tuple[LayerRule | None, Latency], ...]:
+) -> tuple[tuple[ResolvedRule | None, Latency], ...]:
     """Time a global attention layer alone under resolved rules, and returning zeros (None).
 
     Rules that do not fit into memory are left out.
@@ -224,10 +225,10 @@ def time_layers(
     module, args, kwargs, lowered = first_attention_call(model, images, family, dtype)
     device = device_of(model)
     zeros = wall_attend(family)
-    within: dict[LayerRule | None, None] = {None: None}
+    within: dict[ResolvedRule | None, None] = {None: None}
     within |= {clamp(rule, layout): None for rule in rules}
 
-    def call_of(rule: LayerRule | None) -> Call:
+    def call_of(rule: ResolvedRule | None) -> Call:
         def call() -> object:
             # A context per call, so that weights are cast in each, as they are in each pass.
             with torch.inference_mode(), autocast(device, lowered):
@@ -293,7 +294,9 @@ def apply_treatment(model: nn.Module, treatment: Treatment, family: Family | Non
         remove(model)
 
 
-def resolved_rules(treatment: Treatment, depth: int, layout: TokenLayout) -> tuple[LayerRule, ...]:
+def resolved_rules(
+    treatment: Treatment, depth: int, layout: TokenLayout
+) -> tuple[ResolvedRule, ...]:
     """Return the rules that a treatment gives ``depth`` layers; none for the wall."""
     if treatment == "wall":
         return ()

@@ -141,7 +141,7 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
             axis.plot(layers, factors, color=colour, linewidth=width, alpha=0.5, label=label)
             for place, factor, rule in zip(layers, factors, schedule.layers, strict=True):
                 operators = rule.operators or schedule.operators
-                inside = axis is below and operators.key_value == "token_stride"
+                inside = axis is below and not operators.key_value.whole_frames
                 face = "white" if inside else colour
                 axis.plot(place, factor, "o", color=colour, markerfacecolor=face, markersize=6)
     for axis, title in ((above, "queries"), (below, "keys and values")):

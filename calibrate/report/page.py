@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from spark3r.schedule import key_value_name, operators_text, query_name, rule_name
+from spark3r.schedule import operators_text
 
 from ..budget import number_text
 from ..defaults import Source
@@ -58,8 +58,8 @@ def draw(result: Calibration) -> dict[str, Figure]:
     """Return the pictures by name; none where dense meets the budget."""
     if result.sensitivity is None or result.decision is None:
         return {}
-    names = {("query", operators_text(each)): query_name(each) for each in OPERATORS}
-    names |= {("key_value", operators_text(each)): key_value_name(each) for each in OPERATORS}
+    names = {("query", operators_text(each)): each.query.describe() for each in OPERATORS}
+    names |= {("key_value", operators_text(each)): each.key_value.describe() for each in OPERATORS}
     schedules = {each.name: each.schedule for each in result.verification.schedules}
     pictures = {
         "sensitivity": sensitivity_picture(
@@ -124,7 +124,6 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         "–" if mean is None else percent_text(mean, source)
     )
     environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
-    environment.filters["words"] = rule_name
     environment.filters["number"] = lambda value: "–" if value is None else number_text(value)
     table = rows(result)
     measurement = result.profile.measurements[0]

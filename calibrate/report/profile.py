@@ -29,8 +29,9 @@ from spark3r.profile.evidence import (
     Timing,
 )
 from spark3r.profile.model import OperatorsRecord
+from spark3r.reduction.operators import Operators
 from spark3r.runner import device_of, dtype_name, precision_of
-from spark3r.schedule import LengthRule, Operators, Schedule, operators_text
+from spark3r.schedule import LengthRule, Schedule, operators_text
 from spark3r.timing import Latency
 
 from ..budget import ResolvedBudget
@@ -275,7 +276,7 @@ def sensitivity_records(
                 metric=_metric_name(str(metric), objective),
                 clips=tuple(clip.name for clip in clips),
                 frames=min(clip.frames for clip in clips),
-                operators=OperatorsRecord.of(Operators(**json.loads(str(operators)))),
+                operators=OperatorsRecord.of(Operators.from_dict(json.loads(str(operators)))),
                 operating_point=(1, 1),
                 factors=tuple(factors),
                 values=by_layer("mean"),

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction.resolve import clamp
-from spark3r.schedule import PAPER_TIER, LayerRule, LengthRule, Operators, Schedule, operators_name
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule
+from spark3r.schedule import PAPER_TIER, LayerRule, LengthRule, Schedule
 
 PAPER_QUERY_FACTORS = (1, 2, 3, 4)
-
-_BEYOND = 10**6  # a factor that no clip allows
 
 Pair = tuple[int, int]
 """Query and key-value factor."""
@@ -92,7 +91,7 @@ def uniform_schedules(
         fits: Whether a schedule meets the budget.
     """
     found: dict[str, Schedule] = {}
-    effects = set()
+    rules = set()
     for each in operators:
 
         def uniform(query: int, key_value: int, each: Operators = each) -> Schedule:
@@ -101,14 +100,13 @@ def uniform_schedules(
         query, key_value = largest_factors(each, short)
         pairs = frontier(range(1, query + 1), key_value, lambda q, r: fits(uniform(q, r)))
         for q, r in pairs:
-            effect = LayerRule(q, r).effect(each)
-            if effect not in effects:
-                effects.add(effect)
-                found[f"uniform {q}/{r} {operators_name(each)}"] = uniform(q, r)
+            rule = ResolvedRule(q, r, each)
+            if rule not in rules:
+                rules.add(rule)
+                found[f"uniform {q}/{r} {each.describe()}"] = uniform(q, r)
     return found
 
 
 def largest_factors(operators: Operators, layout: TokenLayout) -> Pair:
     """Return the largest query and key-value factor that a layout allows under operators."""
-    rule = clamp(LayerRule(_BEYOND, _BEYOND, operators), layout)
-    return rule.query, rule.key_value
+    return layout.patches, operators.key_value.largest_factor(layout)

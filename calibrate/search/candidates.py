@@ -20,7 +20,9 @@ import pandas as pd
 from scipy.optimize import isotonic_regression
 
 from spark3r.layout import TokenLayout
-from spark3r.schedule import LayerRule, Operators, operators_text
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule
+from spark3r.schedule import LayerRule, operators_text
 
 from ..measure.latency_model import LatencyModel
 from ..measure.probe import FAITHFULNESS, SensitivityError
@@ -105,7 +107,7 @@ def choices(
     Raises:
         SensitivityError: As `damages`.
     """
-    found: dict[int, dict[object, Choice]] = {}
+    found: dict[int, dict[ResolvedRule, Choice]] = {}
     for each in operators:
         by_factor = damages(table, each)
         for layer in sorted({layer for layer, _, _ in by_factor}):
@@ -115,9 +117,10 @@ def choices(
                 (q, k) for q in queries.items() for k in keys.items()
             ):
                 rule = LayerRule(query, key_value, each)
-                cost_ms = latency.layer_ms(rule, layout)
+                resolved = rule.resolve(each)
+                cost_ms = latency.layer_ms(resolved, layout)
                 choice = Choice(rule, cost_ms, harm_q**POWER + harm_kv**POWER)
-                found.setdefault(layer, {}).setdefault(rule.effect(each), choice)
+                found.setdefault(layer, {}).setdefault(resolved, choice)
     return [list(found[layer].values()) for layer in sorted(found)]
 
 

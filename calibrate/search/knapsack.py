@@ -24,7 +24,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from spark3r.schedule import LayerRule, Operators, Schedule
+from spark3r.reduction.operators import Operators
+from spark3r.schedule import LayerRule, Schedule
 
 __all__ = [
     "MAX_PARTIAL",

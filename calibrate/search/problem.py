@@ -10,8 +10,9 @@ from functools import cached_property
 import pandas as pd
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction.resolve import clamp
-from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
+from spark3r.reduction.operators import Operators
+from spark3r.reduction.rule import ResolvedRule, clamp
+from spark3r.schedule import LengthRule, Schedule
 
 from ..defaults import Source
 from ..measure.latency_model import LatencyModel
@@ -215,7 +216,7 @@ def least_ms(model: LatencyModel, layout: TokenLayout, short: TokenLayout, depth
         depth: Global layers.
     """
     rules = [
-        clamp(LayerRule(query, key_value, each), short)
+        clamp(ResolvedRule(query, key_value, each), short)
         for each in OPERATORS
         for query in (1, *QUERY_FACTORS)
         for key_value in (1, *KEY_VALUE_FACTORS)

@@ -22,7 +22,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from spark3r.errors import Spark3rError
-from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
+from spark3r.reduction.operators import Operators
+from spark3r.schedule import LayerRule, LengthRule, Schedule
 
 Storage = str | Path | optuna.storages.BaseStorage | None
 """A journal file's path, an Optuna URL (a string with ``://``), a storage at hand, or none."""
@@ -161,7 +162,18 @@ def finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
 
 def encode(schedule: Schedule) -> dict[str, Any]:
     """Return a schedule as JSON takes it."""
-    return asdict(schedule)
+    return {
+        "layers": [
+            {
+                "query": rule.query,
+                "key_value": rule.key_value,
+                "operators": None if rule.operators is None else rule.operators.to_dict(),
+            }
+            for rule in schedule.layers
+        ],
+        "operators": schedule.operators.to_dict(),
+        "length": asdict(schedule.length),
+    }
 
 
 def decode(document: Mapping[str, Any]) -> Schedule:
@@ -171,11 +183,11 @@ def decode(document: Mapping[str, Any]) -> Schedule:
             LayerRule(
                 rule["query"],
                 rule["key_value"],
-                None if rule["operators"] is None else Operators(**rule["operators"]),
+                None if rule["operators"] is None else Operators.from_dict(rule["operators"]),
             )
             for rule in document["layers"]
         ),
-        Operators(**document["operators"]),
+        Operators.from_dict(document["operators"]),
         LengthRule(**document["length"]),
     )
 

@@ -29,9 +29,9 @@ from ..layout import TokenLayout
 from ..patching.handle import Patch
 from ..patching.patch import replace_attention
 from ..reduction import merging
+from ..reduction.rule import ResolvedRule
 from ..reduction.steps import step
 from ..runner import Runner
-from ..schedule import LayerRule, Operators
 from ..sdpa import ReplaceSDPA
 
 CELL = 2
@@ -60,7 +60,7 @@ class JointPlan:
 
 def apply_fastvggt(runner: Runner) -> Patch:
     """Let the model's global attention merge as FastVGGT does until the patch is removed."""
-    dense = LayerRule(operators=Operators())
+    dense = ResolvedRule()
 
     def attend(
         attn: nn.Module, layout: TokenLayout, x: Tensor, *args: Any, **kwargs: Any

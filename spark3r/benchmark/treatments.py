@@ -13,8 +13,9 @@ from ..errors import ScheduleError
 from ..patching.handle import Patch
 from ..patching.patch import apply
 from ..patching.wall import apply_wall
+from ..reduction.operators import Operators, TokenStride
 from ..runner import Runner
-from ..schedule import PAPER_SENSITIVE_LAYERS, Operators, Schedule, paper_schedule
+from ..schedule import PAPER_SENSITIVE_LAYERS, Schedule, paper_schedule
 from .fastvggt import apply_fastvggt
 
 Apply = Callable[[], Patch]
@@ -26,9 +27,7 @@ ACCEPTED = (
     "name, or a profile's path (with a separator, or ending in .json)"
 )
 
-THINNED = Operators(
-    key_value="token_stride", keep_special=True, keep_anchor=True, mass_correction=1.0
-)
+THINNED = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0))
 """Operators of ``token_stride``; those of ``uniform`` are the paper's. Both unmerge by copying, so
 that a benchmark shows pruning and merging by themselves."""
 
@@ -73,7 +72,7 @@ def _treatment(name: str, runner: Runner, sensitive: Sequence[int] | None) -> Ap
         schedule = _paper(runner.family.name, depth, sensitive)
     elif name.startswith("uniform"):
         schedule = Schedule.uniform(depth, *_factors(name))
-    elif name.startswith("token_stride"):
+    elif name.startswith(THINNED.key_value.name):
         schedule = Schedule.uniform(depth, *_factors(name), operators=THINNED)
     elif name.endswith(".json") or "/" in name or "\\" in name or name in _shipped():
         return partial(apply, runner.model, name, family=runner.family)

@@ -82,12 +82,10 @@ def _show(options: argparse.Namespace) -> int:
 def _cost(profile: Profile, name: str, layout: TokenLayout) -> dict[str, Any]:
     """Return a schedule's realised lengths and cost on a layout, layer by layer."""
     from ..reduction.attention import attention_share
-    from ..reduction.merging import query_length
-    from ..reduction.pruning import key_value_length
-    from ..reduction.resolve import resolve
+    from ..reduction.plans import key_value_length, query_length
 
     record = _record(profile, name)
-    rules = resolve(record.schedule(), layout)
+    rules = record.schedule().resolve_within(layout)
     return {
         "schedule": name,
         "frames": layout.frames,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction.attention import attend
-from ..reduction.pruning import select
-from ..schedule import LayerRule
+from ..reduction.plans import select
+from ..reduction.rule import ResolvedRule
 from .base import Family, unwrap
 from .parts.da3_memory import saver
 from .parts.outputs import first_clip
@@ -124,7 +124,7 @@ def _layout(
 def _attend(
     attn: Any,
     layout: TokenLayout,
-    rule: LayerRule,
+    rule: ResolvedRule,
     x: Tensor,
     pos: Tensor | None = None,
     attn_mask: Tensor | None = None,

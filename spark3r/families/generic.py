@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..errors import FamilyError, LayoutError
 from ..layout import TokenLayout
 from ..reduction.attention import attend
-from ..reduction.pruning import select
-from ..schedule import LayerRule
+from ..reduction.plans import select
+from ..reduction.rule import ResolvedRule
 from ..sdpa import ReplaceSDPA
 from .base import Family, LayoutFunction
 
@@ -142,7 +142,7 @@ def _first_tensor(values: Iterable[Any]) -> Tensor:
 class _Reduced:
     """Scaled dot-product attention, reduced by a rule; counts its calls."""
 
-    def __init__(self, layout: TokenLayout, rule: LayerRule) -> None:
+    def __init__(self, layout: TokenLayout, rule: ResolvedRule) -> None:
         self.layout = layout
         self.rule = rule
         self.calls = 0
@@ -177,7 +177,7 @@ class _Reduced:
 
 
 def _attend(
-    attn: nn.Module, layout: TokenLayout, rule: LayerRule, *args: Any, **kwargs: Any
+    attn: nn.Module, layout: TokenLayout, rule: ResolvedRule, *args: Any, **kwargs: Any
 ) -> Tensor:
     reduced = _Reduced(layout, rule)
     with ReplaceSDPA(reduced):

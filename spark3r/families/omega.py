@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..reduction.attention import attend
-from ..reduction.pruning import select
-from ..schedule import LayerRule
+from ..reduction.plans import select
+from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts import aggregator
 from .parts.memory import aggregator_in_pieces
@@ -84,7 +84,7 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
 def _attend(
     attn: Any,
     layout: TokenLayout,
-    rule: LayerRule,
+    rule: ResolvedRule,
     x: Tensor,
     attn_bias: Tensor | None = None,
     rope: object = None,

@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction.attention import attend
-from ..reduction.pruning import KeySelection, select
-from ..schedule import LayerRule
+from ..reduction.plans import select
+from ..reduction.pruning import KeySelection
+from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts.memory import by_frames, by_tokens, encoder_by_frames
 from .parts.outputs import first_clip
@@ -81,7 +82,7 @@ def _layout(root: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
 def _attend(
     attn: Any,
     layout: TokenLayout,
-    rule: LayerRule,
+    rule: ResolvedRule,
     x: Tensor,
     attn_bias: Tensor | None = None,
     xpos: Tensor | None = None,
@@ -99,11 +100,10 @@ def _attend(
 
 
 def _backends(
-    dtype: torch.dtype, rule: LayerRule, selection: KeySelection | None
+    dtype: torch.dtype, rule: ResolvedRule, selection: KeySelection | None
 ) -> list[SDPBackend]:
     """Return the kernels that upstream allows itself; flash attention takes no bias."""
-    assert rule.operators is not None, "resolve the schedule first"
-    biased = selection is not None and rule.operators.mass_correction > 0
+    biased = selection is not None and rule.operators.key_value.mass_correction > 0
     if dtype == torch.bfloat16 and not biased:
         return [SDPBackend.FLASH_ATTENTION]
     return [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]

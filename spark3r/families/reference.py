@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..geometry import PIXEL_CENTRE
 from ..layout import TokenLayout
 from ..reduction.attention import attend
-from ..reduction.pruning import select
+from ..reduction.plans import select
+from ..reduction.rule import ResolvedRule
 from ..rope import apply_rope
-from ..schedule import LayerRule
 from .base import Family, Replacement
 from .parts import aggregator
 from .parts.memory import aggregator_in_pieces
@@ -34,7 +34,7 @@ def _attention(root: Any) -> dict[str, nn.Module]:
 
 
 def _attend(
-    attn: Any, layout: TokenLayout, rule: LayerRule, x: Tensor, rope: tuple[Tensor, Tensor]
+    attn: Any, layout: TokenLayout, rule: ResolvedRule, x: Tensor, rope: tuple[Tensor, Tensor]
 ) -> Tensor:
     selection = select(layout, rule, x.device)
     query, key, value = project(attn, x, selection)

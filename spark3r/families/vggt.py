@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..reduction.attention import attend
-from ..reduction.pruning import select
-from ..schedule import LayerRule
+from ..reduction.plans import select
+from ..reduction.rule import ResolvedRule
 from .base import Family
 from .parts import aggregator
 from .parts.preprocessing import crop_width
@@ -68,7 +68,7 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def _attend(
-    attn: Any, layout: TokenLayout, rule: LayerRule, x: Tensor, pos: Tensor | None = None
+    attn: Any, layout: TokenLayout, rule: ResolvedRule, x: Tensor, pos: Tensor | None = None
 ) -> Tensor:
     refuse_dropout(attn)
     selection = select(layout, rule, x.device)

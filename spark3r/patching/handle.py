@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ..errors import PatchError, Spark3rWarning
 from ..layout import TokenLayout
-from ..reduction.resolve import resolve
+from ..reduction.operators import Operators
+from ..reduction.rule import ResolvedRule
 from ..runner import Runner, dtype_name, dtype_of, matmul_dtype
-from ..schedule import LayerRule, Schedule
+from ..schedule import Schedule
 from .passes import Pass, Passes
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Handle(Patch):
 
     def _reset(self) -> None:
         super()._reset()
-        self._resolved: dict[TokenLayout, tuple[LayerRule, ...]] = {}
+        self._resolved: dict[TokenLayout, tuple[ResolvedRule, ...]] = {}
         self._warned: set[str] = set()
 
     _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned")
@@ -233,11 +234,11 @@ class Handle(Patch):
         lines = [
             f"spark3r on {type(self.root).__name__}{state}: family {self.family.name}, "
             f"{len(self.layers)} global layers, length rule {self.schedule.length.mode}",
-            f"operators: {self.schedule.operators}",
+            f"operators: {_words(self.schedule.operators)}",
             f"{'layer':<{width}}  query  key-value",
         ]
         for name, rule in zip(self.layers, self.schedule.layers, strict=True):
-            own = "" if rule.operators is None else f"  {rule.operators}"
+            own = "" if rule.operators is None else f"  {_words(rule.operators)}"
             lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
         return "\n".join(lines)
 
@@ -247,13 +248,13 @@ class Handle(Patch):
     def _begun(self, layout: TokenLayout, device: str) -> Pass:
         rules = self._resolved.get(layout)
         if rules is None:
-            rules = self._resolved[layout] = resolve(self.schedule, layout)
+            rules = self._resolved[layout] = self.schedule.resolve_within(layout)
             self._warn(layout, rules, device)
         return Pass(layout, rules)
 
     def _traced(self, layout: TokenLayout, device: str) -> Pass:
         _warn_when_traced(self, device, *layout.fields)
-        return Pass(layout, resolve(self.schedule, layout))
+        return Pass(layout, self.schedule.resolve_within(layout))
 
     def _run(
         self,
@@ -268,7 +269,7 @@ class Handle(Patch):
             return None
         return self._attend(module, current.layout, rule, *args, **kwargs)
 
-    def _warn(self, layout: TokenLayout, rules: tuple[LayerRule, ...], device: str) -> None:
+    def _warn(self, layout: TokenLayout, rules: tuple[ResolvedRule, ...], device: str) -> None:
         asked = self.schedule.resolve(layout.frames)
         if any(
             a.query > b.query or a.key_value > b.key_value
@@ -331,11 +332,15 @@ class _Place:
 _ABSENT = "<absent>"
 
 
+def _words(operators: Operators) -> str:
+    return f"{operators.key_value.describe()}; queries {operators.query.describe()}"
+
+
 @torch.compiler.assume_constant_result
 def _warn_when_traced(handle: Handle, device: str, *fields: Any) -> bool:
     """Give a traced pass the warnings of an eager one; a constant to the compiler."""
     layout = TokenLayout(*fields)
-    handle._warn(layout, resolve(handle.schedule, layout), device)
+    handle._warn(layout, handle.schedule.resolve_within(layout), device)
     return True
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import LayoutError
 from ..layout import TokenLayout
-from ..schedule import LayerRule
+from ..reduction.rule import ResolvedRule
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Pass:
 
     Attributes:
         layout: Token layout of the pass.
-        rules: One resolved rule per global layer, within what the layout allows.
+        rules: One rule per global layer, within what the layout allows.
     """
 
     layout: TokenLayout
-    rules: tuple[LayerRule, ...]
+    rules: tuple[ResolvedRule, ...]
 
 
 class Passes:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..families.base import Family
 from ..layout import TokenLayout
+from ..reduction.operators import Operators, TemporalStride, TokenStride
+from ..reduction.rule import ResolvedRule
 from ..runner import Runner
-from ..schedule import LayerRule, Operators
 from ..sdpa import ReplaceSDPA
 from .handle import Attend, Patch
 from .patch import replace_attention
@@ -43,11 +44,11 @@ def wall_attend(family: Family) -> Attend:
     return attend
 
 
-def fewest_keys(layout: TokenLayout) -> LayerRule:
+def fewest_keys(layout: TokenLayout) -> ResolvedRule:
     """Return the resolved rule that keeps keys and values of one frame and merges no query."""
     if layout.frames > 1:
-        return LayerRule(1, layout.frames, Operators())
-    return LayerRule(1, max(1, layout.patches), Operators(key_value="token_stride"))
+        return ResolvedRule(1, layout.frames, Operators(key_value=TemporalStride()))
+    return ResolvedRule(1, layout.patches, Operators(key_value=TokenStride()))
 
 
 def _zeros(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..env import device_name
-from ..schedule import OPERATORS_REVISION
+from ..reduction.operators import OPERATORS_REVISION
 from .document import Profile
 from .model import ModelRecord
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import ScheduleError
-from ..schedule import OPERATORS_REVISION, LayerRule, LengthMode, LengthRule, Operators, Schedule
+from ..reduction.operators import OPERATORS_REVISION, Operators
+from ..schedule import LayerRule, LengthMode, LengthRule, Schedule
 
 Status = Literal["measured", "paper", "prior"]
 STATUS_WORDS: Mapping[Status, str] = MappingProxyType(
@@ -89,12 +89,6 @@ class OperatorRecord(Section, extra="allow"):
     """Registered name of the operator, such as `token_stride`. An unknown name is refused."""
 
 
-_OPERATOR_FIELDS = {
-    "query": ("group", "merge_anchor", "unmerge"),
-    "key_value": ("keep_special", "keep_anchor", "mass_correction"),
-}
-
-
 class OperatorsRecord(Section):
     """The operators of a layer."""
 
@@ -108,12 +102,10 @@ class OperatorsRecord(Section):
     @classmethod
     def of(cls, operators: Operators) -> OperatorsRecord:
         """Return the record of ``operators`` as this version of spark3r defines them."""
-        values = asdict(operators) | {"mass_correction": float(operators.mass_correction)}
-        records = {
-            axis: OperatorRecord(name=values[axis], **{field: values[field] for field in fields})
-            for axis, fields in _OPERATOR_FIELDS.items()
-        }
-        return cls(**records, revision=OPERATORS_REVISION)
+        return cls(
+            **{axis: OperatorRecord(**own) for axis, own in operators.to_dict().items()},
+            revision=OPERATORS_REVISION,
+        )
 
     def operators(self) -> Operators:
         """Return the operators recorded.
@@ -121,18 +113,7 @@ class OperatorsRecord(Section):
         Raises:
             ScheduleError: If an operator or one of its fields is unknown, or a value out of range.
         """
-        values: dict[str, Any] = {}
-        for axis, known in _OPERATOR_FIELDS.items():
-            record: OperatorRecord = getattr(self, axis)
-            fields = record.model_extra or {}
-            for name in fields:
-                if name not in known:
-                    raise ScheduleError(
-                        f"{axis} operator '{record.name}' has no field '{name}', expected only: "
-                        f"{', '.join(known)}"
-                    )
-            values |= {axis: record.name, **fields}
-        return Operators(**values)
+        return Operators.from_dict(self.model_dump(exclude={"revision"}))
 
 
 class ExecutionRecord(Section):

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..errors import ScheduleError
 from ..layout import TokenLayout
-from ..schedule import LayerRule
-from . import merging, unmerging
-from .pruning import KeySelection, key_value_length
+from . import merging
+from .plans import key_value_length, plan, query_length
+from .pruning import KeySelection
+from .rule import ResolvedRule
 from .steps import step
 
 
@@ -20,7 +21,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     layout: TokenLayout,
-    rule: LayerRule,
+    rule: ResolvedRule,
     selection: KeySelection | None = None,
     *,
     scale: float | None = None,
@@ -32,7 +33,7 @@ def attend(
         key: Keys of the selected tokens, ``[B, H, M, D]``.
         value: Values of the selected tokens, ``[B, H, M, D]``.
         layout: Token layout of the N tokens.
-        rule: The layer's resolved rule.
+        rule: Rule of the layer in this pass.
         selection: The selection that keys and values were made from, None when all stayed.
         scale: Factor on the logits, None for 1/sqrt(D).
 
@@ -43,19 +44,18 @@ def attend(
     mask = None if selection is None else selection.bias(query.dtype)
     if mask is not None:
         mask = mask.view(1, 1, 1, -1)  # broadcast over queries, never written out
-    merge_plan = merging.plan(layout, rule, query.device)
+    merge_plan = plan(layout, rule, query.device)
     if merge_plan is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    places = step("matching", merging.match, query, merge_plan)
+    operator = rule.operators.query
+    places = step("matching", merging.match, query, merge_plan, operator.features)
     merged = step("merging", merging.merge, query, places, merge_plan.kept.shape[0])
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
-    assert rule.operators is not None, "resolve the schedule first"
-    if rule.operators.unmerge == "linear":
-        return step("unmerging", unmerging.unmerge, query, merged, output, places, merge_plan)
-    return step("unmerging", merging.unmerge, output, places)
+    restore = operator.unmerging.restore
+    return step("unmerging", restore, query, merged, output, places, merge_plan)
 
 
-def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
+def attention_share(rules: Iterable[ResolvedRule], layout: TokenLayout) -> float:
     """Return the share of dense attention cost that resolved rules leave, a fraction.
 
     The mean over layers of realised queries times realised keys over N², the work of the
@@ -68,8 +68,5 @@ def attention_share(rules: Iterable[LayerRule], layout: TokenLayout) -> float:
     rules = tuple(rules)
     if not rules:
         raise ScheduleError("the share of no layers is not defined: pass at least one rule")
-    shares = [
-        merging.query_length(layout, rule) * key_value_length(layout, rule) / dense
-        for rule in rules
-    ]
+    shares = [query_length(layout, rule) * key_value_length(layout, rule) / dense for rule in rules]
     return sum(shares) / len(shares)

@@ -1,27 +1,23 @@
 """Query merging inside groups of consecutive frames (Spark3R §IV-B), and its undoing.
 
-One query patch in r is a destination (see `lattice`); every other patch, a source, joins the most
-similar destination of its group by cosine of the mean over heads, ties to the first. A
-destination becomes the mean of itself and its sources; after attention each of them copies its
-output (`linear` does better). Special tokens, tail tokens and, on request, the anchor frame stand
-aside.
+One query patch in r is a destination (see `lattice`). Every other patch, a source, joins the most
+similar destination of its group by cosine of the mean over heads; ties go to the first. A
+destination becomes the mean of itself and its sources, and after attention each of them copies its
+output (`unmerging` does better). Special tokens and tail tokens are never merged, the anchor frame
+only on request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from operator import index
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import TokenLayout
-from ..schedule import LayerRule
-from .lattice import members, residues
 
 SIMILARITY_ELEMENTS = 2**22
 """Similarities held at once on the CPU: 16 MiB in float32, which its caches like best."""
@@ -67,37 +63,77 @@ class MergePlan:
     restore: Tensor
     blocks: tuple[GroupBlock, ...]
 
-
-def plan(layout: TokenLayout, rule: LayerRule, device: torch.device) -> MergePlan | None:
-    """Return the merge plan of a resolved rule, cached, or None when no query is merged."""
-    if rule.query == 1:
-        return None
-    operators = rule.operators
-    assert operators is not None, "resolve the schedule first"
-    factor, group = index(rule.query), index(operators.group)
-    found = _plan(layout.fields, factor, group, operators.merge_anchor, device)
-    return found if found.blocks else None  # only the anchor frame, and it stands aside
+    def to(self, device: torch.device) -> MergePlan:
+        """Return the plan with its tensors on a device."""
+        return MergePlan(
+            self.kept.to(device), self.sources.to(device), self.restore.to(device), self.blocks
+        )
 
 
-def query_length(layout: TokenLayout, rule: LayerRule) -> int:
-    """Return the realised number of queries under a resolved rule, without listing them."""
-    if rule.query == 1:
-        return layout.tokens
-    operators = rule.operators
-    assert operators is not None, "resolve the schedule first"
+def make_plan(
+    layout: TokenLayout, destinations: Tensor, group: int, *, merge_anchor: bool
+) -> MergePlan:
+    """Return the merge plan of a layout, on the CPU.
+
+    Args:
+        layout: Token layout of the clip.
+        destinations: Destinations among the patches of one group, ``[group, h * w]`` bool.
+        group: Frames per group, at most the clip's.
+        merge_anchor: Whether the anchor frame's patches take part.
+    """
+    # Phases count inside the group, so that all full groups split alike and share one matmul.
+    inside = torch.arange(layout.frames, device="cpu") % group
+    is_destination = destinations[inside]  # [S, h*w]
+    takes_part = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
+    if layout.anchor_frame is not None and not merge_anchor:
+        takes_part[layout.anchor_frame] = False
+
+    token = torch.arange(layout.tokens - layout.tail, device="cpu").view(layout.frames, -1)
+    patch = token[:, layout.patch_start : layout.patch_start + layout.patches]
+    aside = torch.ones(layout.tokens, dtype=torch.bool, device="cpu")
+    joined, sources, shapes = [], [], []
+    for first in range(0, layout.frames, group):
+        frames = slice(first, first + group)
+        chosen = is_destination[frames] & takes_part[frames].view(-1, 1)
+        if not chosen.any():  # nothing to join: the group stays whole
+            continue
+        others = ~is_destination[frames] & takes_part[frames].view(-1, 1)
+        joined.append(patch[frames][chosen])
+        sources.append(patch[frames][others])
+        shapes.append((len(joined[-1]), len(sources[-1])))
+        aside[joined[-1]] = aside[sources[-1]] = False
+
+    none = torch.empty(0, dtype=torch.int64, device="cpu")
+    kept = torch.cat((aside.nonzero().squeeze(1), *joined))
+    source = torch.cat((none, *sources))
+    restore = torch.empty(layout.tokens, dtype=torch.int64, device="cpu")
+    restore[torch.cat((kept, source))] = torch.arange(layout.tokens, device="cpu")
+    return MergePlan(kept, source, restore, _blocks(shapes, int(aside.sum())))
+
+
+def merged_length(
+    layout: TokenLayout, destinations: Tensor, group: int, *, merge_anchor: bool
+) -> int:
+    """Return the length of the merged sequence, without listing its tokens.
+
+    Args:
+        layout: Token layout of the clip.
+        destinations: Number of destinations by frame of one group, ``[group]`` int64.
+        group: Frames per group, at most the clip's.
+        merge_anchor: Whether the anchor frame's patches take part.
+    """
     frame = torch.arange(layout.frames, device="cpu")
     takes_part = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
-    if layout.anchor_frame is not None and not operators.merge_anchor:
+    if layout.anchor_frame is not None and not merge_anchor:
         takes_part[layout.anchor_frame] = False
-    inside = frame % min(operators.group, layout.frames)
-    chosen = members(inside, layout.height, layout.width, rule.query) * takes_part
-    group = frame // operators.group
-    has_destination = torch.bincount(group, weights=chosen.double())[group] > 0
+    chosen = destinations[frame % group] * takes_part
+    number = frame // group
+    has_destination = torch.bincount(number, weights=chosen.double())[number] > 0
     sources = (layout.patches - chosen) * (takes_part & has_destination)
     return layout.tokens - int(sources.sum())
 
 
-def features(query: Tensor) -> Tensor:
+def head_mean(query: Tensor) -> Tensor:
     """Return what of the queries ``[B, H, N, D]`` is compared: the mean over heads, ``[B, N, D]``.
 
     In float32 or, for float64 queries, in float64.
@@ -105,12 +141,15 @@ def features(query: Tensor) -> Tensor:
     return query.detach().mean(dim=1, dtype=torch.promote_types(query.dtype, torch.float32))
 
 
-def match(query: Tensor, plan: MergePlan) -> Tensor:
+def match(
+    query: Tensor, plan: MergePlan, features: Callable[[Tensor], Tensor] = head_mean
+) -> Tensor:
     """Return where every token goes in the merged sequence.
 
     Args:
         query: ``[B, H, N, D]`` after query norm and rotary embedding.
-        plan: From `plan`, on the same device.
+        plan: Merge plan on the same device.
+        features: What is compared: from queries ``[B, H, N, D]`` to ``[B, N, C]``.
 
     Returns:
         Places, ``[B, N]`` int64: a source's is that of its most similar destination, every other
@@ -211,52 +250,6 @@ def _rows(places: Tensor, length: int) -> Tensor:
     """Return ``[B, N]`` places as row numbers of a ``[B * length, C]`` matrix."""
     offset = length * torch.arange(places.shape[0], device=places.device)
     return (places + offset.unsqueeze(1)).flatten()
-
-
-@torch.compiler.assume_constant_result
-def _plan(
-    layout: tuple[Any, ...], factor: int, group: int, merge_anchor: bool, device: torch.device
-) -> MergePlan:
-    return _build(layout, factor, group, merge_anchor, device)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # or a later backward pass could not use what is cached
-def _build(
-    fields: tuple[Any, ...], factor: int, group: int, merge_anchor: bool, device: torch.device
-) -> MergePlan:
-    layout = TokenLayout(*fields)
-    group = min(group, layout.frames)
-    # Phases count inside the group, so that all full groups split alike and share one matmul.
-    inside = torch.arange(layout.frames, device="cpu") % group
-    is_destination = residues(group, layout.height, layout.width, factor)[inside] == 0  # [S, h*w]
-    takes_part = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
-    if layout.anchor_frame is not None and not merge_anchor:
-        takes_part[layout.anchor_frame] = False
-
-    token = torch.arange(layout.tokens - layout.tail, device="cpu").view(layout.frames, -1)
-    patch = token[:, layout.patch_start : layout.patch_start + layout.patches]
-    aside = torch.ones(layout.tokens, dtype=torch.bool, device="cpu")
-    destinations, sources, shapes = [], [], []
-    for first in range(0, layout.frames, group):
-        frames = slice(first, first + group)
-        chosen = is_destination[frames] & takes_part[frames].view(-1, 1)
-        if not chosen.any():  # nothing to join: the group stays whole
-            continue
-        others = ~is_destination[frames] & takes_part[frames].view(-1, 1)
-        destinations.append(patch[frames][chosen])
-        sources.append(patch[frames][others])
-        shapes.append((len(destinations[-1]), len(sources[-1])))
-        aside[destinations[-1]] = aside[sources[-1]] = False
-
-    none = torch.empty(0, dtype=torch.int64, device="cpu")
-    kept = torch.cat((aside.nonzero().squeeze(1), *destinations))
-    source = torch.cat((none, *sources))
-    restore = torch.empty(layout.tokens, dtype=torch.int64, device="cpu")
-    restore[torch.cat((kept, source))] = torch.arange(layout.tokens, device="cpu")
-    return MergePlan(
-        kept.to(device), source.to(device), restore.to(device), _blocks(shapes, int(aside.sum()))
-    )
 
 
 def _blocks(shapes: list[tuple[int, int]], aside: int) -> tuple[GroupBlock, ...]:

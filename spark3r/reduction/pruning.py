@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import log
-from operator import index
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layout import TokenLayout
-from ..schedule import KeyValueOperator, LayerRule
-from .lattice import members, residues
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,68 +44,30 @@ class KeySelection:
         return by_frame[kept].flatten(dim, dim + 1)
 
 
-def select(layout: TokenLayout, rule: LayerRule, device: torch.device) -> KeySelection | None:
-    """Return the keys and values that stay under a resolved rule, or None when all do.
+def thinned(
+    layout: TokenLayout,
+    factor: int,
+    patches: Tensor,
+    *,
+    keep_special: bool,
+    keep_anchor: bool,
+    mass_correction: float,
+) -> KeySelection:
+    """Return the selection of the patches that stay, and of special tokens and tail beside them.
 
-    The selection depends on nothing but its arguments and is cached, with its index on
-    ``device``.
+    There are at most three masses: that of thinned patches, that of thinned special tokens, and 0
+    for the anchor frame and the tail. Keys are in sequence order all the same, because another
+    order of summation gives other bits.
 
     Args:
-        layout: Token layout of the pass.
-        rule: A resolved rule, with its operators (see `Schedule.resolve`).
-        device: Where the tokens live.
+        layout: Token layout of the clip.
+        factor: Key-value factor r: of the special tokens, those of every r-th frame stay.
+        patches: Patches that stay, ``[S, h * w]`` bool on the CPU.
+        keep_special: Whether all special tokens stay.
+        keep_anchor: Whether the whole anchor frame stays.
+        mass_correction: Strength β of the correction, from 0 to 1.
     """
-    if rule.key_value == 1:
-        return None
-    operators = rule.operators
-    assert operators is not None, "resolve the schedule first"
-    chosen = (
-        operators.key_value,
-        operators.keep_special,
-        operators.keep_anchor,
-        operators.mass_correction,
-    )
-    # Plain values cross the border of a traced graph; an object made outside would not.
-    return KeySelection(*_select(layout.fields, index(rule.key_value), chosen, device))
-
-
-def key_value_length(layout: TokenLayout, rule: LayerRule) -> int:
-    """Return the realised number of keys under a resolved rule, without listing them."""
-    if rule.key_value == 1:
-        return layout.tokens
-    operators = rule.operators
-    assert operators is not None, "resolve the schedule first"
-    frame = torch.arange(layout.frames, device="cpu")
-    stays = frame % rule.key_value == 0
-    specials = layout.special * (stays | operators.keep_special)
-    if operators.key_value == "token_stride":
-        patches = members(frame, layout.height, layout.width, rule.key_value)
-    else:
-        patches = layout.patches * stays
-    if operators.keep_anchor and layout.anchor_frame is not None:
-        patches[layout.anchor_frame] = layout.patches
-        specials[layout.anchor_frame] = layout.special
-    return int(patches.sum() + specials.sum()) + layout.tail
-
-
-_Parts = tuple[int, int, int | None, Tensor | None, Tensor | None]
-
-
-@torch.compiler.assume_constant_result
-def _select(
-    layout: tuple[Any, ...], factor: int, operators: tuple[Any, ...], device: torch.device
-) -> _Parts:
-    return _build(layout, factor, operators, device)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # or a later backward pass could not use what is cached
-def _build(
-    fields: tuple[Any, ...], factor: int, operators: tuple[Any, ...], device: torch.device
-) -> _Parts:
-    layout = TokenLayout(*fields)
-    operator, keep_special, keep_anchor, mass_correction = operators
-    patches = _kept_patches(layout, factor, operator)  # [S, h*w]
+    patches = patches.clone()
     specials = torch.zeros(layout.frames, layout.special, dtype=torch.bool, device="cpu")
     specials[:: 1 if keep_special else factor] = True
     whole = None
@@ -124,16 +81,34 @@ def _build(
     if mass_correction > 0:
         masses = (_log_mass(patches, whole), _log_mass(specials, whole))
         if any(part.any() for part in masses):
-            exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
             mass = mass_correction * _in_sequence(layout, *masses, tail=0.0)[kept]
-            mass = mass.to(device, exact)
 
     stride = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool, device="cpu")
     stride[::factor] = True
     if layout.tail == 0 and torch.equal(kept, stride.flatten()):
-        return length, layout.frames, factor, None, mass
-    positions = kept.nonzero().squeeze(1).to(device)
-    return length, layout.frames, None, positions, mass
+        return KeySelection(length, layout.frames, frame_stride=factor, mass=mass)
+    return KeySelection(length, layout.frames, index=kept.nonzero().squeeze(1), mass=mass)
+
+
+def thinned_length(
+    layout: TokenLayout, factor: int, patches: Tensor, *, keep_special: bool, keep_anchor: bool
+) -> int:
+    """Return the length of `thinned` from the number of patches that stay in each frame.
+
+    Args:
+        layout: Token layout of the clip.
+        factor: Key-value factor r.
+        patches: Number of patches that stay by frame, ``[S]`` int64 on the CPU.
+        keep_special: Whether all special tokens stay.
+        keep_anchor: Whether the whole anchor frame stays.
+    """
+    stays = torch.arange(layout.frames, device="cpu") % factor == 0
+    specials = layout.special * (stays | keep_special)
+    patches = patches.clone()
+    if keep_anchor and layout.anchor_frame is not None:
+        patches[layout.anchor_frame] = layout.patches
+        specials[layout.anchor_frame] = layout.special
+    return int(patches.sum() + specials.sum()) + layout.tail
 
 
 def _log_mass(kept: Tensor, whole: int | None) -> Tensor:
@@ -154,12 +129,3 @@ def _in_sequence(layout: TokenLayout, patches: Tensor, specials: Tensor, tail: f
     """Return ``[N]`` of values of patches ``[S, h*w]`` and special tokens ``[S, special]``."""
     frames = (patches, specials) if layout.special_last else (specials, patches)
     return torch.cat((torch.cat(frames, dim=1).flatten(), patches.new_full((layout.tail,), tail)))
-
-
-def _kept_patches(layout: TokenLayout, factor: int, operator: KeyValueOperator) -> Tensor:
-    """Return which patches the operator keeps, ``[S, h*w]`` bool on the CPU."""
-    if operator == "token_stride":
-        return residues(layout.frames, layout.height, layout.width, factor) == 0
-    patches = torch.zeros(layout.frames, layout.patches, dtype=torch.bool, device="cpu")
-    patches[::factor] = True
-    return patches

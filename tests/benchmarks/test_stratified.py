@@ -8,12 +8,13 @@ from benchmark_scripts import script
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from spark3r import Operators, Schedule
 from spark3r.layout import TokenLayout
+from spark3r.reduction.operators import QueryMerging, TokenStride
 
 DEPTH = 8
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 OPERATORS = [
     Operators(),
-    Operators(unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    Operators(QueryMerging(unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)),
 ]
 QUERY_FACTORS, KEY_VALUE_FACTORS = (1, 2, 3, 4, 8), (1, 2, 4, 8, 16, 32)
 MODEL = LatencyModel(40, 300.0, dict.fromkeys(TERMS, 1.0) | {"attention": 12.0})

@@ -22,8 +22,10 @@ from calibrate.pipeline import run
 from calibrate.progress import unsaid, unseen
 from calibrate.search.optimizer import study_name
 from calibrate.settings import Settings, make_job
-from spark3r import LayerRule, Operators, Profile, Spark3rError, Spark3rWarning, apply
+from spark3r import Operators, Profile, Spark3rError, Spark3rWarning, apply
 from spark3r.prediction import Prediction
+from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import matmul_dtype
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -105,7 +107,7 @@ def test_parameters_that_the_user_cast_stay_so(assessed: list[torch.dtype]) -> N
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_latency_is_of_products_in_that_precision(model: nn.Module, dtype: torch.dtype) -> None:
     images = torch.rand(6, 3, 16, 16)
-    operators = [Operators(), Operators(key_value="token_stride", mass_correction=1.0)]
+    operators = [Operators(), Operators(key_value=TokenStride(mass_correction=1.0))]
     with Products() as products:
         table = measure_latency(
             model,
@@ -128,7 +130,7 @@ def test_layers_are_timed_as_the_model_calls_them(
             return type(model).forward(model, images)
 
     monkeypatch.setattr(model, "forward", lowered)
-    rules = [LayerRule(operators=Operators()), LayerRule(2, 2, Operators(group=2))]
+    rules = [ResolvedRule(), ResolvedRule(2, 2, Operators(QueryMerging(group=2)))]
     with Products() as products:
         time_layers(model, torch.rand(4, 3, 16, 16), rules, dtype=F32, limit_s=0.01)
     assert set(products.dtypes) == {BF16}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import operators
 
 from spark3r import LayerRule, LengthRule, Operators, Schedule, ScheduleError, paper_schedule
 from spark3r.errors import LayoutError
 from spark3r.layout import TokenLayout
-from spark3r.schedule import PAPER_SENSITIVE_LAYERS
+from spark3r.reduction.operators import QueryMerging, TemporalStride, TokenStride
+from spark3r.reduction.rule import ResolvedRule
+from spark3r.schedule import PAPER_SENSITIVE_LAYERS, operators_text
 
 
 @pytest.mark.parametrize(
@@ -99,9 +103,10 @@ def test_constant_mode_and_min_frames():
 
 
 def test_a_layers_own_operators_win():
-    own = Operators(key_value="token_stride")
-    schedule = Schedule((LayerRule(1, 2), LayerRule(1, 2, own)), Operators(group=7))
-    assert [rule.operators for rule in schedule.resolve(5)] == [Operators(group=7), own]
+    own = Operators(key_value=TokenStride())
+    common = Operators(QueryMerging(group=7))
+    schedule = Schedule((LayerRule(2, 2), LayerRule(2, 2, own)), common)
+    assert [rule.operators for rule in schedule.resolve(5)] == [common, own]
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, 2.5, True, "2", None])
@@ -117,13 +122,38 @@ def test_factors_are_integers_of_at_least_one(bad):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Operators(query="global"), "query operator is 'global', expected one of: intra"),
-        (lambda: Operators(unmerge="mean"), "unmerge is 'mean', expected one of: copy, linear"),
-        (lambda: Operators(key_value="random"), "one of: temporal_stride, token_stride"),
-        (lambda: Operators(group=0), "group is 0, expected an integer of at least 1"),
-        (lambda: Operators(mass_correction=1.5), "mass_correction is 1.5, expected a number from"),
-        (lambda: Operators(mass_correction=math.nan), "mass_correction is nan"),
-        (lambda: Operators(keep_anchor=1), "keep_anchor is 1, expected true or false"),
+        (lambda: Operators("intra_group"), r"query is 'intra_group', expected QueryMerging\("),
+        (
+            lambda: Operators(QueryMerging(unmerge="mean")),
+            "unmerge is 'mean', expected one of: copy, linear",
+        ),
+        (
+            lambda: Operators(key_value="token_stride"),
+            r"key_value is 'token_stride', expected one of: TemporalStride\(...\), TokenStride\(",
+        ),
+        (
+            lambda: Operators.from_dict({**Operators().to_dict(), "key_value": {"name": "random"}}),
+            "key-value operator is 'random', expected one of: temporal_stride, token_stride",
+        ),
+        (
+            lambda: Operators.from_dict(
+                {**Operators().to_dict(), "query": {"name": "intra_group", "window": 3}}
+            ),
+            "query operator 'intra_group' has no field 'window', expected only: group, merge_anch",
+        ),
+        (lambda: Operators(QueryMerging(group=0)), "group is 0, expected an integer of at least 1"),
+        (
+            lambda: Operators(key_value=TemporalStride(mass_correction=1.5)),
+            "mass_correction is 1.5, expected a number from",
+        ),
+        (
+            lambda: Operators(key_value=TemporalStride(mass_correction=math.nan)),
+            "mass_correction is nan",
+        ),
+        (
+            lambda: Operators(key_value=TemporalStride(keep_anchor=1)),
+            "keep_anchor is 1, expected true or false",
+        ),
         (lambda: LengthRule("linear"), "length mode is 'linear'"),
         (lambda: LengthRule("constant_kept_frames"), "needs calibrated_frames"),
         (lambda: LengthRule(min_frames=9, max_frames=8), "max_frames is 8, expected .* least 9"),
@@ -172,10 +202,46 @@ def test_numpy_integers_are_integers():
 
 
 def test_operators_of_an_axis_that_is_left_alone_make_no_difference() -> None:
-    paper, thin = Operators(), Operators(key_value="token_stride", keep_anchor=True)
-    assert LayerRule(4, 1, thin).effect(paper) == LayerRule(4, 1).effect(paper)
-    assert LayerRule(4, 2, thin).effect(paper) != LayerRule(4, 2).effect(paper)
-    assert LayerRule(1, 2).effect(thin) == LayerRule(1, 2, thin).effect(paper)
-    assert LayerRule(1, 2, Operators(group=4)).effect(paper) == LayerRule(1, 2).effect(paper)
-    assert LayerRule(2, 1, Operators(group=4)).effect(paper) != LayerRule(2, 1).effect(paper)
-    assert LayerRule().effect(thin) == LayerRule().effect(paper)
+    paper, thin = Operators(), Operators(key_value=TokenStride(keep_anchor=True))
+    groups = Operators(QueryMerging(group=4))
+    assert ResolvedRule(4, 1, thin) == ResolvedRule(4, 1, paper)
+    assert ResolvedRule(4, 2, thin) != ResolvedRule(4, 2, paper)
+    assert LayerRule(1, 2).resolve(thin) == LayerRule(1, 2, thin).resolve(paper)
+    assert ResolvedRule(1, 2, groups) == ResolvedRule(1, 2, paper)
+    assert ResolvedRule(2, 1, groups) != ResolvedRule(2, 1, paper)
+    assert ResolvedRule(1, 1, thin) == ResolvedRule() == ResolvedRule(1, 1, groups)
+
+
+def test_operators_are_described_and_told_apart() -> None:
+    faithful = Operators(
+        QueryMerging(group=4, merge_anchor=False, unmerge="linear"),
+        TokenStride(keep_special=True, keep_anchor=True, mass_correction=0.5),
+    )
+    assert Operators().describe() == "temporal stride"
+    assert faithful.describe() == "token stride + special tokens + anchor, β 0.5, linear"
+    assert ResolvedRule(2, 2, faithful).describe() == (
+        "token stride + special tokens + anchor, β 0.5; "
+        "queries merged in groups of 4, anchor frame left alone, linear unmerging"
+    )
+    assert ResolvedRule(2).describe() == "queries merged, copied back"
+    assert ResolvedRule().describe() == "–"
+
+
+@given(operators())
+def test_operators_are_read_as_they_were_written(each) -> None:
+    assert Operators.from_dict(json.loads(operators_text(each))) == each
+
+
+def test_numbers_of_operators_are_plain_ones() -> None:
+    counted = Operators(QueryMerging(group=np.int64(4)), TokenStride(mass_correction=1))
+    assert operators_text(counted) == operators_text(
+        Operators(QueryMerging(group=4), TokenStride(mass_correction=1.0))
+    )
+
+
+def test_operators_that_could_not_be_read_again_are_not_written() -> None:
+    class Unregistered(TokenStride):
+        """Keeps what its parent keeps."""
+
+    with pytest.raises(ScheduleError, match="Unregistered is not registered as 'token_stride'"):
+        Operators(key_value=Unregistered()).to_dict()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spark3r import LayerRule, Schedule
 from spark3r.families.registry import detect
-from spark3r.schedule import Operators
+from spark3r.reduction.operators import Operators, QueryMerging
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ def run(model: nn.Module, clip: Tensor, **arguments: Any) -> dict[str, Tensor]:
         return upstream.flat(model(clip, **arguments))
 
 
-def reducing(layers: int, query: int = 2, key_value: int = 3, **operators: Any) -> Schedule:
+def reducing(layers: int, query: int = 2, key_value: int = 3, group: int = 4) -> Schedule:
     """Return a schedule that reduces every layer, its first one by keys and values alone."""
     rules = (LayerRule(1, key_value), *(LayerRule(query, key_value),) * (layers - 1))
-    return Schedule(rules, Operators(**{"group": 4, **operators}))
+    return Schedule(rules, Operators(QueryMerging(group=group)))
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import unmerging
-from spark3r.schedule import LayerRule
+from spark3r.reduction.operators import LinearUnmerging
+from spark3r.reduction.rule import ResolvedRule
 
 
 @cache
@@ -52,10 +52,18 @@ def in_subset(frame: int, y: int, x: int, factor: int) -> bool:
     return (x + row_shift(factor) * y + frame_shift(factor) * frame) % factor == 0
 
 
-def kept_keys(layout: TokenLayout, rule: LayerRule) -> dict[int, float]:
+def in_strided_frame(frame: int, y: int, x: int, factor: int) -> bool:
+    return frame % factor == 0
+
+
+KEPT_PATCHES = {"temporal_stride": in_strided_frame, "token_stride": in_subset}
+"""By an operator's name its slow twin: whether the patch in row y, column x of a frame stays."""
+
+
+def kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
     """Token index -> bias on its logit, for every key that stays."""
-    ops = rule.operators
-    assert ops is not None
+    ops = rule.operators.key_value
+    patch_stays = KEPT_PATCHES[ops.name]
     grid = [(y, x) for y in range(layout.height) for x in range(layout.width)]
     anchor = layout.anchor_frame if ops.keep_anchor else None
     kept: dict[int, float] = {}
@@ -71,8 +79,7 @@ def kept_keys(layout: TokenLayout, rule: LayerRule) -> dict[int, float]:
             ("special", first + i, ops.keep_special or strided) for i in range(layout.special)
         ]
         for y, x in grid:
-            inside = in_subset(frame, y, x, rule.key_value)
-            stays = strided if ops.key_value == "temporal_stride" else inside
+            stays = patch_stays(frame, y, x, rule.key_value)
             tokens.append(("patch", token_of(layout, frame, y, x), stays))
         for kind, token, stays in tokens:
             if not whole:
@@ -89,10 +96,9 @@ def kept_keys(layout: TokenLayout, rule: LayerRule) -> dict[int, float]:
     return kept
 
 
-def merge_groups(layout: TokenLayout, rule: LayerRule) -> list[tuple[list[int], list[int]]]:
+def merge_groups(layout: TokenLayout, rule: ResolvedRule) -> list[tuple[list[int], list[int]]]:
     """Destinations and sources of every group that is merged."""
-    ops = rule.operators
-    assert ops is not None
+    ops = rule.operators.query
     groups = []
     for first in range(0, layout.frames, ops.group):
         destinations: list[int] = []
@@ -109,7 +115,7 @@ def merge_groups(layout: TokenLayout, rule: LayerRule) -> list[tuple[list[int], 
     return groups
 
 
-def merge_sets(query: Tensor, layout: TokenLayout, rule: LayerRule) -> list[list[int]]:
+def merge_sets(query: Tensor, layout: TokenLayout, rule: ResolvedRule) -> list[list[int]]:
     """Sets of tokens of one sequence ``[H, N, D]`` that share one query; destination first."""
     features = query.double().sum(dim=0)
     sets: dict[int, list[int]] = {token: [token] for token in range(query.shape[1])}
@@ -123,7 +129,7 @@ def merge_sets(query: Tensor, layout: TokenLayout, rule: LayerRule) -> list[list
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, rule: LayerRule
+    query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, rule: ResolvedRule
 ) -> Tensor:
     """Reduced attention of full ``[B, H, N, D]`` queries, keys and values, in float64."""
     query, key, value = query.double(), key.double(), value.double()
@@ -139,8 +145,9 @@ def attend(
         merged = torch.stack([query[b][:, members].mean(dim=1) for members in sets], dim=1)
         logits = merged @ key[b].transpose(1, 2) / math.sqrt(dim) + mask
         attended = logits.softmax(dim=-1) @ value[b]
-        moved = rule.query > 1 and rule.operators.unmerge == "linear"
-        slope = fit(merged, attended, sets, layout, rule) if moved else None
+        slope = None
+        if rule.query > 1:
+            slope = SLOPES[rule.operators.query.unmerge](merged, attended, sets, layout, rule)
         for place, members in enumerate(sets):
             for token in members:
                 output[b, :, token] = attended[:, place]
@@ -151,15 +158,17 @@ def attend(
 
 
 def fit(
-    merged: Tensor, attended: Tensor, sets: list[list[int]], layout: TokenLayout, rule: LayerRule
+    merged: Tensor, attended: Tensor, sets: list[list[int]], layout: TokenLayout, rule: ResolvedRule
 ) -> Tensor:
     """Ridge regression of differences of outputs on differences of queries, ``[H·D, H·D]``."""
+    unmerging = rule.operators.query.unmerging
+    assert isinstance(unmerging, LinearUnmerging)
     place = {members[0]: place for place, members in enumerate(sets)}
     groups = [[place[token] for token in tokens] for tokens, _ in merge_groups(layout, rule)]
     width = merged.shape[0] * merged.shape[2]
     if not groups:  # only the anchor frame, and it stands aside
         return torch.zeros(width, width, dtype=torch.float64)
-    wanted = unmerging.COMPARED_PER_FEATURE * width
+    wanted = unmerging.compared_per_feature * width
     share = wanted / sum(len(places) for places in groups)
     query_apart, output_apart = [], []
     for places in groups:
@@ -171,12 +180,16 @@ def fit(
                 for other in places
                 if other != one
             }
-            for other in sorted(cosines, key=lambda o: -cosines[o])[: unmerging.PARTNERS]:
+            for other in sorted(cosines, key=lambda o: -cosines[o])[: unmerging.partners]:
                 query_apart.append((merged[:, other] - merged[:, one]).flatten())
                 output_apart.append((attended[:, other] - attended[:, one]).flatten())
     if not query_apart:
         return torch.zeros(width, width, dtype=torch.float64)
     x, y = torch.stack(query_apart), torch.stack(output_apart)
     # The ridge as further rows of a plain least squares problem.
-    ridge = (unmerging.RIDGE * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
+    ridge = (unmerging.ridge * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
     return torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, 0 * ridge))).solution
+
+
+SLOPES = {"copy": lambda *_: None, "linear": fit}
+"""By the name of a way of unmerging, the map that tells outputs of one place apart."""

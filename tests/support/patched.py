@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from spark3r import LayerRule, LengthRule, Operators, Schedule
+from spark3r.reduction.operators import QueryMerging, TokenStride
 
 REDUCED = Schedule(
-    (LayerRule(3, 1), LayerRule(2, 3)), Operators(group=4), LengthRule(max_frames=100)
+    (LayerRule(3, 1), LayerRule(2, 3)), Operators(QueryMerging(group=4)), LengthRule(max_frames=100)
 )
 
 FAITHFUL = Schedule(
     (LayerRule(1, 4), LayerRule(4, 2)),
-    Operators(unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0),
+    Operators(QueryMerging(unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)),
 )
 
 

@@ -224,7 +224,7 @@ CONTRADICTORY: dict[str, tuple[Callable[[Document], None], str]] = {
     ),
     "unknown field of an operator": (
         _set(*_OPERATORS, "key_value", "group", value=20),
-        "schedules[0].operators: key_value operator 'temporal_stride' has no field 'group', "
+        "schedules[0].operators: key-value operator 'temporal_stride' has no field 'group', "
         "expected only: keep_special, keep_anchor, mass_correction",
     ),
     "unknown operator of a layer": (

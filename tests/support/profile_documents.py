@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from spark3r.schedule import OPERATORS_REVISION
+from spark3r.reduction.operators import OPERATORS_REVISION
 
 Document = dict[str, Any]
 

@@ -6,7 +6,7 @@ import torch
 
 from spark3r.layout import TokenLayout
 from spark3r.reduction.attention import attend
-from spark3r.reduction.pruning import select
+from spark3r.reduction.plans import select
 
 
 def random_qkv(

@@ -19,7 +19,8 @@ from torch import nn
 
 from calibrate.measure.latency_model import TERMS, FitReport, LatencyModel
 from calibrate.measure.timing import LatencyTable
-from spark3r import Clip, LayerRule, Operators, Schedule
+from spark3r import Clip, Schedule
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import layout_of
 from spark3r.timing import Latency
 
@@ -87,9 +88,9 @@ def timed_passes(
     }
 
 
-def timed_layers(*args: Any, **kwargs: Any) -> tuple[tuple[LayerRule | None, Latency], ...]:
+def timed_layers(*args: Any, **kwargs: Any) -> tuple[tuple[ResolvedRule | None, Latency], ...]:
     """Two layers, dense as `DENSE_MS` has it."""
-    dense = LayerRule(operators=Operators())
+    dense = ResolvedRule()
     return (None, Latency((1.0,))), (dense, Latency((1.0 + (DENSE_MS - WALL_MS) / 2,)))
 
 

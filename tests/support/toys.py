@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from calibrate.search.knapsack import Choice
 from calibrate.search.optimizer import Score
 from calibrate.search.problem import Space
-from spark3r.schedule import LayerRule, LengthRule, Operators, Schedule
+from spark3r.reduction.operators import Operators, TokenStride
+from spark3r.schedule import LayerRule, LengthRule, Schedule
 
 STRIDE = Operators()
-THIN = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+THIN = Operators(key_value=TokenStride(keep_anchor=True, mass_correction=1.0))
 FACTORS = ((1, 1), (1, 4), (1, 16), (2, 4), (4, 16))
 REST_MS = 10.0
 

@@ -14,9 +14,10 @@ from calibrate.measure.cache import cached_table, table_key
 from calibrate.measure.probe import COLUMNS
 from calibrate.measure.residual_drift import drift
 from spark3r import Operators
+from spark3r.reduction.operators import QueryMerging
 
 CLIP = make_clip(4)
-OPERATORS = Operators(group=2)
+OPERATORS = Operators(QueryMerging(group=2))
 KEY = {"model": "abc", "settings": {"factors": [1, 2]}}
 
 
@@ -115,7 +116,7 @@ def test_the_key_holds_everything_a_table_depends_on(model: nn.Module) -> None:
         key(clips=[darker]),
         key(clips=[bare]),
         key(clips=[CLIP, darker]),
-        key(operators=[Operators(group=3)]),
+        key(operators=[Operators(QueryMerging(group=3))]),
         key(factors=(2, 8)),
         key(dtype=torch.bfloat16),
         key(dtype=torch.float16),

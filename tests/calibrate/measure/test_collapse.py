@@ -11,12 +11,13 @@ from calibrate.measure.score import COLLAPSED, score
 from spark3r import Operators, Schedule
 from spark3r.errors import Spark3rWarning
 from spark3r.metrics import collapsed
+from spark3r.reduction.operators import QueryMerging
 from spark3r.reference import ReferenceModel, load
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import EVALUATION
 
 FRAMES, CLIPS, LAYERS = 12, 4, 8
-ONE_QUERY = Schedule.uniform(LAYERS, query=64, operators=Operators(group=1))
+ONE_QUERY = Schedule.uniform(LAYERS, query=64, operators=Operators(QueryMerging(group=1)))
 """All patches of a frame ask one question, so that its depth flattens and cameras stop moving."""
 SOUND = Schedule.uniform(LAYERS, key_value=2)
 

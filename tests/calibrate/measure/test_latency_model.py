@@ -30,16 +30,17 @@ from calibrate.measure.timing import (
     time_layers,
     time_passes,
 )
-from spark3r import FamilyError, LayerRule, Operators, Schedule
+from spark3r import FamilyError, Operators, Schedule
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
-from spark3r.reduction.resolve import clamp
+from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.timing import Call, Stopwatch
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 PAPER = Operators()
 FAITHFUL = Operators(
-    unmerge="linear", key_value="token_stride", keep_anchor=True, mass_correction=1.0
+    QueryMerging(unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)
 )
 QUERY_FACTORS, KEY_VALUE_FACTORS = (1, 2, 3, 4, 8), (1, 2, 4, 8, 16, 32)
 DEPTH = 8
@@ -136,7 +137,9 @@ def test_more_work_is_never_predicted_to_take_less_time() -> None:
     model = fit(layer_samples(0.3, 7), anchors(0.3, 7), LAYOUT)
     assert min(model.term_ms.values()) >= 0
     for each in (PAPER, FAITHFUL):
-        costs = [model.layer_ms(LayerRule(1, factor, each), LAYOUT) for factor in KEY_VALUE_FACTORS]
+        costs = [
+            model.layer_ms(ResolvedRule(1, factor, each), LAYOUT) for factor in KEY_VALUE_FACTORS
+        ]
         assert costs[1:] == sorted(costs[1:], reverse=True)
 
 
@@ -163,12 +166,12 @@ def test_another_length_scales_the_rest_and_counts_the_terms_anew() -> None:
     assert per_layer == pytest.approx(12 * tokens**2 / 1e6 + 0.9 * tokens / 1e3 + 6 * tokens / 1e3)
 
 
-def amounts(rule: LayerRule, layout: TokenLayout = LAYOUT) -> dict[str, float]:
+def amounts(rule: ResolvedRule, layout: TokenLayout = LAYOUT) -> dict[str, float]:
     return dict(zip(TERMS, terms(rule, layout), strict=True))
 
 
 def test_terms_count_realised_lengths() -> None:
-    dense = amounts(LayerRule(operators=PAPER))
+    dense = amounts(ResolvedRule())
     n = LAYOUT.tokens
     assert dense == {
         "attention": n * n / 1e6,
@@ -180,18 +183,18 @@ def test_terms_count_realised_lengths() -> None:
         "moved": 0,
         "matched": 0,
     }
-    stride = amounts(LayerRule(1, 8, PAPER))
+    stride = amounts(ResolvedRule(1, 8, PAPER))
     assert stride["keys"] == 5 * LAYOUT.tokens_per_frame / 1e3  # frames 0, 8, 16, 24, 32
     assert (stride["masked"], stride["gathered"]) == (0, 0)
-    faithful = amounts(LayerRule(1, 8, FAITHFUL))
+    faithful = amounts(ResolvedRule(1, 8, FAITHFUL))
     assert faithful["keys"] == (5 * 5 + 64 + 39 * 8) / 1e3  # special tokens of five frames
     assert faithful["masked"] == faithful["attention"]
     assert faithful["gathered"] == faithful["keys"]
-    merged = amounts(LayerRule(4, 1, PAPER))
+    merged = amounts(ResolvedRule(4, 1, PAPER))
     assert merged["queries"] == (40 * 5 + 40 * 16) / 1e3
     assert (merged["merged"], merged["moved"]) == (n / 1e3, 0)
     assert merged["matched"] == 2 * (20 * 16) * (20 * 48) / 1e6
-    moved = amounts(LayerRule(4, 1, FAITHFUL))
+    moved = amounts(ResolvedRule(4, 1, FAITHFUL))
     assert moved == merged | {"moved": n / 1e3}
 
 
@@ -235,7 +238,7 @@ def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
     assert table.wall_ms > 0
     assert table.dense_ms == table.passes["dense"].median_ms
     assert not table.dense_extrapolated
-    assert {rule for rule, _ in table.layers} >= {None, LayerRule(1, 1, PAPER)}
+    assert {rule for rule, _ in table.layers} >= {None, ResolvedRule(1, 1, PAPER)}
     assert table.report is not None
     assert [name.partition(",")[0] for name in table.report.names] == ["mixed", "mixed"]
     assert "queries alone" in table.passes
@@ -282,7 +285,7 @@ def test_layers_that_differ_cannot_stand_for_one_another(model: nn.Module) -> No
     attn = model.aggregator.global_blocks[1].attn  # type: ignore[union-attr,index]
     attn.proj = nn.Linear(128, 128, bias=False)
     with pytest.raises(FamilyError, match="differ in class or size"):
-        time_layers(model, torch.rand(2, 3, 16, 16), [LayerRule(1, 2, PAPER)])
+        time_layers(model, torch.rand(2, 3, 16, 16), [ResolvedRule(1, 2, PAPER)])
 
 
 def test_what_counts_as_out_of_memory() -> None:

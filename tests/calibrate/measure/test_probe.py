@@ -11,10 +11,11 @@ from calibrate.measure import probe as probe_module
 from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
 from calibrate.measure.probe import COLUMNS, SensitivityError, probe
 from spark3r import LayerRule, Operators, Schedule
+from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.schedule import operators_text
 
-PAPER = Operators(group=2)
-FAITHFUL = Operators(group=2, key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+PAPER = Operators(QueryMerging(group=2))
+FAITHFUL = Operators(QueryMerging(group=2), TokenStride(keep_anchor=True, mass_correction=1.0))
 CLIPS = [make_clip(6, name="a"), make_clip(6, step=0.2, name="b")]
 
 

@@ -10,10 +10,11 @@ from calibrate.measure.evaluator import run_dense
 from calibrate.measure.probe import COLUMNS, SensitivityError, probe
 from calibrate.measure.residual_drift import TRUSTED, drift, rank_agreement, scale_drift
 from spark3r import LayerRule, Operators, Schedule, apply
+from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.schedule import operators_text
 
-PAPER = Operators(group=2)
-FAITHFUL = Operators(group=2, key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+PAPER = Operators(QueryMerging(group=2))
+FAITHFUL = Operators(QueryMerging(group=2), TokenStride(keep_anchor=True, mass_correction=1.0))
 CLIPS = [make_clip(6, name="a"), make_clip(6, step=0.2, name="b")]
 FACTORS = {"query_factors": (2, 4), "key_value_factors": (2, 3)}
 

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from calibrate.search.baselines import frontier, largest_factors, paper_schedules, uniform_schedules
 from spark3r import LengthRule, Operators, Schedule
 from spark3r.layout import TokenLayout
+from spark3r.reduction.operators import QueryMerging, TokenStride
 
 SHORT = TokenLayout(12, 4, 4, special=5, anchor_frame=0)
 STRIDE = Operators()
-THIN = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+THIN = Operators(key_value=TokenStride(keep_anchor=True, mass_correction=1.0))
 DEPTH = 4
 
 
@@ -50,7 +51,7 @@ def test_uniform_schedules_cover_every_choice_of_operators_and_every_integer() -
     # With keys and values left alone it is the same schedule, which stands once.
     assert by_operators[THIN] == by_operators[STRIDE] - {(7, 1)}
     assert len(made) == 9  # no name is taken twice
-    moved = replace(THIN, unmerge="linear")
+    moved = replace(THIN, query=QueryMerging(unmerge="linear"))
     either = uniform_schedules(
         DEPTH, (STRIDE, THIN, moved), LengthRule(), SHORT, lambda s: cost(s) <= DEPTH / 7
     )

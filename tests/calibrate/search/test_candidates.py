@@ -12,10 +12,12 @@ from calibrate.search.candidates import OFFERED, POWER, choices, damages
 from calibrate.search.knapsack import solve
 from spark3r import LayerRule, Operators
 from spark3r.layout import TokenLayout
+from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.schedule import operators_text
 
 PAPER = Operators()
-FAITHFUL = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1.0)
+FAITHFUL = Operators(key_value=TokenStride(keep_anchor=True, mass_correction=1.0))
 LAYOUT = TokenLayout(64, 4, 4, special=5, anchor_frame=0)
 LATENCY = LatencyModel(64, 10.0, dict.fromkeys(TERMS, 1.0))
 CLIPS = 9
@@ -67,18 +69,18 @@ def test_choices_are_all_pairs_and_what_does_the_same_stands_once() -> None:
     offered = sum(factor <= 16 for factor in OFFERED)
     # Operators of keys and values tell nothing apart where these are left alone.
     assert [len(layer) for layer in layers] == [2 * offered**2 - offered] * 2
-    assert len({choice.rule.effect(PAPER) for choice in layers[0]}) == len(layers[0])
+    assert len({choice.rule.resolve(PAPER) for choice in layers[0]}) == len(layers[0])
     by_rule = {choice.rule: choice for choice in layers[1]}
     both = by_rule[LayerRule(4, 16, FAITHFUL)]
     assert both.damage == pytest.approx(15**POWER + 10**POWER)
-    assert both.cost_ms == LATENCY.layer_ms(LayerRule(4, 16, FAITHFUL), LAYOUT)
+    assert both.cost_ms == LATENCY.layer_ms(ResolvedRule(4, 16, FAITHFUL), LAYOUT)
     assert by_rule[LayerRule(1, 1, PAPER)].damage == 0
     # Half-way between 4 and 16 by their logarithms, where 10 and 20 were measured.
     assert by_rule[LayerRule(1, 8, PAPER)].damage == pytest.approx(15**POWER)
 
 
 def test_queries_unmerged_otherwise_are_another_choice() -> None:
-    moved = replace(PAPER, unmerge="linear")
+    moved = replace(PAPER, query=QueryMerging(unmerge="linear"))
     both = pd.concat([made(), made().replace(operators_text(FAITHFUL), operators_text(moved))])
     layers = choices(both.drop_duplicates(), [PAPER, moved], LATENCY, LAYOUT)
     offered = sum(factor <= 16 for factor in OFFERED)
@@ -97,8 +99,8 @@ def test_choices_go_no_further_than_was_measured() -> None:
 
 def test_the_knapsack_spares_the_sensitive_layer() -> None:
     layers = choices(made(), [PAPER], LATENCY, LAYOUT)
-    dense_ms = LATENCY.layer_ms(LayerRule(1, 1, PAPER), LAYOUT)
-    thin_ms = LATENCY.layer_ms(LayerRule(1, 16, PAPER), LAYOUT)
+    dense_ms = LATENCY.layer_ms(ResolvedRule(1, 1, PAPER), LAYOUT)
+    thin_ms = LATENCY.layer_ms(ResolvedRule(1, 16, PAPER), LAYOUT)
     answer = solve(layers, dense_ms + thin_ms)
     assert answer is not None
     first, second = answer.schedule(layers, PAPER).layers
@@ -118,7 +120,7 @@ def test_tables_without_what_is_asked_for_are_refused() -> None:
     with pytest.raises(SensitivityError, match=r"no metric 'score.deviation'"):
         damages(table.assign(metric="score.error"), PAPER)
     with pytest.raises(SensitivityError, match="for these operators"):
-        damages(table, Operators(group=3))
+        damages(table, Operators(QueryMerging(group=3)))
     with pytest.raises(SensitivityError, match="around another point than dense"):
         damages(table[table["factor"] > 1], PAPER)
     with pytest.raises(SensitivityError, match=r"have none of error.trajectory"):

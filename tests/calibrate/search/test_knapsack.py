@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from calibrate.search import knapsack
 from calibrate.search.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.operators import Operators, TokenStride
+from spark3r.schedule import LayerRule
 
 Layers = list[list[Choice]]
 
@@ -150,7 +151,7 @@ def test_a_choice_of_infinite_damage_is_never_taken() -> None:
 
 
 def test_a_selection_makes_a_schedule() -> None:
-    own, common = Operators(key_value="token_stride"), Operators()
+    own, common = Operators(key_value=TokenStride()), Operators()
     layers = [
         [Choice(LayerRule(1, 1), 9.0, 0.0), Choice(LayerRule(1, 4, own), 1.0, 1.0)],
         [Choice(LayerRule(1, 1), 9.0, 0.0), Choice(LayerRule(2, 8, common), 1.0, 1.0)],

@@ -17,6 +17,7 @@ from calibrate.search.optimizer import Found, Score, Trial, search
 from calibrate.search.problem import WithinBudget, WithinDeviation
 from calibrate.search.storage import StudyError, alone, decode, encode
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
+from spark3r.reduction.operators import QueryMerging
 
 BUDGET_MS = 18.0
 AIM_MS = WithinBudget(BUDGET_MS).aim_ms
@@ -307,7 +308,7 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
 def test_schedules_survive_storage() -> None:
     schedule = Schedule(
         (LayerRule(2, 8), LayerRule(1, 4, toys.THIN)),
-        Operators(group=7),
+        Operators(QueryMerging(group=7)),
         LengthRule("constant_kept_frames", 24, 2, 900),
     )
     assert decode(encode(schedule)) == schedule

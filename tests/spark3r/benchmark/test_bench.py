@@ -27,11 +27,10 @@ from spark3r.cli.bench import BACKENDS
 from spark3r.errors import FamilyError, ProfileError, ScheduleError
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
-from spark3r.reduction.merging import query_length
-from spark3r.reduction.pruning import key_value_length
-from spark3r.reduction.resolve import resolve
+from spark3r.reduction.operators import Operators, QueryMerging
+from spark3r.reduction.plans import key_value_length, query_length
 from spark3r.runner import Runner
-from spark3r.schedule import Operators, Schedule, paper_schedule
+from spark3r.schedule import Schedule, paper_schedule
 from spark3r.sdpa import ReplaceSDPA
 from spark3r.timing import Latency, Timer, Treatment
 
@@ -120,7 +119,7 @@ def test_the_products_of_a_pass_have_the_realised_lengths(model: nn.Module) -> N
         seen = profile_pass(runner, images)
     expected = [
         (query_length(layout, rule), key_value_length(layout, rule))
-        for rule in resolve(schedule, layout)
+        for rule in schedule.resolve_within(layout)
     ]
     assert [(call.query[2], call.key[2]) for call in seen.calls] == expected
     assert not any(call.has_bias for call in seen.calls)
@@ -135,7 +134,7 @@ def test_what_linear_unmerging_does_counts_as_merging(model: nn.Module) -> None:
     runner = Runner.of(model)
     merging = {}
     for unmerge in ("copy", "linear"):
-        schedule = Schedule.uniform(2, query=4, operators=Operators(unmerge=unmerge))
+        schedule = Schedule.uniform(2, query=4, operators=Operators(QueryMerging(unmerge=unmerge)))
         ticks = itertools.count()
         with spark3r.apply(model, schedule):
             seen = profile_pass(runner, images, lambda ticks=ticks: float(next(ticks)))
@@ -166,7 +165,7 @@ def test_token_stride_is_mass_corrected(model: nn.Module) -> None:
     found = treatments(("token_stride:1:2",), runner)
     with found["token_stride:1:2"]() as handle:
         seen = profile_pass(runner, torch.rand(6, 3, 16, 16))
-    assert handle.schedule.operators.mass_correction == 1
+    assert handle.schedule.operators.key_value.mass_correction == 1
     assert all(call.has_bias for call in seen.calls)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import spark3r
 from spark3r import LayerRule, Schedule
 from spark3r.families.registry import detect
-from spark3r.schedule import Operators
+from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -168,7 +168,7 @@ def test_trains_after_inference(case: Case, model: nn.Module) -> None:
     clip = images(case, 5, rows=3, columns=2)  # nothing is cached of this grid yet
     patched = deepcopy(model)
     rules = reducing(case.layers).layers
-    thinned = Operators(group=4, unmerge="linear", key_value="token_stride", mass_correction=1.0)
+    thinned = Operators(QueryMerging(group=4, unmerge="linear"), TokenStride(mass_correction=1.0))
     with spark3r.apply(patched, Schedule(rules, thinned)):
         with torch.inference_mode():
             run(patched, clip)

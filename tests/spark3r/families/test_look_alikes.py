@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import spark3r
 from spark3r import FamilyError, LayoutError, Schedule
 from spark3r.families.registry import detect
-from spark3r.schedule import Operators
+from spark3r.reduction.operators import Operators, QueryMerging
 
 
 class WindowAttention(Attention):
@@ -114,5 +114,7 @@ def test_the_aggregator_alone_is_a_model_too() -> None:
         dense = model(clip)[0][-1]
         names = list(detect(model).attention(model))
         assert not any(name.startswith("aggregator.") for name in names)
-        with spark3r.apply(model, Schedule.uniform(3, 2, 2, operators=Operators(group=3))):
+        with spark3r.apply(
+            model, Schedule.uniform(3, 2, 2, operators=Operators(QueryMerging(group=3)))
+        ):
             assert not torch.equal(model(clip)[0][-1], dense)

@@ -12,8 +12,9 @@ from torch import nn
 import spark3r
 from spark3r.families.parts.projection import project
 from spark3r.layout import TokenLayout
-from spark3r.reduction.pruning import select
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.operators import Operators, TokenStride
+from spark3r.reduction.plans import select
+from spark3r.reduction.rule import ResolvedRule
 
 OMEGA = [case for case in CASES if case.family == "omega"]
 
@@ -56,8 +57,8 @@ def test_projection_of_kept_tokens_equals_the_full_one(case: Case) -> None:
     layout = TokenLayout(frames=6, height=2, width=2, special=1)
     width = attn.qkv.in_features
     x = torch.randn(1, layout.tokens, width, generator=torch.Generator().manual_seed(0))
-    for operators in (Operators(), Operators(key_value="token_stride")):
-        selection = select(layout, LayerRule(1, 2, operators), x.device)
+    for operators in (Operators(), Operators(key_value=TokenStride())):
+        selection = select(layout, ResolvedRule(1, 2, operators), x.device)
         assert selection is not None
         with torch.no_grad():
             query, key, value = project(attn, x, None)

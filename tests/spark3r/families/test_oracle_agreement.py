@@ -58,7 +58,7 @@ def test_agrees_with_a_slow_oracle(case: Case, frames: int, rows: int, columns: 
                 special=detect(model).facts(model)["special_tokens"],
                 query=rule.query,
                 key_value=rule.key_value,
-                group=rule.operators.group,
+                group=rule.operators.query.group,
             )
         if margin < DECIDED:
             continue

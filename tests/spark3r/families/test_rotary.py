@@ -7,10 +7,11 @@ import torch
 from stand_in_parts import Rotary
 from torch import Tensor, nn
 
-from spark3r import FamilyError, LayerRule, TokenLayout
+from spark3r import FamilyError, TokenLayout
 from spark3r.families.parts.rotary import MOST_POSITIONS, base_frequency, rotate, without_waiting
-from spark3r.reduction.pruning import select
-from spark3r.schedule import Operators
+from spark3r.reduction.operators import Operators, TemporalStride, TokenStride
+from spark3r.reduction.plans import select
+from spark3r.reduction.rule import ResolvedRule
 
 LAYOUT = TokenLayout(frames=5, height=2, width=3, special=2)
 SPECIAL_LAST = TokenLayout(frames=5, height=2, width=3, special=2, special_last=True)
@@ -34,8 +35,8 @@ def _positions(layout: TokenLayout, uniform: bool) -> Tensor:
     [
         None,
         Operators(),
-        Operators(keep_special=True),
-        Operators(key_value="token_stride", mass_correction=1.0),
+        Operators(key_value=TemporalStride(keep_special=True)),
+        Operators(key_value=TokenStride(mass_correction=1.0)),
     ],
     ids=["all", "frames", "frames-and-specials", "tokens"],
 )
@@ -49,7 +50,7 @@ def test_equals_rotation_by_positions(
     selection = None
     kept = key
     if operators is not None:
-        selection = select(layout, LayerRule(1, 2, operators), key.device)
+        selection = select(layout, ResolvedRule(1, 2, operators), key.device)
         assert selection is not None
         kept = selection.take(key, 2)
     found = rotate(query, kept, embedding, layout, selection, uniform=uniform)

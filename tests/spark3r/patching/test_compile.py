@@ -14,17 +14,15 @@ from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
+from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner
 
-PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(group=4))
+PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(QueryMerging(group=4)))
 FAITHFUL = Schedule(
     (LayerRule(1, 4), LayerRule(4, 2)),
     Operators(
-        group=5,
-        unmerge="linear",
-        key_value="token_stride",
-        keep_anchor=True,
-        mass_correction=1.0,
+        QueryMerging(group=5, unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)
     ),
 )
 LENGTHS = range(4, 16)
@@ -59,8 +57,8 @@ def fresh_dynamo():
 def test_our_attention_compiles_once_per_length(unmerge, backend, lengths):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(reduced, fullgraph=True, backend=counter)
-    operators = Operators(group=5, unmerge=unmerge, key_value="token_stride", mass_correction=0.5)
-    rule = LayerRule(4, 3, operators)
+    operators = Operators(QueryMerging(group=5, unmerge=unmerge), TokenStride(mass_correction=0.5))
+    rule = ResolvedRule(4, 3, operators)
     for frames in lengths:
         layout = TokenLayout(frames, 3, 4, special=2, anchor_frame=0)
         tensors = torch.randn(3, 1, 2, layout.tokens, 4).unbind(0)

@@ -11,11 +11,12 @@ from small_models import make_images
 from torch import nn
 
 import spark3r
-from spark3r import FamilyError, LayerRule, LayoutError, Operators, PatchError, Schedule
+from spark3r import FamilyError, LayerRule, LayoutError, PatchError, Schedule
 from spark3r.families import generic
 from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
+from spark3r.reduction.rule import ResolvedRule
 
 
 @pytest.mark.parametrize("schedule", [REDUCED, FAITHFUL])
@@ -62,7 +63,7 @@ def test_ones_forced_through_our_own_path_change_nothing(model):
     assert len(captured) == 2
     for module, (args, output) in captured.items():
         with torch.no_grad():
-            ours = family.attend(module, layout, LayerRule(1, 1, Operators()), *args)
+            ours = family.attend(module, layout, ResolvedRule(), *args)
         assert torch.equal(ours, output)
 
 
@@ -72,7 +73,7 @@ def test_keys_projected_after_pruning_are_those_pruned_after_projection(model):
     rope = (torch.randn(55, 32), torch.randn(55, 32))
     layout = TokenLayout(5, 3, 2, special=5, anchor_frame=0)
     module = next(iter(family.attention(model).values()))
-    rule = LayerRule(1, 2, Operators())
+    rule = ResolvedRule(1, 2)
     with torch.no_grad():
         ours = family.attend(module, layout, rule, x, rope)
         module.qkv.register_forward_hook(lambda *_: None)  # no longer sliceable

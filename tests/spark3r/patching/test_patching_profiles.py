@@ -105,9 +105,8 @@ def test_printing_a_handle_shows_its_layers(model):
     text = str(handle)
     assert "family reference, 2 global layers" in text
     assert "aggregator.global_blocks.1.attn      2          3" in text
-    assert "group=4" in text
+    assert "operators: temporal stride; queries merged in groups of 4, copied back" in text
     faithful = str(spark3r.apply(model, FAITHFUL))
-    assert "mass_correction=1.0" in faithful
-    assert "keep_anchor=True" in faithful
+    assert "token stride + anchor, β 1; queries merged, linear unmerging" in faithful
     handle.remove()
     assert "(removed)" in str(handle)

@@ -13,7 +13,7 @@ from spark3r.families import generic
 from spark3r.layout import TokenLayout
 from spark3r.patching.patch import replace_attention
 from spark3r.patching.wall import apply_wall, fewest_keys
-from spark3r.reduction.pruning import key_value_length
+from spark3r.reduction.plans import key_value_length
 from spark3r.runner import Runner
 
 LAYERS = 2  # of the model in small_models

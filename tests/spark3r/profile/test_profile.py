@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from profile_corpus import CONTRADICTORY, MALFORMED
 from profile_documents import TIMING, Document, documents, measured, paper
 
-import spark3r
 from spark3r import LayerRule, LengthRule, Operators, ProfileError, Schedule
 from spark3r.families.registry import detect
 from spark3r.identity import describe
@@ -30,6 +29,7 @@ from spark3r.profile import (
 )
 from spark3r.profile.evidence import Sensitivity
 from spark3r.profile.model import LengthRecord, OperatorsRecord, ScheduleRecord, Section
+from spark3r.reduction.operators import OPERATORS_REVISION, QueryMerging, TokenStride
 
 
 def parse(document: Document) -> Profile:
@@ -76,13 +76,8 @@ def test_stored_text_leaves_out_defaults_and_keeps_the_order_of_the_class() -> N
 
 def test_records_hold_every_field_of_the_dataclasses() -> None:
     operators = Operators(
-        group=7,
-        merge_anchor=False,
-        unmerge="linear",
-        key_value="token_stride",
-        keep_special=True,
-        keep_anchor=True,
-        mass_correction=0.25,
+        QueryMerging(group=7, merge_anchor=False, unmerge="linear"),
+        TokenStride(keep_special=True, keep_anchor=True, mass_correction=0.25),
     )
     record = OperatorsRecord.of(operators)
     assert record.operators() == operators
@@ -94,7 +89,7 @@ def test_records_hold_every_field_of_the_dataclasses() -> None:
             "keep_anchor": True,
             "mass_correction": 0.25,
         },
-        "revision": spark3r.schedule.OPERATORS_REVISION,
+        "revision": OPERATORS_REVISION,
     }
     assert set(LengthRecord.model_fields) == {f.name for f in dataclasses.fields(LengthRule)}
 
@@ -201,7 +196,7 @@ def test_many_problems_are_cut() -> None:
 
 def test_create_and_schedules() -> None:
     model = ModelRecord(family="vggt", name="Small", global_layers=("a", "b"))
-    own = Operators(key_value="token_stride", keep_anchor=True, mass_correction=1)
+    own = Operators(key_value=TokenStride(keep_anchor=True, mass_correction=1))
     slow = Schedule(
         (LayerRule(1, 2), LayerRule(2, 4, own)),
         length=LengthRule("constant_kept_frames", calibrated_frames=48, max_frames=500),

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from jsonschema import Draft202012Validator
 from profile_documents import copied, mutated
 
-from spark3r import LayerRule, LengthRule, Operators, ProfileError, Schedule
+from spark3r import (
+    LayerRule,
+    LengthRule,
+    Operators,
+    ProfileError,
+    QueryMerging,
+    Schedule,
+    TemporalStride,
+    TokenStride,
+)
 from spark3r.profile import Profile, load_profile, shipped_folder
 
 FOLDER = Path(__file__).parent / "version1"
@@ -29,7 +38,12 @@ def parse(document: dict[str, Any]) -> Profile:
 
 
 def operators(flat: dict[str, Any]) -> Operators:
-    return Operators(**{key: value for key, value in flat.items() if key != "revision"})
+    assert flat["query"] == "intra_group"
+    prune = {"temporal_stride": TemporalStride, "token_stride": TokenStride}[flat["key_value"]]
+    return Operators(
+        QueryMerging(flat["group"], flat["merge_anchor"], flat["unmerge"]),
+        prune(flat["keep_special"], flat["keep_anchor"], flat["mass_correction"]),
+    )
 
 
 def schedule(record: dict[str, Any]) -> Schedule:

@@ -15,8 +15,8 @@ from strategies import layouts, operators
 
 from spark3r.layout import TokenLayout
 from spark3r.reduction import unmerging
-from spark3r.reduction.resolve import clamp
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.operators import Operators, QueryMerging
+from spark3r.reduction.rule import ResolvedRule, clamp
 
 few = settings(max_examples=40, deadline=None)
 
@@ -31,7 +31,11 @@ def test_linear_unmerging_follows_attention_where_it_is_nearly_linear(factor):
     off = {
         unmerge: (
             reduced(
-                query, key, value, layout, LayerRule(factor, 1, Operators(group=5, unmerge=unmerge))
+                query,
+                key,
+                value,
+                layout,
+                ResolvedRule(factor, 1, Operators(QueryMerging(group=5, unmerge=unmerge))),
             )
             - dense
         ).norm()
@@ -43,8 +47,10 @@ def test_linear_unmerging_follows_attention_where_it_is_nearly_linear(factor):
 @few
 @given(layouts(), operators(), st.integers(2, 12))
 def test_linear_unmerging_keeps_what_tokens_of_a_merged_query_are_on_average(layout, ops, factor):
-    copying = clamp(LayerRule(factor, 3, replace(ops, unmerge="copy")), layout)
-    moving = replace(copying, operators=replace(ops, unmerge="linear"))
+    copying, moving = (
+        clamp(ResolvedRule(factor, 3, replace(ops, query=replace(ops.query, unmerge=each))), layout)
+        for each in ("copy", "linear")
+    )
     query, key, value = random_qkv(layout)
     copied = reduced(query, key, value, layout, copying)
     moved = reduced(query, key, value, layout, moving)
@@ -59,7 +65,7 @@ def test_linear_unmerging_keeps_what_tokens_of_a_merged_query_are_on_average(lay
 @pytest.mark.parametrize(("group", "factor"), [(1, 20), (1, 10), (5, 2), (7, 3)])
 def test_linear_unmerging_of_few_and_of_many_destinations_is_that_of_the_oracle(group, factor):
     layout = TokenLayout(12, 4, 5, special=2, anchor_frame=0)  # one, two, many; groups uneven
-    rule = LayerRule(factor, 2, Operators(group=group, unmerge="linear"))
+    rule = ResolvedRule(factor, 2, Operators(QueryMerging(group=group, unmerge="linear")))
     query, key, value = random_qkv(layout)
     expected = oracle.attend(query, key, value, layout, rule)
     torch.testing.assert_close(
@@ -77,7 +83,7 @@ def test_linear_unmerging_of_frames_that_repeat_does_no_harm(dtype):
     off = {}
     for unmerge in ("copy", "linear"):
         leaf = query.clone().requires_grad_()
-        rule = LayerRule(4, 1, Operators(group=4, unmerge=unmerge))
+        rule = ResolvedRule(4, 1, Operators(QueryMerging(group=4, unmerge=unmerge)))
         output = reduced(leaf, key, value, layout, rule)
         output.float().sum().backward()
         assert leaf.grad.isfinite().all()
@@ -89,7 +95,7 @@ def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
     # A norm in float32 under autocast leaves them so on a GPU, and attention lowers them itself.
     layout = TokenLayout(8, 4, 4, special=2)
     query, key, value = random_qkv(layout, dtype=torch.float32)
-    rule = LayerRule(4, 1, Operators(unmerge="linear"))
+    rule = ResolvedRule(4, 1, Operators(QueryMerging(unmerge="linear")))
     exact = reduced(query, key, value, layout, rule)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lowered = reduced(query, key, value.bfloat16(), layout, rule)
@@ -97,17 +103,20 @@ def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
     torch.testing.assert_close(lowered.float(), exact, rtol=0.05, atol=0.05)
 
 
-def test_a_regression_without_a_solution_moves_nothing(monkeypatch):
-    monkeypatch.setattr(unmerging, "RIDGE", -2.0)  # as rounding may leave a matrix: not definite
+def test_a_regression_without_a_solution_moves_nothing():
     apart, output_apart = torch.randn(2, 50, 8), torch.randn(2, 50, 3)
     apart[1] *= torch.linspace(0.01, 3, 8)
-    assert torch.equal(unmerging.regress(apart, output_apart, torch.zeros(2)), torch.zeros(2, 8, 3))
+    ridge = -2.0  # rounding may leave a matrix that is not definite, too
+    slope = unmerging.regress(apart, output_apart, torch.zeros(2), ridge)
+    assert torch.equal(slope, torch.zeros(2, 8, 3))
 
 
 def test_linear_unmerging_of_queries_that_do_not_differ_is_copying():
     layout = TokenLayout(4, 2, 4)
     _, key, value = random_qkv(layout)
     query = torch.ones_like(key)
-    copied = reduced(query, key, value, layout, LayerRule(4, 1, Operators()))
-    moved = reduced(query, key, value, layout, LayerRule(4, 1, Operators(unmerge="linear")))
+    copied = reduced(query, key, value, layout, ResolvedRule(4, 1, Operators()))
+    moved = reduced(
+        query, key, value, layout, ResolvedRule(4, 1, Operators(QueryMerging(unmerge="linear")))
+    )
     assert torch.equal(moved, copied)

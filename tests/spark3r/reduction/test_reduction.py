@@ -16,12 +16,17 @@ from strategies import layouts, operators, rules
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spark3r.layout import TokenLayout
-from spark3r.reduction import lattice, merging, unmerging
+from spark3r.reduction import lattice, merging, plans
 from spark3r.reduction.attention import attention_share
-from spark3r.reduction.merging import query_length
-from spark3r.reduction.pruning import key_value_length, select
-from spark3r.reduction.resolve import clamp
-from spark3r.schedule import LayerRule, Operators
+from spark3r.reduction.operators import (
+    LinearUnmerging,
+    Operators,
+    QueryMerging,
+    TemporalStride,
+    TokenStride,
+)
+from spark3r.reduction.plans import key_value_length, query_length, select
+from spark3r.reduction.rule import ResolvedRule, clamp
 
 CPU = torch.device("cpu")
 few = settings(max_examples=40, deadline=None)
@@ -71,7 +76,7 @@ def test_selection_is_that_of_the_oracle(layout, rule):
     if bias is None:  # off, or nothing that is kept stands for anything dropped
         bias = torch.zeros(selection.length, dtype=torch.float64)
     else:
-        assert rule.operators.mass_correction > 0
+        assert rule.operators.key_value.mass_correction > 0
     biases = [expected[token] for token in sorted(expected)]
     torch.testing.assert_close(bias, torch.tensor(biases, dtype=torch.float64))
 
@@ -80,7 +85,7 @@ def test_selection_is_that_of_the_oracle(layout, rule):
 @given(layouts(), rules())
 def test_merge_sets_are_those_of_the_oracle_and_unmerge_copies(layout, rule):
     rule = clamp(rule, layout)
-    plan = merging.plan(layout, rule, CPU)
+    plan = plans.plan(layout, rule, CPU)
     if plan is None:
         assert rule.query == 1 or query_length(layout, rule) == layout.tokens
         return
@@ -98,15 +103,15 @@ def test_merge_sets_are_those_of_the_oracle_and_unmerge_copies(layout, rule):
 @few
 @given(layouts(), operators(), st.integers(1, 12))
 def test_specials_tail_and_a_spared_anchor_stay_untouched(layout, ops, factor):
-    rule = clamp(LayerRule(factor, 1, ops), layout)
-    plan = merging.plan(layout, rule, CPU)
+    rule = clamp(ResolvedRule(factor, 1, ops), layout)
+    plan = plans.plan(layout, rule, CPU)
     if plan is None:
         return
     query, _, _ = random_qkv(layout)
     restored = merge_and_unmerge(query, plan)
     untouched = torch.ones(layout.tokens, dtype=torch.bool)
     for frame in range(layout.frames):
-        if frame == layout.anchor_frame and not ops.merge_anchor:
+        if frame == layout.anchor_frame and not ops.query.merge_anchor:
             continue
         first = oracle.token_of(layout, frame, 0, 0)
         untouched[first : first + layout.patches] = False
@@ -130,7 +135,7 @@ def test_the_nearest_are_those_of_a_full_sort_whatever_the_chunk(count, bound, m
 @settings(max_examples=20, deadline=None)
 def test_factors_of_one_are_dense_attention_bit_for_bit(layout, ops):
     query, key, value = random_qkv(layout, dtype=torch.float32)
-    rule = LayerRule(1, 1, ops)
+    rule = ResolvedRule(1, 1, ops)
     dense = F.scaled_dot_product_attention(query, key, value)
     assert torch.equal(reduced(query, key, value, layout, rule), dense)
 
@@ -138,7 +143,7 @@ def test_factors_of_one_are_dense_attention_bit_for_bit(layout, ops):
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_identical_queries_in_a_merge_set_lose_nothing(factor):
     layout = TokenLayout(12, 4, 5, special=5, anchor_frame=0)
-    rule = LayerRule(factor, 1, Operators(group=5))
+    rule = ResolvedRule(factor, 1, Operators(QueryMerging(group=5)))
     _, key, value = random_qkv(layout)
     query = torch.randn_like(key)
     generator = torch.Generator().manual_seed(1)
@@ -158,7 +163,7 @@ def test_identical_queries_in_a_merge_set_lose_nothing(factor):
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_duplicated_frames_under_temporal_stride_lose_nothing(factor):
     layout = TokenLayout(4 * factor, 3, 4, special=5)
-    rule = LayerRule(1, factor, Operators())
+    rule = ResolvedRule(1, factor, Operators())
     once = TokenLayout(4, 3, 4, special=5)
     query, key, value = random_qkv(layout)
     key, value = (
@@ -175,7 +180,7 @@ def test_duplicated_frames_under_temporal_stride_lose_nothing(factor):
 def test_temporal_stride_reads_a_view_and_always_keeps_frame_zero():
     layout = TokenLayout(10, 3, 4, special=5, anchor_frame=0)
     for factor in (2, 3, 7, 10):
-        selection = select(layout, LayerRule(1, factor, Operators()), CPU)
+        selection = select(layout, ResolvedRule(1, factor, Operators()), CPU)
         assert selection.index is None
         assert selection.frame_stride == factor
         kept = selection.take(torch.arange(layout.tokens).view(1, -1))
@@ -184,22 +189,22 @@ def test_temporal_stride_reads_a_view_and_always_keeps_frame_zero():
 
 def test_token_stride_spreads_over_frames_and_columns():
     layout = TokenLayout(8, 4, 8)
-    selection = select(layout, LayerRule(1, 8, Operators(key_value="token_stride")), CPU)
+    selection = select(layout, ResolvedRule(1, 8, Operators(key_value=TokenStride())), CPU)
     patch = selection.index % 32
     assert sorted(patch.tolist()) == list(range(32))  # 8 frames see every patch exactly once
     assert torch.bincount(selection.index // 32).tolist() == [4] * 8
 
 
-@pytest.mark.parametrize("operator", ["token_stride", "temporal_stride"])
+@pytest.mark.parametrize("operator", [TokenStride, TemporalStride])
 @pytest.mark.parametrize("keep_special", [True, False])
 def test_full_mass_correction_of_identical_tokens_equals_dense(operator, keep_special):
     # Every patch of a thinned frame carries the same key and value, and every special token where
     # some are dropped: weight times count is all.
     layout = TokenLayout(6, 4, 4, special=3, anchor_frame=0)
     ops = Operators(
-        key_value=operator, keep_special=keep_special, keep_anchor=True, mass_correction=1.0
+        key_value=operator(keep_special=keep_special, keep_anchor=True, mass_correction=1.0)
     )
-    rule = LayerRule(1, 4, ops)
+    rule = ResolvedRule(1, 4, ops)
     query, key, value = random_qkv(layout)
     for frame in range(1, 6):
         first = oracle.token_of(layout, frame, 0, 0)
@@ -209,21 +214,21 @@ def test_full_mass_correction_of_identical_tokens_equals_dense(operator, keep_sp
                 tensor[:, :, first - 3 : first] = tensor[:, :, 2:3]
     dense = F.scaled_dot_product_attention(query, key, value)
     assert (reduced(query, key, value, layout, rule) - dense).abs().max() < 1e-12
-    without = LayerRule(1, 4, replace(ops, mass_correction=0.0))
+    without = ResolvedRule(1, 4, Operators(key_value=replace(ops.key_value, mass_correction=0.0)))
     assert (reduced(query, key, value, layout, without) - dense).abs().max() > 1e-3
 
 
 def test_ties_go_to_the_first_destination():
     layout = TokenLayout(4, 2, 4)
-    rule = LayerRule(4, 1, Operators())
-    plan = merging.plan(layout, rule, CPU)
+    rule = ResolvedRule(4, 1, Operators())
+    plan = plans.plan(layout, rule, CPU)
     query = torch.ones(1, 2, layout.tokens, 4)
     assert (merging.match(query, plan)[:, plan.sources] == 0).all()
 
 
 def test_each_batch_element_is_matched_by_itself():
     layout = TokenLayout(6, 3, 3, special=2)
-    rule = LayerRule(3, 2, Operators(group=4))
+    rule = ResolvedRule(3, 2, Operators(QueryMerging(group=4)))
     query, key, value = random_qkv(layout, batch=3)
     together = reduced(query, key, value, layout, rule)
     for b in range(3):
@@ -244,8 +249,8 @@ class LargestMatmul(TorchDispatchMode):
 @pytest.mark.parametrize("bound", [1, 64, 1000, 20_000])
 def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, monkeypatch):
     layout = TokenLayout(11, 4, 5, special=2, anchor_frame=0)
-    rule = LayerRule(4, 1, Operators(group=4, merge_anchor=False))
-    plan = merging.plan(layout, rule, CPU)
+    rule = ResolvedRule(4, 1, Operators(QueryMerging(group=4, merge_anchor=False)))
+    plan = plans.plan(layout, rule, CPU)
     query, _, _ = random_qkv(layout, batch=2)
     whole = merging.match(query, plan)
     monkeypatch.setattr(merging, "SIMILARITY_ELEMENTS", bound)  # the CPU's
@@ -260,8 +265,8 @@ def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, mon
 @pytest.mark.parametrize("unmerge", ["copy", "linear"])
 def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype, unmerge):
     layout = TokenLayout(8, 4, 4, special=5, anchor_frame=0)
-    ops = Operators(key_value="token_stride", mass_correction=1.0, unmerge=unmerge)
-    rule = LayerRule(*factors, ops)
+    ops = Operators(QueryMerging(unmerge=unmerge), TokenStride(mass_correction=1.0))
+    rule = ResolvedRule(*factors, ops)
     query, key, value = random_qkv(layout, dtype=dtype)
     ours = reduced(query, key, value, layout, rule)
     assert ours.dtype == dtype
@@ -276,7 +281,7 @@ def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype, unme
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
     layout = TokenLayout(8, 16, 16)  # one merge set of 2048: sums beyond what half precision counts
-    plan = merging.plan(layout, LayerRule(256, 1, Operators(group=8)), CPU)
+    plan = plans.plan(layout, ResolvedRule(256, 1, Operators(QueryMerging(group=8))), CPU)
     query = torch.ones(1, 2, layout.tokens, 4, dtype=dtype)
     query[:, :, 1::2] = 0.5
     places = torch.zeros_like(merging.match(query, plan))
@@ -284,52 +289,53 @@ def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
     assert torch.equal(means[:, :, 0], torch.full((1, 2, 4), 0.75, dtype=dtype))
 
 
-@pytest.mark.parametrize("key_value", ["temporal_stride", "token_stride"])
+@pytest.mark.parametrize("key_value", [TemporalStride, TokenStride])
 @pytest.mark.parametrize("unmerge", ["copy", "linear"])
 def test_gradients_flow_through_merging_and_mass_correction(key_value, unmerge):
     layout = TokenLayout(4, 2, 3, special=1, anchor_frame=0)
     ops = Operators(
-        group=3, unmerge=unmerge, key_value=key_value, keep_anchor=True, mass_correction=1.0
+        QueryMerging(group=3, unmerge=unmerge), key_value(keep_anchor=True, mass_correction=1.0)
     )
-    rule = LayerRule(2, 2, ops)
+    rule = ResolvedRule(2, 2, ops)
     inputs = [t.requires_grad_() for t in random_qkv(layout)]
     assert torch.autograd.gradcheck(lambda q, k, v: reduced(q, k, v, layout, rule), inputs)
 
 
 def test_no_shape_depends_on_data():
     layout = TokenLayout(30, 4, 4, special=5, anchor_frame=0)
-    corrected = Operators(unmerge="linear", key_value="token_stride", mass_correction=0.5)
+    corrected = Operators(QueryMerging(unmerge="linear"), TokenStride(mass_correction=0.5))
     for ops in (Operators(), corrected):
         query = torch.empty(2, 2, layout.tokens, 4, device="meta")
-        output = reduced(query, query, query, layout, LayerRule(4, 8, ops))
+        output = reduced(query, query, query, layout, ResolvedRule(4, 8, ops))
         assert output.shape == query.shape
 
 
 def test_autocast_leaves_matching_and_fitting_in_full_precision():
     layout = TokenLayout(10, 4, 4)
-    plan = merging.plan(layout, LayerRule(4, 1, Operators()), CPU)
+    plan = plans.plan(layout, ResolvedRule(4, 1, Operators()), CPU)
     query, _, output = random_qkv(layout, dtype=torch.float32)
     expected = merging.match(query, plan)
     merged = merging.merge(query, expected, plan.kept.shape[0])
-    slope = unmerging.fit(merged, output[:, :, plan.kept], plan)
+    slope = LinearUnmerging().fit(merged, output[:, :, plan.kept], plan)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(merging.match(query, plan), expected)
-        assert torch.equal(unmerging.fit(merged, output[:, :, plan.kept], plan), slope)
+        again = LinearUnmerging().fit(merged, output[:, :, plan.kept], plan)
+        assert torch.equal(again, slope)
 
 
 def test_attention_share_counts_realised_lengths():
     layout = TokenLayout(40, 4, 4, special=5)
-    rules = [LayerRule(1, 1, Operators()), LayerRule(1, 4, Operators())]
+    rules = [ResolvedRule(1, 1, Operators()), ResolvedRule(1, 4, Operators())]
     assert attention_share(rules, layout) == pytest.approx((1 + 1 / 4) / 2)
-    merged = [LayerRule(4, 1, Operators())]
+    merged = [ResolvedRule(4, 1, Operators())]
     assert attention_share(merged, layout) == pytest.approx((5 + 16 / 4) / 21)
 
 
 def test_factors_beyond_the_layout_are_brought_down():
     layout = TokenLayout(3, 2, 2)
-    rule = clamp(LayerRule(100, 100, Operators()), layout)
+    rule = clamp(ResolvedRule(100, 100, Operators()), layout)
     assert (rule.query, rule.key_value) == (4, 3)
-    rule = clamp(LayerRule(100, 100, Operators(group=2, key_value="token_stride")), layout)
+    rule = clamp(ResolvedRule(100, 100, Operators(QueryMerging(group=2), TokenStride())), layout)
     assert (rule.query, rule.key_value) == (4, 4)
     assert 2 <= query_length(layout, rule) < layout.tokens  # a destination in each of two groups
     assert 1 <= key_value_length(layout, rule) < layout.tokens
@@ -337,10 +343,10 @@ def test_factors_beyond_the_layout_are_brought_down():
 
 def test_selections_are_built_on_the_cpu_whatever_the_default_device():
     layout = TokenLayout(23, 3, 5, special=2)
-    rule = LayerRule(5, 7, Operators(key_value="token_stride", mass_correction=0.3))
+    rule = ResolvedRule(5, 7, Operators(key_value=TokenStride(mass_correction=0.3)))
     with torch.device("meta"):
         selection = select(layout, rule, CPU)
-        assert query_length(layout, rule) == merging.plan(layout, rule, CPU).kept.shape[0]
+        assert query_length(layout, rule) == plans.plan(layout, rule, CPU).kept.shape[0]
         assert key_value_length(layout, rule) == selection.length
     assert selection.index.device == CPU
 
@@ -348,7 +354,9 @@ def test_selections_are_built_on_the_cpu_whatever_the_default_device():
 @pytest.mark.parametrize("unmerge", ["copy", "linear"])
 def test_what_inference_mode_caches_serves_a_backward_pass(unmerge):
     layout = TokenLayout(19, 2, 3, special=1)
-    rule = LayerRule(3, 2, Operators(group=7, unmerge=unmerge, mass_correction=0.7))
+    rule = ResolvedRule(
+        3, 2, Operators(QueryMerging(group=7, unmerge=unmerge), TemporalStride(mass_correction=0.7))
+    )
     query, key, value = random_qkv(layout)
     with torch.inference_mode():
         expected = reduced(query, key, value, layout, rule)
