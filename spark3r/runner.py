@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .clips import Clip
 from .errors import FamilyError, Spark3rError
 from .families.base import Family, unwrap
-from .families.registry import FAMILIES, detect
+from .families.registry import detect, named_family
 from .identity import describe
 from .layout import TokenLayout
 from .memory import is_out_of_memory
@@ -82,11 +82,7 @@ class Runner:
         if family is None:
             family = detect(model)
         elif isinstance(family, str):
-            if family not in FAMILIES:
-                raise FamilyError(
-                    f"no family is named '{family}', expected one of: {', '.join(FAMILIES)}"
-                )
-            family = FAMILIES[family]
+            family = named_family(family)
         return cls(model, family, dtype)
 
     @property

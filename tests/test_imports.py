@@ -20,7 +20,7 @@ ROOT = Path(spark3r.__file__).parents[1]
 ORDERS = {
     "spark3r": (
         "errors env",
-        "checks geometry rope memory sdpa",
+        "checks geometry rope memory sdpa transform",
         "timing",
         "layout clips",
         "reduction metrics prediction",

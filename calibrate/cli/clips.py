@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from spark3r.clips import Clip
-from spark3r.errors import FamilyError
 from spark3r.families.base import Family
 from spark3r.io.clips import Footage, load_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
@@ -16,8 +15,7 @@ from ..clips import Split, split_clips
 from ..progress import Progress, Say
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
+    pass
 
 SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
 """Rendered clips of each role by default. Few suffice to search, since what is found is chosen and
@@ -113,14 +111,9 @@ def reader(family: Family, size: int, skip_bad: bool) -> Read:
     """
 
     def read(source: str, frames: int) -> Footage:
-        if family.preprocess is None and not source.startswith("rendered:"):
-            raise FamilyError(
-                f"family '{family.name}' does not say how images are made for it: take rendered "
-                "clips, or call calibrate.calibrate(model, clips) with clips of your own"
-            )
         return load_clip(
             source,
-            family.preprocess or _no_images,
+            family,
             frames=frames,
             at_most=True,
             skip_bad=skip_bad,
@@ -128,7 +121,3 @@ def reader(family: Family, size: int, skip_bad: bool) -> Read:
         )
 
     return read
-
-
-def _no_images(images: Iterable[Image]) -> Tensor:
-    raise AssertionError("rendered scenes need no preprocessing")

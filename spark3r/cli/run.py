@@ -192,12 +192,10 @@ def _default_device() -> str:
 def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
     from ..io.clips import load_clip
 
-    family = runner.family
-    patch_size = family.facts(runner.root).get("patch_size", 8)
-    assert family.preprocess is not None, "every family that is recognised has one"
+    patch_size = runner.family.facts(runner.root).get("patch_size", 8)
     footage = load_clip(
         options.clip,
-        family.preprocess,
+        runner.family,
         frames=options.frames,
         skip_bad=options.skip_bad,
         rendered_size=RENDERED_PATCHES * patch_size,

@@ -16,6 +16,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def named_family(name: str) -> Family:
+    """Return a family by its name.
+
+    Raises:
+        FamilyError: If there is no such family.
+    """
+    if name not in FAMILIES:
+        raise FamilyError(f"no family is named '{name}', expected one of: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
 def detect(model: nn.Module) -> Family:
     """Return the family of a model, seen through compile and data-parallel wrappers.
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..clips import Clip
-from ..errors import ClipError
+from ..errors import ClipError, FamilyError
+from ..families.base import Family
 from ..families.parts.preprocessing import Preprocess, UnfitImageError
-from .frames import Frame, Selection
+from ..families.registry import named_family
+from ..transform import Transform
+from .frames import Frame, FrameSelection
 from .images import read_folder
 from .video import read_video
 
@@ -34,63 +37,71 @@ RENDERED_FRAMES = 24
 
 @dataclass(frozen=True)
 class Footage:
-    """A clip, and where its frames come from.
+    """A clip, and the origin of its frames.
 
     Attributes:
         clip: The frames, as the model's preprocessing makes them.
-        frames: Name of each: a file, or a video's frame number.
+        frames: Name of each frame: a file, or a video's frame number.
         times: Seconds of each frame in a video; the frame's number otherwise.
-        skipped: What could not be read, each with the reason; empty unless ``skip_bad``.
+        transforms: Where the pixels of each original lie in the clip's frame.
+        skipped: Frames that could not be read, each with the reason; empty unless ``skip_bad``.
     """
 
     clip: Clip
     frames: tuple[str, ...]
     times: tuple[float, ...]
+    transforms: tuple[Transform, ...]
     skipped: tuple[str, ...] = ()
 
 
 def load_clip(
     source: str,
-    preprocess: Preprocess,
+    family: Family | str,
     *,
     frames: int | None = None,
     at_most: bool = False,
     skip_bad: bool = False,
     rendered_size: int = 64,
 ) -> Footage:
-    """Read footage.
+    """Read footage as a model's own loader does.
 
     Args:
         source: A folder of images (in natural order of their names), a video, or
             ``rendered:SEED``, a scene of the reference model's renderer with ground truth.
-        preprocess: From Pillow images to ``[S, 3, H, W]``; a family's ``preprocess``. Rendered
-            scenes do without.
-        frames: Take so many, spread evenly from the first to the last; None takes all (and
-            `RENDERED_FRAMES` of a rendered scene).
-        at_most: Take all where there are fewer than ``frames``, instead of raising.
-        skip_bad: Leave out frames that cannot be read instead of raising; the clip may then be
-            shorter than ``frames``.
+        family: The family of the model that the clip is for, or its name, such as ``vggt``. Its
+            preprocessing makes the clip, except for a rendered scene.
+        frames: Number of frames, spread evenly from the first to the last; None takes all, and
+            `RENDERED_FRAMES` of a rendered scene.
+        at_most: True takes all frames where there are fewer than ``frames``, instead of raising.
+        skip_bad: True leaves out frames that cannot be read, instead of raising; the clip may then
+            be shorter than ``frames``.
         rendered_size: Height and width of a rendered scene in pixels, a multiple of the model's
-            patch size.
-
-    Returns:
-        The clip with its frames' names and times, and what was skipped.
+            patch size; default 64.
 
     Raises:
-        ClipError: There is no such footage, it cannot be read, has fewer frames than asked for or
-            than `LEAST_FRAMES`, an image is too small for the model, or Pillow or PyAV is missing.
+        ClipError: If there is no such footage, it cannot be read, has fewer frames than asked for
+            or than `LEAST_FRAMES`, an image is too small for the model, or Pillow or PyAV is
+            missing.
+        FamilyError: If there is no such family, or it has no preprocessing.
     """
     check_source(source, frames)
     if source.startswith(RENDERED):
         return _rendered(source, frames or RENDERED_FRAMES, rendered_size)
+    preprocess = _preprocess_of(family)
     path = Path(source).expanduser()
-    selection = Selection(source, frames, skip_bad, at_most)
-    return _preprocessed(
-        path,
-        read_folder(path, selection) if path.is_dir() else read_video(path, selection),
-        preprocess,
-        selection,
-    )
+    selection = FrameSelection(source, frames, skip_bad, at_most)
+    reading = read_folder(path, selection) if path.is_dir() else read_video(path, selection)
+    return _preprocessed(path, reading, preprocess, selection)
+
+
+def _preprocess_of(family: Family | str) -> Preprocess:
+    known = named_family(family) if isinstance(family, str) else family
+    if known.preprocess is None:
+        raise FamilyError(
+            f"family '{known.name}' does not say how images become its model's input: give its "
+            "Family a preprocess=, or make a spark3r.Clip of images [S, 3, H, W] in [0, 1]"
+        )
+    return known.preprocess
 
 
 def check_source(source: str, frames: int | None = None) -> None:
@@ -121,27 +132,36 @@ def check_source(source: str, frames: int | None = None) -> None:
 
 
 def _preprocessed(
-    path: Path, reading: Iterator[Frame], preprocess: Preprocess, selection: Selection
+    path: Path, reading: Iterator[Frame], preprocess: Preprocess, selection: FrameSelection
 ) -> Footage:
     names: list[str] = []
     times: list[float] = []
+    orientations: list[int] = []
 
     def images() -> Iterator[Image]:
         for frame in reading:
             names.append(frame.name)
             times.append(frame.time)
+            orientations.append(frame.orientation)
             yield frame.image
         if len(names) < LEAST_FRAMES:
             raise ClipError(_too_few(selection, len(names)))
 
     try:
-        tensor = preprocess(images())
+        made = preprocess(images())
     except UnfitImageError as error:
         raise ClipError(f"clip '{selection.source}', {names[-1]}: {error}") from error
-    return Footage(Clip(_name(path), tensor), tuple(names), tuple(times), tuple(selection.skipped))
+    turned = zip(made.transforms, orientations, strict=True)
+    return Footage(
+        Clip(_name(path), made.images),
+        tuple(names),
+        tuple(times),
+        tuple(transform.stored(orientation) for transform, orientation in turned),
+        tuple(selection.skipped),
+    )
 
 
-def _too_few(selection: Selection, read: int) -> str:
+def _too_few(selection: FrameSelection, read: int) -> str:
     skipped = selection.skipped
     left = f" is left after {len(skipped)} that cannot be read" if skipped else " is there"
     return (
@@ -160,5 +180,9 @@ def _rendered(source: str, frames: int, size: int) -> Footage:
     from ..reference.scenes.render import rendered_clip
 
     clip = rendered_clip(int(source.removeprefix(RENDERED)), frames, size, size)
-    numbers = range(frames)
-    return Footage(clip, tuple(f"frame {i}" for i in numbers), tuple(map(float, numbers)))
+    return Footage(
+        clip,
+        tuple(f"frame {number}" for number in range(frames)),
+        tuple(map(float, range(frames))),
+        (Transform((size, size)),) * frames,
+    )

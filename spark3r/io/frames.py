@@ -1,4 +1,4 @@
-"""Frames as they are read, which of them are wanted, and which cannot be had."""
+"""Frames of footage: how one is read, which ones are selected, which are left out."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ class Frame(NamedTuple):
 
     Attributes:
         name: File name, or number in a video.
-        time: Seconds in a video; the number of the frame otherwise.
+        time: Seconds from the beginning of a video; the number of the frame otherwise.
         image: The picture, upright.
+        orientation: EXIF orientation in which it is stored, 1 to 8; 1 is upright.
     """
 
     name: str
     time: float
     image: Image
+    orientation: int = 1
 
 
 @dataclass
-class Selection:
-    """Which frames are wanted, and what became of those that cannot be read.
+class FrameSelection:
+    """The choice of frames, and the record of those that cannot be read.
 
     Attributes:
         source: The footage as the user named it.
-        frames: How many frames, None for all.
-        at_most: Whether fewer will do where there are not so many.
-        skip_bad: Whether to leave out what cannot be read.
-        skipped: What was left out, with the reason.
+        frames: Number of frames, None for all.
+        skip_bad: True leaves out frames that cannot be read, False raises an error.
+        at_most: True takes all frames where there are fewer than ``frames``, False raises an error.
+        skipped: Frames that were left out, each with the reason.
     """
 
     source: str
@@ -46,10 +48,13 @@ class Selection:
     skipped: list[str] = field(default_factory=list)
 
     def pick(self, available: int) -> list[int]:
-        """Return the numbers of the wanted frames among those available, in order.
+        """Return the numbers of the selected frames, in order, spread evenly over all.
+
+        Args:
+            available: Number of frames in the footage.
 
         Raises:
-            ClipError: There are fewer than asked for, unless fewer will do.
+            ClipError: If there are fewer than ``frames``, unless ``at_most``.
         """
         if self.frames is None or (self.at_most and available < self.frames):
             return list(range(available))
@@ -62,10 +67,10 @@ class Selection:
         return [(2 * i * (available - 1) + steps) // (2 * steps) for i in range(self.frames)]
 
     def unreadable(self, what: str, why: object) -> None:
-        """Note a frame that cannot be read.
+        """Record a frame that cannot be read.
 
         Raises:
-            ClipError: Unless such frames are to be skipped.
+            ClipError: Unless ``skip_bad``.
         """
         if not self.skip_bad:
             raise ClipError(

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClipError
-from .frames import INSTALL, Frame, Selection
+from .frames import INSTALL, Frame, FrameSelection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = 1
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
 
-def read_folder(folder: Path, selection: Selection) -> Iterator[Frame]:
+def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
     """Yield the wanted images of a folder in natural order of their names.
 
     Raises:
@@ -27,11 +30,11 @@ def read_folder(folder: Path, selection: Selection) -> Iterator[Frame]:
     files = image_files(folder, selection.source)
     for number in selection.pick(len(files)):
         try:
-            image = open_image(files[number])
+            image, orientation = open_image(files[number])
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of these
             selection.unreadable(files[number].name, _reason(error))
             continue
-        yield Frame(files[number].name, float(number), image)
+        yield Frame(files[number].name, float(number), image, orientation)
 
 
 def image_files(folder: Path, source: str) -> list[Path]:
@@ -63,12 +66,12 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     ]
 
 
-def open_image(path: Path) -> Image:
-    """Read an image, turned upright where it says that it was taken otherwise.
+def open_image(path: Path) -> tuple[Image, int]:
+    """Read an image, turned upright, and the EXIF orientation in which it is stored.
 
     Raises:
-        OSError: It is no image, or damaged.
-        ValueError: It is no picture of three colours and eight bits.
+        OSError: If it is not an image, or damaged.
+        ValueError: If it is not a picture of 8 bits per colour, or has too many pixels.
     """
     try:
         from PIL import Image, ImageOps
@@ -81,9 +84,11 @@ def open_image(path: Path) -> Image:
                 opened.load()
                 if opened.mode.startswith(("I", "F")):
                     raise ValueError("one channel of more than 8 bits, as depth maps have")
-                return ImageOps.exif_transpose(opened)
+                orientation = opened.getexif().get(_ORIENTATION, UPRIGHT)
+                upright = ImageOps.exif_transpose(opened)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError("too many pixels to be a frame") from error
+    return upright, orientation if orientation in range(1, 9) else UPRIGHT
 
 
 def _is_image(path: Path) -> bool:

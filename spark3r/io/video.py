@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipError
-from .frames import INSTALL, Frame, Selection
+from .frames import INSTALL, Frame, FrameSelection
 from .images import SUFFIXES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def read_video(path: Path, selection: Selection) -> Iterator[Frame]:
+def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
     """Yield the wanted frames of a video, turned as its metadata says.
 
     When only some are wanted the video is decoded twice: how many frames a container announces is
@@ -36,10 +36,10 @@ def read_video(path: Path, selection: Selection) -> Iterator[Frame]:
     for number, frame in enumerate(_decode(path, selection)):
         if wanted is None or number in wanted:
             time = float(number) if frame.time is None else float(frame.time)
-            yield Frame(f"frame {number}", time, _upright(frame))
+            yield Frame(f"frame {number}", time, *_upright(frame))
 
 
-def _decode(path: Path, selection: Selection) -> Iterator[Any]:
+def _decode(path: Path, selection: FrameSelection) -> Iterator[Any]:
     """Yield every frame that can be decoded, and note what cannot."""
     try:
         import av
@@ -78,13 +78,22 @@ def _decode(path: Path, selection: Selection) -> Iterator[Any]:
             )
 
 
-def _upright(frame: Any) -> Image:
+def _upright(frame: Any) -> tuple[Image, int]:
+    """Return a decoded frame turned upright, and its orientation as EXIF counts it."""
     try:
         image: Image = frame.to_image()
     except ImportError as error:
         raise ClipError(f"frames are made with Pillow, which is missing: {INSTALL}") from error
-    turn = frame.rotation  # degrees, counter-clockwise
-    return image.rotate(turn, expand=True) if turn else image
+    from PIL.Image import Transpose
+
+    # Displays turn by quarters only; the metadata counts degrees counter-clockwise.
+    turn, orientation = {
+        0: (None, 1),
+        1: (Transpose.ROTATE_90, 8),
+        2: (Transpose.ROTATE_180, 3),
+        3: (Transpose.ROTATE_270, 6),
+    }[round(frame.rotation / 90) % 4]
+    return image if turn is None else image.transpose(turn), orientation
 
 
 def _reason(error: Exception) -> str:

@@ -1,10 +1,10 @@
-"""From images of any size to what a family's model takes, as its own loader does it.
+"""Preprocessing: images of any size become a family's input, as the model's own loader makes it.
 
-Reimplemented with Pillow and torch, so that footage can be read without the model's own package:
-`crop_width` as VGGT's ``load_and_preprocess_images``, `first_image_area` as π³'s
-``load_images_as_tensor``, `longest_side` as Depth-Anything-3's ``InputProcessor``, `balanced` as
-VGGT-Ω's ``load_and_preprocess_images``, each with its defaults. Images stay in [0, 1]: where the
-caller of a model normalises them (`imagenet_normalised`), that is done for the call.
+The loaders are reimplemented with Pillow and torch, so that footage is read without the model's own
+package: `crop_width` is VGGT's ``load_and_preprocess_images``, `first_image_area` is π³'s
+``load_images_as_tensor``, `longest_side` is Depth-Anything-3's ``InputProcessor``, and `balanced`
+is VGGT-Ω's ``load_and_preprocess_images``, each with its defaults. Images stay in [0, 1]; a model
+whose caller normalises them gets `imagenet_normalised` images in its family's ``call``.
 
 Every function takes an iterable, so that a long video is never held at its full resolution.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ClipError
+from ...transform import Transform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Preprocess = Callable[[Iterable["Image"]], Tensor]
-"""From Pillow images to one tensor of images, ``[S, 3, H, W]``, float32 in [0, 1]."""
+
+class Preprocessed(NamedTuple):
+    """A model's input.
+
+    Attributes:
+        images: ``[S, 3, H, W]``, float32 in [0, 1].
+        transforms: Where the pixels of each original lie in its frame.
+    """
+
+    images: Tensor
+    transforms: tuple[Transform, ...]
+
+
+Preprocess = Callable[[Iterable["Image"]], Preprocessed]
+"""From upright Pillow images, one per frame, to a model's input."""
 
 WHITE = 1.0
 
@@ -35,18 +49,18 @@ class UnfitImageError(ClipError):
     """An image from which no whole patch can be made."""
 
 
-def crop_width(images: Iterable[Image], *, width: int = 518, patch: int = 14) -> Tensor:
-    """Resize to a width, round the height to patches and cut off what is taller than wide.
+def crop_width(images: Iterable[Image], *, width: int = 518, patch: int = 14) -> Preprocessed:
+    """Resize to a width, round the height to patches, and crop the height to the width.
 
     Transparent pixels become white. Images of different heights are padded with white.
 
     Args:
         images: The frames.
-        width: Of all frames, in pixels; also the largest height.
+        width: Width of all frames in pixels, also their largest height.
         patch: Side of a patch in pixels.
 
     Raises:
-        UnfitImageError: An image is smaller than a patch, or would be after resizing.
+        UnfitImageError: If an image is smaller than a patch, or would be after resizing.
     """
     from PIL.Image import Resampling
 
@@ -57,11 +71,14 @@ def crop_width(images: Iterable[Image], *, width: int = 518, patch: int = 14) ->
         _check_result(image, (width, height), patch)
         tensor = to_tensor(_on_white(image).resize((width, height), Resampling.BICUBIC))
         top = max(0, (height - width) // 2)
-        made.append(tensor[:, top : top + width])
+        transform = _resized(image, (width, height)).moved(0, -top)
+        made.append((tensor[:, top : top + width], transform))
     return _padded(made)
 
 
-def first_image_area(images: Iterable[Image], *, area: int = 255_000, patch: int = 14) -> Tensor:
+def first_image_area(
+    images: Iterable[Image], *, area: int = 255_000, patch: int = 14
+) -> Preprocessed:
     """Resize all frames to one size: the first one's aspect ratio within an area.
 
     Args:
@@ -70,7 +87,7 @@ def first_image_area(images: Iterable[Image], *, area: int = 255_000, patch: int
         patch: Side of a patch in pixels.
 
     Raises:
-        UnfitImageError: An image is smaller than a patch.
+        UnfitImageError: If an image is smaller than a patch.
     """
     from PIL.Image import Resampling
 
@@ -79,8 +96,9 @@ def first_image_area(images: Iterable[Image], *, area: int = 255_000, patch: int
     for image in images:
         _check_side(image, patch)
         size = size or _size_within(image.size, area, patch)
-        made.append(to_tensor(image.convert("RGB").resize(size, Resampling.LANCZOS)))
-    return torch.stack(made)
+        tensor = to_tensor(image.convert("RGB").resize(size, Resampling.LANCZOS))
+        made.append((tensor, _resized(image, size)))
+    return _stacked(made)
 
 
 def _size_within(size: tuple[int, int], area: int, patch: int) -> tuple[int, int]:
@@ -95,18 +113,18 @@ def _size_within(size: tuple[int, int], area: int, patch: int) -> tuple[int, int
     return max(1, columns) * patch, max(1, rows) * patch
 
 
-def longest_side(images: Iterable[Image], *, side: int = 504, patch: int = 14) -> Tensor:
+def longest_side(images: Iterable[Image], *, side: int = 504, patch: int = 14) -> Preprocessed:
     """Resize the longest side, then both sides to their nearest multiple of a patch.
 
-    Frames of different sizes are cut to the smallest height and width around their centre.
+    Frames of different sizes are cropped around their centre to the smallest height and width.
 
     Args:
         images: The frames.
-        side: Of the longest side, in pixels.
+        side: Longest side in pixels.
         patch: Side of a patch in pixels.
 
     Raises:
-        UnfitImageError: An image is smaller than a patch, or would be after resizing.
+        UnfitImageError: If an image is smaller than a patch, or would be after resizing.
     """
     made = []
     for image in images:
@@ -116,10 +134,11 @@ def longest_side(images: Iterable[Image], *, side: int = 504, patch: int = 14) -
         near = (max(1, round(image.height * scale)), max(1, round(image.width * scale)))
         height, width = (_nearest_multiple(length, patch) for length in near)
         _check_result(image, (width, height), patch)
-        made.append(_from_levels(_resize_levels(_resize_levels(pixels, near), (height, width))))
-    height = min(tensor.shape[1] for tensor in made)
-    width = min(tensor.shape[2] for tensor in made)
-    return torch.stack([_centre(tensor, height, width) for tensor in made])
+        tensor = _from_levels(_resize_levels(_resize_levels(pixels, near), (height, width)))
+        made.append((tensor, _resized(image, (width, height))))
+    height = min(tensor.shape[1] for tensor, _ in made)
+    width = min(tensor.shape[2] for tensor, _ in made)
+    return _stacked([_centre(*each, height, width) for each in made])
 
 
 def balanced(
@@ -128,11 +147,11 @@ def balanced(
     resolution: int = 512,
     patch: int = 16,
     aspects: tuple[float, float] = (0.5, 2.0),
-) -> Tensor:
+) -> Preprocessed:
     """Resize to about the same number of patches whatever the aspect ratio.
 
-    Transparent pixels become white, extreme aspect ratios are cut around the centre, and images of
-    different sizes are padded with white.
+    Transparent pixels become white, extreme aspect ratios are cropped around the centre, and images
+    of different sizes are padded with white.
 
     Args:
         images: The frames.
@@ -141,19 +160,23 @@ def balanced(
         aspects: Least and largest height ÷ width.
 
     Raises:
-        UnfitImageError: An image is smaller than a patch.
+        UnfitImageError: If an image is smaller than a patch.
     """
     from PIL.Image import Resampling
 
     made = []
     for image in images:
         _check_side(image, patch)
-        cut = _cut_to_aspect(_on_white(image), *aspects)
+        left, top, right, bottom = _box_within(image.size, *aspects)
+        cut = _on_white(image).crop((left, top, right, bottom))
         patches = (resolution // patch) ** 2
         columns = math.sqrt(patches / (cut.height / cut.width))
         rows = patches / columns
         size = (max(1, round(columns)) * patch, max(1, round(rows)) * patch)
-        made.append(to_tensor(cut.resize(size, Resampling.BICUBIC)))
+        tensor = to_tensor(cut.resize(size, Resampling.BICUBIC))
+        scale = (size[0] / cut.width, size[1] / cut.height)
+        transform = Transform((image.height, image.width), scale)
+        made.append((tensor, transform.moved(-left * scale[0], -top * scale[1])))
     return _padded(made)
 
 
@@ -182,14 +205,21 @@ def _on_white(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _cut_to_aspect(image: Image, least: float, largest: float) -> Image:
-    width, height = image.size
+def _box_within(size: tuple[int, int], least: float, largest: float) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the largest centred box with an allowed aspect."""
+    width, height = size
     if height / width < least:
         width = min(width, max(1, round(height / least)))
     elif height / width > largest:
         height = min(height, max(1, round(width * largest)))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
+
+
+def _resized(image: Image, size: tuple[int, int]) -> Transform:
+    """Return the transform of an image that is resized whole to a width and height."""
+    scale = (size[0] / image.width, size[1] / image.height)
+    return Transform((image.height, image.width), scale)
 
 
 def _nearest_multiple(length: int, patch: int) -> int:
@@ -218,21 +248,32 @@ def _overlaps(before: int, after: int) -> Tensor:
     return (overlap * (after / before)).float()
 
 
-def _centre(tensor: Tensor, height: int, width: int) -> Tensor:
+def _centre(
+    tensor: Tensor, transform: Transform, height: int, width: int
+) -> tuple[Tensor, Transform]:
     top, left = (tensor.shape[1] - height) // 2, (tensor.shape[2] - width) // 2
-    return tensor[:, top : top + height, left : left + width]
+    cut = tensor[:, top : top + height, left : left + width]
+    return cut, transform.moved(-left, -top)
 
 
-def _padded(tensors: Sequence[Tensor]) -> Tensor:
+def _stacked(made: Sequence[tuple[Tensor, Transform]]) -> Preprocessed:
+    tensors, transforms = zip(*made, strict=True)
+    return Preprocessed(torch.stack(tensors), transforms)
+
+
+def _padded(made: Sequence[tuple[Tensor, Transform]]) -> Preprocessed:
     """Stack ``[3, H, W]``, with white around the smaller ones."""
-    height = max(tensor.shape[1] for tensor in tensors)
-    width = max(tensor.shape[2] for tensor in tensors)
+    height = max(tensor.shape[1] for tensor, _ in made)
+    width = max(tensor.shape[2] for tensor, _ in made)
     padded = []
-    for tensor in tensors:
+    for tensor, transform in made:
         below, beside = height - tensor.shape[1], width - tensor.shape[2]
-        margins = (beside // 2, beside - beside // 2, below // 2, below - below // 2)
-        padded.append(F.pad(tensor, margins, value=WHITE) if any(margins) else tensor)
-    return torch.stack(padded)
+        left, top = beside // 2, below // 2
+        margins = (left, beside - left, top, below - top)
+        if any(margins):
+            tensor = F.pad(tensor, margins, value=WHITE)
+        padded.append((tensor, transform.moved(left, top)))
+    return _stacked(padded)
 
 
 def _check_side(image: Image, patch: int) -> None:

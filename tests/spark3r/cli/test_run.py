@@ -15,10 +15,10 @@ from profile_documents import reference_profile
 
 from spark3r import Clip, Spark3rError
 from spark3r.cli.main import main
-from spark3r.families.registry import FAMILIES
+from spark3r.io.clips import load_clip
 from spark3r.loading.load import load_model
 from spark3r.reconstruction import deviation, reconstruct
-from spark3r.runner import predict
+from spark3r.runner import Runner
 
 FILES = [
     "cameras.json",
@@ -52,12 +52,8 @@ def test_a_rendered_scene_dense(folder: Path) -> None:
         "reference (weights reference), dense, 3 frames of 64x64, float32 on"
     )
     assert "written to out: depth/, confidence/, preview/" in answer.out
-    preprocess = FAMILIES["reference"].preprocess
-    assert preprocess is not None
-    from spark3r.io.clips import load_clip
-
-    clip = load_clip("rendered:7", preprocess, frames=3).clip
-    expected = predict(load_model("reference"), clip)
+    clip = load_clip("rendered:7", "reference", frames=3).clip
+    expected = Runner.of(load_model("reference")).predict(clip)
     depth = np.stack([np.load(f"out/depth/{i:05}.npy") for i in range(3)])
     assert np.array_equal(depth, expected.depth.numpy())
 

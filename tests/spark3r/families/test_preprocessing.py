@@ -75,7 +75,7 @@ def test_as_the_model_itself_loads_images(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # upstream says when it pads
         expected = upstream_loaders.load(family, saved(images, tmp_path))
-    found = preprocess_of(family)(images)
+    found = preprocess_of(family)(images).images
     if family != "da3":
         assert torch.equal(found, expected)
         return
@@ -90,9 +90,10 @@ def test_as_the_model_itself_loads_images(
 @pytest.mark.parametrize("family", ["vggt", "omega"])
 def test_transparency_as_the_model_itself_loads_it(family: str, tmp_path: Path) -> None:
     image = picture(90, 60, mode="RGBA")
-    found = preprocess_of(family)([image, image])
+    found = preprocess_of(family)([image, image]).images
     on_white = np.array(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image))
-    assert torch.equal(found, preprocess_of(family)([Image.fromarray(on_white[..., :3])] * 2))
+    opaque = [Image.fromarray(on_white[..., :3])] * 2
+    assert torch.equal(found, preprocess_of(family)(opaque).images)
     if not upstream_loaders.missing(family):
         assert torch.equal(found, upstream_loaders.load(family, saved([image, image], tmp_path)))
 
@@ -110,13 +111,13 @@ def test_transparency_as_the_model_itself_loads_it(family: str, tmp_path: Path) 
     ],
 )
 def test_sizes(preprocess: Preprocess, size: tuple[int, int], expected: tuple[int, int]) -> None:
-    images = preprocess([Image.new("RGB", size, (255, 0, 51))])
+    images = preprocess([Image.new("RGB", size, (255, 0, 51))]).images
     assert images.shape == (1, 3, *expected)
     assert torch.allclose(images.mean(dim=(0, 2, 3)), torch.tensor([1.0, 0.0, 0.2]), atol=1e-6)
 
 
 def test_smaller_frames_are_framed_in_white() -> None:
-    images = crop_width([Image.new("RGB", (518, 140)), Image.new("RGB", (518, 70))])
+    images = crop_width([Image.new("RGB", (518, 140)), Image.new("RGB", (518, 70))]).images
     assert images.shape == (2, 3, 140, 518)
     assert float(images[0].max()) == float(images[1, :, 35:105].max()) == 0.0
     assert float(images[1, :, :35].min()) == float(images[1, :, 105:].min()) == 1.0
@@ -125,7 +126,7 @@ def test_smaller_frames_are_framed_in_white() -> None:
 @pytest.mark.parametrize(("width", "height"), [(53, 53), (56, 28), (61, 35)])
 def test_area_means_against_a_loop_over_pixels(width: int, height: int) -> None:
     image = picture(width, height)
-    found = longest_side([image], side=28)[0].permute(1, 2, 0).numpy() * 255
+    found = longest_side([image], side=28).images[0].permute(1, 2, 0).numpy() * 255
     near = _area_means(np.array(image).astype(float), round(height * 28 / width), 28).round()
     expected = _area_means(near, found.shape[0], 28)
     assert found.shape in ((14, 28, 3), (28, 28, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,16 +16,24 @@ from footage_files import frames_of, turn_clockwise, write_images, write_video
 from PIL import Image
 from torch import Tensor
 
-from spark3r import ClipError
-from spark3r.families.parts.preprocessing import crop_width, to_tensor
+from spark3r import ClipError, FamilyError
+from spark3r.families import Family, generic
+from spark3r.families.parts.preprocessing import Preprocessed, to_tensor
 from spark3r.families.registry import FAMILIES
 from spark3r.io.clips import load_clip
-from spark3r.io.frames import Selection
+from spark3r.io.frames import FrameSelection
 from spark3r.reference.scenes.render import rendered_clip
+from spark3r.transform import Transform
 
 
-def as_they_are(images: Iterable[Image.Image]) -> Tensor:
-    return torch.stack([to_tensor(image.convert("RGB")) for image in images])
+def keep(images: Iterable[Image.Image]) -> Preprocessed:
+    tensors = [to_tensor(image.convert("RGB")) for image in images]
+    return Preprocessed(
+        torch.stack(tensors), tuple(Transform((each.shape[1], each.shape[2])) for each in tensors)
+    )
+
+
+AS_THEY_ARE = replace(FAMILIES["reference"], preprocess=keep)
 
 
 def pixels(frames: np.ndarray) -> Tensor:
@@ -45,7 +54,7 @@ def test_a_folder_is_read_in_natural_order(frames: np.ndarray, tmp_path: Path) -
     folder = write_images(tmp_path / "tour", frames)
     (folder / "notes.txt").write_text("not a frame")
     (folder / "._frame_0.png").write_text("what one system leaves beside every file")
-    footage = load_clip(str(folder), as_they_are)
+    footage = load_clip(str(folder), AS_THEY_ARE)
     assert footage.frames == tuple(f"frame_{i}.png" for i in range(12))
     assert footage.times == tuple(map(float, range(12)))
     assert footage.skipped == ()
@@ -54,7 +63,7 @@ def test_a_folder_is_read_in_natural_order(frames: np.ndarray, tmp_path: Path) -
 
 
 def test_a_video_is_read_to_its_end(frames: np.ndarray, video: Path) -> None:
-    footage = load_clip(str(video), as_they_are)
+    footage = load_clip(str(video), AS_THEY_ARE)
     assert footage.clip.name == "tour.mp4"
     assert footage.frames[-1] == "frame 11"
     assert footage.times == pytest.approx([i / 10 for i in range(12)])
@@ -68,14 +77,14 @@ def test_frames_are_spread_evenly(
     folder = write_images(tmp_path, frames)
     expected = [int(i * 11 / (count - 1) + 0.5) for i in range(count)]
     for source in (video, folder):
-        footage = load_clip(str(source), as_they_are, frames=count)
+        footage = load_clip(str(source), AS_THEY_ARE, frames=count)
         assert torch.equal(footage.clip.images, pixels(frames[expected]))
 
 
 def test_picked_frames_are_distinct_and_keep_both_ends() -> None:
     for available in range(2, 40):
         for count in range(2, available + 1):
-            picked = Selection("", count, False).pick(available)
+            picked = FrameSelection("", count, False).pick(available)
             assert len(set(picked)) == count
             assert picked == sorted(picked)
             assert (picked[0], picked[-1]) == (0, available - 1)
@@ -87,8 +96,9 @@ def test_a_turned_video_is_upright(frames: np.ndarray, video: Path, tmp_path: Pa
     turned = tmp_path / "phone.mp4"
     turned.write_bytes(video.read_bytes())
     turn_clockwise(turned)
-    images = load_clip(str(turned), as_they_are).clip.images
-    assert torch.equal(images, pixels(np.rot90(frames, k=-1, axes=(1, 2)).copy()))
+    footage = load_clip(str(turned), AS_THEY_ARE)
+    assert torch.equal(footage.clip.images, pixels(np.rot90(frames, k=-1, axes=(1, 2)).copy()))
+    assert set(footage.transforms) == {Transform((48, 64), orientation=6)}
 
 
 def test_a_turned_photograph_is_upright(frames: np.ndarray, tmp_path: Path) -> None:
@@ -96,24 +106,25 @@ def test_a_turned_photograph_is_upright(frames: np.ndarray, tmp_path: Path) -> N
     exif[0x0112] = 6  # to be turned a quarter clockwise
     for number in range(2):
         Image.fromarray(frames[number]).save(tmp_path / f"{number}.png", exif=exif)
-    images = load_clip(str(tmp_path), as_they_are).clip.images
-    assert torch.equal(images, pixels(np.rot90(frames[:2], k=-1, axes=(1, 2)).copy()))
+    footage = load_clip(str(tmp_path), AS_THEY_ARE)
+    assert torch.equal(footage.clip.images, pixels(np.rot90(frames[:2], k=-1, axes=(1, 2)).copy()))
+    assert footage.transforms == (Transform((48, 64), orientation=6),) * 2
 
 
 def test_a_rendered_scene_keeps_its_ground_truth() -> None:
-    footage = load_clip("rendered:7", as_they_are, frames=3, rendered_size=16)
+    footage = load_clip("rendered:7", AS_THEY_ARE, frames=3, rendered_size=16)
     assert footage.clip.has_ground_truth
     assert torch.equal(footage.clip.images, rendered_clip(7, 3, 16, 16).images)
     assert len(footage.frames) == len(footage.times) == 3
+    assert footage.transforms == (Transform((16, 16)),) * 3
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_every_family_takes_mixed_sizes(family: object, frames: np.ndarray, tmp_path: Path) -> None:
+def test_every_family_takes_mixed_sizes(family: Family, frames: np.ndarray, tmp_path: Path) -> None:
     write_images(tmp_path, frames[:2])
     Image.fromarray(frames[2].transpose(1, 0, 2)).save(tmp_path / "frame_2.png")
-    preprocess = family.preprocess  # type: ignore[attr-defined]
-    images = load_clip(str(tmp_path), preprocess).clip.images
-    patch = {"reference": 8, "omega": 16}.get(family.name, 14)  # type: ignore[attr-defined]
+    images = load_clip(str(tmp_path), family).clip.images
+    patch = {"reference": 8, "omega": 16}.get(family.name, 14)
     assert images.shape[0] == 3
     assert images.shape[2] % patch == images.shape[3] % patch == 0
 
@@ -132,8 +143,8 @@ def test_unreadable_images_are_named_and_skipped_on_request(
 ) -> None:
     broken_folder(tmp_path, frames)
     with pytest.raises(ClipError, match=r"frame_1.png cannot be read \(.*\); repair it, remove"):
-        load_clip(str(tmp_path), as_they_are)
-    footage = load_clip(str(tmp_path), as_they_are, skip_bad=True)
+        load_clip(str(tmp_path), AS_THEY_ARE)
+    footage = load_clip(str(tmp_path), AS_THEY_ARE, skip_bad=True)
     kept = [i for i in range(12) if i not in (1, 4, 6)]
     assert torch.equal(footage.clip.images, pixels(frames[kept]))
     assert footage.frames == tuple(f"frame_{i}.png" for i in kept)
@@ -157,13 +168,13 @@ def test_a_video_that_breaks_off_is_said_so(
     # PyAV 14 reports the last packet as damaged, newer versions report the end of the file.
     said = r"(the end from frame \d of 12|what follows frame \d) cannot be read"
     with pytest.raises(ClipError, match=said):
-        load_clip(str(cut), as_they_are)
-    footage = load_clip(str(cut), as_they_are, skip_bad=True)
+        load_clip(str(cut), AS_THEY_ARE)
+    footage = load_clip(str(cut), AS_THEY_ARE, skip_bad=True)
     read = footage.clip.frames
     assert 4 < read < 10
     assert torch.equal(footage.clip.images, pixels(frames[:read]))
     assert len(footage.skipped) == 1
-    thinned = load_clip(str(cut), as_they_are, frames=3, skip_bad=True)
+    thinned = load_clip(str(cut), AS_THEY_ARE, frames=3, skip_bad=True)
     assert thinned.frames[-1] == f"frame {read - 1}"
     assert thinned.skipped == footage.skipped
 
@@ -175,8 +186,8 @@ def test_a_damaged_video_is_said_so(video: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
     with pytest.raises(ClipError, match=r"what follows frame \d+ cannot be read"):
-        load_clip(str(damaged), as_they_are)
-    footage = load_clip(str(damaged), as_they_are, skip_bad=True)
+        load_clip(str(damaged), AS_THEY_ARE)
+    footage = load_clip(str(damaged), AS_THEY_ARE, skip_bad=True)
     assert 2 <= footage.clip.frames < 12
     assert footage.skipped
 
@@ -239,7 +250,7 @@ def narrow_images(folder: Path) -> Path:
 def test_what_is_no_footage(make: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
     source = str(make(tmp_path))
     with pytest.raises(ClipError) as caught:
-        load_clip(source, crop_width)
+        load_clip(source, "vggt")
     assert message in str(caught.value)
     assert source in str(caught.value)
 
@@ -255,21 +266,29 @@ def test_what_is_no_footage(make: Callable[[Path], Path], message: str, tmp_path
 )
 def test_wrong_requests(source: str, frames: int | None, message: str) -> None:
     with pytest.raises(ClipError) as caught:
-        load_clip(source, as_they_are, frames=frames)
+        load_clip(source, AS_THEY_ARE, frames=frames)
     assert str(caught.value).startswith(message)
+
+
+def test_families_that_read_no_images(video: Path) -> None:
+    with pytest.raises(FamilyError, match=r"'generic' does not say how images become .* preproc"):
+        load_clip(str(video), generic("*.attn", patch_size=8))
+    with pytest.raises(FamilyError, match="no family is named 'vgg', expected one of"):
+        load_clip(str(video), "vgg")
+    assert load_clip("rendered:1", generic("*.attn", patch_size=8), frames=2).clip.frames == 2
 
 
 def test_more_frames_than_there_are(frames: np.ndarray, video: Path, tmp_path: Path) -> None:
     for source in (video, write_images(tmp_path, frames)):
         with pytest.raises(ClipError, match="has 12 frames, fewer than the 13 asked for"):
-            load_clip(str(source), as_they_are, frames=13)
+            load_clip(str(source), AS_THEY_ARE, frames=13)
 
 
 def test_nothing_is_left_after_skipping(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_text("no picture")
     with pytest.raises(ClipError, match="no frame is left after 3 that cannot be read, expected"):
-        load_clip(str(tmp_path), as_they_are, skip_bad=True)
+        load_clip(str(tmp_path), AS_THEY_ARE, skip_bad=True)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +300,7 @@ def test_a_missing_package_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ClipError, match=message) as caught:
-        load_clip(str(video), lambda images: torch.stack([to_tensor(image) for image in images]))
+        load_clip(str(video), AS_THEY_ARE)
     assert "pip install 'spark3r[video]'" in str(caught.value)
 
 

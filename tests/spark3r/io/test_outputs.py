@@ -12,7 +12,6 @@ from evo.tools import file_interface
 from PIL import Image
 
 from spark3r import Prediction, Spark3rError
-from spark3r.families.registry import FAMILIES
 from spark3r.geometry import camera_centres, unproject
 from spark3r.io.clips import Footage, load_clip
 from spark3r.io.depth_maps import coloured_depth, depth_range
@@ -22,9 +21,7 @@ from spark3r.io.point_cloud import VERTEX, coloured_points, write_ply
 
 @pytest.fixture(scope="module")
 def footage() -> Footage:
-    preprocess = FAMILIES["reference"].preprocess
-    assert preprocess is not None
-    return load_clip("rendered:5", preprocess, frames=4, rendered_size=24)
+    return load_clip("rendered:5", "reference", frames=4, rendered_size=24)
 
 
 @pytest.fixture(scope="module")
