@@ -39,6 +39,8 @@ def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu"
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     if device.type != "cpu":
         return None
+    if not _CLEAR.exists():  # also: Windows has no C library to load without a name
+        return None
     try:
         _return_freed()
         _CLEAR.write_text("5")  # resets the high-water mark

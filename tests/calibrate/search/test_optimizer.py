@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -241,8 +239,10 @@ def test_storage_by_url(tmp_path: Path) -> None:
     assert run(trials=1, storage=url, name="a", resume=True) == first
 
 
-@pytest.mark.parametrize("storage", ["nonsense://host/base", "/proc/no/such/folder/x.journal"])
-def test_unusable_storage(storage: str) -> None:
+@pytest.mark.parametrize("storage", ["nonsense://host/base", "a_file/x.journal"])
+def test_unusable_storage(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").write_text("no folder")
     with pytest.raises(StudyError, match="cannot be"):
         run(trials=1, storage=storage, name="a")
 
@@ -275,7 +275,7 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "in the middle of a trial\n"
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     process.stdout.close()
 

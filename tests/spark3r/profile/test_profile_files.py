@@ -73,6 +73,10 @@ def test_save_overwrites_only_when_told(tmp_path: Path, profile: Profile) -> Non
     assert Profile.load(path) == profile
 
 
+POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no umask, and links need a right")
+
+
+@POSIX
 def test_save_follows_links(tmp_path: Path, profile: Profile) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("old")
@@ -81,6 +85,7 @@ def test_save_follows_links(tmp_path: Path, profile: Profile) -> None:
     assert Profile.load(tmp_path / "x.json") == profile
 
 
+@POSIX
 def test_save_respects_the_umask(tmp_path: Path, profile: Profile) -> None:
     before = os.umask(0o027)
     try:
