@@ -1,4 +1,4 @@
-"""Read footage into clips, and write what a reconstruction found."""
+"""Read footage into clips, and write the files of a reconstruction."""
 
 from __future__ import annotations
 

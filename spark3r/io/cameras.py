@@ -1,4 +1,4 @@
-"""Cameras: a trajectory as TUM's tools read it, and extrinsics and intrinsics as JSON."""
+"""Camera files: a trajectory in TUM's format, and extrinsics and intrinsics as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tum_lines(extrinsics: Tensor, times: Sequence[float]) -> list[str]:
 
     Args:
         extrinsics: World to camera, ``[S, 3, 4]``.
-        times: Of each frame, increasing.
+        times: Time of each frame, increasing.
     """
     pose = invert_pose(extrinsics.double())
     rows = zip(times, pose[:, :, 3].tolist(), matrix_to_quaternion(pose[:, :, :3]), strict=True)
@@ -34,7 +34,7 @@ def tum_lines(extrinsics: Tensor, times: Sequence[float]) -> list[str]:
 def cameras_record(
     prediction: Prediction, names: Sequence[str], times: Sequence[float]
 ) -> dict[str, Any]:
-    """Return the cameras of a prediction, with the files that go with each frame."""
+    """Return the cameras of a prediction as JSON, with the depth file of each frame."""
     height, width = prediction.image_size
     return {
         "convention": CONVENTION,

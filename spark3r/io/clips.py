@@ -1,6 +1,6 @@
-"""Footage as a clip: a folder of images, a video, or a rendered scene.
+"""Clips from footage: a folder of images, a video, or a rendered scene.
 
-Pillow and PyAV are imported when footage is read, not before: they are the extra ``video``.
+Pillow and PyAV are imported when footage is read, not before; the extra ``video`` installs them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "check_source", "load_clip"]
 
 RENDERED = "rendered:"
-"""What the name of a rendered scene begins with; its seed follows."""
+"""Prefix of the name of a rendered scene; its seed follows."""
 
 LEAST_FRAMES = 2
-"""Frames of a clip: with one there is no pose, and no other frame to attend to."""
+"""Least frames of a clip: one frame alone has no relative pose and no other frame to attend to."""
 
 RENDERED_FRAMES = 24
-"""Frames of a rendered scene unless told otherwise."""
+"""Default number of frames of a rendered scene."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def _preprocess_of(family: Family | str) -> Preprocess:
 
 
 def check_source(source: str, frames: int | None = None) -> None:
-    """Refuse at once, before a model is loaded, what cannot be footage.
+    """Check a source before a model is loaded for it.
 
     Raises:
-        ClipError: There is no such file or folder, the seed is no number, or too few frames are
-            asked for.
+        ClipError: If there is no such file or folder, the seed is not a number, or ``frames`` is
+            less than `LEAST_FRAMES`.
     """
     if frames is not None and frames < LEAST_FRAMES:
         raise ClipError(
@@ -171,7 +171,7 @@ def _too_few(selection: FrameSelection, read: int) -> str:
 
 
 def _name(path: Path) -> str:
-    """Return a file's name, or a folder's with its parent's: many are called ``images``."""
+    """Return a file's name, or a folder's with its parent's, as many are called ``images``."""
     path = path.absolute()
     return "/".join(path.parts[-2:]) if path.is_dir() and len(path.parts) > 2 else path.name
 

@@ -1,4 +1,4 @@
-"""Depth in colours: near is bright, one scale for the whole clip."""
+"""Depth as colours: near is bright, and one scale holds for the whole clip."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..metrics.points import spread_indices
 
-_JUDGED = 1_000_000  # pixels that the range is read from
+_SAMPLED = 1_000_000  # pixels, spread evenly, from which the range is read
 _CLIPPED = 0.02  # share of pixels beyond either end of the range
 
-# From far to near, dark blue over violet and orange to light yellow: monotonic in lightness, so
-# that it also reads in grey.
+# From far to near: dark blue, violet, orange, light yellow. Lightness only increases, so that the
+# map also works in grey.
 _RED = (8, 53, 122, 190, 236, 251, 252)
 _GREEN = (12, 24, 34, 55, 105, 172, 240)
 _BLUE = (48, 110, 129, 104, 62, 55, 160)
@@ -21,7 +21,7 @@ _BLUE = (48, 110, 129, 104, 62, 55, 160)
 def depth_range(depth: Tensor) -> tuple[float, float]:
     """Return the near and the far end of a clip's depth ``[S, H, W]``, without its extremes."""
     values = depth.flatten()
-    values = values[spread_indices(len(values), _JUDGED)].float()
+    values = values[spread_indices(len(values), _SAMPLED)].float()
     values = values[values > 0].sort().values
     if len(values) == 0:
         return 1.0, 1.0
@@ -32,8 +32,8 @@ def depth_range(depth: Tensor) -> tuple[float, float]:
 def coloured_depth(depth: Tensor, near: float, far: float) -> np.ndarray:
     """Return colours ``[H, W, 3]`` uint8 of one frame's depth ``[H, W]``.
 
-    Colours follow inverse depth from ``1 / far`` to ``1 / near``; what is not in front of the
-    camera is black.
+    Colours follow inverse depth from ``1 / far`` to ``1 / near``. Pixels whose depth is not
+    positive are black.
     """
     inverse = 1 / depth.float().clamp(min=torch.finfo(torch.float32).tiny)
     span = 1 / near - 1 / far

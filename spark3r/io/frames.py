@@ -75,6 +75,6 @@ class FrameSelection:
         if not self.skip_bad:
             raise ClipError(
                 f"clip '{self.source}': {what} cannot be read ({why}); repair it, remove it, or "
-                "skip what is unreadable with --skip-bad (skip_bad=True)"
+                "skip unreadable frames with --skip-bad (skip_bad=True)"
             )
         self.skipped.append(f"{what}: {why}")

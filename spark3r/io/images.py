@@ -22,10 +22,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 
 
 def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
-    """Yield the wanted images of a folder in natural order of their names.
+    """Yield the selected images of a folder in natural order of their names.
 
     Raises:
-        ClipError: There are none, or too few, or one cannot be read.
+        ClipError: If the folder has no images or too few, or one cannot be read.
     """
     files = image_files(folder, selection.source)
     for number in selection.pick(len(files)):
@@ -40,10 +40,10 @@ def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
 def image_files(folder: Path, source: str) -> list[Path]:
     """Return a folder's image files in natural order: ``frame_2`` before ``frame_10``.
 
-    Hidden files and files of other kinds are passed over.
+    Hidden files and files of other kinds are ignored.
 
     Raises:
-        ClipError: The folder cannot be listed, or holds no image.
+        ClipError: If the folder cannot be listed, or holds no image.
     """
     try:
         entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
@@ -58,7 +58,7 @@ def image_files(folder: Path, source: str) -> list[Path]:
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Return a key that sorts names with numbers in them as people do."""
+    """Return a sort key by which numbers inside names count as numbers."""
     return [
         (0, int(part)) if part.isdigit() else (1, part)
         for part in re.split(r"([0-9]+)", name.casefold())
@@ -98,13 +98,13 @@ def _is_image(path: Path) -> bool:
 def _what_is_there(entries: list[Path]) -> str:
     for entry in entries:
         if entry.is_dir() and any(map(_is_image, entry.iterdir())):
-            return f"no image is in the folder itself, but there are in {entry.name}: name that one"
+            return f"the folder holds no image, but its folder {entry.name} does: name that one"
     kinds = Counter(path.suffix.lower() or path.name for path in entries if path.is_file())
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
     expected = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-    return f"no image is in the folder ({found or 'it is empty'}), expected {expected}"
+    return f"the folder holds no image ({found or 'it is empty'}), expected {expected}"
 
 
 def _reason(error: Exception) -> str:
     text = str(error) if not isinstance(error, OSError) or error.errno is None else error.strerror
-    return "it is no image" if "cannot identify image file" in (text or "") else text or "damaged"
+    return "not an image" if "cannot identify image file" in (text or "") else text or "damaged"

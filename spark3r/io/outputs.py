@@ -1,12 +1,12 @@
-"""Files of a reconstruction: depth maps, cameras, a point cloud, and what was run.
+"""Files of a reconstruction: depth maps, cameras, a point cloud, and a record of the run.
 
 DIR/depth/00000.npy        depth of each frame, [H, W] float32
 DIR/confidence/00000.npy   its confidence, [H, W] float32
 DIR/preview/00000.png      the frame beside its depth in colours
 DIR/cameras.json           extrinsics and intrinsics of each frame
-DIR/trajectory.txt         camera poses as TUM has them
+DIR/trajectory.txt         camera poses in TUM's format
 DIR/points.ply             coloured points, binary PLY
-DIR/run.json               what was run, how long it took, what it deviates
+DIR/run.json               model, schedule, duration, memory and deviation of the run
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .point_cloud import coloured_points, write_ply
 __all__ = ["LEAST_CONFIDENT_PERCENT", "MAX_POINTS", "new_folder", "refuse_folder", "write_outputs"]
 
 MAX_POINTS = 1_000_000
-"""Points of a cloud unless told otherwise."""
+"""Default for the largest number of points of a cloud."""
 
 LEAST_CONFIDENT_PERCENT = 40.0
-"""Share of pixels, the least confident ones, that a cloud leaves out unless told otherwise."""
+"""Default share of pixels, the least confident ones, that a cloud leaves out."""
 
 
 def write_outputs(
@@ -52,17 +52,18 @@ def write_outputs(
 
     Args:
         folder: An empty folder; see `new_folder`.
-        footage: What was reconstructed.
-        prediction: What the model says of it.
-        run: What goes into ``run.json``; the number of points joins it.
-        max_points: Largest number of points of the cloud.
-        least_confident_percent: Share of pixels that the cloud leaves out, 0 to below 100.
+        footage: The footage.
+        prediction: The model's prediction of it.
+        run: Content of ``run.json``; the number of points is added.
+        max_points: Largest number of points of the cloud, default `MAX_POINTS`.
+        least_confident_percent: Share of pixels that the cloud leaves out, 0 to below 100, default
+            `LEAST_CONFIDENT_PERCENT`.
 
     Returns:
         The number of points in the cloud.
 
     Raises:
-        Spark3rError: A file cannot be written.
+        Spark3rError: If a file cannot be written.
     """
     try:
         _write_frames(folder, footage.clip.images, prediction)
@@ -100,10 +101,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def refuse_folder(folder: Path) -> None:
-    """Refuse at once what could not be written after minutes of work.
+    """Check that a new folder can be made, before minutes of work.
 
     Raises:
-        Spark3rError: The folder exists already, or its parent does not or is read-only.
+        Spark3rError: If the folder exists already, or its parent does not exist or is read-only.
     """
     parent = folder.absolute().parent
     if folder.exists() or folder.is_symlink():
@@ -116,13 +117,14 @@ def refuse_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder whole or not at all: what is written goes to a sibling that is renamed.
+    """Make a folder whole or not at all: the block writes to a sibling, which is then renamed.
 
     Args:
-        folder: Where the folder appears when the block ends without an error; must not exist.
+        folder: Path at which the folder appears when the block ends without an error; must not
+            exist.
 
     Raises:
-        Spark3rError: It cannot be made, or somebody else made it in the meantime.
+        Spark3rError: If it cannot be made, or somebody else made it in the meantime.
     """
     refuse_folder(folder)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
@@ -130,7 +132,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield partial
         mask = os.umask(0)
         os.umask(mask)
-        partial.chmod(0o777 & ~mask)  # mkdtemp's own is for the owner alone
+        partial.chmod(0o777 & ~mask)  # mkdtemp makes folders for their owner alone
         refuse_folder(folder)
         partial.rename(folder)
     except OSError as error:

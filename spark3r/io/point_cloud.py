@@ -12,7 +12,7 @@ from torch import Tensor
 from ..metrics.points import spread_indices
 from ..prediction import Prediction
 
-_JUDGED = 1_000_000  # pixels that the confidence threshold is read from
+_SAMPLED = 1_000_000  # pixels, spread evenly, from which the confidence threshold is read
 
 VERTEX = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
@@ -25,7 +25,7 @@ def coloured_points(
     """Return the points of confident pixels, spread evenly over the clip, and their colours.
 
     Args:
-        prediction: Its points and confidence.
+        prediction: Points and confidence of the clip.
         images: ``[S, 3, H, W]`` in [0, 1].
         max_points: Largest number of points.
         least_confident_percent: Share of pixels to leave out, 0 to below 100.
@@ -35,10 +35,10 @@ def coloured_points(
     """
     confidence = prediction.confidence.flatten().float()
     share = least_confident_percent / 100
-    judged = confidence[spread_indices(len(confidence), _JUDGED)].sort().values
-    threshold = judged[min(len(judged) - 1, math.floor(share * len(judged)))]
-    # Candidates so many that about max_points of them are confident: no index of every pixel of a
-    # long clip is made.
+    sampled = confidence[spread_indices(len(confidence), _SAMPLED)].sort().values
+    threshold = sampled[min(len(sampled) - 1, math.floor(share * len(sampled)))]
+    # About max_points of these candidates are confident. An index of every pixel of a long clip
+    # would not fit into memory.
     candidates = spread_indices(len(confidence), math.ceil(max_points / (1 - share)))
     kept = candidates[confidence[candidates] >= threshold]
     kept = kept[spread_indices(len(kept), max_points)]

@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
-    """Yield the wanted frames of a video, turned as its metadata says.
+    """Yield the selected frames of a video, turned as its metadata says.
 
-    When only some are wanted the video is decoded twice: how many frames a container announces is
-    often not how many there are.
+    A selection of frames decodes the video twice, because the number of frames that a container
+    announces is often wrong.
 
     Raises:
-        ClipError: It is no video, has too few frames, or cannot be decoded whole.
+        ClipError: If the file is not a video, has too few frames, or cannot be decoded whole.
     """
     if path.suffix.lower() in SUFFIXES:
         raise ClipError(
-            f"clip '{selection.source}' is one image, and a single frame has nothing to attend to: "
-            "give the folder of images, or a video"
+            f"clip '{selection.source}' is one image, and one frame alone has nothing to attend "
+            "to: give the folder of images, or a video"
         )
     if selection.frames is None:
         wanted = None
     else:
         wanted = frozenset(selection.pick(sum(1 for _ in _decode(path, selection))))
-        selection.skipped.clear()  # the second pass meets the same
+        selection.skipped.clear()  # the second pass finds them again
     for number, frame in enumerate(_decode(path, selection)):
         if wanted is None or number in wanted:
             time = float(number) if frame.time is None else float(frame.time)
@@ -40,7 +40,7 @@ def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
 
 
 def _decode(path: Path, selection: FrameSelection) -> Iterator[Any]:
-    """Yield every frame that can be decoded, and note what cannot."""
+    """Yield every frame that can be decoded, and record the others."""
     try:
         import av
     except ImportError as error:
@@ -52,14 +52,14 @@ def _decode(path: Path, selection: FrameSelection) -> Iterator[Any]:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ClipError(
-            f"clip '{selection.source}' is no video that FFmpeg can read ({_reason(error)}): "
-            "expected a video, a folder of images or rendered:SEED; a recording or download that "
-            "broke off looks like this too"
+            f"clip '{selection.source}' is not a video that FFmpeg can read ({_reason(error)}): "
+            "expected a video, a folder of images or rendered:SEED; an interrupted recording or "
+            "download also gives this error"
         ) from error
     with container:
         if not container.streams.video:
             kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
-            raise ClipError(f"clip '{selection.source}' has no picture in it, only {kinds}")
+            raise ClipError(f"clip '{selection.source}' has no video stream, only {kinds}")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         packets = 0
@@ -69,12 +69,12 @@ def _decode(path: Path, selection: FrameSelection) -> Iterator[Any]:
                 try:
                     yield from packet.decode()
                 except av.FFmpegError as error:
-                    selection.unreadable(f"what follows frame {packets - 1}", _reason(error))
+                    selection.unreadable(f"the part after frame {packets - 1}", _reason(error))
         except av.FFmpegError as error:  # from reading, not from decoding
-            selection.unreadable(f"what follows frame {packets - 1}", _reason(error))
+            selection.unreadable(f"the part after frame {packets - 1}", _reason(error))
         if packets < stream.frames:
             selection.unreadable(
-                f"the end from frame {packets} of {stream.frames}", "the file breaks off"
+                f"the end from frame {packets} of {stream.frames}", "the file ends early"
             )
 
 

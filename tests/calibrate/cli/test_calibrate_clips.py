@@ -137,7 +137,7 @@ def test_a_folder_is_calibrated_on_without_ground_truth(
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(0, "no image is in the folder"), (1, "expected at least 2")]
+    ("count", "message"), [(0, "the folder holds no image"), (1, "expected at least 2")]
 )
 def test_footage_of_no_or_one_frame(
     count: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

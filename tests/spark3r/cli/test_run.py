@@ -130,10 +130,10 @@ def test_frames_that_cannot_be_read_are_counted(folder: Path) -> None:
     (folder / "photos" / "frame_2.png").write_text("no picture")
     answer = run("run", "--clip", "photos", "--output", "out")
     assert answer.status == 1
-    assert "frame_2.png cannot be read (it is no image)" in answer.err
+    assert "frame_2.png cannot be read (not an image)" in answer.err
     answer = run("run", "--clip", "photos", "--skip-bad", "--output", "out", "--json")
     assert answer.status == 0, answer.err
-    assert answer.object["skipped"] == ["frame_2.png: it is no image"]
+    assert answer.object["skipped"] == ["frame_2.png: not an image"]
     assert answer.object["frames"] == 3
     assert "spark3r: 1 unreadable and skipped: frame_2.png" in answer.err
 

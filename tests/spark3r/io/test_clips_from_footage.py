@@ -154,7 +154,7 @@ def test_unreadable_images_are_named_and_skipped_on_request(
         "frame_6.png",
     ]
     assert footage.skipped[1:] == (
-        "frame_4.png: it is no image",
+        "frame_4.png: not an image",
         "frame_6.png: one channel of more than 8 bits, as depth maps have",
     )
 
@@ -166,7 +166,7 @@ def test_a_video_that_breaks_off_is_said_so(
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: len(data) * 7 // 10])
     # PyAV 14 reports the last packet as damaged, newer versions report the end of the file.
-    said = r"(the end from frame \d of 12|what follows frame \d) cannot be read"
+    said = r"(the end from frame \d of 12|the part after frame \d) cannot be read"
     with pytest.raises(ClipError, match=said):
         load_clip(str(cut), AS_THEY_ARE)
     footage = load_clip(str(cut), AS_THEY_ARE, skip_bad=True)
@@ -185,7 +185,7 @@ def test_a_damaged_video_is_said_so(video: Path, tmp_path: Path) -> None:
     data[middle : middle + 8000] = bytes(8000)
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
-    with pytest.raises(ClipError, match=r"what follows frame \d+ cannot be read"):
+    with pytest.raises(ClipError, match=r"the part after frame \d+ cannot be read"):
         load_clip(str(damaged), AS_THEY_ARE)
     footage = load_clip(str(damaged), AS_THEY_ARE, skip_bad=True)
     assert 2 <= footage.clip.frames < 12
@@ -236,13 +236,13 @@ def narrow_images(folder: Path) -> Path:
     ("make", "message"),
     [
         (lambda folder: folder / "nowhere", "there is no such file or folder; expected a folder"),
-        (lambda folder: folder, "no image is in the folder (it is empty), expected bmp, jpeg"),
-        (only_heic, "no image is in the folder (3 .heic), expected"),
-        (only_subfolders, "no image is in the folder itself, but there are in images: name that"),
+        (lambda folder: folder, "the folder holds no image (it is empty), expected bmp, jpeg"),
+        (only_heic, "the folder holds no image (3 .heic), expected"),
+        (only_subfolders, "the folder holds no image, but its folder images does: name that"),
         (one_image, "1 frame is there, expected at least 2"),
-        (lambda folder: one_image(folder) / "frame_0.png", "is one image, and a single frame"),
-        (text_file, "is no video that FFmpeg can read (Invalid data found when processing input)"),
-        (no_video_stream, "has no picture in it, only audio"),
+        (lambda folder: one_image(folder) / "frame_0.png", "is one image, and one frame alone"),
+        (text_file, "is not a video that FFmpeg can read (Invalid data found when processing in"),
+        (no_video_stream, "has no video stream, only audio"),
         (tiny_images, "frame_0.png: it has 8x8 pixels, expected sides of at least one patch of"),
         (narrow_images, "frame_0.png: it has 2000x14 pixels, which the model would see as 518x0"),
     ],
