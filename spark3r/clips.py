@@ -1,4 +1,4 @@
-"""Clips: the frames given to a model at once, with what is known of them."""
+"""Clips: the frames that a model is given at once, with their ground truth where it is known."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .errors import ClipError
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """S frames and, where they are known, their cameras and depth.
+    """S frames and, where known, their cameras and depth.
 
     Attributes:
-        name: What to call the clip in tables and profiles.
+        name: Name of the clip in tables and profiles.
         images: RGB, ``[S, 3, H, W]``, float32 in [0, 1].
         intrinsics: ``[S, 3, 3]`` in pixels, or None.
         depth: Distance along the optical axis, ``[S, H, W]``, in scene units, or None.
@@ -70,7 +70,7 @@ class Clip:
 
     @property
     def has_ground_truth(self) -> bool:
-        """Whether depth, intrinsics and extrinsics are all known."""
+        """True if depth, intrinsics and extrinsics are all known."""
         return not (self.depth is None or self.intrinsics is None or self.extrinsics is None)
 
     def select(self, index: Tensor | slice) -> Clip:

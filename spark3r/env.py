@@ -1,4 +1,4 @@
-"""The environment record: what a bug report needs, and nothing that names a machine or user."""
+"""The environment record for bug reports; it names no machine and no user."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _DRIVER_TIMEOUT_S = 5
 def environment() -> dict[str, Any]:
     """Return versions, hardware and settings that results depend on.
 
-    The keys are always the same; what cannot be found out is None. The record holds no host or
-    user name and no path.
+    The keys are always the same; an unknown value is None. The record holds no host name, user name
+    or path.
     """
     import torch
 

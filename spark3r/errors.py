@@ -1,9 +1,9 @@
-"""Every error and warning that spark3r raises on purpose.
+"""All errors and warnings of spark3r.
 
     Spark3rError
-     ├── LayoutError      tokens of a pass cannot be told apart
-     ├── ScheduleError    factors, operators or length rule that make no sense
-     ├── ProfileError     a profile file that is malformed or not to be found
+     ├── LayoutError      the tokens of a pass cannot be assigned to a layout
+     ├── ScheduleError    factors, operators or a length rule out of range
+     ├── ProfileError     a profile that is malformed or does not exist
      │    └── ProfileExistsError  a file that would be overwritten
      ├── FamilyError      a model whose architecture is unknown or unsupported
      ├── PatchError       a profile or schedule that cannot be applied to this model
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class Spark3rError(Exception):
-    """Base of all errors a user can cause; the command line prints it without a traceback."""
+    """Base of all errors that a user can cause; commands print them without a traceback."""
 
 
 class LayoutError(Spark3rError):
@@ -29,11 +29,11 @@ class ScheduleError(Spark3rError):
 
 
 class ProfileError(Spark3rError):
-    """A profile is malformed, unknown, or not the kind that was asked for."""
+    """A profile is malformed, does not exist, or is of another kind than asked for."""
 
 
 class ProfileExistsError(ProfileError):
-    """A profile is not written, because there is a file of that name."""
+    """A profile is not written, because a file of that name exists."""
 
 
 class FamilyError(Spark3rError):
@@ -45,7 +45,7 @@ class PatchError(Spark3rError):
 
 
 class ClipError(Spark3rError):
-    """A clip cannot be read, or is not what the model can take."""
+    """A clip cannot be read, or the model cannot take it."""
 
 
 class WeightsError(Spark3rError):
@@ -53,7 +53,7 @@ class WeightsError(Spark3rError):
 
 
 class Spark3rWarning(UserWarning):
-    """Something works, but not quite as the user may believe."""
+    """Something works, but not quite as the user may expect."""
 
 
 for _public in (

@@ -1,4 +1,4 @@
-"""Pinhole geometry the metrics share: poses, camera centres, unprojection.
+"""Cameras: poses, quaternions, projection and unprojection, and VGGT's encoding of a camera.
 
 Conventions, here and in every metric: extrinsics ``[..., 3, 4]`` map world to camera in OpenCV
 axes (x right, y down, z forward); intrinsics ``[..., 3, 3]`` are in pixels; depth is the z
@@ -7,6 +7,9 @@ coordinate in the camera, not the distance along the ray.
 Pixel ``(row v, column u)`` is sampled at its centre, ``(u + 0.5, v + 0.5)``, so that a principal
 point at ``(W / 2, H / 2)`` is the middle of the image. VGGT's own unprojection samples at integer
 coordinates; ``pixel_centre=0.0`` reproduces it.
+
+A pose encoding is nine numbers: translation (3), quaternion in the order XYZW (4), and the vertical
+and horizontal field of view in radians (2).
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> 
     """Raise unless the last dimensions of a tensor are as expected.
 
     Args:
-        name: What the message calls the tensor.
+        name: Name of the tensor in the message.
         tensor: The tensor.
         expected: Sizes of the last dimensions; None allows any size.
 
     Raises:
-        ValueError: Too few dimensions, or a size differs.
+        ValueError: If there are too few dimensions, or a size differs.
     """
     shape = tuple(tensor.shape)
     last = shape[len(shape) - len(expected) :]
@@ -40,10 +43,10 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> 
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise if a tensor holds NaN or infinity, saying how many.
+    """Raise if a tensor holds NaN or infinity.
 
     Raises:
-        ValueError: A value is not finite.
+        ValueError: If a value is not finite; the message has their number.
     """
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
@@ -51,7 +54,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def invert_pose(pose: Tensor) -> Tensor:
-    """Inverse of rigid transforms: world-to-camera to camera-to-world and back.
+    """Return the inverse of rigid transforms: world-to-camera to camera-to-world and back.
 
     Args:
         pose: ``[..., 3, 4]``, the left block a rotation.
@@ -65,7 +68,7 @@ def invert_pose(pose: Tensor) -> Tensor:
 
 
 def camera_centres(extrinsics: Tensor) -> Tensor:
-    """World positions of cameras.
+    """Return the world positions of cameras.
 
     Args:
         extrinsics: ``[..., 3, 4]`` world to camera.
@@ -79,13 +82,13 @@ def camera_centres(extrinsics: Tensor) -> Tensor:
 def pixel_grid(
     height: int, width: int, *, like: Tensor, pixel_centre: float = PIXEL_CENTRE
 ) -> Tensor:
-    """Homogeneous image coordinates of every pixel.
+    """Return homogeneous image coordinates of every pixel.
 
     Args:
         height: Rows H.
         width: Columns W.
         like: Tensor whose dtype and device the result takes.
-        pixel_centre: Offset of the sampled point inside a pixel.
+        pixel_centre: Offset of the sampled point inside a pixel, default 0.5.
 
     Returns:
         ``[H, W, 3]``, entries ``(u, v, 1)``.
@@ -103,19 +106,19 @@ def unproject(
     *,
     pixel_centre: float = PIXEL_CENTRE,
 ) -> Tensor:
-    """World points of depth maps. Differentiable.
+    """Return the world points of depth maps. Differentiable.
 
     Args:
         depth: ``[..., H, W]`` z-depth.
         intrinsics: ``[..., 3, 3]`` in pixels.
         extrinsics: ``[..., 3, 4]`` world to camera.
-        pixel_centre: Offset of the sampled point inside a pixel (module docstring).
+        pixel_centre: Offset of the sampled point inside a pixel, default 0.5.
 
     Returns:
         ``[..., H, W, 3]`` world points, in the depth's dtype (float32 if that is narrower).
 
     Raises:
-        ValueError: A shape is wrong.
+        ValueError: If a shape is wrong.
     """
     check_shape("depth", depth, (None, None))
     check_shape("intrinsics", intrinsics, (3, 3))
@@ -123,7 +126,7 @@ def unproject(
     dtype = torch.promote_types(depth.dtype, torch.float32)
     depth = depth.to(dtype)
     height, width = depth.shape[-2:]
-    # The 3×3 matrices are composed in float64, only the per-pixel product runs in `dtype`.
+    # The 3×3 matrices are composed in float64; only the product per pixel runs in `dtype`.
     world_from_camera = invert_pose(extrinsics.double())
     rays_from_pixels = world_from_camera[..., :3] @ torch.linalg.inv(intrinsics.double())
     grid = pixel_grid(height, width, like=depth, pixel_centre=pixel_centre).flatten(0, 1)
@@ -133,7 +136,7 @@ def unproject(
 
 
 def project(points: Tensor, intrinsics: Tensor, extrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Image coordinates and depth of world points.
+    """Return image coordinates and depth of world points.
 
     Args:
         points: ``[..., N, 3]`` world points.
@@ -145,7 +148,7 @@ def project(points: Tensor, intrinsics: Tensor, extrinsics: Tensor) -> tuple[Ten
         positive the coordinates are meaningless (zero depth gives infinities).
 
     Raises:
-        ValueError: A shape is wrong.
+        ValueError: If a shape is wrong.
     """
     check_shape("points", points, (None, 3))
     check_shape("intrinsics", intrinsics, (3, 3))
@@ -166,7 +169,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
-    """Rotation matrices of quaternions, which need not have unit length.
+    """Return the rotation matrices of quaternions, which need not have unit length.
 
     Differentiable everywhere, the zero quaternion included: it maps to the identity.
 
@@ -177,7 +180,7 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
         ``[..., 3, 3]`` rotation matrices, float32 or wider.
 
     Raises:
-        ValueError: The last dimension is not 4.
+        ValueError: If the last dimension is not 4.
     """
     if quaternion.shape[-1:] != (4,):
         raise ValueError(f"quaternion: expected [..., 4], found {tuple(quaternion.shape)}")
@@ -197,21 +200,21 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
 
 
 def matrix_to_quaternion(rotation: Tensor) -> Tensor:
-    """Unit quaternions of rotation matrices, accurate at every angle up to 180 degrees.
+    """Return unit quaternions of rotation matrices, accurate at every angle up to 180 degrees.
 
     The sixteen entries of ``4 q qᵀ`` are linear in the matrix. Its row with the largest diagonal
-    entry is a multiple of ``q`` of length at least 1, so nothing small is ever divided by, and no
-    square root is taken near zero (gradients stay finite).
+    entry is a multiple of ``q`` of length at least 1, so there is no division by a small number and
+    no square root near zero; gradients stay finite.
 
     Args:
         rotation: ``[..., 3, 3]`` rotation matrices.
 
     Returns:
         ``[..., 4]`` unit quaternions, order XYZW, with a scalar part ≥ 0 (as VGGT's), float32 or
-        wider. At exactly 180 degrees both signs are right and either may be returned.
+        wider. At exactly 180 degrees both signs are correct, and the result is one of them.
 
     Raises:
-        ValueError: The last dimensions are not 3×3.
+        ValueError: If the last dimensions are not 3×3.
     """
     if rotation.shape[-2:] != (3, 3):
         raise ValueError(f"rotation: expected [..., 3, 3], found {tuple(rotation.shape)}")
@@ -235,9 +238,9 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
 
 
 def encode_pose(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Encode cameras as VGGT does.
+    """Return VGGT pose encodings of cameras.
 
-    The principal point is not part of the encoding; decoding puts it at the image centre.
+    The principal point is not part of an encoding; decoding puts it at the image centre.
 
     Args:
         extrinsics: ``[..., 3, 4]`` camera-from-world, OpenCV axes.
@@ -248,7 +251,7 @@ def encode_pose(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, i
         ``[..., 9]`` pose encodings, float32 or wider.
 
     Raises:
-        ValueError: A shape is wrong.
+        ValueError: If a shape is wrong.
     """
     if extrinsics.shape[-2:] != (3, 4):
         raise ValueError(f"extrinsics: expected [..., 3, 4], found {tuple(extrinsics.shape)}")
@@ -264,10 +267,10 @@ def encode_pose(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, i
 
 
 def decode_pose(pose_encoding: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Camera matrices of VGGT pose encodings.
+    """Return the camera matrices of VGGT pose encodings.
 
-    Quaternions are normalised. Fields of view are clamped to ``[MIN_FOV, MAX_FOV]`` so that the
-    focal lengths are finite; upstream divides by zero there.
+    Quaternions are normalised. Fields of view are clamped to ``[MIN_FOV, MAX_FOV]``, so that focal
+    lengths are finite; VGGT's code divides by zero there.
 
     Args:
         pose_encoding: ``[..., 9]``.
@@ -278,7 +281,7 @@ def decode_pose(pose_encoding: Tensor, image_size: tuple[int, int]) -> tuple[Ten
         ``[..., 3, 3]`` in pixels with the principal point at ``(W / 2, H / 2)``; float32 or wider.
 
     Raises:
-        ValueError: The last dimension is not 9.
+        ValueError: If the last dimension is not 9.
     """
     if pose_encoding.shape[-1:] != (9,):
         raise ValueError(f"pose_encoding: expected [..., 9], found {tuple(pose_encoding.shape)}")

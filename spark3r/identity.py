@@ -17,15 +17,15 @@ _WRAPPERS = ("module", "_orig_mod")  # DDP and torch.compile
 
 
 def fingerprint(attention: Mapping[str, nn.Module]) -> str | None:
-    """Return a hash of the global-attention parameters, or None when they have no values yet.
+    """Return a hash of the global-attention parameters, or None if they have no values yet.
 
-    Every parameter enters with its layer's place, its name inside the layer, its shape and its
-    values rounded to bfloat16. So the fingerprint does not change when heads are dropped, when the
-    model is wrapped or moved, or when it is cast from float32 to bfloat16. A cast to float16
-    rounds on its own and gives another fingerprint.
+    The hash covers the index of each layer and, of each of its parameters, the name inside the
+    layer, the shape and the values rounded to bfloat16. So it does not change when heads are
+    dropped, when the model is wrapped or moved, or when it is cast from float32 to bfloat16. A cast
+    to float16 rounds differently and changes it.
 
     Args:
-        attention: Global attention modules by name, in the order in which a pass meets them.
+        attention: Global attention modules by name, in the order of a pass.
     """
     sha = hashlib.sha256()
     for index, module in enumerate(attention.values()):
@@ -50,14 +50,14 @@ def describe(
     """Return the record of a live model.
 
     Args:
-        family: Name of its family.
-        attention: Its global attention modules by canonical name, in order.
-        facts: ``patch_size`` and ``special_tokens`` where the family knows them.
-        name: What people call the model; the family's name when None.
-        weights: Where its weights were found, or None.
+        family: Name of the model's family.
+        attention: Global attention modules by canonical name, in the order of a pass.
+        facts: ``patch_size`` and ``special_tokens``, where the family knows them.
+        name: Name of the model; None takes the family's.
+        weights: Origin of the weights, or None.
 
     Raises:
-        ValidationError: If there is no attention module (a defect of the family).
+        ValidationError: If there is no attention module, which is a defect of the family.
     """
     from .profile import ModelRecord  # pydantic is not needed to name a model
 
@@ -80,7 +80,7 @@ def _canonical(name: str) -> str:
 
 
 def _width(attention: nn.Module) -> int | None:
-    """Return the input channels of the first projection, which are the tokens'."""
+    """Return the input channels of the first projection, the width of a token."""
     matrices = (value for value in attention.parameters() if value.ndim == 2)
     first = next(matrices, None)
     return None if first is None else first.shape[1]
@@ -97,10 +97,10 @@ _NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def remember_name(model: nn.Module, name: str) -> None:
-    """Keep, for as long as it lives, what ``--model`` calls a model."""
+    """Remember the name by which ``--model`` loaded a model, as long as the model lives."""
     _NAMES[model] = name
 
 
 def name_of(model: nn.Module) -> str | None:
-    """Return what ``--model`` calls a model, None for one that was not loaded by name."""
+    """Return the name by which ``--model`` loaded a model, None if it was not."""
     return _NAMES.get(model)

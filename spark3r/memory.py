@@ -1,4 +1,4 @@
-"""Peak memory of a call, and telling a pass that does not fit from one that fails."""
+"""Peak memory of a call, and calls that run out of memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
-    """Return how far memory rose above its level before the call, in MB (10⁶ bytes).
+    """Run a call and return how far memory rose above its level before, in MB (10⁶ bytes).
 
-    On CUDA what the allocator handed out counts, on the CPU the process's resident memory, by the
-    kernel's high-water mark. The call's result counts, and is dropped afterwards.
+    On CUDA that is memory from PyTorch's allocator, on the CPU the resident memory of the process
+    by the kernel's high-water mark. The call's result counts, and is dropped afterwards.
 
     Args:
-        call: What to run, once.
-        device: Where it does its work.
+        call: The call, run once.
+        device: Device on which it does its work.
 
     Returns:
-        None where it cannot be measured: a CPU without Linux's ``/proc``, or another device.
+        None where memory cannot be measured: on a CPU without Linux's ``/proc``, or another device.
     """
     import torch
 
@@ -89,7 +89,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _return_freed() -> None:
-    """Give back what the C library keeps of freed memory, or the call would use it unseen."""
+    """Return freed memory to the system; a call could use it again without a rise."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)

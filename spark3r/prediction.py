@@ -1,4 +1,4 @@
-"""What a model says about one clip, in the same terms for every family."""
+"""A model's prediction of one clip, in the same form for every family."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ ROTATION_TOLERANCE = 0.02
 
 
 class PredictionError(Spark3rError, ValueError):
-    """A model's outputs are not a prediction: wrong shape, NaN, or no camera matrix."""
+    """A model's outputs do not form a prediction: wrong shape, NaN, or no camera matrix."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Depth, cameras and points of one clip (one batch element), checked when made.
+    """Depth, cameras and points of one clip (one batch element), checked on construction.
 
     Attributes:
         depth: ``[S, H, W]``, z-coordinate in the camera.
-        confidence: ``[S, H, W]``, larger is surer; its range is the family's.
+        confidence: ``[S, H, W]``, larger is more confident; the range depends on the family.
         extrinsics: ``[S, 3, 4]``, world to camera, OpenCV axes.
         intrinsics: ``[S, 3, 3]`` in pixels.
-        points: ``[S, H, W, 3]`` in the world.
+        points: ``[S, H, W, 3]`` in world coordinates.
 
     Raises:
-        PredictionError: A tensor has the wrong shape, is not floating point, lies on another
+        PredictionError: If a tensor has the wrong shape, is not floating point, lies on another
             device, holds NaN or infinity, or an extrinsic matrix has no rotation in it.
     """
 
@@ -87,13 +87,13 @@ class Prediction:
         return self.depth.shape[1], self.depth.shape[2]
 
     def to(self, device: torch.device | str) -> Prediction:
-        """Return the prediction on a device; itself if it is there already."""
+        """Return the prediction on a device; the same object if it is there already."""
         if self.depth.device == torch.device(device):
             return self
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def select(self, index: Tensor | slice) -> Prediction:
-        """Return the prediction for some frames only, in the order given."""
+        """Return the prediction of some frames only, in the order given."""
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     @classmethod
@@ -114,22 +114,22 @@ class Prediction:
             confidence: ``[S, H, W]`` or ``[S, H, W, 1]``.
             extrinsics: ``[S, 3, 4]`` or ``[S, 4, 4]``, world to camera.
             intrinsics: ``[S, 3, 3]`` in pixels.
-            points: ``[S, H, W, 3]`` of a point head; None unprojects the depth.
-            pixel_centre: Offset of the sampled point inside a pixel when unprojecting; 0 is what
-                VGGT's own code does.
+            points: ``[S, H, W, 3]`` from a point head; None unprojects the depth.
+            pixel_centre: Offset of the sampled point inside a pixel when unprojecting, default 0.5;
+                VGGT's own code uses 0.
 
         Returns:
             The prediction, in float32 or wider.
 
         Raises:
-            PredictionError: The tensors do not describe one clip.
+            PredictionError: If the tensors do not describe one clip.
         """
         depth, confidence = _drop_channel(_widen(depth)), _drop_channel(_widen(confidence))
         extrinsics, intrinsics = _widen(extrinsics)[..., :3, :], _widen(intrinsics)
         if points is None:
             try:
                 points = unproject(depth, intrinsics, extrinsics, pixel_centre=pixel_centre)
-            except (ValueError, RuntimeError) as error:  # the latter: S differs, or K is singular
+            except (ValueError, RuntimeError) as error:  # RuntimeError: S differs, or K is singular
                 raise PredictionError(
                     f"cannot unproject depth {list(depth.shape)} with extrinsics "
                     f"{list(extrinsics.shape)} and intrinsics {list(intrinsics.shape)}: {error}"
@@ -146,20 +146,20 @@ class Prediction:
         *,
         pixel_centre: float = PIXEL_CENTRE,
     ) -> Prediction:
-        """Make a prediction from what VGGT, VGGT-Omega and the reference model return.
+        """Make a prediction from depth and pose encodings, as VGGT and VGGT-Omega return them.
 
         Args:
             depth: ``[S, H, W]`` or ``[S, H, W, 1]``.
             confidence: ``[S, H, W]`` or ``[S, H, W, 1]``.
             pose_encoding: ``[S, 9]``, camera from world (`spark3r.geometry`).
-            points: ``[S, H, W, 3]`` of a point head; None unprojects the depth.
+            points: ``[S, H, W, 3]`` from a point head; None unprojects the depth.
             pixel_centre: As in `from_depth`.
 
         Returns:
             The prediction, in float32 or wider.
 
         Raises:
-            PredictionError: The tensors do not describe one clip.
+            PredictionError: If the tensors do not describe one clip.
         """
         depth = _drop_channel(_widen(depth))
         if depth.dim() != 3 or pose_encoding.shape != (depth.shape[0], 9):
@@ -183,8 +183,8 @@ class Prediction:
     ) -> Prediction:
         """Make a prediction from points in camera coordinates, as π³ returns them.
 
-        π³ predicts no intrinsics. They are fitted per frame, fx and fy apart, with the principal
-        point at the image centre: least squares of ``fx · x ÷ z`` against ``u - W ÷ 2``.
+        π³ predicts no intrinsics. They are fitted for each frame, fx and fy separately, with the
+        principal point at the image centre: least squares of ``fx · x ÷ z`` against ``u - W ÷ 2``.
 
         Args:
             local_points: ``[S, H, W, 3]``, OpenCV axes of each camera.
@@ -196,7 +196,7 @@ class Prediction:
             The prediction, in float32 or wider.
 
         Raises:
-            PredictionError: The tensors do not describe one clip.
+            PredictionError: If the tensors do not describe one clip.
         """
         local_points, pose = _widen(local_points), _widen(camera_to_world)[..., :3, :]
         if local_points.dim() != 4 or pose.shape != (local_points.shape[0], 3, 4):
@@ -232,7 +232,7 @@ def _check_rotations(rotation: Tensor) -> None:
 
 
 def _fit_intrinsics(local_points: Tensor, pixel_centre: float) -> Tensor:
-    """Intrinsics ``[S, 3, 3]`` of points in camera coordinates; points behind are ignored."""
+    """Return intrinsics ``[S, 3, 3]`` fitted to points in front of the camera."""
     frames, height, width, _ = local_points.shape
     depth = local_points[..., 2:]
     in_front = depth > 0
