@@ -1,4 +1,4 @@
-"""FastVGGT's token merging as a benchmark's peer, written from its description.
+"""FastVGGT's token merging as a benchmark's baseline, written from its description.
 
 FastVGGT (arXiv 2509.02560) reduces queries, keys and values of global attention together, by one
 bipartite matching over the whole clip:
@@ -6,12 +6,12 @@ bipartite matching over the whole clip:
 - destinations are all of frame 0, every special token, and one token drawn at random, from a seed,
   of each 2×2 cell of the other frames;
 - one token in ten, evenly spaced, is protected and stays as it is;
-- every other token is a source and joins the destination whose hidden state is most similar, as
-  its ratio of 0.9 of all tokens lies above what there is of them;
+- every other token is a source and joins the destination with the most similar hidden state: the
+  published ratio, 0.9 of all tokens, is more than the number of sources;
 - after attention a source copies its destination's output.
 
-It is no operator of a schedule: it exists to be measured beside ours, with the same memory saver
-and our merging, which is faster than the published one. Similarities are bfloat16 in chunks, as
+It is not an operator of a schedule. It is measured beside ours with the same memory saver, and with
+our merging, which is faster than the published one. Similarities are bfloat16 in chunks, as
 published.
 """
 
@@ -38,17 +38,18 @@ CELL = 2
 PROTECTED = 0.1
 SEED = 33
 CHUNK = 5000
-"""Sources compared with all destinations at once."""
+"""Number of sources that are compared with all destinations at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class JointPlan:
-    """Which tokens are merged into which kind.
+    """The destinations, sources and protected tokens of a layout.
 
     Attributes:
         destinations: Positions of the destinations in the full sequence, ``[d]``.
         sources: Positions of the sources, ``[s]``.
-        restore: For each of the N tokens its place in destinations, protected, sources, ``[N]``.
+        restore: Index of each of the N tokens in the sequence of destinations, protected tokens and
+            sources, ``[N]``.
         kept: Number of destinations and protected tokens.
     """
 
@@ -72,7 +73,7 @@ def apply_fastvggt(runner: Runner) -> Patch:
 
 
 def joint_plan(layout: TokenLayout, device: torch.device) -> JointPlan:
-    """Return which tokens are destinations, protected and sources, cached."""
+    """Return the plan of a layout, cached."""
     return _build(layout, device)
 
 
@@ -109,7 +110,7 @@ def _build(layout: TokenLayout, device: torch.device) -> JointPlan:
 
 
 def joint_places(hidden: Tensor, plan: JointPlan) -> Tensor:
-    """Return where every token of ``[B, N, C]`` goes in the merged sequence, ``[B, N]``."""
+    """Return the index of every token of ``[B, N, C]`` in the merged sequence, ``[B, N]``."""
     unit = F.normalize(hidden.detach().float(), dim=-1).bfloat16()
     towards = unit.index_select(1, plan.destinations).transpose(1, 2)
     sources = unit.index_select(1, plan.sources)

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows, the growth of time with length, and a table."""
+"""The result of a benchmark: rows, the growth of time with length, and a table."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Row:
         ms: Median latency of a pass.
         spread_ms: Interquartile range of the samples; None for a modelled row.
         n: Number of samples, 0 for a modelled row.
-        modelled: Whether this is an extrapolation: time a·S + b·S² through the measured lengths.
-        peak_mb: How far memory rises in a pass, in MB.
-        tokens_per_s: Tokens of the clip over the latency.
-        speed_up: Dense latency over this one; None without dense.
-        wall_share: The wall over this latency, 1 is the best there is; None without wall.
-        bare_ms: What the attention products of the global layers take alone.
-        over_bare: (latency - wall) over that; None without wall.
-        parts_ms: Where the time of one pass went; a pass of its own, so that they do not add up to
-            ``ms`` exactly.
+        modelled: True for an extrapolation, a·S + b·S² through the two longest measured lengths.
+        peak_mb: Rise of memory in a pass, MB; None where it is unknown.
+        tokens_per_s: Tokens of the clip ÷ latency.
+        speed_up: Dense latency ÷ this one; None without dense.
+        wall_share: Wall ÷ this latency, 1 at best; None without wall.
+        bare_ms: Median latency of the global layers' attention calls alone; None without any.
+        over_bare: (latency - wall) ÷ ``bare_ms``; None without wall.
+        parts_ms: Milliseconds by part of a profiled pass, which is not a timed one, so that they do
+            not add up to ``ms`` exactly; None for a modelled row.
     """
 
     frames: int
@@ -57,14 +57,14 @@ class Benchmark:
         model: Name of the model.
         grid: Rows and columns of patches of a frame.
         device: Name of the device.
-        dtype: Precision of the parameters, and of autocast.
+        dtype: Precision of the parameters, and of autocast if it is on.
         backend: Kernel of scaled dot-product attention.
-        backend_ms: What the kernels took on one dense layer, where they were compared.
-        clock: ``wall``: time that passes. ``process``: time that the process computes.
-        seed: Of the random images.
-        rows: By length, then in the order asked for.
+        backend_ms: Milliseconds of each kernel on one dense layer; empty if none was timed.
+        clock: ``wall`` for time that passes, ``process`` for time that the process computes.
+        seed: Seed of the random images.
+        rows: Rows by length, then in the order of the treatments.
         environment: Versions, hardware and settings.
-        date: When, ISO 8601.
+        date: Date, ISO 8601.
     """
 
     model: str
@@ -98,7 +98,7 @@ class Benchmark:
         return exponents
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON."""
+        """Return the result as JSON."""
         return asdict(self) | {"growth_exponent": self.growth()}
 
 
@@ -106,7 +106,7 @@ def growth_exponent(points: Sequence[tuple[float, float]]) -> float:
     """Return the slope of log time over log length, by least squares.
 
     Args:
-        points: Length and time, at two different lengths or more.
+        points: Pairs of length and time, at two different lengths or more.
     """
     logs = [(math.log(length), math.log(ms)) for length, ms in points]
     x_mean = math.fsum(x for x, _ in logs) / len(logs)
@@ -119,7 +119,7 @@ def modelled_ms(points: Sequence[tuple[int, float]], frames: int) -> float:
     """Return a·S + b·S² at ``frames`` through the two longest of the measured lengths.
 
     Args:
-        points: Frames and milliseconds, at two different lengths or more.
+        points: Pairs of frames and milliseconds, at two different lengths or more.
         frames: The length S to extrapolate to.
     """
     (s, t), (u, v) = sorted(points)[-2:]
@@ -128,7 +128,7 @@ def modelled_ms(points: Sequence[tuple[int, float]], frames: int) -> float:
 
 
 def rows_of(frames: int, tokens: int, measured: dict[str, TreatmentResult]) -> list[Row]:
-    """Return the rows of one length, with what follows from comparing them."""
+    """Return the rows of one length, with the ratios between treatments."""
     dense, wall = measured.get("dense"), measured.get("wall")
     rows = []
     for name, each in measured.items():
@@ -139,43 +139,43 @@ def rows_of(frames: int, tokens: int, measured: dict[str, TreatmentResult]) -> l
             over_bare = (ms - wall.latency.median_ms) / bare
         rows.append(
             Row(
-                frames,
-                name,
-                tokens,
-                ms,
-                each.latency.spread_ms,
-                each.latency.n,
-                False,
-                each.peak_mb,
-                1000 * tokens / ms,
-                None if dense is None else dense.latency.median_ms / ms,
-                None if wall is None else wall.latency.median_ms / ms,
-                bare,
-                over_bare,
-                each.breakdown.ms,
+                frames=frames,
+                schedule=name,
+                tokens=tokens,
+                ms=ms,
+                spread_ms=each.latency.spread_ms,
+                n=each.latency.n,
+                modelled=False,
+                peak_mb=each.peak_mb,
+                tokens_per_s=1000 * tokens / ms,
+                speed_up=None if dense is None else dense.latency.median_ms / ms,
+                wall_share=None if wall is None else wall.latency.median_ms / ms,
+                bare_ms=bare,
+                over_bare=over_bare,
+                parts_ms=each.breakdown.ms,
             )
         )
     return rows
 
 
 def modelled_row(frames: int, tokens: int, ms: float, others: Sequence[Row]) -> Row:
-    """Return a row of dense that was not measured."""
+    """Return a row of dense that was modelled, not measured."""
     wall = next((row.ms for row in others if row.schedule == "wall"), None)
     return Row(
-        frames,
-        "dense",
-        tokens,
-        ms,
-        None,
-        0,
-        True,
-        None,
-        1000 * tokens / ms,
-        1.0,
-        None if wall is None else wall / ms,
-        None,
-        None,
-        None,
+        frames=frames,
+        schedule="dense",
+        tokens=tokens,
+        ms=ms,
+        spread_ms=None,
+        n=0,
+        modelled=True,
+        peak_mb=None,
+        tokens_per_s=1000 * tokens / ms,
+        speed_up=1.0,
+        wall_share=None if wall is None else wall / ms,
+        bare_ms=None,
+        over_bare=None,
+        parts_ms=None,
     )
 
 
@@ -194,7 +194,7 @@ COLUMNS = (
 
 
 def cells(row: Row) -> list[str]:
-    """Return a row as the texts of `COLUMNS`."""
+    """Return the texts of a row, one for each of `COLUMNS`."""
 
     def number(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"

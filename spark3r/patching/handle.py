@@ -128,7 +128,7 @@ class Patch:
                 if "forward" in module.__dict__ and self._replaces(index):
                     raise PatchError(
                         f"{name} has a forward of its own (an offloading hook, say), which a "
-                        "reduced layer would not run: apply before it is put there, or leave this "
+                        "reduced layer would not run: apply before it is installed, or leave this "
                         "layer dense"
                     )
                 self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
@@ -155,7 +155,7 @@ class Patch:
             )
 
     def _open(self, entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note the layout of the pass that begins (pre-hook of the entry module)."""
+        """Record the layout of the pass that begins (pre-hook of the entry module)."""
         if not self._enabled:
             return
         batch, layout = self.family.layout(entry, args, kwargs)
@@ -167,14 +167,14 @@ class Patch:
         self._passes.begin(batch, self._begun(layout, device))
 
     def _close(self, entry: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """Note that this thread's innermost pass is over (forward hook of the entry module)."""
+        """Record that this thread's innermost pass is over (forward hook of the entry module)."""
         if not torch.compiler.is_compiling():
             self._passes.end(output)
 
-    # The four methods in which a patch that follows a schedule differs.
+    # A patch that follows a schedule overrides the four methods below.
 
     def _replaces(self, index: int) -> bool:
-        """Return True if a layer may run something else than its own forward."""
+        """Return True if a layer may run another function than its own forward."""
         return True
 
     def _begun(self, layout: TokenLayout, device: str) -> Pass:
@@ -285,13 +285,13 @@ class Handle(Patch):
             self._warn_once(
                 "length",
                 f"a clip of {layout.frames} frames is longer than the {longest} that the schedule "
-                "was measured up to; its factors are used all the same",
+                "was measured up to; its factors are used anyway",
             )
         if self.grids and (layout.height, layout.width) not in self.grids:
             self._warn_once(
                 "grid",
                 f"the schedule was not measured on frames of {layout.height}x{layout.width} "
-                "patches; its factors are used all the same",
+                "patches; its factors are used anyway",
             )
         if self.dtypes:
             own = dtype_of(next(iter(self._modules.values())))
@@ -300,7 +300,7 @@ class Handle(Patch):
                 self._warn_once(
                     "dtype",
                     f"the schedule was measured in {' or '.join(sorted(self.dtypes))}, this pass "
-                    f"runs in {running}; its factors are used all the same",
+                    f"runs in {running}; its factors are used anyway",
                 )
 
     def _warn_once(self, subject: str, message: str) -> None:
@@ -338,7 +338,7 @@ def _words(operators: Operators) -> str:
 
 @torch.compiler.assume_constant_result
 def _warn_when_traced(handle: Handle, device: str, *fields: Any) -> bool:
-    """Give a traced pass the warnings of an eager one; a constant to the compiler."""
+    """Warn in a traced pass as in an eager one. The result is a constant to the compiler."""
     layout = TokenLayout(*fields)
     handle._warn(layout, handle.schedule.resolve_within(layout), device)
     return True

@@ -1,4 +1,4 @@
-"""Forward passes under way: which token layout and rules attention finds for its tokens."""
+"""Forward passes under way: the token layout and rules that a layer finds for its tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..reduction.rule import ResolvedRule
 
 @dataclass(frozen=True)
 class Pass:
-    """What the attention layers must know of a forward pass.
+    """The data of a forward pass that its attention layers need.
 
     Attributes:
         layout: Token layout of the pass.
-        rules: One rule per global layer, within what the layout allows.
+        rules: One resolved rule per global layer; empty without a schedule.
     """
 
     layout: TokenLayout
@@ -32,9 +32,9 @@ class Pass:
 class Passes:
     """The passes of one model, found by the shape of their hidden states.
 
-    Attention knows its input's batch size and length and nothing else of the pass it belongs to,
-    in whatever thread it runs and also when gradient checkpointing runs it again. Two layouts of
-    one shape are refused while the earlier may still be asked for.
+    An attention layer knows the batch size and length of its input and nothing else of its pass, in
+    whatever thread it runs, and also when gradient checkpointing runs it again. A second layout of
+    the same shape is refused as long as a layer may still need the first.
 
     Args:
         usage: The supported ways to call the model, for error messages.
@@ -52,15 +52,16 @@ class Passes:
         return Passes(self._usage)
 
     def trace(self, begun: Pass) -> None:
-        """Note the pass that a compiled graph begins."""
-        # Written and not read: no guard, so that a clip length compiles once.
+        """Record the pass that a compiled graph begins."""
+        # Tracing only writes this attribute. A read would add a guard, and the same length would
+        # compile again.
         self._traced = begun
 
     def begin(self, batch: int, begun: Pass) -> None:
-        """Note the pass that begins in this thread.
+        """Record the pass that begins in this thread.
 
         Raises:
-            LayoutError: If attention could not tell it from another that may still be needed.
+            LayoutError: If attention could not tell it from another pass that may still be needed.
         """
         shape = (batch, begun.layout.tokens)
         with self._lock:
@@ -72,7 +73,7 @@ class Passes:
             self._running.append((threading.get_ident(), shape))
 
     def end(self, output: object) -> None:
-        """Note that this thread's innermost pass is over, and what it returned."""
+        """Record that this thread's innermost pass is over, and keep it if gradients need it."""
         thread = threading.get_ident()
         with self._lock:
             mine = [i for i, (owner, _) in enumerate(self._running) if owner == thread]
@@ -92,7 +93,7 @@ class Passes:
         """Return the pass that hidden states ``[B, N, C]`` belong to.
 
         Raises:
-            LayoutError: If none of this shape was begun.
+            LayoutError: If no pass of this shape began.
         """
         batch, length = hidden.shape[0], hidden.shape[1]
         traced = self._traced
@@ -122,7 +123,7 @@ class Passes:
             why, remedy = "is still running", "run them one after the other"
         elif self._recorded.get(shape):
             why = "has a backward pass to come, which may run attention again"
-            remedy = "run that first, or clips that need no gradients under torch.no_grad()"
+            remedy = "run that first, or run clips without gradients under torch.no_grad()"
         else:
             return
         raise LayoutError(
@@ -138,7 +139,7 @@ class Passes:
             return (
                 f"global attention was given {length} tokens (batch {batch}) in a pass of "
                 f"{announced[-1][1]} (batch {announced[-1][0]}): the family's token counts do not "
-                "fit this model, or a module among its global attention is none"
+                "fit this model, or one of its global attention modules is not one"
             )
         return (
             f"global attention was given {length} tokens (batch {batch}) of no announced pass: the "
