@@ -1,4 +1,4 @@
-"""Arguments that several subcommands take."""
+"""Arguments that several subcommands share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def add_model(command: argparse.ArgumentParser, default: str | None = None) -> N
 
 def add_json(command: argparse.ArgumentParser) -> None:
     """Declare ``--json``."""
-    command.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    command.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
 
 
 def parse_count(text: str) -> int:
@@ -39,7 +41,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """Return rows and columns written as in ``28x37``."""
+    """Return rows and columns from a text such as ``28x37``."""
     rows, cross, columns = text.partition("x")
     try:
         if cross:
@@ -50,5 +52,5 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def grid_text(grid: tuple[int, int]) -> str:
-    """Return rows and columns as they are written."""
+    """Return the text of rows and columns, such as ``28x37``."""
     return f"{grid[0]}x{grid[1]}"

@@ -1,4 +1,4 @@
-"""``spark3r bench``: how fast a model is, dense, at the wall and under schedules."""
+"""``spark3r bench``: measure a model's speed dense, at the wall and under schedules."""
 
 from __future__ import annotations
 
@@ -79,24 +79,30 @@ def add_bench(commands: Subparsers) -> None:
         "--dense-up-to",
         type=parse_count,
         metavar="N",
-        help="model dense beyond this length from the two longest measured ones, and say so",
+        help="beyond this length, model dense from the two longest measured lengths, and mark it",
     )
     command.add_argument(
         "--once-from",
         type=parse_count,
         metavar="N",
-        help="from this length on run dense and fastvggt a single time",
+        help="from this length on, run dense and fastvggt a single time",
     )
     command.add_argument(
         "--cpu-time",
         action="store_true",
-        help="count the time that the process itself computes, for a CPU that others keep busy",
+        help="count the time that the process computes, on a CPU that other processes keep busy",
     )
     command.add_argument(
-        "--rounds", type=parse_count, default=5, metavar="N", help="samples of each (default: 5)"
+        "--rounds",
+        type=parse_count,
+        default=5,
+        metavar="N",
+        help="samples of each treatment (default: 5)",
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the random images")
-    command.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random images (default: 0)"
+    )
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     command.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
     add_json(command)
     command.set_defaults(run=_bench)
@@ -112,10 +118,10 @@ def _bench(options: argparse.Namespace) -> int:
 
     device = _device(options.device)
     if options.cpu_time and device != "cpu":
-        raise Spark3rError(f"--cpu-time says nothing of what device '{device}' does: leave it out")
-    told = about(options.model)
-    if told.notice:
-        print(f"spark3r: {told.notice}", file=sys.stderr, flush=True)
+        raise Spark3rError(f"--cpu-time does not count the work of device '{device}': leave it out")
+    known = about(options.model)
+    if known.notice:
+        print(f"spark3r: {known.notice}", file=sys.stderr, flush=True)
     model = load_model(options.model, device)
     result = bench(
         model,
@@ -154,7 +160,7 @@ def print_result(result: Benchmark) -> None:
         f"attention kernel {result.backend}, {result.clock} time\n"
     )
     print_table(COLUMNS, [cells(row) for row in result.rows])
-    print("\nmilliseconds by part, in a pass of its own:\n")
+    print("\nmilliseconds by part, of one profiled pass:\n")
     parts = [part_cells(row) for row in result.rows if row.parts_ms is not None]
     print_table(("frames", "schedule", *PARTS), parts)
     for name, exponent in result.growth().items():
@@ -172,7 +178,7 @@ def _device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise Spark3rError(f"device '{name}' cannot be used: {reason}") from error
     if device.type == "meta":
-        raise Spark3rError("device 'meta' holds no numbers to measure with: use cpu or cuda")
+        raise Spark3rError("device 'meta' computes nothing: use cpu or cuda")
     return name
 
 

@@ -19,7 +19,7 @@ def add_check(commands: Subparsers) -> None:
     """Declare ``spark3r check``."""
     command = commands.add_parser(
         "check",
-        help="check that a profile is valid, and that it fits a model",
+        help="check that a profile is valid and that it fits a model",
         allow_abbrev=False,
     )
     add_profile(command)

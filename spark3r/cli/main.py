@@ -1,6 +1,6 @@
-"""The ``spark3r`` command: parsing, exit status, and how failures are told.
+"""The ``spark3r`` command: its parser, exit status and error messages.
 
-Nothing heavy is imported before arguments are parsed.
+Heavy imports happen only after the arguments are parsed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], 
     add_run,
     add_bench,
 )
-"""The subcommands. Each function declares the arguments of one and names what runs it (``run=``);
-it imports what it runs only then, so that help stays instant."""
+"""The subcommands. Each function declares the arguments of one and sets the function that runs it
+(``run=``), which does its imports itself, so that ``--help`` is fast."""
 
 EXAMPLES = """examples:
   spark3r list
@@ -43,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 failed, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # names hold letters some terminals lack
+            stream.reconfigure(errors="replace")  # some terminals lack letters that names have
     options = parser().parse_args(arguments)
-    sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
+    sys.path.append(os.getcwd())  # for a model factory in the working folder, as with python -m
     try:
         status: int = options.run(options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     for add in COMMANDS:
         add(commands)
     for command in commands.choices.values():
-        _add_debug(command, argparse.SUPPRESS)  # leaves one given before the command alone
+        _add_debug(command, argparse.SUPPRESS)  # keeps a --debug given before the command
     return whole
 
 

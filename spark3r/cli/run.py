@@ -1,4 +1,4 @@
-"""``spark3r run``: reconstruct footage, dense or reduced, and write what came out."""
+"""``spark3r run``: reconstruct footage, dense or reduced, and write the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 RENDERED_PATCHES = 8
-"""Rows and columns of patches of a rendered scene's frames."""
+"""Rows and columns of patches of the frames of a rendered scene."""
 
 EXAMPLES = """examples:
   spark3r run --clip rendered:7 --output out
@@ -57,12 +57,17 @@ def add_run(commands: Subparsers) -> None:
     command.add_argument(
         "--profile", metavar="PROFILE", help="a shipped profile or a file (default: run dense)"
     )
-    command.add_argument("--schedule", metavar="NAME", help="which of the profile's schedules")
+    command.add_argument(
+        "--schedule", metavar="NAME", help="a schedule of the profile (default: its default)"
+    )
     command.add_argument(
         "--compare-dense", action="store_true", help="run dense as well and print the deviation"
     )
     command.add_argument(
-        "--frames", type=parse_count, metavar="N", help="so many, spread evenly (default: all)"
+        "--frames",
+        type=parse_count,
+        metavar="N",
+        help="number of frames, spread evenly (default: all)",
     )
     command.add_argument(
         "--skip-bad", action="store_true", help="leave out frames that cannot be read"
@@ -74,7 +79,7 @@ def add_run(commands: Subparsers) -> None:
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="precision of the pass, by autocast (default: float32)",
+        help="autocast precision of the pass (default: float32, no autocast)",
     )
     command.add_argument(
         "--max-points",
@@ -86,7 +91,7 @@ def add_run(commands: Subparsers) -> None:
         "--least-confident",
         type=_percent,
         metavar="PERCENT",
-        help="leave so many of the pixels, the least confident, out of the cloud (default: 40)",
+        help="share of pixels, the least confident, to leave out of the cloud (default: 40)",
     )
     add_json(command)
     command.set_defaults(run=partial(_run, command.error))
@@ -112,9 +117,9 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     from ..io.clips import check_source
     from ..io.outputs import new_folder, refuse_folder
 
-    # What can be refused at once is, before a model of several GB is loaded.
+    # Mistakes are reported before a model of several GB is loaded.
     refuse_folder(options.output)
-    _refuse_without_pillow()  # now, not when a long run is to be written
+    _refuse_without_pillow()
     check_source(options.clip, options.frames)
     profile = _profile(options)
 
@@ -124,9 +129,9 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     from ..reconstruction import reconstruct
     from ..runner import Runner
 
-    told = about(options.model)
-    if told.notice:
-        _say(told.notice)
+    known = about(options.model)
+    if known.notice:
+        _say(known.notice)
     device = options.device or _default_device()
     runner = Runner.of(load_model(options.model, device))
     if profile is not None:
@@ -161,11 +166,11 @@ def _refuse_without_pillow() -> None:
 
 
 def _refuse_misfit(runner: Runner, profile: Profile, schedule: str | None) -> None:
-    """Refuse a profile that does not fit the model, before footage is decoded for it."""
+    """Raise an error for a profile that does not fit the model, before footage is decoded."""
     from ..patching.patch import apply
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come when it is applied to run
+        warnings.simplefilter("ignore")  # the run itself gives them
         apply(runner.model, profile, schedule=schedule, family=runner.family).remove()
 
 
@@ -179,7 +184,7 @@ def _profile(options: argparse.Namespace) -> Profile | None:
     from ..profile import load_profile
 
     profile = load_profile(options.profile)
-    profile.schedule(options.schedule)  # an unknown name is told now
+    profile.schedule(options.schedule)  # raises an error for an unknown name
     return profile
 
 
@@ -215,18 +220,18 @@ def _record(
     profile: Profile | None,
     device: str,
 ) -> dict[str, Any]:
-    """Return what was run and how it went, as JSON."""
+    """Return the record of the run as JSON."""
     from ..env import environment
     from ..loading.load import about
     from ..runner import dtype_name
 
-    told = about(options.model)
+    known = about(options.model)
     height, width = made.run.prediction.image_size
     record: dict[str, Any] = {
         "model": options.model,
         "family": family,
-        "weights": told.weights,
-        "random_weights": told.random,
+        "weights": known.weights,
+        "random_weights": known.random,
         "profile": options.profile,
         "status": None if profile is None else profile.status,
         "schedule": "dense" if profile is None else options.schedule or profile.default,

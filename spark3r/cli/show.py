@@ -30,7 +30,9 @@ def add_show(commands: Subparsers) -> None:
         allow_abbrev=False,
     )
     add_profile(command)
-    command.add_argument("--schedule", metavar="NAME", help="which schedule (default: its default)")
+    command.add_argument(
+        "--schedule", metavar="NAME", help="a schedule of the profile (default: its default)"
+    )
     command.add_argument(
         "--frames",
         type=parse_count,
@@ -62,7 +64,7 @@ def _show(options: argparse.Namespace) -> int:
         height=rows,
         width=columns,
         special=profile.model.special_tokens or 0,
-        anchor_frame=0,  # also for models that have none, where it changes nothing but keep_anchor
+        anchor_frame=0,  # for a model without one this affects keep_anchor only
     )
     cost = _cost(profile, options.schedule or profile.default, layout)
     if options.json:

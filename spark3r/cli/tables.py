@@ -1,4 +1,4 @@
-"""Tables on stdout: drawn on a terminal, plain and never cut when piped."""
+"""Tables on stdout: drawn on a terminal; plain and never truncated in a pipe."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def print_table(
     rows: Sequence[Sequence[str]],
     styles: Mapping[str, str] | None = None,
 ) -> None:
-    """Print rows under column heads; columns of numbers are aligned to the right.
+    """Print rows under column heads, with columns of numbers aligned to the right.
 
     Args:
         columns: Column heads.
-        rows: One text per column each.
-        styles: Styles of cells on a terminal, by their text.
+        rows: Rows of texts, one text per column.
+        styles: Styles of cells on a terminal by their text; None for none.
     """
     right = [all(NUMERIC.issuperset(row[i]) for row in rows) for i in range(len(columns))]
     if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""Checkpoint files: reading tensors and nothing else, and putting them into a model."""
+"""Checkpoint files: reading their tensors without running code, and copying them into a model."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers, in every name
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, without the prefixes of wrappers.
 
-    No code in the file is run: it is safetensors, or a pickle read with ``weights_only``.
+    No code in the file is run: the file is safetensors, or a pickle read with ``weights_only``.
 
     Raises:
-        WeightsError: The file is missing, damaged, of another kind, or wants to run code.
+        WeightsError: If the file is missing, damaged, of another kind, or holds code.
     """
     if not path.is_file():
         raise WeightsError(f"there is no file {path}")
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path} is no checkpoint: expected one of {', '.join(SUFFIXES)}")
+        raise WeightsError(f"{path} is not a checkpoint: expected one of {', '.join(SUFFIXES)}")
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
     for key in _WRAPPERS:
         inner = content.get(key)
@@ -41,7 +41,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         shown = ", ".join(map(str, list(content)[:5])) or "nothing"
-        raise WeightsError(f"{path} holds no tensors by name (it holds {shown})")
+        raise WeightsError(f"{path} holds no named tensors (it holds {shown})")
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
@@ -53,32 +53,33 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path} is no whole safetensors file ({error}): it may be truncated, download it again"
+            f"{path} is not a whole safetensors file ({error}): download it again, it may be "
+            "truncated"
         ) from error
 
 
 def _pickle(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
         if not file.read(2).startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle
-            raise WeightsError(f"{path} is no PyTorch checkpoint, whatever its name says")
+            raise WeightsError(f"{path} is not a PyTorch checkpoint, in spite of its name")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, before the error that says it
+            warnings.simplefilter("ignore")  # about pickle protocols; the error below says it
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors: reading it would run code of its author's choice, "
-            "which spark3r does not do. Where you trust it, load it yourself and save its "
+            "which spark3r does not do. If you trust it, load it yourself and save its "
             "state_dict() as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path} is no whole PyTorch checkpoint ({_first_line(error)}): it may be truncated, "
-            "download it again"
+            f"{path} is not a whole PyTorch checkpoint ({_first_line(error)}): download it again, "
+            "it may be truncated"
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(
-            f"{path} holds an object of type {type(content).__name__}, expected tensors by name"
+            f"{path} holds an object of type {type(content).__name__}, expected named tensors"
         )
     return content
 
@@ -91,13 +92,13 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str, unused: Ite
     """Copy a checkpoint's tensors into a model.
 
     Args:
-        model: Where they go, in its own precision.
-        tensors: By name.
-        what: Names the checkpoint in messages.
-        unused: Prefixes of parts that the model is built without.
+        model: The model; its tensors keep their precision.
+        tensors: Tensors of the checkpoint by name.
+        what: Name of the checkpoint in messages.
+        unused: Prefixes of the tensors of parts that the model is built without.
 
     Raises:
-        WeightsError: Tensors are missing, unknown or of another shape; the model is then of no use.
+        WeightsError: If tensors are missing, unknown or of another shape; the model is unchanged.
     """
     unused = tuple(unused)
     wanted = model.state_dict()
@@ -112,13 +113,13 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str, unused: Ite
         ],
     }
     if any(problems.values()):
-        told = "; ".join(
+        found = "; ".join(
             f"{len(names)} {kind} ({', '.join(names[:2])}{' ...' * (len(names) > 2)})"
             for kind, names in problems.items()
             if names
         )
         raise WeightsError(
-            f"{what} does not fit {type(model).__name__}: of {len(wanted)} tensors {told}; it is a "
-            "checkpoint of another version or size"
+            f"{what} does not fit {type(model).__name__}: of {len(wanted)} tensors {found}; it is "
+            "a checkpoint of another version or size"
         )
     model.load_state_dict(given)

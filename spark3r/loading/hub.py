@@ -1,4 +1,4 @@
-"""Checkpoints on Hugging Face, fetched when the user names one and never otherwise."""
+"""Checkpoints on Hugging Face, downloaded only when the user names one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def fetch(name: str) -> Path:
     """Return the local copy of a checkpoint, downloaded unless it is in the cache.
 
     Args:
-        name: ``owner/name`` takes ``model.safetensors``, or else the only checkpoint there is;
+        name: ``owner/name`` takes ``model.safetensors``, or else the repository's only checkpoint;
             ``owner/name/file`` takes that file.
 
     Raises:
-        WeightsError: huggingface_hub is missing, or the file cannot be had.
+        WeightsError: If huggingface_hub is missing, or the download fails.
     """
     try:
         import huggingface_hub
@@ -37,18 +37,18 @@ def fetch(name: str) -> Path:
         try:
             path = huggingface_hub.hf_hub_download(repository, file[0] if file else _USUAL)
         except EntryNotFoundError as error:
-            if file or isinstance(error, LocalEntryNotFoundError):  # the latter: no network
+            if file or isinstance(error, LocalEntryNotFoundError):  # LocalEntry...: no network
                 raise
             files = huggingface_hub.list_repo_files(repository)
             path = huggingface_hub.hf_hub_download(repository, _only(repository, files))
     except WeightsError:
         raise
-    except Exception as error:  # of the network, of access, of the cache: all for the user to see
+    except Exception as error:  # network, access rights, cache: the user must see all of them
         raise WeightsError(
-            f"'{name}' is no file on this machine, and Hugging Face did not give it "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). A gated model "
-            "needs its terms accepted there and `hf auth login`; without a network, give the path "
-            "of a checkpoint"
+            f"'{name}' is not a file on this machine, and its download from Hugging Face failed "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). For a gated "
+            "model, accept its terms there and run `hf auth login`; without a network, give the "
+            "path of a checkpoint"
         ) from error
     return Path(path)
 

@@ -29,12 +29,12 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class About:
-    """What a model's name says about its weights.
+    """The weights behind a model's name.
 
     Attributes:
-        weights: Where they come from, as profiles record it; ``random`` if they are random.
-        random: Whether they are random, so that depth and poses mean nothing.
-        notice: One line that whoever uses the model should see, "" if there is none.
+        weights: Origin of the weights, as profiles record it; ``random`` if they are random.
+        random: True if they are random, so that depth and poses are meaningless.
+        notice: One line for the user of the model, "" if there is none.
     """
 
     weights: str
@@ -43,14 +43,14 @@ class About:
 
 
 def about(name: str) -> About:
-    """Return what a model's name says about its weights, without loading it."""
+    """Return what a model's name says about its weights, without loading them."""
     kind, _, rest = name.partition(":")
     if rest.partition("-")[0] == "random" and kind in (*UPSTREAMS, "reference"):
         return About(
             "random",
             random=True,
-            notice=f"{name} has random weights: time and memory mean something, its depth, poses "
-            "and quality do not",
+            notice=f"{name} has random weights: its time and memory are meaningful, its depth, "
+            "poses and quality are not",
         )
     if kind in UPSTREAMS:
         upstream = UPSTREAMS[kind]
@@ -70,11 +70,11 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
             checkpoint's path or a name on Hugging Face, ``FAMILY:random`` or
             ``FAMILY:random-VARIANT``; or ``package.module:factory``, where the factory is called
             without arguments and returns the model.
-        device: Where the model goes.
+        device: Device of the model, default ``cpu``.
 
     Raises:
-        FamilyError: If the name is of no known kind, the model's own code is missing or not the
-            one that spark3r knows, or a factory gives no model.
+        FamilyError: If the name is of no known kind, the model's own code is missing or of another
+            version than spark3r knows, or a factory does not return a model.
         WeightsError: If weights are missing or do not fit.
     """
     kind, _, rest = name.partition(":")
@@ -85,7 +85,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
     elif rest and all(part.isidentifier() for part in (*kind.split("."), *rest.split("."))):
         model = made_by(name, kind, rest, ACCEPTED)
     else:
-        hint = f"; for a checkpoint say its family, such as vggt:{name}" * name.endswith(SUFFIXES)
+        hint = f"; for a checkpoint give its family too, such as vggt:{name}"
+        hint *= name.endswith(SUFFIXES)
         raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}{hint}")
     model = _moved(name, model, device).eval()
     remember_name(unwrap(model), name)
@@ -119,7 +120,7 @@ def _published(name: str, upstream: Upstream, weights: str) -> nn.Module:
     except (FamilyError, WeightsError) as error:
         raise type(error)(f"model '{name}': {error}") from error
     if found is not FAMILIES[upstream.family]:
-        raise FamilyError(f"model '{name}' turned out to be of family {found.name}")
+        raise FamilyError(f"model '{name}' is of family {found.name}, not {upstream.family}")
     return model
 
 
@@ -139,11 +140,11 @@ def _with_checkpoint(upstream: Upstream, weights: str) -> nn.Module:
     if variant is None:
         others = [u for u in UPSTREAMS.values() if u is not upstream and u.variant_of(tensors)]
         looks = (
-            f"it looks like one of {others[0].title}: try {others[0].family}:{weights}"
+            f"it looks like a checkpoint of {others[0].title}: try {others[0].family}:{weights}"
             if others
-            else f"its tensors are called {', '.join(sorted(tensors)[:3])} ..."
+            else f"its tensors are named {', '.join(sorted(tensors)[:3])} ..."
         )
-        raise WeightsError(f"{path} is no checkpoint of {upstream.title}; {looks}")
+        raise WeightsError(f"{path} is not a checkpoint of {upstream.title}; {looks}")
     model = upstream.random(variant)
     fill(model, tensors, str(path), upstream.unused)
     return model
@@ -165,7 +166,7 @@ def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
 
 
 def _is_published(weights: str) -> bool:
-    """Whether weights are named as on Hugging Face: ``owner/name`` or ``owner/name/file``."""
+    """Return True for a name on Hugging Face: ``owner/name`` or ``owner/name/file``."""
     if Path(weights).expanduser().exists() or not HUB_NAME.fullmatch(weights):
         return False
     return weights.count("/") > 1 or not weights.endswith(SUFFIXES)
@@ -185,12 +186,12 @@ def made_by(name: str, module_name: str, attribute: str, accepted: str) -> nn.Mo
 
     Args:
         name: The model's whole name, for messages.
-        module_name: Where the factory is.
-        attribute: Its qualified name there.
-        accepted: Which names there are, for messages.
+        module_name: Module of the factory.
+        attribute: Qualified name of the factory in that module.
+        accepted: The kinds of names there are, for messages.
 
     Raises:
-        FamilyError: There is no such factory, it fails, or it returns no model.
+        FamilyError: If there is no such factory, it fails, or it does not return a model.
     """
     try:
         factory = importlib.import_module(module_name)

@@ -1,6 +1,6 @@
-"""The models' own packages: how to install them, what may be done with them, how to build them.
+"""The models' own packages: how to install them, their licences, how to build the models.
 
-Nothing of them is part of spark3r, and none is imported before its model is asked for.
+No part of them belongs to spark3r, and none is imported before its model is asked for.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ class Upstream:
 
     Attributes:
         family: Name of the family, as in ``family:WEIGHTS``.
-        title: What people call the model.
+        title: Usual name of the model.
         install: Shell commands that install its code.
         licence: Licence of the code.
-        weights_licence: Licence of the published weights of a given name.
-        example: Weights to name in messages.
-        variants: Architectures that can be built, the first by default.
-        variant_of: Which of them a checkpoint's tensors are for, None if none.
+        weights_licence: Function from the name of published weights to their licence.
+        example: Name of weights, for messages.
+        variants: Architectures that can be built; the first is the default.
+        variant_of: Function from a checkpoint's tensors to their variant, None if they fit none.
         entry: A module of the code that all variants need.
-        build: Makes a variant with random weights, with the function that imports its parts.
+        build: Function that builds a variant with random weights; it is given the variant and the
+            function that imports modules of the code.
         unused: Prefixes of a checkpoint's tensors for parts that are not built.
     """
 
@@ -56,14 +57,14 @@ class Upstream:
         """Build a variant with random weights, the same every time.
 
         Raises:
-            FamilyError: The code is not installed, or cannot be imported or built.
+            FamilyError: If the code is not installed, or cannot be imported or built.
         """
         state = torch.get_rng_state()
         torch.manual_seed(0)
         try:
             self.require()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # upstream's own, which the user cannot mend
+                warnings.simplefilter("ignore")  # of the model's code: a user cannot act on them
                 return self.build(variant, self.module)
         except FamilyError:
             raise
@@ -79,18 +80,18 @@ class Upstream:
         """Import the code, before weights of several GB are fetched for it.
 
         Raises:
-            FamilyError: It is missing, or needs what is missing.
+            FamilyError: If the code, or a package that it needs, is missing.
         """
-        os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # it reports every pass on stdout
+        os.environ.setdefault("DA3_LOG_LEVEL", "WARN")  # it prints every pass to stdout
         if not torch.cuda.is_available():
-            os.environ.setdefault("XFORMERS_DISABLED", "1")  # π³ would use what needs a GPU
+            os.environ.setdefault("XFORMERS_DISABLED", "1")  # π³ would use GPU kernels
         self.module(self.entry)
 
     def module(self, name: str) -> Any:
-        """Import a part of the code; what it prints goes to stderr.
+        """Import a module of the code, and print its output to stderr.
 
         Raises:
-            FamilyError: It is missing, or needs what is missing.
+            FamilyError: If the code, or a package that it needs, is missing.
         """
         try:
             with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -108,7 +109,7 @@ class Upstream:
 
 
 def _build_vggt(variant: str, module: Callable[[str], Any]) -> nn.Module:
-    # Tracks of query points are no part of a prediction: their head is left out.
+    # A prediction has no tracks of query points, so their head is left out.
     return module("vggt.models.vggt").VGGT(enable_track=False)
 
 
@@ -141,7 +142,7 @@ def _build_da3(variant: str, module: Callable[[str], Any]) -> nn.Module:
     name = "da3nested-giant-large" if variant == "nested" else f"da3-{variant}"
     config = module("depth_anything_3.cfg")
     found = config.load_config(module("depth_anything_3.registry").MODEL_REGISTRY[name])
-    for part in (found, found.get("anyview") or {}):  # Gaussian splats are no part of a prediction
+    for part in (found, found.get("anyview") or {}):  # a prediction has no Gaussian splats
         part.pop("gs_head", None)
         part.pop("gs_adapter", None)
     return config.create_object(found)
@@ -161,15 +162,15 @@ def _da3_variant(tensors: Mapping[str, Tensor]) -> str | None:
         return None
     if not any(name.startswith("cam_dec.") for name in tensors):
         raise WeightsError(
-            "it is a metric or monocular Depth-Anything-3, which looks at every frame by itself: "
-            "there is no global attention to reduce"
+            "it is a metric or monocular Depth-Anything-3, which takes every frame by itself: it "
+            "has no global attention to reduce"
         )
     return _DA3_WIDTHS.get(token.shape[-1])
 
 
 def _build_omega(variant: str, module: Callable[[str], Any]) -> nn.Module:
     model = module("vggt_omega.models.vggt_omega").VGGTOmega()
-    # A fresh instance is not ready to run: these are left uninitialised, or NaN.
+    # The constructor leaves these uninitialised or NaN.
     for part in model.modules():
         if hasattr(part, "gamma") and hasattr(part, "init_values"):
             nn.init.constant_(part.gamma, float(part.init_values))

@@ -65,7 +65,7 @@ def test_half_precision_is_autocast(tiny_model: str, capsys: pytest.CaptureFixtu
         (["--schedules", "paper", "--sensitive", "99"], 1, "outside the 2 global layers"),
         (["--sensitive", "first"], 2, "expected layer numbers"),
         (["--device", "toaster"], 1, "device 'toaster' cannot be used"),
-        (["--device", "meta"], 1, "holds no numbers"),
+        (["--device", "meta"], 1, "computes nothing"),
         (["--dtype", "int8"], 2, "invalid choice"),
         (["--backend", "warp"], 2, "invalid choice"),
         (["--grid", "0x4"], 2, "expected rows x columns"),

@@ -144,7 +144,7 @@ def test_random_weights_are_named(folder: Path) -> None:
         *("--output", "out", "--max-points", "10", "--least-confident", "90%"),
     )
     assert answer.status == 0, answer.err
-    assert "reference:random has random weights: time and memory mean something" in answer.err
+    assert "reference:random has random weights: its time and memory are meaningful" in answer.err
     assert answer.out.startswith("reference:random (random weights), dense")
     record = json.loads(Path("out/run.json").read_text())
     assert (record["weights"], record["random_weights"]) == ("random", True)
