@@ -39,7 +39,7 @@ def test_device_names() -> None:
     assert env.device_name("meta") == "meta"
 
 
-def test_cpu_name_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_name_without_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> str:
         raise FileNotFoundError
 
@@ -47,7 +47,7 @@ def test_cpu_name_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch
     assert env.cpu_name()
 
 
-def test_driver_without_the_tool_that_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise subprocess.TimeoutExpired("nvidia-smi", 5)
 

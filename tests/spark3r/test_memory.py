@@ -11,7 +11,7 @@ from spark3r.memory import is_out_of_memory, peak_extra_mb
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
-def test_what_a_call_takes_at_its_peak_counts_also_when_it_is_freed() -> None:
+def test_memory_freed_before_the_end_counts_towards_the_peak() -> None:
     def call() -> torch.Tensor:
         torch.ones(16 * 2**20)  # 64 MiB that are dropped before the result is made
         return torch.ones(1)
@@ -21,7 +21,7 @@ def test_what_a_call_takes_at_its_peak_counts_also_when_it_is_freed() -> None:
     assert 60 < peak_mb < 130
 
 
-def test_no_figure_where_it_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_none_where_it_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library(name: object) -> None:  # as on Windows
         raise TypeError("bad argument type for built-in operation")
 

@@ -35,7 +35,7 @@ def tensors() -> dict[str, Tensor]:
     }
 
 
-def test_holds_what_it_was_given() -> None:
+def test_a_prediction_holds_its_tensors() -> None:
     prediction = Prediction(**tensors())
     assert prediction.frames == S
     assert prediction.image_size == (H, W)

@@ -89,7 +89,7 @@ def test_a_pass_is_lowered_and_its_prediction_is_not(model: nn.Module) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {F32}
 
 
-def test_what_does_not_run_in_half_precision_says_so(
+def test_a_model_that_does_not_run_in_half_precision_says_so(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = make_images(2, 16, 16)

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: treatments, lengths, products, what follows from them."""
+"""The benchmark: treatments, lengths, attention calls, parts, and figures derived from them."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def test_dense_may_run_once_and_time_may_be_the_processs(model: nn.Module) -> No
     assert result.clock == "process"
 
 
-def test_autocast_lowers_the_precision_of_products(model: nn.Module) -> None:
+def test_autocast_lowers_the_precision_of_attention(model: nn.Module) -> None:
     result = bench(model, (3,), ("uniform:2:2",), grid=(2, 2), rounds=1, dtype=torch.bfloat16)
     assert result.dtype == "float32, autocast bfloat16"
     seen = profile_pass(Runner.of(model, dtype=torch.bfloat16), torch.rand(2, 3, 16, 16))
     assert [call.dtype for call in seen.calls] == [torch.bfloat16] * 2
 
 
-def test_the_products_of_a_pass_have_the_realised_lengths(model: nn.Module) -> None:
+def test_attention_calls_of_a_pass_have_the_realised_lengths(model: nn.Module) -> None:
     schedule = paper_schedule("reference", 2, sensitive=[1])
     images = torch.rand(120, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     layout = TokenLayout(120, 2, 2, special=5, anchor_frame=0)
@@ -129,7 +129,7 @@ def test_the_products_of_a_pass_have_the_realised_lengths(model: nn.Module) -> N
     assert dense.ms["matching"] == dense.ms["merging"] == 0
 
 
-def test_what_linear_unmerging_does_counts_as_merging(model: nn.Module) -> None:
+def test_unmerging_counts_as_merging(model: nn.Module) -> None:
     images = torch.rand(8, 3, 32, 32)
     runner = Runner.of(model)
     merging = {}
@@ -143,7 +143,7 @@ def test_what_linear_unmerging_does_counts_as_merging(model: nn.Module) -> None:
     assert merging == {"copy": 4000, "linear": 4000}
 
 
-def test_the_wall_computes_no_attention_and_the_peer_fewer_tokens(model: nn.Module) -> None:
+def test_the_wall_computes_no_attention_and_fastvggt_fewer_tokens(model: nn.Module) -> None:
     images = torch.rand(8, 3, 32, 32)
     runner = Runner.of(model)
     found = treatments(("wall", "fastvggt"), runner)
@@ -283,7 +283,7 @@ def test_the_parts_of_every_family(make: Callable[[], nn.Module]) -> None:
         ("token_stride:2", "expected token_stride:QUERY:KEY_VALUE"),
     ],
 )
-def test_names_that_are_none(model: nn.Module, name: str, message: str) -> None:
+def test_unknown_treatments(model: nn.Module, name: str, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         treatments((name,), Runner.of(model))
 

@@ -1,4 +1,4 @@
-"""The peer's merging against loops over frames, cells and tokens."""
+"""FastVGGT's merging against loops over frames, cells and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``spark3r bench`` on the command line: results to stdout, mistakes told in one line."""
+"""``spark3r bench`` on the command line: results on stdout, mistakes in one line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_half_precision_is_autocast(tiny_model: str, capsys: pytest.CaptureFixtu
         (["--output", "."], 1, "is a folder"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_measured(
+def test_mistakes_are_reported_and_nothing_is_measured(
     tiny_model: str,
     arguments: list[str],
     status: int,

@@ -1,4 +1,4 @@
-"""The ``spark3r`` command as its users meet it."""
+"""The ``spark3r`` command as users call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``spark3r run`` as its users meet it."""
+"""``spark3r run`` as users call it."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     assert list(Path("out").iterdir()) == []
 
 
-def test_memory_that_does_not_suffice_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_an_error_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("reference:random")
     clip = Clip("noise", torch.rand(3, 3, 16, 16))
 
@@ -273,7 +273,7 @@ def test_the_precision_that_the_pass_ran_in_is_recorded(
     assert answer.object["dtype"] == expected
 
 
-def test_missing_pillow_is_told_before_the_run(
+def test_missing_pillow_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("spark3r.cli.run.find_spec", lambda name: None)

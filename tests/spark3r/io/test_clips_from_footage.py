@@ -1,4 +1,4 @@
-"""Folders, videos and rendered scenes as clips, and every way in which they can be wrong."""
+"""Folders, videos and rendered scenes as clips, and all that can be wrong with them."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_unreadable_images_are_named_and_skipped_on_request(
     )
 
 
-def test_a_video_that_breaks_off_is_said_so(
+def test_a_video_that_ends_early_is_an_error(
     frames: np.ndarray, video: Path, tmp_path: Path
 ) -> None:
     data = video.read_bytes()
@@ -179,7 +179,7 @@ def test_a_video_that_breaks_off_is_said_so(
     assert thinned.skipped == footage.skipped
 
 
-def test_a_damaged_video_is_said_so(video: Path, tmp_path: Path) -> None:
+def test_a_damaged_video_is_an_error(video: Path, tmp_path: Path) -> None:
     data = bytearray(video.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 8000] = bytes(8000)
@@ -247,7 +247,9 @@ def narrow_images(folder: Path) -> Path:
         (narrow_images, "frame_0.png: it has 2000x14 pixels, which the model would see as 518x0"),
     ],
 )
-def test_what_is_no_footage(make: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+def test_sources_that_are_not_footage(
+    make: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
     source = str(make(tmp_path))
     with pytest.raises(ClipError) as caught:
         load_clip(source, "vggt")

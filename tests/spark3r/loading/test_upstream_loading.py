@@ -152,7 +152,7 @@ def cut_checkpoint(path: Path) -> None:
         ("absent.pt", lambda p: None, "there is no file"),
     ],
 )
-def test_files_that_are_no_checkpoint(name: str, make: Any, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(name: str, make: Any, message: str, tmp_path: Path) -> None:
     make(tmp_path / name)
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(tmp_path / name)
@@ -185,7 +185,7 @@ def test_missing_code_is_named_with_its_licence(
         assert "non-commercial" in told.lower() or "Noncommercial" in told
 
 
-def test_code_that_needs_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_needs_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, "vggt")
     monkeypatch.setitem(sys.modules, "vggt", types.ModuleType("vggt"))
     vars(sys.modules["vggt"])["__path__"] = []
@@ -280,7 +280,7 @@ def test_weights_from_hugging_face(
         ),
     ],
 )
-def test_weights_that_hugging_face_does_not_give(
+def test_downloads_that_fail(
     files: dict[str, Path],
     online: bool,
     name: str,
@@ -303,7 +303,7 @@ def test_weights_from_hugging_face_need_its_package(
 
 
 @pytest.mark.parametrize("rest", ["", "nonsense", "weights.pt", "./a/b.pt", "/a/b.pt", "~/b"])
-def test_names_of_no_weights(rest: str, vggt_code: None) -> None:
+def test_names_without_weights(rest: str, vggt_code: None) -> None:
     with pytest.raises((WeightsError, FamilyError)) as caught:
         load_model(f"vggt:{rest}")
     assert str(caught.value).startswith(f"model 'vggt:{rest}': ")
@@ -333,7 +333,9 @@ def test_a_variant_that_does_not_exist() -> None:
         ("my_models:make", "my_models:make", False, ""),
     ],
 )
-def test_what_a_name_says(name: str, weights_field: str, random: bool, notice: str) -> None:
+def test_weights_and_notice_of_a_name(
+    name: str, weights_field: str, random: bool, notice: str
+) -> None:
     told = about(name)
     assert (told.weights, told.random) == (weights_field, random)
     assert notice in told.notice

@@ -1,4 +1,4 @@
-"""Which pass a patched layer belongs to: threads, checkpointing, failures, calls past the entry."""
+"""The pass of a patched layer: threads, checkpointing, failures, calls past the entry module."""
 
 from __future__ import annotations
 

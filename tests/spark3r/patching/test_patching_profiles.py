@@ -1,4 +1,4 @@
-"""What a schedule or profile says while it is applied: fit, warnings, printing."""
+"""A schedule or profile while it is applied: fit, warnings, printing."""
 
 from __future__ import annotations
 

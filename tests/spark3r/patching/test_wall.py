@@ -82,7 +82,7 @@ class FullPrecisionQueries(ToyAttention):
         return attended.transpose(1, 2).flatten(2)
 
 
-def test_zeros_have_the_precision_of_the_products_they_stand_for() -> None:
+def test_zeros_have_the_precision_of_the_attention_they_replace() -> None:
     toy = ToyModel().eval()
     toy.attn = FullPrecisionQueries()
     runner = Runner.of(toy, generic("attn", patch_size=8), torch.bfloat16)
