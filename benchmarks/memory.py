@@ -30,10 +30,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from results_io import write_result
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,6 +41,7 @@ from spark3r.loading.upstream import UPSTREAMS
 from spark3r.memory import peak_extra_mb
 from spark3r.profile import load_profile
 from spark3r.reduction.operators import QueryMerging
+from spark3r.sdpa import ReplaceSDPA
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from family_cases import ALL_CASES, build, images, missing
@@ -94,15 +93,9 @@ class Count(TorchDispatchMode):
         self.alive -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """Answers scaled dot-product attention with an output and nothing else, as fused kernels do."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0], memory_format=torch.contiguous_format)
-        return func(*args, **(kwargs or {}))
+def fused_attention(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Return an output of attention and allocate nothing else, as fused kernels do."""
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 def counted(model: nn.Module, clip: torch.Tensor) -> float:
@@ -128,7 +121,7 @@ def on_meta(family: str, variant: str) -> Any:
     # DINOv2's constructor reads these values.
     linspace = partial(torch.linspace, device="cpu")
     with torch.device("meta"), patch("torch.linspace", linspace):
-        model = UPSTREAMS[family].random(variant)
+        model: Any = UPSTREAMS[family].random(variant)
     if hasattr(model, "disable_multimodal"):
         model.disable_multimodal()  # its control flow depends on the values of depths and poses
     return model.to("meta").eval()
@@ -144,7 +137,10 @@ def count(frames: list[int]) -> list[dict[str, Any]]:
 
             def run(model: nn.Module = model, clip: torch.Tensor = clip) -> float:
                 # Depth-Anything-3 switches autocast off, which the meta device does not support.
-                with FusedAttention(), patch("torch.autocast", lambda **_: nullcontext()):
+                with (
+                    ReplaceSDPA(fused_attention),
+                    patch("torch.autocast", lambda **_: nullcontext()),
+                ):
                     return counted(model, clip)
 
             weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6

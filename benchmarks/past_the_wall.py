@@ -22,12 +22,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
-from unittest.mock import patch
+from typing import Any, ClassVar
 
 # A thread that waits busily distorts the times of everything that runs beside it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -48,7 +47,8 @@ from spark3r.families.parts.recognition import has, locate
 from spark3r.loading.load import load_model
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reduction import merging
-from spark3r.reduction.operators import CopyUnmerging, LinearUnmerging, Unmerging
+from spark3r.reduction.merging import MergePlan
+from spark3r.reduction.operators import UNMERGINGS, Unmerging
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
 from spark3r.runner import Runner, device_of
@@ -150,37 +150,73 @@ def merged(runner: Runner) -> Step:
     blocks = [runner.root.get_submodule(name) for name in names]
     if runner.family.name not in MERGED_FAMILIES or not all(has(block, *BLOCK) for block in blocks):
         raise FamilyError("global blocks of another structure than VGGT's")
-    return lambda: forwards_replaced([(block, merged_block) for block in blocks])
+
+    @contextmanager
+    def step() -> Iterator[None]:
+        keep, registered = KeepMerged(), dict(UNMERGINGS)
+
+        def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return merged_block(self, keep, x, *args, **kwargs)
+
+        UNMERGINGS.update(dict.fromkeys(registered, keep))
+        try:
+            with forwards_replaced([(block, forward) for block in blocks]):
+                yield
+        finally:
+            UNMERGINGS.update(registered)
+
+    return step
 
 
-def merged_block(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Replace the forward of a global block, from tokens ``[B, N, C]`` to the same shape."""
-    places: list[Tensor] = []
+@dataclass(frozen=True)
+class KeepMerged(Unmerging):
+    """Leave outputs merged, and remember the places that would undo it.
 
-    def keep(_: Unmerging, query: Tensor, merged: Tensor, output: Tensor, *found: Any) -> Tensor:
-        places.append(found[0])
+    Attributes:
+        places: The places of the last call, ``[B, N]``; empty after they were taken.
+    """
+
+    name: ClassVar[str] = "merged"
+    places: list[Tensor] = field(default_factory=list, compare=False)
+
+    def restore(
+        self, query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
+    ) -> Tensor:
+        """Return the outputs of the merged queries, ``[B, H, K, D]``."""
+        self.places.append(places)
         return output
 
-    with (
-        patch.object(CopyUnmerging, "restore", keep),
-        patch.object(LinearUnmerging, "restore", keep),
-    ):
-        attended = self.ls1(self.attn(self.norm1(x), *args, **kwargs))  # [B, K, C]
-    if not places:  # a layer that merges no queries
+    def describe(self) -> str:
+        """Return ``left merged``."""
+        return "left merged"
+
+
+def merged_block(self: Any, keep: KeepMerged, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Replace the forward of a global block, from tokens ``[B, N, C]`` to the same shape."""
+    attended = self.ls1(self.attn(self.norm1(x), *args, **kwargs))  # [B, K, C]
+    if not keep.places:  # a layer that merges no queries
         x = x + attended
         return x + self.ls2(self.mlp(self.norm2(x)))
-    hidden = merging.merge(x.unsqueeze(1), places[0], attended.shape[1]).squeeze(1)
+    places = keep.places.pop()
+    hidden = merging.merge(x.unsqueeze(1), places, attended.shape[1]).squeeze(1)
     update = attended + self.ls2(self.mlp(self.norm2(hidden + attended)))
-    return x + merging.unmerge(update.unsqueeze(1), places[0]).squeeze(1)
+    return x + merging.unmerge(update.unsqueeze(1), places).squeeze(1)
 
 
 @contextmanager
 def forwards_replaced(pairs: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Replace the forward of modules inside the context."""
-    with ExitStack() as stack:
-        for module, forward in pairs:
-            stack.enter_context(patch.object(module, "forward", MethodType(forward, module)))
+    before = [module.__dict__.get("forward") for module, _ in pairs]
+    for module, forward in pairs:
+        module.__dict__["forward"] = MethodType(forward, module)
+    try:
         yield
+    finally:
+        for (module, _), earlier in zip(pairs, before, strict=True):
+            if earlier is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = earlier
 
 
 def in_float32(output: Any) -> Any:
