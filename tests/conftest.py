@@ -5,11 +5,16 @@ from __future__ import annotations
 import gc
 
 import pytest
+import tiers
 import torch
 from small_models import make_model
 from torch import nn
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    tiers.choose(config.option.markexpr)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_job
 import torch
+from small_models import make_model
 
 import calibrate
 from calibrate.budget import UnreachableBudgetError, parse_budget
@@ -31,6 +32,7 @@ from spark3r.timing import Latency
 @pytest.fixture(autouse=True)
 def _without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_job.without_clock(monkeypatch)
+    tiny_job.remember(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def calibrated(clips: list) -> Calibration:
 
 
 def test_whole_job(clips: list, tmp_path: Path) -> None:
-    model = tiny_job.make_tiny()
+    model = make_model()  # runs anew
     before = {name: value.clone() for name, value in model.state_dict().items()}
     steps: list[str] = []
     result = run(
@@ -167,7 +169,7 @@ def test_what_was_not_timed_is_not_said_to_be(clips: list, monkeypatch: pytest.M
 
 
 def test_same_seed_same_profile(clips: list, calibrated: Calibration) -> None:
-    again = run(tiny_job.make_tiny(), split_clips(clips), settings(cache=None))
+    again = run(make_model(), split_clips(clips), settings(cache=None))
     assert again.profile.schedules == calibrated.profile.schedules
     assert again.found == calibrated.found
 

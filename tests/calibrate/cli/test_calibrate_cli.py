@@ -240,7 +240,7 @@ def test_clips_shorter_than_a_group_are_merged_as_one(
         each for each in schedules if any(rule.query > 1 for rule in each.resolve(tiny_job.TARGET))
     ]
     assert merged
-    assert all(each.operators.group > tiny_job.FRAMES for each in merged)
+    assert all(each.operators.query.group > tiny_job.FRAMES for each in merged)
 
 
 def test_a_dense_run_that_does_not_fit_is_said_to_be_the_models_word(

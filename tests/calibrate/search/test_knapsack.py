@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from calibrate.search import knapsack
 from calibrate.search.knapsack import Choice, FrontTooLargeError, solve, solve_cheapest
@@ -44,7 +45,7 @@ def everything(layers: Layers) -> list[tuple[float, float, tuple[int, ...]]]:
 
 
 @given(any_real, st.floats(-300, 300))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_solve_is_exact(layers: Layers, budget_ms: float) -> None:
     fitting = [found for found in everything(layers) if found[0] <= budget_ms]
     answer = solve(layers, budget_ms)
@@ -58,7 +59,7 @@ def test_solve_is_exact(layers: Layers, budget_ms: float) -> None:
 
 
 @given(any_real, st.floats(-300, 300))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_solve_cheapest_is_exact(layers: Layers, max_damage: float) -> None:
     fitting = [found for found in everything(layers) if found[1] <= max_damage]
     answer = solve_cheapest(layers, max_damage)
@@ -71,7 +72,7 @@ def test_solve_cheapest_is_exact(layers: Layers, max_damage: float) -> None:
 
 
 @given(with_ties, st.integers(-10, 15))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_ties_go_to_the_other_measure_and_then_to_the_earlier_choice(
     layers: Layers, bound: int
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from patched import FAITHFUL, REDUCED, depth
 from small_models import make_images, make_model
+from tiers import examples
 from torch.utils.checkpoint import checkpoint
 
 import spark3r
@@ -26,7 +27,7 @@ def test_two_threads_of_mixed_lengths_agree_with_one():
     def work(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         try:
-            for _ in range(200):
+            for _ in range(examples(200)):
                 frames = int(torch.randint(1, 12, (), generator=generator))
                 if not torch.equal(depth(model, clips[frames]), expected[frames]):
                     wrong.append(frames)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from profile_corpus import CONTRADICTORY, MALFORMED
 from profile_documents import TIMING, Document, documents, measured, paper
+from tiers import examples
 
 from spark3r import LayerRule, LengthRule, Operators, ProfileError, Schedule
 from spark3r.families.registry import detect
@@ -36,7 +37,7 @@ def parse(document: Document) -> Profile:
     return Profile.parse(json.dumps(document), "x.json")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(documents())
 def test_round_trip(document: Document) -> None:
     profile = parse(document)

@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from profile_corpus import CONTRADICTORY, MALFORMED
 from profile_documents import Document, documents, measured, mutated, paper
 from pydantic import ValidationError
+from tiers import examples
 
 from spark3r import ProfileError
 from spark3r.profile import Profile, shipped_folder
@@ -67,14 +68,14 @@ def test_schema_is_a_schema() -> None:
     Draft202012Validator.check_schema(SCHEMA)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(documents())
 def test_both_accept_valid_documents(value: Document) -> None:
     assert accepts(SCHEMA, value)
     assert validates(value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from([paper(), measured()]).flatmap(mutated))
 def test_both_agree_on_the_shape_of_mutated_documents(value: Document) -> None:
     assert accepts(SHAPE, value) == is_well_formed(value)

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qkv import random_qkv, reduced
 from strategies import layouts, operators
+from tiers import examples
 
 from spark3r.layout import TokenLayout
 from spark3r.reduction import unmerging
 from spark3r.reduction.operators import Operators, QueryMerging
 from spark3r.reduction.rule import ResolvedRule, clamp
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=examples(40), deadline=None)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

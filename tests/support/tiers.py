@@ -1,0 +1,19 @@
+"""What the fast tier, ``pytest -m "not slow"``, repeats less often than the whole suite."""
+
+from __future__ import annotations
+
+SHARE = 3
+"""The fast tier draws one random example where the whole suite draws this many."""
+
+_is_fast = False
+
+
+def choose(markers: str) -> None:
+    """Choose the tier by pytest's ``-m`` expression, before test modules are imported."""
+    global _is_fast
+    _is_fast = "not slow" in markers
+
+
+def examples(count: int) -> int:
+    """Return how many random examples to draw: ``count`` in the whole suite, fewer in the fast."""
+    return count // SHARE if _is_fast else count
