@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=20.0, help="seconds per length (default: 20)"
     )
-    parser.add_argument("--output", type=Path, help="write all rows as JSON")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with torch.inference_mode():

@@ -3,9 +3,10 @@
     python benchmarks/families.py --output families.json            # one GPU, bfloat16, 100 frames
     python benchmarks/families.py --tiny --models DA3-Small         # a CPU, to see that it runs
 
-For each model: whether a schedule of ones changes a bit, as it is and forced through spark3r's own
-path, under every attention backend that the device has; then the paper's schedule, timed against
-dense and the wall, with peak memory. What fails is recorded with its reason, and the rest goes on.
+For each model this script checks whether a schedule with all factors 1 changes a bit of the output,
+as applied and when it is forced through spark3r's own path, under every attention backend of the
+device. Then it times the paper's schedule against dense and the wall, and measures peak memory. A
+failure is recorded with its reason, and the script continues.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from results_io import write_result
@@ -27,15 +28,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spark3r
 from spark3r import Schedule
+from spark3r.layout import TokenLayout
 from spark3r.loading.load import load_model
 from spark3r.memory import peak_extra_mb
+from spark3r.patching.handle import Patch
+from spark3r.patching.patch import replace_attention
 from spark3r.patching.wall import apply_wall
 from spark3r.profile import load_profile
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner
-from spark3r.timing import interleaved
+from spark3r.timing import Timer, Treatment
 
-# Name for --model, profile, and the image that the model's own preprocessing makes of 4:3 footage.
+# Name for --model, profile, and image size after the model's own preprocessing of 4:3 footage.
 MODELS = {
     "VGGT-1B": ("vggt:random", "vggt-1b", (392, 518)),
     "Pi3": ("pi3:random-pi3", "pi3", (434, 574)),
@@ -54,28 +58,20 @@ BACKENDS = {
 }
 
 
-class Runs:
-    """One model on one device, run under autocast as its users run it."""
+def tensors(runner: Runner, images: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of the model's output for images ``[S, 3, H, W]``."""
+    output = runner.run(images)
+    return {name: value for name, value in output.items() if isinstance(value, Tensor)}
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
 
-    def __call__(self, clip: Tensor) -> dict[str, Tensor]:
-        """Return the tensors that the model predicts."""
-        low = self.dtype != torch.float32
-        cast = torch.autocast(self.device.type, self.dtype) if low else nullcontext()
-        with torch.no_grad(), cast:
-            output = self.model(clip)
-        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
-
-    def clip(self, frames: int, size: tuple[int, int]) -> Tensor:
-        """Return a random clip ``[1, S, 3, H, W]``."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.rand(1, frames, 3, *size, generator=generator).to(self.device)
+def random_images(frames: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return random images ``[S, 3, H, W]``."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(frames, 3, *size, generator=generator).to(device)
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Return the largest difference of any output, relative to its largest value."""
+    """Return the largest difference of any output relative to its largest value."""
     worst = 0.0
     for name, value in expected.items():
         scale = float(value.abs().max()) or 1.0
@@ -83,15 +79,18 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
     return worst
 
 
-@contextmanager
-def forced() -> Iterator[None]:
-    """Send layers with factors of 1 through spark3r's own path too."""
-    with patch.object(ResolvedRule, "is_dense", property(lambda rule: False)):
-        yield
+def forced(runner: Runner) -> Patch:
+    """Return a patch under which layers run spark3r's own path with factors 1."""
+    dense = ResolvedRule()
+
+    def attend(attn: nn.Module, layout: TokenLayout, *args: Any, **kwargs: Any) -> Tensor:
+        return runner.family.attend(attn, layout, dense, *args, **kwargs)
+
+    return replace_attention(runner, attend)
 
 
 def guarded(what: Callable[[], Any]) -> Any:
-    """Return a result, or why there is none."""
+    """Return the result of a call, or the reason of its failure."""
     try:
         return what()
     except (RuntimeError, spark3r.Spark3rError) as error:
@@ -101,45 +100,45 @@ def guarded(what: Callable[[], Any]) -> Any:
             torch.cuda.empty_cache()
 
 
-def exactness(runs: Runs, ones: Schedule, clip: Tensor, backend: SDPBackend | None) -> Any:
-    """Return how far factors of 1 are from dense: as applied, and forced through our path."""
-    # Heads in float32 have no flash attention: they fall back to math.
+def exactness(runner: Runner, ones: Schedule, images: Tensor, backend: SDPBackend | None) -> Any:
+    """Return the difference of factors 1 from dense, as applied and forced through our path."""
+    # Flash attention does not support heads in float32, which fall back to math.
     allowed = nullcontext() if backend is None else sdpa_kernel([backend, SDPBackend.MATH])
     with allowed:
-        dense = runs(clip)
-        with spark3r.apply(runs.model, ones):
-            applied = difference(runs(clip), dense)
-            with forced():
-                ours = difference(runs(clip), dense)
+        dense = tensors(runner, images)
+        with spark3r.apply(runner.model, ones):
+            applied = difference(tensors(runner, images), dense)
+        with forced(runner):
+            ours = difference(tensors(runner, images), dense)
     return {"applied": applied, "forced": ours}
 
 
-def speed(runs: Runs, schedule: Schedule, clip: Tensor, rounds: int) -> Any:
-    """Return median latency and peak memory of dense, wall and the schedule, in ms and MB."""
-
-    def prepare(name: str) -> None:
-        spark3r.remove(runs.model)
-        if name == "wall":
-            apply_wall(Runner.of(runs.model))
-        elif name != "dense":
-            applied = schedule if name == "reduced" else ones
-            spark3r.apply(runs.model, applied)
-
+def speed(runner: Runner, schedule: Schedule, images: Tensor, rounds: int) -> Any:
+    """Return median latency (ms) and peak memory (MB) of dense, the wall and the schedule."""
+    model, device = runner.model, runner.device
     ones = Schedule.dense(len(schedule.layers))
-    names = ("dense", "dense with saver", "wall", "reduced")
-    calls = dict.fromkeys(names, lambda: runs(clip))
+    prepare: dict[str, Callable[[], object]] = {
+        "dense": lambda: spark3r.remove(model),
+        "dense with saver": lambda: spark3r.apply(model, ones),
+        "wall": lambda: apply_wall(runner),
+        "reduced": lambda: spark3r.apply(model, schedule),
+    }
+
+    def call() -> object:
+        return runner.run(images)
+
     try:
-        found = interleaved(
-            calls, before=prepare, device=runs.device, rounds=rounds, warm_up_s=0.01
+        found = Timer(rounds=rounds, warm_up_s=0.01).time_in_turns(
+            [Treatment(name, call, apply, name) for name, apply in prepare.items()], device=device
         )
         peaks = {}
-        for name in names:
-            prepare(name)
-            peaks[name] = peak_extra_mb(lambda: runs(clip), runs.device)
-        prepare("reduced")
-        finite = all(bool(value.isfinite().all()) for value in runs(clip).values())
+        for name, apply in prepare.items():
+            apply()
+            peaks[name] = peak_extra_mb(call, device)
+        prepare["reduced"]()
+        finite = all(bool(value.isfinite().all()) for value in tensors(runner, images).values())
     finally:
-        spark3r.remove(runs.model)
+        spark3r.remove(model)
     return {
         "ms": {
             name: {"median": latency.median_ms, "spread": latency.spread_ms, "n": latency.n}
@@ -153,16 +152,17 @@ def speed(runs: Runs, schedule: Schedule, clip: Tensor, rounds: int) -> Any:
 def examine(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     model_name, profile, size = MODELS[name]
     size = arguments.size or size
-    model = load_model(model_name, device)
+    model: Any = load_model(model_name, device)
     if hasattr(model, "disable_multimodal"):
         model.disable_multimodal()
-    runs = Runs(model, device, getattr(torch, arguments.dtype))
-    layers = len(spark3r.families.detect(model).attention(model))
+    runner = Runner.of(model, dtype=getattr(torch, arguments.dtype))
+    layers = runner.depth
     ones = Schedule.dense(layers)
     schedule = (
         Schedule.uniform(layers, 2, 4) if profile is None else load_profile(profile).schedule()
     )
-    short, long = (runs.clip(n, size) for n in (arguments.exact_frames, arguments.frames))
+    lengths = (arguments.exact_frames, arguments.frames)
+    short, long = (random_images(frames, size, device) for frames in lengths)
     backends = BACKENDS if device.type == "cuda" else {"default": None}
     return {
         "model": name,
@@ -172,36 +172,43 @@ def examine(name: str, arguments: argparse.Namespace, device: torch.device) -> d
         "dtype": arguments.dtype,
         "ones": {
             f"{arguments.exact_frames} frames": {
-                backend: guarded(lambda chosen=chosen: exactness(runs, ones, short, chosen))
+                backend: guarded(partial(exactness, runner, ones, short, chosen))
                 for backend, chosen in backends.items()
             },
-            f"{arguments.frames} frames": guarded(lambda: exactness(runs, ones, long, None)),
+            f"{arguments.frames} frames": guarded(partial(exactness, runner, ones, long, None)),
         },
-        "speed": guarded(lambda: speed(runs, schedule, long, arguments.rounds)),
+        "speed": guarded(partial(speed, runner, schedule, long, arguments.rounds)),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--exact-frames", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--tiny", action="store_true", help="the same on a CPU, in small")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all"
+    )
+    parser.add_argument("--frames", type=int, default=100, help="for speed (default: 100)")
+    parser.add_argument("--exact-frames", type=int, default=8, help="for exactness (default: 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each (default: 5)")
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("float32", "bfloat16", "float16"),
+        help="autocast (default: bfloat16)",
+    )
+    parser.add_argument("--tiny", action="store_true", help="the same on a CPU, with small sizes")
+    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
     arguments = parser.parse_args()
     arguments.size = None
     if arguments.tiny:
         arguments.frames, arguments.exact_frames, arguments.rounds = 20, 3, 1
         arguments.dtype, arguments.size = "float32", (56, 70)
     elif not torch.cuda.is_available():
-        parser.error("no CUDA device is there: --tiny runs the same in small on a CPU")
+        parser.error("no CUDA device was found; --tiny runs the same on a CPU, with small sizes")
     device = torch.device("cpu" if arguments.tiny else "cuda")
-    warnings.simplefilter("ignore")  # upstream's own
+    warnings.simplefilter("ignore")  # warnings of upstream code
     rows = []
     for name in arguments.models:
-        row = guarded(lambda name=name: examine(name, arguments, device))
+        row = guarded(partial(examine, name, arguments, device))
         rows.append(row if isinstance(row, dict) else {"model": name, "result": row})
         print(json.dumps(rows[-1]), file=sys.stderr)
     write_result({"rows": rows}, arguments.output)

@@ -1,12 +1,12 @@
-"""How long must calibration clips be? Drift by clip length, and what its knapsacks do at others.
+"""Length of calibration clips: drift by clip length, and its knapsacks at other lengths.
 
     python benchmarks/lengths.py [--lengths 24 48 128 256] [--budgets 25 10]
 
-Drift of every factor is measured on clips of several lengths, frames of the same paths. The
-knapsack over each, without probes and without a search, solves the same budgets at the target
-length (`python benchmarks/calibration.py --only table` times it first). Then all of them, and the
-frontier of uniform schedules, run on held-out clips of every length. Long clips take long: fewer
-run of them.
+Drift of every factor is measured on clips of several lengths, which sample the same paths. For each
+length the knapsack, without probes and without a search, solves the same budgets at the target
+length (`python benchmarks/calibration.py --only table` times it first). These schedules and the
+frontier of uniform schedules then run on held-out clips of every length. Fewer long clips run,
+because they take longer.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import argparse
 import math
 import statistics
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import stages
 from calibration_acceptance import FIGURES
 from quality_cache import QualityCache, add_arguments, factors, open_cache
-from results_io import write_result
+from results_io import print_markdown, write_result
 
 from calibrate.measure.probe import FAITHFULNESS
 from calibrate.measure.residual_drift import drift
@@ -33,14 +34,16 @@ from spark3r.schedule import LengthRule, operators_text
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 300, 5100
 FRAMES_A_LENGTH = 192
-"""Frames that drift is measured on at each length, on one clip at least; held-out ones twice."""
+"""Frames of all clips of a length together, at least one clip; twice as many are held out."""
 
 SHOWN_FACTORS = (4, 8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[24, 48, 128, 256])
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[24, 48, 128, 256], help="frames per clip"
+    )
     stages.add_target_frames(parser)
     stages.add_budgets(parser, [25, 10])
     add_arguments(parser, frames=24, output="lengths.json")
@@ -74,7 +77,7 @@ def measured_drift(cache: QualityCache) -> pd.DataFrame:
     )
 
 
-def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, object]]:
+def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, Any]]:
     """Return drift by length, operators, axis and factor, root mean square over layers."""
     rows = []
     for frames, table in drifts.items():
@@ -88,20 +91,21 @@ def drift_rows(drifts: dict[int, pd.DataFrame]) -> list[dict[str, object]]:
     return rows
 
 
-def show_drift(rows: list[dict[str, object]], lengths: list[int]) -> None:
-    """Print some factors' drift as Markdown."""
-    print(f"drift, % | {' | '.join(map(str, lengths))} |\n|{'---|' * (1 + len(lengths))}")
+def show_drift(rows: list[dict[str, Any]], lengths: list[int]) -> None:
+    """Print the drift of some factors as a Markdown table."""
+    cells = []
     known = {(row["what"], row["factor"], row["frames"]): row["drift"] for row in rows}
     for what in dict.fromkeys(row["what"] for row in rows):
         for factor in SHOWN_FACTORS:
-            cells = [f"{100 * known[what, factor, frames]:.2f}" for frames in lengths]
-            print(f"| {what}, factor {factor} | {' | '.join(cells)} |")
+            drifts = (f"{100 * known[what, factor, frames]:.2f}" for frames in lengths)
+            cells.append((f"{what}, factor {factor}", *drifts))
+    print_markdown(("drift, %", *lengths), cells)
 
 
 def compared(
     caches: list[QualityCache], drifts: dict[int, pd.DataFrame], percent: float, target: int
 ) -> dict[str, object]:
-    """Run the knapsacks of all lengths, and uniform schedules, at all lengths; print and return."""
+    """Run the knapsacks of all lengths and uniform schedules at all lengths, and print them."""
     table = stages.latency_table(caches[0], stages.folder_of(caches[0]), target)
     schedules: dict[str, Schedule] = {}
     for frames, measured in drifts.items():
@@ -110,7 +114,7 @@ def compared(
             source="deviation",
             latency=table.model,
             layout=table.layout,
-            short=caches[-1].layout,  # all factors; short clips bring them down
+            short=caches[-1].layout,  # allows all factors, which short clips lower
             length=LengthRule("constant", target, caches[0].frames, target),
             sensitive=(),
             goal=WithinBudget(stages.budget_ms(table, percent / 100)),
@@ -121,8 +125,6 @@ def compared(
     starts = problem.starts(at_the_goal=True)
     schedules |= {name: each for name, each in starts.items() if name.startswith("uniform")}
     lengths = [each.frames for each in caches]
-    print(f"\n| wall + {percent:g} %: deviation, % | {' | '.join(map(str, lengths))} | factors |")
-    print(f"|{'---|' * (2 + len(lengths))}")
     deviations: dict[str, dict[int, float]] = {name: {} for name in schedules}
     for cache in caches:
         count = max(2, 2 * FRAMES_A_LENGTH // cache.frames)
@@ -133,9 +135,12 @@ def compared(
                 math.log(FIGURES["deviation"](clip[name], clip["dense"])) for clip in runs.values()
             )
             deviations[name][cache.frames] = math.exp(statistics.fmean(logs))
+    rows = []
     for name, row in deviations.items():
-        cells = [f"{100 * row[frames]:.3f}" if frames in row else "" for frames in lengths]
-        print(f"| {name} | {' | '.join(cells)} | {factors(schedules[name])} |")
+        cells = (f"{100 * row[frames]:.3f}" if frames in row else "" for frames in lengths)
+        rows.append((name, *cells, factors(schedules[name])))
+    print()
+    print_markdown((f"wall + {percent:g} %: deviation, %", *lengths, "factors"), rows)
     return {
         "percent": percent,
         "schedules": {name: factors(each) for name, each in schedules.items()},

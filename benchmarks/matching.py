@@ -1,11 +1,11 @@
-"""What matching and merging cost, step by step.
+"""Time of matching, merging and unmerging, step by step.
 
     python benchmarks/matching.py [--output benchmarks/results/matching.json]
 
-The reference model's shape (four heads of 32, 8x8 patches), 512 frames, query factor 4, in turns:
-what is compared, how similarities are searched, how queries are merged and copied back. Quality of
-the features: `benchmarks/operators.py`. Times are process times on one thread, so that a busy
-machine disturbs them little.
+The script times alternatives in turns, with the shape of the reference model (four heads of 32, 8x8
+patches), 512 frames and query factor 4: what is compared, how similarities are searched, and how
+queries are merged and unmerged. `benchmarks/operators.py` measures the quality of the features.
+Times are process times on one thread, which a busy machine hardly disturbs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,23 +28,15 @@ from spark3r.layout import TokenLayout
 from spark3r.reduction import merging, plans
 from spark3r.reduction.operators import LinearUnmerging
 from spark3r.reduction.rule import ResolvedRule
-from spark3r.timing import Latency, interleaved
+from spark3r.timing import Latency, Timer, Treatment
 
 HEADS, DIM = 4, 32
 LAYOUT = TokenLayout(512, 8, 8, special=5, anchor_frame=0)
 RULE = ResolvedRule(4)
 
 
-def matched(query: Tensor, plan: merging.MergePlan, **changes: object) -> Callable[[], object]:
-    def call() -> object:
-        with patch.multiple(merging, **changes) if changes else nullcontext():
-            return merging.match(query, plan)
-
-    return call
-
-
 def in_bfloat16(source: Tensor, destination: Tensor, count: int) -> Tensor:
-    """Similarities rounded to bfloat16, whose arg-max takes the first of many ties."""
+    """Search with similarities rounded to bfloat16; the first of many ties wins."""
     assert count == 1
     destination = F.normalize(destination, dim=-1)
     source, destination = source[0].bfloat16(), destination[0].bfloat16()
@@ -52,7 +44,7 @@ def in_bfloat16(source: Tensor, destination: Tensor, count: int) -> Tensor:
 
 
 def packed(source: Tensor, destination: Tensor, count: int) -> Tensor:
-    """The index written over the lowest bits of a positive similarity, so that amax finds it."""
+    """Search with the index in the lowest bits of a positive similarity, so that amax finds it."""
     assert count == 1
     source, destination = F.normalize(source[0], dim=-1), F.normalize(destination, dim=-1)
     places = destination.shape[2]
@@ -67,7 +59,7 @@ def packed(source: Tensor, destination: Tensor, count: int) -> Tensor:
 
 
 def scatter_merge(query: Tensor, plan: merging.MergePlan, places: Tensor) -> Tensor:
-    """Merging of revision 1: copies of destinations and sources, sums by scattering."""
+    """Merge as revision 1 did, with copies of destinations and sources and a scatter-add."""
     side_by_side = query.transpose(1, 2).flatten(2)
     kept = side_by_side.index_select(1, plan.kept)
     sources = side_by_side.index_select(1, plan.sources)
@@ -79,26 +71,27 @@ def scatter_merge(query: Tensor, plan: merging.MergePlan, places: Tensor) -> Ten
 
 
 def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
-    """Candidates by name: the question, and what to time."""
+    """Return the candidates by name, each with its question and the call to time."""
     plan = plans.plan(LAYOUT, RULE, query.device)
     assert plan is not None
     places = merging.match(query, plan)
     length = plan.kept.shape[0]
     merged, linear = merging.merge(query, places, length), LinearUnmerging()
+    match = partial(merging.match, query, plan)
     return {
-        "all heads": ("features", matched(query, plan, features=all_heads)),
-        "head mean (ours)": ("features", matched(query, plan)),
-        "first head": ("features", matched(query, plan, features=first_head)),
-        "random projection": ("features", matched(query, plan, features=random_projection)),
+        "all heads": ("features", partial(match, features=all_heads)),
+        "head mean (ours)": ("features", match),
+        "first head": ("features", partial(match, features=first_head)),
+        "random projection": ("features", partial(match, features=random_projection)),
         **{
             f"chunks of 2^{power}": (
                 "arg-max",
-                matched(query, plan, SIMILARITY_ELEMENTS=2**power),
+                partial(match, search=partial(merging.nearest, elements=2**power)),
             )
             for power in (18, 20, 22, 24)
         },
-        "bfloat16 product": ("arg-max", matched(query, plan, nearest=in_bfloat16)),
-        "index in the lowest bits": ("arg-max", matched(query, plan, nearest=packed)),
+        "bfloat16 product": ("arg-max", partial(match, search=in_bfloat16)),
+        "index in the lowest bits": ("arg-max", partial(match, search=packed)),
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),
         "embedding bag (ours)": ("merge", lambda: merging.merge(query, places, length)),
         "copying, one index (ours)": ("unmerge", lambda: merging.unmerge(merged, places)),
@@ -120,19 +113,15 @@ def attention(merged: Tensor, factor: int) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="write all rows as JSON")
+    parser.add_argument("--rounds", type=int, default=15, help="samples (default: 15)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.inference_mode():
         chosen = calls(torch.randn(1, HEADS, LAYOUT.tokens, DIM))
-        taken = interleaved(
-            {name: call for name, (_, call) in chosen.items()},
-            rounds=arguments.rounds,
-            warm_up_s=0.01,
-            clock=time.process_time,
-        )
+        timer = Timer(time.process_time, arguments.rounds, warm_up_s=0.01)
+        taken = timer.time_in_turns([Treatment(name, call) for name, (_, call) in chosen.items()])
     rows = [row(name, chosen[name][0], latency) for name, latency in taken.items()]
     print_table(
         ("question", "candidate", "ms", "spread"),
@@ -147,7 +136,7 @@ def main() -> None:
         write_result(record, arguments.output)
 
 
-def row(name: str, question: str, latency: Latency) -> dict[str, object]:
+def row(name: str, question: str, latency: Latency) -> dict[str, Any]:
     return {
         "question": question,
         "candidate": name,

@@ -3,14 +3,14 @@
     python benchmarks/memory.py count --output benchmarks/results/memory.json
     python benchmarks/memory.py measure --frames 24 --output benchmarks/results/memory-measured.json
 
-`count` runs the real architectures at their real size on the meta device: nothing is computed, and
-every tensor's bytes are added up when it is made and taken off when it is dropped. Fused attention
-counts as its inputs and its output. What a device adds (workspaces, fragmentation) is not in it.
-`measure` runs small instances of the same code on the CPU and reads the process's peak, and counts
-the same run: it shows how far a count can be trusted.
+`count` runs the real architectures at their real size on the meta device. Nothing is computed: the
+bytes of every tensor are added when it is created and subtracted when it is dropped. Fused
+attention counts as its inputs and its output. Workspaces and fragmentation of a device are not
+included. `measure` runs small instances of the same code on the CPU, reads the peak memory of the
+process, and counts the same run. It shows how accurate a count is.
 
-Upstream code is found as in the tests, whose small instances are measured: on the import path, or
-in the folders that SPARK3R_UPSTREAM names.
+Upstream code is found as in the tests, whose small instances are measured: on the import path or in
+the folders that SPARK3R_UPSTREAM names.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from results_io import write_result
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,11 +41,12 @@ from spark3r.loading.upstream import UPSTREAMS
 from spark3r.memory import peak_extra_mb
 from spark3r.profile import load_profile
 from spark3r.reduction.operators import QueryMerging
+from spark3r.sdpa import ReplaceSDPA
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from family_cases import ALL_CASES, build, images, missing
 
-# Family, variant, profile, and the image that the model's own preprocessing makes of 4:3 footage.
+# Family, variant, profile, and image size after the model's own preprocessing of 4:3 footage.
 REAL = {
     "VGGT-1B": ("vggt", "1b", "vggt-1b", (392, 518)),
     "Pi3": ("pi3", "pi3", "pi3", (434, 574)),
@@ -60,10 +59,10 @@ MODES = ("dense", "saver", "reduced")
 
 
 class Count(TorchDispatchMode):
-    """Adds up the bytes of tensors alive, and keeps the most there were.
+    """Adds up the bytes of all living tensors and remembers their maximum.
 
     Args:
-        before: Tensors that were there already, whose views are not new.
+        before: Tensors that exist before. Their views do not count.
     """
 
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
@@ -94,21 +93,15 @@ class Count(TorchDispatchMode):
         self.alive -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """Answers scaled dot-product attention with an output and nothing else, as fused kernels do."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0], memory_format=torch.contiguous_format)
-        return func(*args, **(kwargs or {}))
+def fused_attention(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Return an output of attention and allocate nothing else, as fused kernels do."""
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 def counted(model: nn.Module, clip: torch.Tensor) -> float:
-    """Return the peak of what a pass makes, its result among it, in MB."""
-    there = (*model.parameters(), *model.buffers(), clip)
-    with torch.no_grad(), Count(there) as count:
+    """Return the peak in MB of the tensors that a pass creates, its result included."""
+    before = (*model.parameters(), *model.buffers(), clip)
+    with torch.no_grad(), Count(before) as count:
         model(clip)
     return count.peak / 1e6
 
@@ -116,21 +109,21 @@ def counted(model: nn.Module, clip: torch.Tensor) -> float:
 def in_mode(
     mode: str, model: nn.Module, schedule: Schedule, run: Callable[[], float | None]
 ) -> float | None:
-    """Run dense, dense with the saver, or reduced with the saver."""
-    # Dense is a schedule of ones: upstream's rotary embedding would read from the meta device.
+    """Run a call on the dense model, on it with the memory saver, or reduced with the saver."""
+    # Dense has a schedule of factors 1, because upstream's rotary embedding reads values.
     applied = schedule if mode == "reduced" else Schedule.dense(len(schedule.layers))
     with spark3r.apply(model, applied, save_memory=mode != "dense"):
         return run()
 
 
-def on_meta(family: str, variant: str) -> nn.Module:
-    """Return a real architecture without any memory behind it."""
+def on_meta(family: str, variant: str) -> Any:
+    """Return a real architecture on the meta device."""
     # DINOv2's constructor reads these values.
     linspace = partial(torch.linspace, device="cpu")
     with torch.device("meta"), patch("torch.linspace", linspace):
-        model = UPSTREAMS[family].random(variant)
+        model: Any = UPSTREAMS[family].random(variant)
     if hasattr(model, "disable_multimodal"):
-        model.disable_multimodal()  # what Pi3X does with given depths and poses depends on them
+        model.disable_multimodal()  # its control flow depends on the values of depths and poses
     return model.to("meta").eval()
 
 
@@ -143,8 +136,11 @@ def count(frames: list[int]) -> list[dict[str, Any]]:
             clip = torch.empty(1, length, 3, *size, device="meta")
 
             def run(model: nn.Module = model, clip: torch.Tensor = clip) -> float:
-                # The meta device knows no autocast, which Depth-Anything-3 switches off.
-                with FusedAttention(), patch("torch.autocast", lambda **_: nullcontext()):
+                # Depth-Anything-3 switches autocast off, which the meta device does not support.
+                with (
+                    ReplaceSDPA(fused_attention),
+                    patch("torch.autocast", lambda **_: nullcontext()),
+                ):
                     return counted(model, clip)
 
             weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
@@ -169,7 +165,7 @@ def measure(frames: int, only: str | None) -> list[dict[str, Any]]:
     for case in ALL_CASES:
         if not case.needs or missing(case) or only not in (None, case.name):
             continue
-        # A process of its own, and every large tensor a mapping of its own: what is freed is gone.
+        # With one mapping per large tensor a process returns freed memory at once.
         command = [sys.executable, __file__, "one", "--case", case.name, "--frames", str(frames)]
         settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         row: dict[str, Any] = {"model": case.name, "frames": frames, "peak_mb": {}}
@@ -184,7 +180,7 @@ def measure(frames: int, only: str | None) -> list[dict[str, Any]]:
 
 
 def one(name: str, frames: int, mode: str) -> dict[str, float | None]:
-    """Return measured and counted peak of one small instance in one mode."""
+    """Return the measured and the counted peak of one small instance in one mode, in MB."""
     case = next(case for case in ALL_CASES if case.name == name)
     model, clip = build(case), images(case, frames, rows=8, columns=10)
     schedule = Schedule.uniform(case.layers, 2, 4, operators=Operators(QueryMerging(group=20)))
@@ -204,13 +200,19 @@ def one(name: str, frames: int, mode: str) -> dict[str, float | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("count", "measure", "one"))
-    parser.add_argument("--frames", type=int, nargs="+", default=[100])
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--case", help="measure this small instance only, as the tests name it")
+    parser.add_argument(
+        "what", choices=("count", "measure", "one"), help="one: a single case, used by measure"
+    )
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[100], help="lengths (default: 100)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    parser.add_argument(
+        "--case", help="the only small instance to measure, by its name in the tests"
+    )
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # upstream's own
+    warnings.simplefilter("ignore")  # warnings of upstream code
     torch.set_num_threads(1)
     if arguments.what == "one":
         print(json.dumps(one(arguments.case, arguments.frames[0], arguments.mode)))

@@ -1,12 +1,12 @@
-"""What the paper leaves open about its operators, decided on the reference model.
+"""Choices that the paper leaves open about its operators, measured on the reference model.
 
     python benchmarks/operators.py [--clips 24] [--output benchmarks/results/operators.json]
 
 Each row changes one thing about query merging or key-value pruning in all layers, on the same
-rendered calibration clips, and reports deviation from the dense run (log depth after one median
-scale per clip, relative rotation) and error against ground truth relative to the dense run's
-(geometric mean of rotation, translation direction and aligned AbsRel), mean over clips with its
-standard error. Deviation and error disagree; both are shown.
+rendered calibration clips. It reports the deviation from the dense run (log depth after one median
+scale per clip, relative rotation) and the error against ground truth relative to the dense run's
+(geometric mean of rotation, translation direction and aligned AbsRel). Figures are means over clips
+with their standard errors. Deviation and error disagree, so the table shows both.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import torch
 from results_io import write_result
@@ -25,21 +25,30 @@ from torch import Tensor
 
 import spark3r
 from spark3r import Clip, Operators, Prediction, Schedule
-from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
+from spark3r.layout import TokenLayout
 from spark3r.metrics import depth_metrics, log_depth_deviation, pose_metrics
-from spark3r.reduction import lattice, merging, pruning, unmerging
+from spark3r.reduction import lattice, unmerging
+from spark3r.reduction.merging import MergePlan
+from spark3r.reduction.operators import (
+    UNMERGINGS,
+    KeyValuePruning,
+    LinearUnmerging,
+    QueryMerging,
+    TemporalStride,
+    TokenStride,
+)
 from spark3r.reference import load
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
+from spark3r.runner import Runner
 
-Variant = Callable[[], "contextmanager[None]"]
 FRAMES = 48
-HEADS = 4
+LAYERS = 8
 
 
 def cells(frames: int, height: int, width: int, factor: int) -> Tensor:
-    """Offsets that cycle inside rectangular cells, as region sampling for image models does."""
+    """Return residues that cycle inside rectangular cells, as region sampling for images does."""
     rows = max(a for a in range(1, math.isqrt(factor) + 1) if factor % a == 0)
     columns = factor // rows
     y = torch.arange(height).view(1, -1, 1) % rows
@@ -49,145 +58,187 @@ def cells(frames: int, height: int, width: int, factor: int) -> Tensor:
 
 
 def still(frames: int, height: int, width: int, factor: int) -> Tensor:
-    """The lattice without a shift from frame to frame."""
+    """Return the residues of the lattice without the shift from frame to frame."""
     return lattice.residues(1, height, width, factor).expand(frames, -1)
 
 
-@contextmanager
-def pattern(residues: Callable[..., Tensor]) -> Iterator[None]:
-    """Replace the subset that destinations or kept patches form."""
-    merging._build.cache_clear()
-    pruning._build.cache_clear()
-    with patch.object(merging, "residues", residues), patch.object(pruning, "residues", residues):
-        yield
-    merging._build.cache_clear()
-    pruning._build.cache_clear()
-
-
-@contextmanager
-def features(compare: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace what of the queries ``[B, H, N, D]`` is compared when matching."""
-    with patch.object(merging, "features", compare):
-        yield
-
-
-@contextmanager
-def fitting(**constants: float) -> Iterator[None]:
-    """Replace constants of the fit of linear unmerging."""
-    with patch.multiple(unmerging, **constants):
-        yield
-
-
-@contextmanager
-def by_head() -> Iterator[None]:
-    """Fit a map of each head by itself, to the same pairs."""
-    regress = unmerging.regress
-
-    def each_alone(apart: Tensor, output_apart: Tensor, least: Tensor) -> Tensor:
-        heads = zip(apart.chunk(HEADS, 2), output_apart.chunk(HEADS, 2), strict=True)
-        return torch.block_diag(*(regress(*pair, least)[0] for pair in heads))[None]  # of one clip
-
-    with patch.object(unmerging, "regress", each_alone):
-        yield
-
-
-@contextmanager
-def random_pairs() -> Iterator[None]:
-    """Fit to destinations paired at random and not with the most similar ones."""
-
-    def drawn(source: Tensor, destination: Tensor, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        shape = (*source.shape[:3], count)
-        return torch.randint(destination.shape[2], shape, generator=generator)
-
-    with patch.object(unmerging, "nearest", drawn):
-        yield
-
-
 def all_heads(query: Tensor) -> Tensor:
+    """Return the queries of all heads side by side, ``[B, N, H * D]``."""
     return query.transpose(1, 2).flatten(2)
 
 
 def first_head(query: Tensor) -> Tensor:
+    """Return the queries of the first head, ``[B, N, D]``."""
     return query[:, 0]
 
 
 def random_projection(query: Tensor) -> Tensor:
+    """Return a random projection of the queries of all heads, ``[B, N, D]``."""
     generator = torch.Generator().manual_seed(0)
     heads, dim = query.shape[1], query.shape[3]
     return all_heads(query) @ torch.randn(heads * dim, dim, generator=generator)
 
 
-def variants() -> dict[str, tuple[str, Callable[[int], Schedule], Callable[[], object] | None]]:
-    """Rows: name to (question, schedule of a factor, context)."""
+class CellMerging(QueryMerging):
+    """Query merging with destinations in rectangular cells instead of the lattice."""
 
-    def queries(**changes: object) -> Callable[[int], Schedule]:
-        return lambda r: Schedule.uniform(8, query=r, operators=Operators(**changes))
+    def destinations(self, frames: int, height: int, width: int, factor: int) -> Tensor:
+        """Return one patch of every cell."""
+        return cells(frames, height, width, factor) == 0
 
-    def keys(**changes: object) -> Callable[[int], Schedule]:
-        return lambda r: Schedule.uniform(8, key_value=r, operators=Operators(**changes))
 
-    grid = {"key_value": "token_stride"}
-    moved = {"unmerge": "linear"}
+class StillMerging(QueryMerging):
+    """Query merging with the same destinations in every frame."""
+
+    def destinations(self, frames: int, height: int, width: int, factor: int) -> Tensor:
+        """Return the patches of the lattice without its shift."""
+        return still(frames, height, width, factor) == 0
+
+
+class AllHeadsMerging(QueryMerging):
+    """Query merging that compares all heads."""
+
+    def features(self, query: Tensor) -> Tensor:
+        """Return all heads side by side."""
+        return all_heads(query)
+
+
+class FirstHeadMerging(QueryMerging):
+    """Query merging that compares the first head only."""
+
+    def features(self, query: Tensor) -> Tensor:
+        """Return the first head."""
+        return first_head(query)
+
+
+class ProjectionMerging(QueryMerging):
+    """Query merging that compares a random projection of all heads."""
+
+    def features(self, query: Tensor) -> Tensor:
+        """Return the projection."""
+        return random_projection(query)
+
+
+class StillTokenStride(TokenStride):
+    """Token stride that keeps the same patches of every frame."""
+
+    def kept_patches(self, layout: TokenLayout, factor: int) -> Tensor:
+        """Return the patches of the lattice without its shift."""
+        return still(layout.frames, layout.height, layout.width, factor) == 0
+
+    def kept_per_frame(self, layout: TokenLayout, factor: int) -> Tensor:
+        """Return how many patches of each frame stay."""
+        return self.kept_patches(layout, factor).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class HeadwiseUnmerging(LinearUnmerging):
+    """Linear unmerging with one map per head, fitted to the same pairs."""
+
+    def fit(self, merged: Tensor, output: Tensor, plan: MergePlan) -> Tensor:
+        """Return the maps of the heads as one block-diagonal map, for a single clip."""
+        pairs = unmerging.similar_pairs(merged, plan, self.compared_per_feature, self.partners)
+        heads = zip(merged.split(1, 1), output.split(1, 1), strict=True)
+        maps = [unmerging.fit(*head, *pairs, self.ridge) for head in heads]
+        return torch.block_diag(*(each[0] for each in maps))[None]
+
+
+@dataclass(frozen=True)
+class RandomPairsUnmerging(LinearUnmerging):
+    """Linear unmerging fitted to random pairs of a group instead of similar ones."""
+
+    def fit(self, merged: Tensor, output: Tensor, plan: MergePlan) -> Tensor:
+        """Return the map, see `LinearUnmerging.fit`."""
+        one, other = unmerging.similar_pairs(merged, plan, self.compared_per_feature, self.partners)
+        generator = torch.Generator().manual_seed(0)
+        for block in plan.blocks:
+            first, count = block.first_destination, block.destinations
+            inside = (one >= first) & (one < first + block.groups * count)
+            group = first + (one - first) // count * count
+            drawn = group + torch.randint(count, one.shape, generator=generator)
+            other = torch.where(inside, drawn, other)
+        return unmerging.fit(merged, output, one, other, self.ridge)
+
+
+UNMERGING_VARIANTS = {
+    "each head by itself": HeadwiseUnmerging(),
+    "random pairs": RandomPairsUnmerging(),
+    "one partner": LinearUnmerging(partners=1),
+    "four partners": LinearUnmerging(partners=4),
+    "half the pairs": LinearUnmerging(compared_per_feature=2),
+    "twice the pairs": LinearUnmerging(compared_per_feature=8),
+    "ridge 0.01": LinearUnmerging(ridge=0.01),
+    "ridge 1": LinearUnmerging(ridge=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        question: The choice that it is about.
+        schedule: Function from the factor to the schedule.
+    """
+
+    question: str
+    schedule: Callable[[int], Schedule]
+
+
+def queries(question: str, merging: QueryMerging) -> Variant:
+    """Return a variant that merges queries."""
+    operators = Operators(query=merging)
+    return Variant(question, lambda r: Schedule.uniform(LAYERS, query=r, operators=operators))
+
+
+def keys(question: str, pruning: KeyValuePruning) -> Variant:
+    """Return a variant that prunes keys and values."""
+    operators = Operators(key_value=pruning)
+    return Variant(question, lambda r: Schedule.uniform(LAYERS, key_value=r, operators=operators))
+
+
+def variants() -> dict[str, Variant]:
+    """Return all rows by name."""
+    UNMERGINGS.update(UNMERGING_VARIANTS)
     return {
-        "lattice, head mean, G = 20": ("query merging", queries(), None),
-        "cells instead of the lattice": ("offsets", queries(), lambda: pattern(cells)),
-        "no shift between frames": ("offsets", queries(), lambda: pattern(still)),
-        "all heads": ("features", queries(), lambda: features(all_heads)),
-        "first head": ("features", queries(), lambda: features(first_head)),
-        "random projection to 32": ("features", queries(), lambda: features(random_projection)),
-        "anchor frame stands aside": ("anchor", queries(merge_anchor=False), None),
-        "G = 1": ("group", queries(group=1), None),
-        "G = 4": ("group", queries(group=4), None),
-        "G = 48": ("group", queries(group=48), None),
-        "linear unmerging": ("unmerging", queries(**moved), None),
-        "linear, each head by itself": ("fit", queries(**moved), by_head),
-        "linear, random pairs": ("fit", queries(**moved), random_pairs),
-        "linear, one partner": ("fit", queries(**moved), lambda: fitting(PARTNERS=1)),
-        "linear, four partners": ("fit", queries(**moved), lambda: fitting(PARTNERS=4)),
-        "linear, half the pairs": (
-            "fit",
-            queries(**moved),
-            lambda: fitting(COMPARED_PER_FEATURE=2),
+        "lattice, head mean, G = 20": queries("query merging", QueryMerging()),
+        "cells instead of the lattice": queries("offsets", CellMerging()),
+        "no shift between frames": queries("offsets", StillMerging()),
+        "all heads": queries("features", AllHeadsMerging()),
+        "first head": queries("features", FirstHeadMerging()),
+        "random projection to 32": queries("features", ProjectionMerging()),
+        "anchor frame stands aside": queries("anchor", QueryMerging(merge_anchor=False)),
+        "G = 1": queries("group", QueryMerging(group=1)),
+        "G = 4": queries("group", QueryMerging(group=4)),
+        "G = 48": queries("group", QueryMerging(group=48)),
+        "linear unmerging": queries("unmerging", QueryMerging(unmerge="linear")),
+        **{
+            f"linear, {name}": queries("fit", QueryMerging(unmerge=name))
+            for name in UNMERGING_VARIANTS
+        },
+        "linear, G = 4": queries("group", QueryMerging(unmerge="linear", group=4)),
+        "linear, G = 48": queries("group", QueryMerging(unmerge="linear", group=48)),
+        "temporal stride": keys("keys and values", TemporalStride()),
+        "temporal stride, specials kept": keys("specials", TemporalStride(keep_special=True)),
+        "token stride": keys("keys and values", TokenStride()),
+        "token stride, anchor kept": keys("anchor", TokenStride(keep_anchor=True)),
+        "token stride, anchor kept, beta 0.5": keys(
+            "mass", TokenStride(keep_anchor=True, mass_correction=0.5)
         ),
-        "linear, twice the pairs": (
-            "fit",
-            queries(**moved),
-            lambda: fitting(COMPARED_PER_FEATURE=8),
+        "token stride, anchor kept, beta 1": keys(
+            "mass", TokenStride(keep_anchor=True, mass_correction=1.0)
         ),
-        "linear, ridge 0.01": ("fit", queries(**moved), lambda: fitting(RIDGE=0.01)),
-        "linear, ridge 1": ("fit", queries(**moved), lambda: fitting(RIDGE=1.0)),
-        "linear, G = 4": ("group", queries(**moved, group=4), None),
-        "linear, G = 48": ("group", queries(**moved, group=48), None),
-        "temporal stride": ("keys and values", keys(), None),
-        "temporal stride, specials kept": ("specials", keys(keep_special=True), None),
-        "token stride": ("keys and values", keys(**grid), None),
-        "token stride, anchor kept": ("anchor", keys(**grid, keep_anchor=True), None),
-        "token stride, anchor kept, beta 0.5": (
-            "mass",
-            keys(**grid, keep_anchor=True, mass_correction=0.5),
-            None,
+        "the same, no shift between frames": keys(
+            "offsets", StillTokenStride(keep_anchor=True, mass_correction=1.0)
         ),
-        "token stride, anchor kept, beta 1": (
-            "mass",
-            keys(**grid, keep_anchor=True, mass_correction=1.0),
-            None,
-        ),
-        "the same, no shift between frames": (
-            "offsets",
-            keys(**grid, keep_anchor=True, mass_correction=1.0),
-            lambda: pattern(still),
-        ),
-        "token stride, anchor and specials kept, beta 1": (
-            "specials",
-            keys(**grid, keep_special=True, keep_anchor=True, mass_correction=1.0),
-            None,
+        "token stride, anchor and specials kept, beta 1": keys(
+            "specials", TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0)
         ),
     }
 
 
 def errors(prediction: Prediction, clip: Clip) -> tuple[float, float, float]:
-    """Rotation and translation direction (degrees) and median-aligned AbsRel per frame."""
+    """Return rotation and translation errors (degrees) and AbsRel aligned by frame."""
     assert clip.depth is not None
     assert clip.extrinsics is not None
     pose = pose_metrics(prediction.extrinsics, clip.extrinsics)
@@ -196,12 +247,13 @@ def errors(prediction: Prediction, clip: Clip) -> tuple[float, float, float]:
 
 
 def relative_error(prediction: Prediction, dense: Prediction, clip: Clip) -> float:
-    """Return log of the geometric mean over the three errors of reduced ÷ dense."""
+    """Return the mean over the three errors of log (reduced ÷ dense)."""
     pairs = zip(errors(prediction, clip), errors(dense, clip), strict=True)
     return statistics.fmean(math.log(max(a, 1e-6) / max(b, 1e-6)) for a, b in pairs)
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
     spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), spread
 
@@ -209,47 +261,35 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=24, help="calibration clips (default: 24)")
-    parser.add_argument("--factors", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--factors", type=int, nargs="+", default=[4, 8], help="default: 4 8")
     parser.add_argument("--weights", default="shipped", help="as for spark3r.reference.load")
-    parser.add_argument("--output", type=Path, help="write all rows as JSON")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
 
-    model = load(weights=arguments.weights)
-    family = detect(model)
-    assert family.predict is not None
+    runner = Runner.of(load(weights=arguments.weights))
     clips = [rendered_clip(seed, FRAMES) for seed in CALIBRATION[: arguments.clips]]
-
-    def run(clip: Clip) -> Prediction:
-        assert family.predict is not None
-        with torch.inference_mode():
-            return family.predict(model(clip.images), clip.images)
-
-    dense = [run(clip) for clip in clips]
-    rows = []
+    dense = [runner.predict(clip) for clip in clips]
+    rows: list[dict[str, Any]] = []
     print(f"{'':<46} {'r':>3}  log depth %  rotation deg  error vs dense %")
-    for name, (question, schedule, context) in variants().items():
+    for name, variant in variants().items():
         for factor in arguments.factors:
-            with ExitStack() as stack:
-                if context is not None:
-                    stack.enter_context(context())  # type: ignore[arg-type]
-                stack.enter_context(spark3r.apply(model, schedule(factor)))
-                reduced = [run(clip) for clip in clips]
+            with spark3r.apply(runner.model, variant.schedule(factor)):
+                reduced = [runner.predict(clip) for clip in clips]
             pairs = list(zip(reduced, dense, clips, strict=True))
-            row = {
-                "variant": name,
-                "question": question,
-                "factor": factor,
-                "log_depth": mean_and_error(
-                    [log_depth_deviation(r.depth, d.depth) for r, d, _ in pairs]
-                ),
-                "rotation_deg": mean_and_error(
-                    [pose_metrics(r.extrinsics, d.extrinsics).rotation_deg for r, d, _ in pairs]
-                ),
-                "log_error_ratio": mean_and_error([relative_error(*pair) for pair in pairs]),
-            }
-            rows.append(row)
-            depth, rotation, error = (
-                row[k] for k in ("log_depth", "rotation_deg", "log_error_ratio")
+            depth = mean_and_error([log_depth_deviation(r.depth, d.depth) for r, d, _ in pairs])
+            rotation = mean_and_error(
+                [pose_metrics(r.extrinsics, d.extrinsics).rotation_deg for r, d, _ in pairs]
+            )
+            error = mean_and_error([relative_error(*pair) for pair in pairs])
+            rows.append(
+                {
+                    "variant": name,
+                    "question": variant.question,
+                    "factor": factor,
+                    "log_depth": depth,
+                    "rotation_deg": rotation,
+                    "log_error_ratio": error,
+                }
             )
             print(
                 f"{name:<46} {factor:>3}  {depth[0] * 100:5.2f} ± {depth[1] * 100:4.2f}  "
@@ -259,7 +299,7 @@ def main() -> None:
             )
     if arguments.output:
         record = {
-            "fingerprint": fingerprint(family.attention(model)),
+            "fingerprint": fingerprint(runner.attention),
             "frames": FRAMES,
             "clips": [clip.name for clip in clips],
             "rows": rows,

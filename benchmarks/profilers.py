@@ -20,8 +20,8 @@ from typing import Any
 
 import pandas as pd
 import stages
-from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache, replace_file
-from results_io import print_markdown, write_result
+from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache
+from results_io import print_markdown, store_json, write_result
 
 from calibrate.measure.probe import COLUMNS, probe
 from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
@@ -50,10 +50,8 @@ def tables(cache: QualityCache, folder: Path, seeds: Sequence[int]) -> dict[str,
         if not path.exists():
             if time.monotonic() > cache.deadline:
                 raise OutOfTimeError
-            text = json.dumps(
-                {name: each.to_numpy().tolist() for name, each in one(cache, seed).items()}
-            )
-            replace_file(path, lambda temporary, text=text: temporary.write_text(text))
+            of_clip = one(cache, seed)
+            store_json(path, {name: each.to_numpy().tolist() for name, each in of_clip.items()})
         for name, rows in json.loads(path.read_text()).items():
             found[name].append(pd.DataFrame(rows, columns=list(COLUMNS)))
     return {name: over_clips(each) for name, each in found.items()}

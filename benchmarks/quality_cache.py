@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results_io import RESULTS
-from safetensors.torch import load_file, save_file
+from results_io import RESULTS, replace_file, store_json
+from safetensors.torch import load_file, save
 
 from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
 from calibrate.measure.quality import Distances, Quality, assess
@@ -80,7 +79,7 @@ class QualityCache:
         if not path.exists():
             runs = run_dense(self.runner.model, [clip], self.runner.family)
             tensors = {name: getattr(runs.predictions[0], name).contiguous() for name in STORED}
-            replace_file(path, lambda temporary: save_file(tensors, temporary))
+            replace_file(path, save(tensors))
             return runs
         stored = load_file(path)
         dense = Prediction.from_depth(*(stored[name] for name in STORED))
@@ -112,13 +111,13 @@ class QualityCache:
             known["dense"] = asdict(runs.qualities[0])
             for number, (key, schedule) in enumerate(missing.items()):
                 if number % SAVE_EVERY == 0:
-                    _write(path, known)
+                    store_json(path, known)
                     if time.monotonic() > self.deadline:
                         raise OutOfTimeError
                 known[key] = asdict(
                     evaluate(self.runner.model, schedule, runs, self.runner.family)[0]
                 )
-            _write(path, known)
+            store_json(path, known)
         return _quality(known["dense"]), [_quality(known[key]) for key, _ in wanted]
 
     def complete(
@@ -161,13 +160,6 @@ def factors(schedule: Schedule) -> str:
     )
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)
-
-
 def add_arguments(parser: argparse.ArgumentParser, frames: int, output: str) -> None:
     """Add the options of all scripts that use a quality cache.
 
@@ -206,8 +198,3 @@ def _quality(stored: Mapping[str, Any]) -> Quality:
         ConsistencyMetrics(**stored["consistency"]),
         Distances(**stored["deviation"]),
     )
-
-
-def _write(path: Path, known: Mapping[str, Any]) -> None:
-    text = json.dumps(known)
-    replace_file(path, lambda temporary: temporary.write_text(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -22,6 +23,18 @@ def provenance() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "environment": environment(),
     }
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def store_json(path: Path, document: Any) -> None:
+    """Write a JSON file of raw figures atomically."""
+    replace_file(path, json.dumps(document, indent=1).encode())
 
 
 def write_result(document: Mapping[str, Any], output: Path | None) -> None:

@@ -50,13 +50,12 @@ from spark3r.benchmark.result import COLUMNS, Row, cells, part_cells
 from spark3r.benchmark.treatments import treatments
 from spark3r.cli.arguments import parse_grid
 from spark3r.cli.tables import print_table
-from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
 from spark3r.loading.load import load_model
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
-from spark3r.runner import predict, run
+from spark3r.runner import Runner
 
 REFERENCE_FRAMES = (128, 256, 512, 1024)
 REFERENCE_SCHEDULES = ("dense", "wall", "paper", OURS, PEER)
@@ -139,18 +138,17 @@ def da3(arguments: argparse.Namespace) -> None:
 
 
 def deviation(arguments: argparse.Namespace) -> None:
-    model = load_model("reference")
-    family = detect(model)
-    chosen = treatments(("dense", *DEVIATION_SCHEDULES), model)
+    runner = Runner.of(load_model("reference"))
+    chosen = treatments(("dense", *DEVIATION_SCHEDULES), runner)
     rows = []
     for frames in arguments.frames or DEVIATION_CLIPS:
         count = arguments.clips or DEVIATION_CLIPS.get(frames, 6)
         clips = [rendered_clip(seed, frames) for seed in CALIBRATION[:count]]
         runs: dict[str, list[Prediction]] = {}
-        for treatment in chosen:
-            progress(f"{frames} frames, {treatment.name}")
-            with treatment.put_on(model):
-                runs[treatment.name] = [predict(model, clip) for clip in clips]
+        for name, apply in chosen.items():
+            progress(f"{frames} frames, {name}")
+            with apply():
+                runs[name] = [runner.predict(clip) for clip in clips]
         for name in DEVIATION_SCHEDULES:
             pairs = list(zip(runs[name], runs["dense"], clips, strict=True))
             depth = [log_depth_deviation(r.depth, d.depth) for r, d, _ in pairs]
@@ -172,7 +170,7 @@ def deviation(arguments: argparse.Namespace) -> None:
                     ),
                 }
             )
-    record = {"fingerprint": fingerprint(family.attention(model)), "rows": rows}
+    record = {"fingerprint": fingerprint(runner.attention), "rows": rows}
     write_result(record, path_of("deviation"))
     print_deviation(record)
 
@@ -272,22 +270,23 @@ def gpu(arguments: argparse.Namespace) -> None:
         write_result(result.to_dict(), path_of(f"{device.type}_{name.replace(':', '_')}"))
         print_rows(list(result.rows))
         if device.type == "cuda":
-            print(f"\ndevice synchronisations in a reduced pass: {synchronisations(model)}")
+            count = synchronisations(Runner.of(model, dtype=torch.bfloat16))
+            print(f"\ndevice synchronisations in a reduced pass: {count}")
         del model
 
 
-def synchronisations(model: torch.nn.Module) -> int:
+def synchronisations(runner: Runner) -> int:
     """Return the number of device synchronisations in a pass under the paper's schedule."""
-    (paper,) = treatments(("paper",), model)
-    patch = detect(model).facts(model)["patch_size"]
+    (paper,) = treatments(("paper",), runner).values()
+    patch = runner.family.facts(runner.root)["patch_size"]
     images = torch.rand(120, 3, 8 * patch, 8 * patch, device="cuda")
-    with paper.put_on(model), torch.autocast("cuda", dtype=torch.bfloat16):
-        run(model, images)  # builds what is cached per layout
+    with paper():
+        runner.run(images)  # builds what is cached per layout
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                run(model, images)
+                runner.run(images)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(each.message) for each in seen)

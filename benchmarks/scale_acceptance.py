@@ -114,7 +114,7 @@ def selection_criterion(paper: Row, wall: Row) -> Criterion:
     """
     assert paper.parts_ms is not None
     assert wall.parts_ms is not None
-    ours, least = (row.parts_ms["global projections"] for row in (paper, wall))
+    ours, least = (parts["global projections"] for parts in (paper.parts_ms, wall.parts_ms))
     noise = least * sum((row.spread_ms or 0.0) / row.ms for row in (paper, wall))
     return Criterion(
         "512 frames, paper: selection 0 within noise",

@@ -24,8 +24,8 @@ from typing import Any, get_args
 
 import optuna
 import stages
-from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache, replace_file
-from results_io import print_markdown, provenance
+from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache
+from results_io import print_markdown, provenance, store_json
 
 from calibrate.budget import parse_budget
 from calibrate.defaults import Source
@@ -171,7 +171,7 @@ class Task:
             study.tell(trial, value)
             rows.append({"part": part, "score": value, "schedule": encode(schedule)})
         document = {"trials": rows, "sampling_s": sampling_s}
-        replace_file(path, lambda temporary: temporary.write_text(json.dumps(document)))
+        store_json(path, document)
         return document
 
 

@@ -2,12 +2,13 @@
 
     python benchmarks/sources.py --clips 24 [--minutes 5]
 
-runs some fifty schedules (the paper's operators and ours; queries only, keys and values only, both;
-uniform and drawn per layer; mild to harsh) on held-out rendered clips, and prints Spearman's rank
-correlation over the schedules of each figure with the error. A figure is taken on one half of the
-clips and the error on the other, over many random halves, since a search never sees the clips that
-its result is used on; how the error itself does on other clips is the most that can be had.
-Intervals are bootstrapped over clips, and over clips and schedules.
+This script runs about fifty schedules on held-out rendered clips: with the paper's operators and
+with ours; reducing queries, keys and values, or both; uniform and drawn per layer; mild to harsh.
+It prints Spearman's rank correlation over the schedules between each figure and the error. The
+figure comes from one half of the clips and the error from the other, over many random halves,
+because a search never sees the clips on which its result is used. The correlation of the error with
+itself on other clips is an upper bound. Intervals are bootstrapped over clips, and over clips and
+schedules.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from quality_cache import add_arguments, factors, open_cache
-from results_io import write_result
+from results_io import print_markdown, write_result
 from scipy.stats import rankdata
 
 from calibrate.defaults import Objective, Source
@@ -33,7 +35,7 @@ from spark3r.metrics import collapsed
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reference.scenes.seeds import EVALUATION
 
-FIRST_CLIP = 2000  # among the evaluation seeds: none of the evaluation table's or other scripts'
+FIRST_CLIP = 2000  # among the evaluation seeds, beyond those of training.evaluate and other scripts
 PAPER = Operators()
 GRID = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0))
 HALF = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=0.5))
@@ -47,10 +49,12 @@ SPLITS = 1000
 TAKEN = (1, 2, 4, 8, 12, 16)
 
 Floats = npt.NDArray[np.float64]
+Figure = Callable[[Quality, Quality], float]
+"""A figure of a run, which may depend on the dense run."""
 
 
 def schedules(layers: int, seed: int = 0) -> dict[str, Schedule]:
-    """Every schedule by name; the name begins with the axes that it reduces."""
+    """Return every schedule by name. A name begins with the axes that the schedule reduces."""
     rng = random.Random(seed)
     found: dict[str, Schedule] = {}
 
@@ -89,33 +93,39 @@ def schedules(layers: int, seed: int = 0) -> dict[str, Schedule]:
             drawn("both", level, [GRID], "patches")
         drawn("keys", level, [PAPER, GRID, HALF], "mixed")
         drawn("both", level, [PAPER, GRID, HALF], "mixed")
-    # What might collapse: frame 0 and nothing else to look at, and one query per frame.
+    # These may collapse: keys and values of frame 0 only, and one query per frame.
     uniform("keys", 1, 10_000, PAPER, "frames")
     uniform("queries", 64, 1, Operators(QueryMerging(group=1)), "inside a frame")
     return found
 
 
-def predictors() -> dict[str, Callable[[Quality, Quality], float]]:
-    """Figures that schedules may be ranked by, smaller being better: of a run and the dense run."""
-    found: dict[str, Callable[[Quality, Quality], float]] = {}
+def predictors() -> dict[str, Figure]:
+    """Return the figures to rank schedules by, from a run and the dense run; smaller is better."""
+
+    def with_deviation(weight: float) -> Figure:
+        return lambda run, dense: (
+            score(run, dense, "error") + weight * score(run, dense, "deviation")
+        )
+
+    def alone(metric: str) -> Figure:
+        return lambda run, dense: float(getattr(run.deviation, metric))
+
+    found: dict[str, Figure] = {}
     for source in SOURCES:
         for objective in OBJECTIVES if source != "consistency" else OBJECTIVES[:1]:
             name = source if source == "consistency" else f"{source}, {objective}"
-            found[name] = lambda run, dense, s=source, o=objective: score(run, dense, s, o)
+            found[name] = partial(score, source=source, objective=objective)
     for weight in (4, 10, 30):
-        found[f"error + {weight} × deviation"] = lambda run, dense, w=weight: (
-            score(run, dense, "error") + w * score(run, dense, "deviation")
-        )
+        found[f"error + {weight} × deviation"] = with_deviation(weight)
     for metric in SINGLE:
-        found[f"deviation, {metric} alone"] = lambda run, dense, m=metric: getattr(run.deviation, m)
+        found[f"deviation, {metric} alone"] = alone(metric)
     return found
 
 
-def targets() -> dict[str, Callable[[Quality, Quality], float]]:
-    """Errors to be ranked like."""
-    found: dict[str, Callable[[Quality, Quality], float]] = {
-        objective: lambda run, dense, o=objective: score(run, dense, "error", o)
-        for objective in OBJECTIVES
+def targets() -> dict[str, Figure]:
+    """Return the errors that a ranking should agree with, by name."""
+    found: dict[str, Figure] = {
+        objective: partial(score, source="error", objective=objective) for objective in OBJECTIVES
     }
     found["auc_30"] = lambda run, dense: (
         0.0 if run.error is None or dense.error is None else dense.error.auc_30 - run.error.auc_30
@@ -126,7 +136,7 @@ def targets() -> dict[str, Callable[[Quality, Quality], float]]:
 def table(
     runs: Mapping[int, Mapping[str, Quality]],
     names: Sequence[str],
-    figure: Callable[[Quality, Quality], float],
+    figure: Figure,
 ) -> Floats:
     """Return a figure of every schedule on every clip, ``[schedules, clips]``."""
     return np.array(
@@ -144,13 +154,14 @@ def spearman(left: Floats, right: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a figure ranks schedules against errors.
+    """Agreement of a figure's ranking of schedules with that of an error.
 
     Attributes:
-        other_clips: Spearman with the error on other clips, mean over the random halves.
+        other_clips: Spearman with the error on other clips, averaged over the random halves.
         same_clips: Spearman on all clips.
-        by_clips: The former in bootstraps over clips, `[SPLITS]`; equal draws for all figures.
-        by_both: The same over clips and schedules.
+        by_clips: Bootstraps of ``other_clips`` over clips, `[SPLITS]`, with the same draws for all
+            figures.
+        by_both: Bootstraps over clips and schedules, `[SPLITS]`.
     """
 
     other_clips: float
@@ -159,7 +170,7 @@ class Agreement:
     by_both: Floats
 
     def record(self) -> dict[str, Any]:
-        """Return what is published: the correlations, and 95 % intervals."""
+        """Return the correlations and their 95 % intervals for the result file."""
         return {
             "other_clips": self.other_clips,
             "same_clips": self.same_clips,
@@ -171,14 +182,14 @@ class Agreement:
 def agreement(
     figures: Floats, errors: Floats, rows: Sequence[int], taken: int | None = None
 ) -> Agreement:
-    """Return how figures rank schedules against errors on other clips, with intervals.
+    """Return the agreement of a figure with the error on other clips.
 
     Args:
-        figures: ``[schedules, clips]``.
-        errors: ``[schedules, clips]``.
-        rows: The schedules that count.
-        taken: Clips that the figure is taken on; None for half of them. The error is always taken
-            on the other half.
+        figures: The figure, ``[schedules, clips]``.
+        errors: The error, ``[schedules, clips]``.
+        rows: Indices of the schedules to compare.
+        taken: Number of clips that the figure comes from; None for half of them. The error always
+            comes from the other half.
     """
     rng = np.random.default_rng(0)
     figures, errors = figures[list(rows)], errors[list(rows)]
@@ -212,7 +223,7 @@ def _interval(found: Floats) -> list[float]:
 
 
 def subsets(names: Sequence[str], errors: Floats) -> dict[str, list[int]]:
-    """Return which schedules to compare: all, the milder half by error, and by axes."""
+    """Return groups of schedules: all, the half with the smaller errors, and those of each axis."""
     order = np.argsort(errors.mean(1))
     found = {
         "all": list(range(len(names))),
@@ -225,8 +236,8 @@ def subsets(names: Sequence[str], errors: Floats) -> dict[str, list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--skip", type=int, default=0, help="clips left out at the beginning")
+    parser.add_argument("--clips", type=int, default=24, help="held-out clips (default: 24)")
+    parser.add_argument("--skip", type=int, default=0, help="number of clips to skip at the start")
     add_arguments(parser, frames=48, output="sources.json")
     options = parser.parse_args()
     cache = open_cache(options)
@@ -235,7 +246,7 @@ def main() -> None:
     runs = cache.complete(EVALUATION[first : first + options.clips], todo)
     print(f"{len(runs)} of {options.clips} clips of {options.frames} frames, {len(todo)} schedules")
     if len(runs) < max(4, options.clips):
-        raise SystemExit("not all clips are measured yet: run again to go on")
+        raise SystemExit("the time is over before all clips are measured: run again")
 
     names = list(todo)
     errors = {name: table(runs, names, figure) for name, figure in targets().items()}
@@ -270,7 +281,7 @@ def main() -> None:
         for name in names
         for guard in collapsed(clip[name].consistency, clip["dense"].consistency)
     )
-    print("\nruns that the guard calls collapsed, by schedule and what vanished:")
+    print("\nruns that the guard calls collapsed, by schedule and vanished figure:")
     for (name, guard), count in sorted(guarded.items()):
         print(f"  {name}: {guard} on {count} of {len(runs)} clips")
     document = {
@@ -295,30 +306,28 @@ def main() -> None:
 
 
 def show(rows: Mapping[str, Mapping[str, Any]], groups: Mapping[str, int]) -> None:
-    """Print the tables as Markdown."""
-
-    def line(cells: Sequence[str]) -> None:
-        print("| " + " | ".join(cells) + " |")
-
+    """Print the Markdown tables."""
     print("\nSpearman with the error on other clips, and 95 % interval over clips:\n")
-    line(["ranked by", *COLUMNS])
-    line(["---"] * (1 + len(COLUMNS)))
-    for name, row in rows.items():
-        line([name, *(_cell(row["like"][column]) for column in COLUMNS)])
+    print_markdown(
+        ("ranked by", *COLUMNS),
+        [(name, *(_cell(row["like"][each]) for each in COLUMNS)) for name, row in rows.items()],
+    )
     print("\nAmong some of the schedules, balanced error, interval over clips and schedules:\n")
-    line(["ranked by", *(f"{group} ({count})" for group, count in groups.items())])
-    line(["---"] * (1 + len(groups)))
-    for name, row in rows.items():
-        cells = (_cell(row["among"][g], "interval_clips_and_schedules") for g in groups)
-        line([name, *cells])
+    print_markdown(
+        ("ranked by", *(f"{group} ({count})" for group, count in groups.items())),
+        [
+            (name, *(_cell(row["among"][g], "interval_clips_and_schedules") for g in groups))
+            for name, row in rows.items()
+        ],
+    )
     low, high = rows["deviation, balanced"]["lead_over_consistency"][1:]
     print(f"\ndeviation minus consistency, over clips and schedules: {low:+.2f} to {high:+.2f}")
     sizes = list(next(iter(rows.values()))["from"])
-    print("\nFrom so few clips, balanced error on half of the clips:\n")
-    line(["ranked by", *sizes])
-    line(["---"] * (1 + len(sizes)))
-    for name, row in rows.items():
-        line([name, *(_cell(row["from"][size]) for size in sizes)])
+    print("\nWith the figure from fewer clips, balanced error on half of the clips:\n")
+    print_markdown(
+        ("ranked by", *sizes),
+        [(name, *(_cell(row["from"][size]) for size in sizes)) for name, row in rows.items()],
+    )
 
 
 def _cell(found: Mapping[str, Any], interval: str = "interval_clips") -> str:

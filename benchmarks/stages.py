@@ -21,7 +21,8 @@ from typing import Any
 from unittest.mock import patch
 
 from baselines import comparable_baselines
-from quality_cache import OutOfTimeError, QualityCache, effect, replace_file
+from quality_cache import OutOfTimeError, QualityCache, effect
+from results_io import replace_file, store_json
 from stratified import stratified_schedules
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def latency_table(
         table = measure_latency(
             cache.runner.model, images, OPERATORS, family=cache.runner.family, limit_s=limit_s
         )
-        replace_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(table)))
+        replace_file(path, pickle.dumps(table))
     found: LatencyTable = pickle.loads(path.read_bytes())  # a file that this program wrote
     return found
 
@@ -192,8 +193,7 @@ def timing_rounds(
                 )
                 done.append({name: latency.median_ms for name, latency in timed.items()})
                 kept.append(done[-1])
-                text = json.dumps(kept)
-                replace_file(path, lambda temporary, text=text: temporary.write_text(text))
+                store_json(path, kept)
         finally:
             remove(model)
     return [{name: each[key] for name, key in keys.items()} for each in done[:rounds]]
@@ -314,8 +314,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
             },
             "baselines": {name: encode(each) for name, each in at_ours.items()},
         }
-        text = json.dumps(document, indent=1)
-        replace_file(path, lambda temporary: temporary.write_text(text))
+        store_json(path, document)
     document = json.loads(path.read_text())
     # Paper and uniform finalists may be slower than ours; the baselines of these kinds are not.
     document["schedules"] = {
@@ -351,8 +350,7 @@ def twice(plan: Plan) -> bool | None:
             assert found.decision is not None
             schedules = [encode(trial.schedule) for trial in found.found.trials]
             tried.append([*schedules, encode(found.decision.chosen.trial.schedule)])
-        text = json.dumps({"trials": len(tried[0]), "same": tried[0] == tried[1]})
-        replace_file(path, lambda temporary: temporary.write_text(text))
+        store_json(path, {"trials": len(tried[0]), "same": tried[0] == tried[1]})
     return bool(json.loads(path.read_text())["same"])
 
 
@@ -387,7 +385,6 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             "dense_forward_s": dense.median_ms / 1000,
             "summary": json.loads(printed.getvalue()),
         }
-        text = json.dumps(document, indent=1)
-        replace_file(path, lambda temporary: temporary.write_text(text))
+        store_json(path, document)
     found: dict[str, Any] = json.loads(path.read_text())
     return found

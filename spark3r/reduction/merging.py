@@ -141,8 +141,15 @@ def head_mean(query: Tensor) -> Tensor:
     return query.detach().mean(dim=1, dtype=torch.promote_types(query.dtype, torch.float32))
 
 
+Search = Callable[[Tensor, Tensor, int], Tensor]
+"""A function with the arguments and the result of `nearest`."""
+
+
 def match(
-    query: Tensor, plan: MergePlan, features: Callable[[Tensor], Tensor] = head_mean
+    query: Tensor,
+    plan: MergePlan,
+    features: Callable[[Tensor], Tensor] = head_mean,
+    search: Search | None = None,
 ) -> Tensor:
     """Return where every token goes in the merged sequence.
 
@@ -150,11 +157,13 @@ def match(
         query: ``[B, H, N, D]`` after query norm and rotary embedding.
         plan: Merge plan on the same device.
         features: What is compared: from queries ``[B, H, N, D]`` to ``[B, N, C]``.
+        search: Search for the most similar destinations; None takes `nearest`.
 
     Returns:
         Places, ``[B, N]`` int64: a source's is that of its most similar destination, every other
         token's is its own. No gradient flows through it.
     """
+    search = nearest if search is None else search
     with precisely(query.device):
         compared = features(query)
         kept, sources = compared.index_select(1, plan.kept), compared.index_select(1, plan.sources)
@@ -164,7 +173,7 @@ def match(
             n, d, s = block.groups, block.destinations, block.sources
             destination = kept.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
             source = sources.narrow(1, block.first_source, n * s).unflatten(1, (n, s))
-            best = nearest(source, destination, 1).squeeze(3)  # [B, n, s]
+            best = search(source, destination, 1).squeeze(3)  # [B, n, s]
             first = block.first_destination + d * torch.arange(n, device=query.device)
             places.append((best + first.view(1, n, 1)).flatten(1))
     return torch.cat(places, dim=1).index_select(1, plan.restore)
@@ -197,15 +206,15 @@ def unmerge(output: Tensor, places: Tensor) -> Tensor:
     return copied.view(batch, -1, heads, dim).transpose(1, 2)
 
 
-def nearest(source: Tensor, destination: Tensor, count: int) -> Tensor:
+def nearest(source: Tensor, destination: Tensor, count: int, elements: int | None = None) -> Tensor:
     """Return the destinations of the largest cosines with each source, the largest first.
-
-    Never holds more similarities than the stated chunk.
 
     Args:
         source: ``[B, n, s, D]``, s tokens of n groups.
         destination: ``[B, n, d, D]``.
         count: How many to return, at most d.
+        elements: Largest number of similarities held at once, unless one row has more; None takes
+            `SIMILARITY_ELEMENTS` or, on another device than the CPU, `SIMILARITY_ELEMENTS_GPU`.
 
     Returns:
         Numbers inside the group, ``[B, n, s, count]`` int64; with a count of 1 ties go to the
@@ -214,7 +223,9 @@ def nearest(source: Tensor, destination: Tensor, count: int) -> Tensor:
     batch, n, s, d = *source.shape[:3], destination.shape[2]
     # The length of a source does not change which destination is nearest to it.
     destination = F.normalize(destination, dim=-1).transpose(2, 3)
-    bound = SIMILARITY_ELEMENTS if source.device.type == "cpu" else SIMILARITY_ELEMENTS_GPU
+    bound = elements
+    if bound is None:
+        bound = SIMILARITY_ELEMENTS if source.device.type == "cpu" else SIMILARITY_ELEMENTS_GPU
 
     def found(source: Tensor, destination: Tensor) -> Tensor:
         similarity = source @ destination

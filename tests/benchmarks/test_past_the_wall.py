@@ -19,7 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import spark3r
 from spark3r import Schedule
 from spark3r.reduction import merging
-from spark3r.runner import run
+from spark3r.runner import Runner, run
 
 FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 STEPS = ("compiled", "head", "merged")
@@ -52,7 +52,7 @@ def test_where_no_query_is_merged_nothing_changes(
 ) -> None:
     model = make_model() if kind == "reference" else stand_ins.Vggt().eval()
     images = make_images(4) if kind == "reference" else make_images(4, 28, 42)
-    step = past_the_wall.steps(model, backend="eager")[0]["merged"]
+    step = past_the_wall.steps(Runner.of(model), backend="eager")[0]["merged"]
     layers = len(spark3r.families.detect(model).attention(model))
     with spark3r.apply(model, Schedule.uniform(layers, 1, key_value)):
         before = run(model, images)
@@ -72,7 +72,7 @@ def test_merged_tokens_share_one_update(past_the_wall: ModuleType, monkeypatch: 
     monkeypatch.setattr(merging, "match", lambda *args: places.append(matched(*args)) or places[-1])
     block.register_forward_hook(lambda _, args, output: passes.append((args[0], output)))
     block.attn.register_forward_hook(lambda _, args, output: attended.append(output))
-    step = past_the_wall.steps(model, backend="eager")[0]["merged"]
+    step = past_the_wall.steps(Runner.of(model), backend="eager")[0]["merged"]
     with spark3r.apply(model, Schedule.uniform(1, 4, 2)):
         run(model, make_images(4))
         with step():
@@ -94,7 +94,8 @@ def test_merged_tokens_share_one_update(past_the_wall: ModuleType, monkeypatch: 
 
 def test_a_depth_head_in_float32_is_the_same(past_the_wall: ModuleType) -> None:
     model, images = make_model(), make_images(3)
-    step = past_the_wall.steps(model, backend="eager", head_dtype=torch.float32)[0]["head"]
+    steps, _ = past_the_wall.steps(Runner.of(model), backend="eager", head_dtype=torch.float32)
+    step = steps["head"]
     before = depth(model, images)
     with step():
         weight = model.depth_head.conv_half.weight  # type: ignore[union-attr]
@@ -104,7 +105,7 @@ def test_a_depth_head_in_float32_is_the_same(past_the_wall: ModuleType) -> None:
 
 def test_a_depth_head_in_half_precision_is_near(past_the_wall: ModuleType) -> None:
     model, images = make_model(), make_images(3)
-    step = past_the_wall.steps(model, backend="eager")[0]["head"]
+    step = past_the_wall.steps(Runner.of(model), backend="eager")[0]["head"]
     before = depth(model, images)
     with step():
         after = depth(model, images)
@@ -116,7 +117,7 @@ def test_a_depth_head_in_half_precision_is_near(past_the_wall: ModuleType) -> No
 def test_compiled_blocks_share_one_graph(past_the_wall: ModuleType) -> None:
     model, images = make_model(pairs=12), make_images(3)
     counter = CompileCounterWithBackend("eager")
-    step = past_the_wall.steps(model, backend=counter)[0]["compiled"]
+    step = past_the_wall.steps(Runner.of(model), backend=counter)[0]["compiled"]
     before = depth(model, images)
     for _ in range(2):
         with step():
@@ -127,7 +128,7 @@ def test_compiled_blocks_share_one_graph(past_the_wall: ModuleType) -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_undoes_itself(past_the_wall: ModuleType, name: str) -> None:
     model, images = make_model(), make_images(4)
-    step = past_the_wall.steps(model, backend="eager")[0][name]
+    step = past_the_wall.steps(Runner.of(model), backend="eager")[0][name]
     attributes = {path: dict(module.__dict__) for path, module in model.named_modules()}
     weights = {key: (value.clone(), value.stride()) for key, value in model.state_dict().items()}
     with spark3r.apply(model, Schedule.uniform(2, 4, 2)):
@@ -145,7 +146,7 @@ def test_a_step_undoes_itself(past_the_wall: ModuleType, name: str) -> None:
 def test_a_model_without_the_parts_says_so(
     past_the_wall: ModuleType, stand_ins: ModuleType
 ) -> None:
-    found, missing = past_the_wall.steps(stand_ins.Pi3().eval(), backend="eager")
+    found, missing = past_the_wall.steps(Runner.of(stand_ins.Pi3().eval()), backend="eager")
     assert found.keys() == {"compiled"}
     assert missing.keys() == {"head", "merged"}
 
