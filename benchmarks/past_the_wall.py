@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (schedule,) = treatments((options.schedule,), runner).values()
     except Spark3rError as error:
         parser.error(str(error))
-    patch_size = runner.family.facts(runner.root)["patch_size"]
+    patch_size = runner.family.metadata(runner.root)["patch_size"]
     rendered = runner.family.name == "reference"
     grid = options.grid or (REFERENCE_GRID if rendered else GRID)
     height, width = grid[0] * patch_size, grid[1] * patch_size

@@ -278,7 +278,7 @@ def gpu(arguments: argparse.Namespace) -> None:
 def synchronisations(runner: Runner) -> int:
     """Return the number of device synchronisations in a pass under the paper's schedule."""
     (paper,) = treatments(("paper",), runner).values()
-    patch = runner.family.facts(runner.root)["patch_size"]
+    patch = runner.family.metadata(runner.root)["patch_size"]
     images = torch.rand(120, 3, 8 * patch, 8 * patch, device="cuda")
     with paper():
         runner.run(images)  # builds what is cached per layout

@@ -530,7 +530,9 @@ def _require_same(
     Raises:
         ProfileError: If it is of other weights, another device, precision, grid or revision.
     """
-    record = describe(job.family.name, job.family.attention(job.model), job.family.facts(job.model))
+    record = describe(
+        job.family.name, job.family.attention(job.model), job.family.metadata(job.model)
+    )
     found = compare(
         profile,
         record,

@@ -42,7 +42,7 @@ def fingerprint(attention: Mapping[str, nn.Module]) -> str | None:
 def describe(
     family: str,
     attention: Mapping[str, nn.Module],
-    facts: Mapping[str, int],
+    metadata: Mapping[str, int],
     *,
     name: str | None = None,
     weights: str | None = None,
@@ -52,7 +52,7 @@ def describe(
     Args:
         family: Name of the model's family.
         attention: Global attention modules by canonical name, in the order of a pass.
-        facts: ``patch_size`` and ``special_tokens``, where the family knows them.
+        metadata: ``patch_size`` and ``special_tokens``, where the family knows them.
         name: Name of the model; None takes the family's.
         weights: Origin of the weights, or None.
 
@@ -68,8 +68,8 @@ def describe(
         weights=weights,
         width=None if first is None else _width(first),
         heads=getattr(first, "num_heads", None),
-        patch_size=facts.get("patch_size"),
-        special_tokens=facts.get("special_tokens"),
+        patch_size=metadata.get("patch_size"),
+        special_tokens=metadata.get("special_tokens"),
         fingerprint=fingerprint(attention),
         global_layers=tuple(attention),
     )

@@ -160,8 +160,8 @@ class Runner:
             name: Name of the model; None takes the family's.
             weights: Origin of the weights, or None.
         """
-        facts = self.family.facts(self.root)
-        return describe(self.family.name, self.attention, facts, name=name, weights=weights)
+        metadata = self.family.metadata(self.root)
+        return describe(self.family.name, self.attention, metadata, name=name, weights=weights)
 
     def layout(self, images: Tensor) -> TokenLayout:
         """Return the token layout of a pass over ``images`` ``[S, 3, H, W]``.

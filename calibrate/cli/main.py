@@ -127,7 +127,7 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     with Reporter(quiet=options.quiet) as reporter:
         if known.notice:
             reporter.say(known.notice)
-        patch_size = family.facts(model).get("patch_size", 8)
+        patch_size = family.metadata(model).get("patch_size", 8)
         split = _split(options, frames, family, patch_size, reporter)
         progress, say = reporter.progress, reporter.say
         if options.dry_run:

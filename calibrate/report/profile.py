@@ -92,7 +92,7 @@ def make_profile(
     record = describe(
         job.family.name,
         attention,
-        job.family.facts(job.model),
+        job.family.metadata(job.model),
         name=job.settings.name,
         weights=job.settings.weights,
     )

@@ -137,7 +137,7 @@ def bench(
 
 def _image_size(runner: Runner, grid: tuple[int, int]) -> tuple[int, int]:
     """Return height and width in pixels of frames with this grid of patches."""
-    patch = runner.family.facts(runner.root).get("patch_size")
+    patch = runner.family.metadata(runner.root).get("patch_size")
     if patch is None:
         raise FamilyError(
             f"family '{runner.family.name}' does not say how large a patch is, so that no images "

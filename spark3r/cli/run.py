@@ -197,7 +197,7 @@ def _default_device() -> str:
 def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
     from ..io.clips import load_clip
 
-    patch_size = runner.family.facts(runner.root).get("patch_size", 8)
+    patch_size = runner.family.metadata(runner.root).get("patch_size", 8)
     footage = load_clip(
         options.clip,
         runner.family,

@@ -20,7 +20,7 @@ from ..reduction.attention import attend
 from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
 from .base import Family, unwrap
-from .parts.da3_memory import saver
+from .parts.da3_memory import memory_savers
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
 from .parts.projection import join, project
@@ -69,7 +69,7 @@ def _is_backbone(backbone: Any) -> bool:
     return bool(found) and all(is_fused_attention(attn, _ARGUMENTS) for attn in found)
 
 
-def _refuse(root: nn.Module) -> str | None:
+def _explain_mismatch(root: nn.Module) -> str | None:
     found = locate(root, _BACKBONES, _is_transformer)
     if found is None:
         return None
@@ -155,7 +155,7 @@ def _predict(output: Any, images: Tensor) -> Prediction:
     return Prediction.from_depth(depth, confidence, extrinsics, intrinsics, pixel_centre=0.0)
 
 
-def _facts(root: nn.Module) -> dict[str, int]:
+def _metadata(root: nn.Module) -> dict[str, int]:
     inner = _backbone(root)[1].pretrained
     return {"patch_size": inner.patch_size, "special_tokens": 1 + inner.num_register_tokens}
 
@@ -164,7 +164,7 @@ FAMILY = Family(
     name="da3",
     usage="model.inference(images), or the network itself with images [B, S, 3, H, W]",
     matches=lambda root: locate(root, _BACKBONES, _is_backbone) is not None,
-    refuse=_refuse,
+    explain_mismatch=_explain_mismatch,
     attention=_attention,
     entry=lambda root: _backbone(root)[1],
     layout=_layout,
@@ -172,7 +172,9 @@ FAMILY = Family(
     call=_call,
     predict=_predict,
     preprocess=longest_side,
-    facts=_facts,
-    traceable=without_waiting,
-    saver=lambda root: saver(_backbone(root)[1].pretrained, _attention(root).values()),
+    metadata=_metadata,
+    compile_fixes=without_waiting,
+    memory_savers=lambda root: memory_savers(
+        _backbone(root)[1].pretrained, _attention(root).values()
+    ),
 )

@@ -96,7 +96,7 @@ def generic(
         entry=lambda root: _get(root, entry),
         layout=chosen,
         attend=_attend,
-        facts=lambda root: (
+        metadata=lambda root: (
             {"special_tokens": special} | ({} if patch_size is None else {"patch_size": patch_size})
         ),
     )

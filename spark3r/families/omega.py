@@ -62,7 +62,7 @@ def _is_aggregator(module: Any) -> bool:
     )
 
 
-def _refuse(root: nn.Module) -> str | None:
+def _explain_mismatch(root: nn.Module) -> str | None:
     found = locate(root, _AGGREGATORS, _alternates)
     if found is None:
         return None
@@ -100,7 +100,7 @@ def _attend(
     return attn.proj_drop(attn.proj(join(output)))
 
 
-def _saver(root: nn.Module) -> Iterator[Replacement]:
+def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
     # Upstream itself drops the layers that no head reads.
     aggregator = _aggregator(root)[1]
     blocks, kinds = aggregator.inter_frame_blocks, aggregator.inter_frame_attention_types
@@ -112,13 +112,13 @@ FAMILY = Family(
     name="omega",
     usage="model(images) or model.aggregator(images)",
     matches=lambda root: locate(root, _AGGREGATORS, _is_aggregator) is not None,
-    refuse=_refuse,
+    explain_mismatch=_explain_mismatch,
     attention=_attention,
     entry=lambda root: _aggregator(root)[1],
     layout=partial(aggregator.layout, start=_START),
     attend=_attend,
     predict=aggregator.predict,
     preprocess=balanced,
-    facts=lambda root: aggregator.facts(_aggregator(root)[1], start=_START),
-    saver=_saver,
+    metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),
+    memory_savers=_memory_savers,
 )

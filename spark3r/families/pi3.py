@@ -56,7 +56,7 @@ def _matches(root: Any) -> bool:
     )
 
 
-def _refuse(root: Any) -> str | None:
+def _explain_mismatch(root: Any) -> str | None:
     if not _alternates(root):
         return None
     return unlike(next(iter(_attention(root).values())), _ARGUMENTS, "π³")
@@ -109,7 +109,7 @@ def _backends(
     return [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
 
 
-def _saver(root: Any) -> Iterator[Replacement]:
+def _memory_savers(root: Any) -> Iterator[Replacement]:
     yield from encoder_by_frames(root.encoder)
     for i, block in enumerate(root.decoder):
         yield from by_tokens(block.mlp) if i % 2 else by_frames(block, "xpos")
@@ -123,7 +123,7 @@ def _predict(output: Any, images: Tensor) -> Prediction:
     return Prediction.from_local_points(points, logits.sigmoid(), poses)
 
 
-def _facts(root: Any) -> dict[str, int]:
+def _metadata(root: Any) -> dict[str, int]:
     return {"patch_size": root.patch_size, "special_tokens": root.patch_start_idx}
 
 
@@ -131,14 +131,14 @@ FAMILY = Family(
     name="pi3",
     usage="model(images) with images [B, N, 3, H, W], not model.forward or model.decode",
     matches=_matches,
-    refuse=_refuse,
+    explain_mismatch=_explain_mismatch,
     attention=_attention,
     entry=lambda root: root,
     layout=_layout,
     attend=_attend,
     predict=_predict,
     preprocess=first_image_area,
-    facts=_facts,
-    traceable=without_waiting,
-    saver=_saver,
+    metadata=_metadata,
+    compile_fixes=without_waiting,
+    memory_savers=_memory_savers,
 )

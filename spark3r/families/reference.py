@@ -46,7 +46,7 @@ def _attend(
     return attn.proj(join(attend(query, key, value, layout, rule, selection)))
 
 
-def _saver(root: Any) -> Iterator[Replacement]:
+def _memory_savers(root: Any) -> Iterator[Replacement]:
     yield from aggregator_in_pieces(root.aggregator, root.aggregator.global_blocks)
 
 
@@ -60,6 +60,6 @@ FAMILY = Family(
     attend=_attend,
     predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
     preprocess=partial(balanced, resolution=64, patch=8),  # trained at 64x64
-    facts=lambda root: aggregator.facts(root.get_submodule("aggregator"), start=_START),
-    saver=_saver,
+    metadata=lambda root: aggregator.metadata(root.get_submodule("aggregator"), start=_START),
+    memory_savers=_memory_savers,
 )

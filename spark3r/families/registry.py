@@ -38,7 +38,7 @@ def detect(model: nn.Module) -> Family:
         if family.matches(root):
             return family
     for family in FAMILIES.values():
-        reason = family.refuse(root)
+        reason = family.explain_mismatch(root)
         if reason is not None:
             raise FamilyError(f"{type(root).__name__} cannot be reduced: {reason}")
     if type(root).__name__ == "DataParallel":

@@ -21,7 +21,7 @@ from .parts.preprocessing import crop_width
 from .parts.projection import join, project
 from .parts.recognition import attentions, has, is_fused_attention, locate, refuse_dropout, unlike
 from .parts.rotary import rotate, without_waiting
-from .parts.vggt_memory import saver
+from .parts.vggt_memory import memory_savers
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "pos")
@@ -40,7 +40,7 @@ def _is_aggregator(module: Any) -> bool:
     )
 
 
-def _refuse(root: nn.Module) -> str | None:
+def _explain_mismatch(root: nn.Module) -> str | None:
     found = locate(root, _AGGREGATORS, _alternates)
     if found is None:
         return None
@@ -84,14 +84,14 @@ FAMILY = Family(
     name="vggt",
     usage="model(images) or model.aggregator(images)",
     matches=lambda root: locate(root, _AGGREGATORS, _is_aggregator) is not None,
-    refuse=_refuse,
+    explain_mismatch=_explain_mismatch,
     attention=_attention,
     entry=lambda root: _aggregator(root)[1],
     layout=partial(aggregator.layout, start=_START),
     attend=_attend,
     predict=aggregator.predict,
     preprocess=crop_width,
-    facts=lambda root: aggregator.facts(_aggregator(root)[1], start=_START),
-    traceable=without_waiting,
-    saver=lambda root: saver(root, _aggregator(root)[1]),
+    metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),
+    compile_fixes=without_waiting,
+    memory_savers=lambda root: memory_savers(root, _aggregator(root)[1]),
 )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..clips import Clip
 from ..errors import ClipError, FamilyError
-from ..families.base import Family
-from ..families.parts.preprocessing import Preprocess, UnfitImageError
+from ..families.base import Family, Preprocess
+from ..families.parts.preprocessing import UnfitImageError
 from ..families.registry import named_family
 from ..transform import Transform
 from .frames import Frame, FrameSelection

@@ -133,9 +133,11 @@ class Patch:
                     )
                 self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
                 self._set(module, "forward", MethodType(_forward, module))
-            for module, name, value in self.family.traceable(self.root):
+            for module, name, value in self.family.compile_fixes(self.root):
                 self._set(module, name, value)
-            for module, name, value in self.family.saver(self.root) if self.saves_memory else ():
+            for module, name, value in (
+                self.family.memory_savers(self.root) if self.saves_memory else ()
+            ):
                 self._set(module, name, value)
         except BaseException:
             self.remove()

@@ -44,7 +44,7 @@ def layout(
     )
 
 
-def facts(aggregator: Any, *, start: str) -> dict[str, int]:
+def metadata(aggregator: Any, *, start: str) -> dict[str, int]:
     """Return patch size and special tokens per frame; ``start`` as in `layout`."""
     return {"patch_size": aggregator.patch_size, "special_tokens": getattr(aggregator, start)}
 

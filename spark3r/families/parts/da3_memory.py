@@ -26,7 +26,7 @@ _ARGUMENTS = ("x", "n", "export_feat_layers", "kwargs")
 _Layers = tuple[tuple[tuple[Tensor, Tensor], ...], list[Tensor]]
 
 
-def saver(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[Replacement]:
+def memory_savers(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[Replacement]:
     """Yield what to set on a backbone's transformer and its blocks.
 
     Args:

@@ -12,7 +12,7 @@ Every function takes an iterable, so that a long video is never held at its full
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,9 +38,6 @@ class Preprocessed(NamedTuple):
     images: Tensor
     transforms: tuple[Transform, ...]
 
-
-Preprocess = Callable[[Iterable["Image"]], Preprocessed]
-"""From upright Pillow images, one per frame, to a model's input."""
 
 WHITE = 1.0
 

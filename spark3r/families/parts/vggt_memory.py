@@ -41,7 +41,7 @@ def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
     return frozenset(range(layers)) - read if dense_heads else frozenset()
 
 
-def saver(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
+def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield what to set on the aggregator and its blocks."""
     yield from aggregator_in_pieces(aggregator, aggregator.global_blocks, "pos")
     if not all(hasattr(type(aggregator), name) for name in _METHODS):

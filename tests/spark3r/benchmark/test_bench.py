@@ -264,7 +264,7 @@ def test_a_model_that_no_family_knows_is_measured_through_the_family_given() -> 
 def test_the_parts_of_every_family(make: Callable[[], nn.Module]) -> None:
     """Each tick of the clock is a part that began or ended; the encoder is no head."""
     runner = Runner.of(make().eval())
-    patch = runner.family.facts(runner.root)["patch_size"]
+    patch = runner.family.metadata(runner.root)["patch_size"]
     ticks = itertools.count()
     seen = profile_pass(runner, torch.rand(2, 3, patch, 2 * patch), lambda: float(next(ticks)))
     assert len(seen.calls) == runner.depth

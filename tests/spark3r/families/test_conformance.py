@@ -63,7 +63,7 @@ def test_recognised_by_structure(case: Case, model: nn.Module) -> None:
     found = family.attention(model)
     assert len(found) == case.layers
     assert all(model.get_submodule(name) is attn for name, attn in found.items())
-    assert family.facts(model)["patch_size"] == case.patch_size
+    assert family.metadata(model)["patch_size"] == case.patch_size
     assert detect(torch.compile(model, backend="eager")) is family
 
 
@@ -77,7 +77,7 @@ def test_token_layout_of_a_clip(case: Case, model: nn.Module) -> None:
     hook.remove()
     batch, layout = family.layout(family.entry(model), (clip,), {})
     assert (batch, layout.frames, layout.height, layout.width) == (2, 5, 2, 3)
-    assert layout.special == family.facts(model)["special_tokens"]
+    assert layout.special == family.metadata(model)["special_tokens"]
     assert layout.anchor_frame == (None if case.family == "pi3" else 0)
     assert seen == [layout.tokens]
 

@@ -55,7 +55,7 @@ def test_agrees_with_a_slow_oracle(case: Case, frames: int, rows: int, columns: 
                 positions,
                 frames=frames,
                 grid=(rows, columns),
-                special=detect(model).facts(model)["special_tokens"],
+                special=detect(model).metadata(model)["special_tokens"],
                 query=rule.query,
                 key_value=rule.key_value,
                 group=rule.operators.query.group,

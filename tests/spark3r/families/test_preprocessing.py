@@ -12,8 +12,8 @@ import torch
 import upstream_loaders
 from PIL import Image
 
+from spark3r.families.base import Preprocess
 from spark3r.families.parts.preprocessing import (
-    Preprocess,
     UnfitImageError,
     balanced,
     crop_width,

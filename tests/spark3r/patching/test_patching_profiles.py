@@ -27,7 +27,7 @@ from spark3r.runner import Runner
 
 def profile_of(model, **changes):
     family = detect(model)
-    record = describe(family.name, family.attention(model), family.facts(model))
+    record = describe(family.name, family.attention(model), family.metadata(model))
     options = {"status": "prior", "source": "these tests", "notes": "made up"} | changes
     return Profile.create(record, {"fast": REDUCED, "faithful": FAITHFUL}, **options)
 

@@ -263,7 +263,7 @@ def test_measured_shipped_profiles_are_of_the_shipped_weights() -> None:
         if profile.status == "measured":
             model = load_model(profile.model.name)
             family = detect(model)
-            record = describe(family.name, family.attention(model), family.facts(model))
+            record = describe(family.name, family.attention(model), family.metadata(model))
             found = compare(profile, record)
             assert not found.errors
             assert not found.warnings
