@@ -442,6 +442,12 @@ def _read(values: Mapping[str, Any], what: str, registry: Mapping[str, type[Kind
 
 
 def _plain(operator: QueryMerging | KeyValuePruning) -> tuple[Any, ...]:
-    found = (getattr(operator, each.name) for each in fields(operator))
-    # A compiler may have taken a number for a symbol; `index` makes it a number again.
-    return tuple(index(each) if type(each) is int else each for each in found)
+    return tuple(_constant(getattr(operator, each.name)) for each in fields(operator))
+
+
+def _constant(value: Any) -> Any:
+    # A compiler takes a number that changed since its last graph for a symbol. Neither call changes
+    # the value, and both make the symbol a number again.
+    if type(value) is int:
+        return index(value)
+    return float.fromhex(value.hex()) if type(value) is float else value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,12 +54,11 @@ def in_subset(frame: int, y: int, x: int, factor: int) -> bool:
     return (x + row_shift(factor) * y + frame_shift(factor) * frame) % factor == 0
 
 
-def in_strided_frame(frame: int, y: int, x: int, factor: int) -> bool:
-    return frame % factor == 0
-
-
-KEPT_PATCHES = {"temporal_stride": in_strided_frame, "token_stride": in_subset}
-"""By an operator's name its slow twin: whether the patch in row y, column x of a frame stays."""
+# Slow twins of key-value operators by name: whether the patch at (frame, y, x) stays.
+KEPT_PATCHES: dict[str, Callable[[Any, int, int, int, int], bool]] = {
+    "temporal_stride": lambda operator, frame, y, x, factor: frame % factor == 0,
+    "token_stride": lambda operator, frame, y, x, factor: in_subset(frame, y, x, factor),
+}
 
 
 def kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
@@ -79,7 +80,7 @@ def kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
             ("special", first + i, ops.keep_special or strided) for i in range(layout.special)
         ]
         for y, x in grid:
-            stays = patch_stays(frame, y, x, rule.key_value)
+            stays = patch_stays(ops, frame, y, x, rule.key_value)
             tokens.append(("patch", token_of(layout, frame, y, x), stays))
         for kind, token, stays in tokens:
             if not whole:
@@ -191,5 +192,5 @@ def fit(
     return torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, 0 * ridge))).solution
 
 
-SLOPES = {"copy": lambda *_: None, "linear": fit}
-"""By the name of a way of unmerging, the map that tells outputs of one place apart."""
+# Slow twins of the ways of unmerging by name: the map that tells outputs of one place apart.
+SLOPES: dict[str, Callable[..., Tensor | None]] = {"copy": lambda *_: None, "linear": fit}

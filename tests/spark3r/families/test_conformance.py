@@ -28,9 +28,10 @@ from family_cases import (
 from torch import Tensor, nn
 
 import spark3r
-from spark3r import LayerRule, Schedule
+from spark3r import Schedule
 from spark3r.families.registry import detect
 from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
+from spark3r.reduction.rule import ResolvedRule
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -104,7 +105,7 @@ def test_forced_through_our_path_factors_of_one_change_nothing(
 ) -> None:
     clip = images(case, 5, batch=2)
     dense = run(model, clip)
-    monkeypatch.setattr(LayerRule, "is_dense", property(lambda rule: False))
+    monkeypatch.setattr(ResolvedRule, "is_dense", property(lambda rule: False))
     calls = _count_calls(monkeypatch, case)
     with spark3r.apply(model, Schedule.dense(case.layers)):
         assert difference(run(model, clip), dense) == 0.0
@@ -214,7 +215,7 @@ def test_half_precision_forced_through_our_path(
         raise AssertionError("the last global attention did not run")
 
     dense = tokens()
-    monkeypatch.setattr(LayerRule, "is_dense", property(lambda rule: False))
+    monkeypatch.setattr(ResolvedRule, "is_dense", property(lambda rule: False))
     with spark3r.apply(model, Schedule.dense(case.layers)):
         assert torch.equal(tokens(), dense)
     monkeypatch.undo()

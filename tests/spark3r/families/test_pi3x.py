@@ -10,7 +10,8 @@ from family_cases import Case, attentions, build, difference, images, missing, r
 from torch import Tensor, nn
 
 import spark3r
-from spark3r import LayerRule, Schedule
+from spark3r import Schedule
+from spark3r.reduction.rule import ResolvedRule
 
 STAND_IN = Case("pi3x-stand-in", "pi3", stand_ins.Pi3X, 3)
 UPSTREAM = Case(
@@ -42,7 +43,7 @@ def test_given_poses_are_injected_as_before(case: Case, monkeypatch: pytest.Monk
     given = {"poses": _poses(5)}
     without, dense = run(model, clip), run(model, clip, **given)
     assert difference(dense, without) > 1e-6, "the poses change nothing"
-    monkeypatch.setattr(LayerRule, "is_dense", property(lambda rule: False))
+    monkeypatch.setattr(ResolvedRule, "is_dense", property(lambda rule: False))
     with spark3r.apply(model, Schedule.dense(case.layers)):
         assert difference(run(model, clip, **given), dense) == 0.0
     monkeypatch.undo()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_properties import CPU, check_attention, check_selection
 from qkv import random_qkv, reduced
 from strategies import layouts, operators, rules
 from tiers import examples
@@ -29,7 +30,6 @@ from spark3r.reduction.operators import (
 from spark3r.reduction.plans import key_value_length, query_length, select
 from spark3r.reduction.rule import ResolvedRule, clamp
 
-CPU = torch.device("cpu")
 few = settings(max_examples=examples(40), deadline=None)
 
 
@@ -54,32 +54,14 @@ def test_consecutive_frames_visit_every_patch_once(factor):
 @given(layouts(), rules(), st.integers(1, 3))
 def test_reduced_attention_is_that_of_the_oracle(layout, rule, batch):
     rule = clamp(rule, layout)
-    query, key, value = random_qkv(layout, batch)
-    expected = oracle.attend(query, key, value, layout, rule)
-    torch.testing.assert_close(
-        reduced(query, key, value, layout, rule), expected, rtol=0, atol=1e-11
-    )
+    check_attention(layout, rule, batch)
 
 
 @few
 @given(layouts(), rules())
 def test_selection_is_that_of_the_oracle(layout, rule):
     rule = clamp(rule, layout)
-    selection = select(layout, rule, CPU)
-    if selection is None:
-        assert rule.key_value == 1
-        return
-    expected = oracle.kept_keys(layout, rule)
-    tokens = torch.arange(layout.tokens).view(1, -1, 1)
-    assert selection.take(tokens).flatten().tolist() == sorted(expected)
-    assert selection.length == key_value_length(layout, rule) == len(expected)
-    bias = selection.bias(torch.float64)
-    if bias is None:  # off, or nothing that is kept stands for anything dropped
-        bias = torch.zeros(selection.length, dtype=torch.float64)
-    else:
-        assert rule.operators.key_value.mass_correction > 0
-    biases = [expected[token] for token in sorted(expected)]
-    torch.testing.assert_close(bias, torch.tensor(biases, dtype=torch.float64))
+    check_selection(layout, rule)
 
 
 @few
