@@ -8,6 +8,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import calibrate
 import spark3r
 from calibrate.cli.arguments import parser as calibrate_parser
 from spark3r.cli.main import parser as runtime_parser
+from spark3r.families.base import Family
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -136,6 +138,12 @@ def test_every_public_name_is_on_the_page_of_public_names(package: object) -> No
     named = set(re.findall(r"`(\w+)`", page))
     public = set(package.__all__)  # type: ignore[attr-defined]
     assert public <= named, f"docs/public-api.md lacks {sorted(public - named)}"
+
+
+def test_every_field_of_a_family_is_on_the_page_that_adds_one() -> None:
+    named = set(re.findall(r"`(\w+)[`(]", text_of("docs/adding-a-family.md")))
+    lacking = {field.name for field in fields(Family)} - {"name", "attend"} - named
+    assert not lacking, f"docs/adding-a-family.md lacks {sorted(lacking)}"
 
 
 def test_the_citation_names_this_version() -> None:
