@@ -10,6 +10,7 @@ a schedule.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -161,8 +163,8 @@ class Patch:
         if not self._enabled:
             return
         batch, layout = self.family.layout(entry, args, kwargs)
-        tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-        device = next((each.device.type for each in tensors), "cpu")
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        device = tensors[0].device.type if tensors else "cpu"
         if torch.compiler.is_compiling():
             self._passes.trace(self._traced(layout, device))
             return
@@ -227,8 +229,10 @@ class Handle(Patch):
         super()._reset()
         self._resolved: dict[TokenLayout, tuple[ResolvedRule, ...]] = {}
         self._warned: set[str] = set()
+        self._number = next(_NUMBERS)
+        _HANDLES[self._number] = self
 
-    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned")
+    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned", "_number")
 
     def __str__(self) -> str:
         state = "" if self.is_active else " (removed)"
@@ -255,7 +259,7 @@ class Handle(Patch):
         return Pass(layout, rules)
 
     def _traced(self, layout: TokenLayout, device: str) -> Pass:
-        _warn_when_traced(self, device, *layout.fields)
+        _warn_when_traced(self._number, device, *layout.fields)
         return Pass(layout, self.schedule.resolve_within(layout))
 
     def _run(
@@ -338,9 +342,17 @@ def _words(operators: Operators) -> str:
     return f"{operators.key_value.describe()}; queries {operators.query.describe()}"
 
 
+_NUMBERS = itertools.count()
+_HANDLES: WeakValueDictionary[int, Handle] = WeakValueDictionary()
+
+
 @torch.compiler.assume_constant_result
-def _warn_when_traced(handle: Handle, device: str, *fields: Any) -> bool:
-    """Warn in a traced pass as in an eager one. The result is a constant to the compiler."""
+def _warn_when_traced(number: int, device: str, *fields: Any) -> bool:
+    """Warn in a traced pass as in an eager one. The result is a constant to the compiler.
+
+    The handle is named by its number, because Dynamo takes only constants here up to torch 2.8.
+    """
+    handle = _HANDLES[number]
     layout = TokenLayout(*fields)
     handle._warn(layout, handle.schedule.resolve_within(layout), device)
     return True

@@ -104,7 +104,7 @@ def base_frequency(embedding: nn.Module) -> float:
     """
     for name in ("base_frequency", "base"):  # VGGT and Depth-Anything-3, π³
         value = getattr(embedding, name, None)
-        if isinstance(value, int | float):
+        if isinstance(value, (int, float)):  # Dynamo of torch 2.8 cannot trace int | float
             return float(value)
     raise FamilyError(
         f"the model's rotary embedding {type(embedding).__name__} has no base frequency: it is "
