@@ -61,6 +61,7 @@ def test_no_pass_waits_for_the_device(case: Case) -> None:
                 run(model, clip)
 
 
+@pytest.mark.dynamo
 @pytest.mark.parametrize(("case", "reduced"), COMPILED)
 def test_entry_compiles_without_a_graph_break(case: Case, reduced: bool) -> None:
     torch._dynamo.reset()

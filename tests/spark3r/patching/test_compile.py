@@ -18,6 +18,8 @@ from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner
 
+pytestmark = pytest.mark.dynamo
+
 PAPER = Schedule((LayerRule(3, 2), LayerRule(1, 4)), Operators(QueryMerging(group=4)))
 FAITHFUL = Schedule(
     (LayerRule(1, 4), LayerRule(4, 2)),
@@ -25,20 +27,16 @@ FAITHFUL = Schedule(
         QueryMerging(group=5, unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)
     ),
 )
-ONE = Schedule((LayerRule(3, 2),), Operators(group=4))
+ONE = Schedule((LayerRule(3, 2),), Operators(QueryMerging(group=4)))
 LENGTHS = range(4, 16)
 FEW_LENGTHS = (4, 9, 15)  # a short group, a group and a short one, whole groups
-RECOMPILE_LIMIT = (
-    "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-)
-"""Dynamo's option, which had another name before torch 2.6."""
 
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
     torch._dynamo.reset()
     # Dynamo compiles one code object 8 times by default; a clip length is one compilation.
-    with torch._dynamo.config.patch({RECOMPILE_LIMIT: 16}):
+    with torch._dynamo.config.patch(recompile_limit=16):
         yield
     torch._dynamo.reset()
 
@@ -132,7 +130,7 @@ def test_graph_breaks_and_the_recompile_limit_only_cost_speed():
         expected = model(images)["depth"]
         for block in model.aggregator.frame_blocks:
             block.register_forward_hook(lambda *_: torch._dynamo.graph_break())
-        with torch._dynamo.config.patch({RECOMPILE_LIMIT: 1}):
+        with torch._dynamo.config.patch(recompile_limit=1):
             compiled = torch.compile(model, backend="eager")
             for _ in range(2):
                 torch.testing.assert_close(compiled(images)["depth"], expected)
