@@ -24,7 +24,9 @@ class Criterion:
 
 
 def print_criteria(criteria: Sequence[Criterion]) -> None:
-    """Print criteria as a Markdown table."""
+    """Print criteria as a Markdown table; nothing if there are none."""
+    if not criteria:
+        return
     verdicts = {True: "met", False: "**not met**", None: "not measured"}
     print()
     print_markdown(

@@ -127,9 +127,11 @@ def on_meta(family: str, variant: str) -> Any:
     return model.to("meta").eval()
 
 
-def count(frames: list[int]) -> list[dict[str, Any]]:
+def count(models: list[str], frames: list[int]) -> list[dict[str, Any]]:
+    """Return counted peaks of real architectures at several lengths."""
     rows = []
-    for name, (family, variant, profile, size) in REAL.items():
+    for name in models:
+        family, variant, profile, size = REAL[name]
         model = on_meta(family, variant)
         schedule = load_profile(profile).schedule()
         for length in frames:
@@ -161,6 +163,7 @@ def count(frames: list[int]) -> list[dict[str, Any]]:
 
 
 def measure(frames: int, only: str | None) -> list[dict[str, Any]]:
+    """Return measured and counted peaks of the tests' small instances of upstream code."""
     rows = []
     for case in ALL_CASES:
         if not case.needs or missing(case) or only not in (None, case.name):
@@ -208,6 +211,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
     parser.add_argument(
+        "--models", nargs="+", choices=REAL, default=list(REAL), help="to count (default: all)"
+    )
+    parser.add_argument(
         "--case", help="the only small instance to measure, by its name in the tests"
     )
     parser.add_argument("--mode", help=argparse.SUPPRESS)
@@ -218,7 +224,11 @@ def main() -> None:
         print(json.dumps(one(arguments.case, arguments.frames[0], arguments.mode)))
         return
     frames = arguments.frames
-    rows = count(frames) if arguments.what == "count" else measure(frames[0], arguments.case)
+    rows = (
+        count(arguments.models, frames)
+        if arguments.what == "count"
+        else measure(frames[0], arguments.case)
+    )
     write_result({"what": arguments.what, "rows": rows}, arguments.output)
 
 
