@@ -206,13 +206,15 @@ def make_single() -> nn.Module:
 def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let the command run in a folder of its own, without a clock.
 
-    It cuts footage into four clips only, does not wait for the disk, and draws blank pictures.
+    It cuts footage into four clips only, trusts drift so that few factors are probed, does not wait
+    for the disk, and draws blank pictures.
     """
     without_clock(monkeypatch)
     remember(monkeypatch)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(SENSITIVITIES))
     monkeypatch.setattr("calibrate.cli.clips.STRETCHES", 4)
+    monkeypatch.setattr("calibrate.measure.sensitivity.TRUSTED", -1.0)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     for picture in ("sensitivity_picture", "schedules_picture", "trade_off_picture"):
         monkeypatch.setattr(f"calibrate.report.page.{picture}", blank_picture)

@@ -18,14 +18,15 @@ from spark3r import Schedule
 from spark3r.families.registry import detect
 
 ROTARY = [case for case in CASES if case.family != "omega"]
+FAST = ("vggt-stand-in", "pi3x-stand-in", "da3-stand-in", "omega-stand-in")
 # Compiling takes seconds: one instance stands for both of Depth-Anything-3, and the fast tier
-# compiles the stand-ins reduced.
+# compiles the stand-ins reduced, Pi3X for π³ as well.
 COMPILED = [
     pytest.param(
         case,
         reduced,
         id=f"{case}-{'reduced' if reduced else 'dense'}",
-        marks=() if reduced and not case.needs else pytest.mark.slow,
+        marks=() if reduced and case.name in FAST else pytest.mark.slow,
     )
     for case in CASES
     if case.name != "da3-small-upstream"

@@ -45,7 +45,7 @@ def fresh_dynamo():
     ("unmerge", "backend", "lengths"),
     [
         ("copy", "eager", FEW_LENGTHS),
-        ("linear", "aot_eager", FEW_LENGTHS),
+        ("linear", "eager", FEW_LENGTHS),
         *(
             pytest.param(unmerge, backend, LENGTHS, marks=pytest.mark.slow)
             for unmerge in ("copy", "linear")
@@ -123,9 +123,9 @@ def test_the_generic_family_compiles():
 def test_graph_breaks_and_the_recompile_limit_only_cost_speed():
     # Upstream rotary embeddings break the graph, and all layers share one code object: past the
     # limit some layers run eagerly inside a pass that a compiled graph began.
-    model = make_model(pairs=3)
+    model = make_model(pairs=2)
     images = make_images(8, 16, 16)
-    spark3r.apply(model, Schedule.uniform(3, 3, 2))
+    spark3r.apply(model, Schedule.uniform(2, 3, 2))
     with torch.no_grad():
         expected = model(images)["depth"]
         for block in model.aggregator.frame_blocks:
