@@ -12,9 +12,9 @@ from .errors import LayoutError
 class TokenLayout:
     """The order of tokens in one global-attention sequence.
 
-    Frames follow one another; each holds its special tokens (camera, registers) and then its
-    patches row by row, or the patches first when ``special_last``. ``tail`` tokens come after all
-    frames (MapAnything's scale token).
+    Frames follow one another. Each holds its special tokens (camera, registers) and then its
+    patches row by row; with ``special_last`` the patches come first. ``tail`` tokens follow after
+    all frames (MapAnything's scale token).
 
     Attributes:
         frames: Number of frames S, at least 1.
@@ -22,8 +22,9 @@ class TokenLayout:
         width: Columns of the patch grid.
         special: Special tokens per frame.
         special_last: Whether a frame's special tokens stand after its patches.
-        tail: Tokens after all frames.
-        anchor_frame: The frame with its own special tokens (VGGT: 0), or None (π³).
+        tail: Number of tokens after all frames.
+        anchor_frame: Number of the frame that has special tokens of its own (VGGT: 0), or None
+            (π³).
 
     Raises:
         LayoutError: If a count is out of range.
@@ -38,7 +39,7 @@ class TokenLayout:
     anchor_frame: int | None = None
 
     def __post_init__(self) -> None:
-        # A symbolic size of a compiled graph becomes a number here: selections depend on it.
+        # A compiled graph's symbolic size becomes a number here, because selections depend on it.
         for name in ("frames", "height", "width", "special", "tail"):
             try:
                 object.__setattr__(self, name, index(getattr(self, name)))
@@ -77,7 +78,7 @@ class TokenLayout:
 
     @property
     def fields(self) -> tuple[int, int, int, int, bool, int, int | None]:
-        """The constructor's arguments as plain constants, which a tracing compiler can fold."""
+        """The constructor's arguments as plain constants, for a compiler that traces."""
         return (
             index(self.frames),
             index(self.height),

@@ -1,4 +1,4 @@
-"""Schedules: how much every global attention layer reduces its queries, keys and values."""
+"""Schedules: the reduction factors of every global attention layer."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class LayerRule:
 
     Attributes:
         query: Nominal reduction of the query patches, an integer of at least 1.
-        key_value: Nominal reduction of the key and value frames or patches, likewise.
-        operators: The layer's own operators, or None for the schedule's.
+        key_value: Nominal reduction of the key and value frames or patches, an integer of at
+            least 1.
+        operators: Operators of this layer alone; None takes the schedule's.
 
     Raises:
         ScheduleError: If a factor is below 1 or not an integer.
@@ -57,14 +58,14 @@ class LayerRule:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the layer is left alone."""
+        """True if the layer is not reduced."""
         return self.query == 1 and self.key_value == 1
 
     def resolve(self, operators: Operators) -> ResolvedRule:
-        """Return the rule of a pass in which the factors hold as they are.
+        """Return the rule of a pass with the factors as they are.
 
         Args:
-            operators: The schedule's operators, for a layer without its own.
+            operators: Operators of the schedule, for a layer that has none of its own.
         """
         own = operators if self.operators is None else self.operators
         return ResolvedRule(self.query, self.key_value, own)
@@ -72,15 +73,17 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class LengthRule:
-    """How a schedule's factors follow the length of a clip.
+    """The way in which a schedule's factors follow the length of a clip.
 
     Attributes:
-        mode: ``constant``: the factors as they are. ``constant_kept_frames``: key-value factors
-            grow with the clip so that as many frames are kept as at ``calibrated_frames``.
-            ``paper``: the factors multiply the length rule of Spark3R (eq. 4 and 5).
-        calibrated_frames: The length the factors were chosen for.
-        min_frames: Shorter clips run dense.
-        max_frames: The longest clip there is evidence for; longer ones run, with one warning.
+        mode: Name of the rule. ``constant`` leaves the factors as they are.
+            ``constant_kept_frames`` lets key-value factors grow with the clip, so that as many
+            frames are kept as at ``calibrated_frames``. ``paper`` multiplies the factors by the
+            length rule of Spark3R (eq. 4 and 5).
+        calibrated_frames: Length in frames that the factors were chosen for, or None.
+        min_frames: Length in frames below which a clip runs dense.
+        max_frames: Longest clip in frames with evidence, or None for no bound. A longer clip runs,
+            with one warning.
 
     Raises:
         ScheduleError: If a bound is out of range or missing.
@@ -107,9 +110,9 @@ class Schedule:
     """One layer rule per global attention layer, the operators, and the length rule.
 
     Attributes:
-        layers: Layer rules in the order in which a pass meets the layers.
+        layers: Layer rules in the order in which a pass calls the layers.
         operators: Operators of every layer that has none of its own.
-        length: How the factors follow the clip's length.
+        length: Length rule of the factors.
 
     Raises:
         ScheduleError: If there is no layer.
@@ -151,11 +154,11 @@ class Schedule:
 
     @classmethod
     def dense(cls, layers: int) -> Schedule:
-        """Return the schedule that leaves all of ``layers`` global layers alone."""
+        """Return the schedule that reduces none of ``layers`` global layers."""
         return cls.uniform(layers)
 
     def resolve(self, frames: int) -> tuple[ResolvedRule, ...]:
-        """Return the rules of a clip of ``frames`` frames, with the factors asked for.
+        """Return the rules of a clip of ``frames`` frames, with factors by the length rule.
 
         Raises:
             ScheduleError: If ``frames`` is not an integer of at least 1.
@@ -164,7 +167,7 @@ class Schedule:
         return tuple(self._at_length(rule, frames) for rule in self.layers)
 
     def resolve_within(self, layout: TokenLayout) -> tuple[ResolvedRule, ...]:
-        """Return the rules of a pass, with factors brought down to what its layout allows."""
+        """Return the rules of a pass, with factors no larger than its layout allows."""
         return tuple(clamp(rule, layout) for rule in self.resolve(layout.frames))
 
     def _at_length(self, rule: LayerRule, frames: int) -> ResolvedRule:
@@ -198,17 +201,17 @@ def paper_schedule(
 ) -> Schedule:
     """Return the schedule of the Spark3R paper (arXiv 2605.06270 v2, §IV, eq. 4 and 5).
 
-    Sensitive layers take r_KV of eq. 5, the others three times as much; queries take r_Q of
-    eq. 4 everywhere.
+    Sensitive layers have the key-value factor r_KV of eq. 5, all others have three times that
+    factor. Every layer has the query factor r_Q of eq. 4.
 
     Args:
         family: Name of the model family.
-        layers: Number of global layers; None takes the paper's model of that family.
-        sensitive: Sensitive layers, counted from 0 among the global layers. Needed for models
-            the paper does not cover; its probe finds them.
+        layers: Number of global layers; None takes that of the paper's model of the family.
+        sensitive: Sensitive layers, counted from 0 among the global layers. They are needed for a
+            model that the paper does not cover; the paper's probe finds them.
 
     Raises:
-        ScheduleError: If the paper does not name this model's sensitive layers and none are
+        ScheduleError: If the paper does not name the sensitive layers of this model and none are
             given, or if one lies outside the model.
     """
     if layers is None:
@@ -242,5 +245,5 @@ def paper_schedule(
 
 
 def operators_text(operators: Operators) -> str:
-    """Return operators as tables hold them: JSON with sorted keys."""
+    """Return operators as text, as tables hold them: JSON with sorted keys."""
     return json.dumps(operators.to_dict(), sort_keys=True)

@@ -1,4 +1,4 @@
-"""Attention with merged queries over the keys and values that stayed (Spark3R fig. 3)."""
+"""Attention of merged queries to the kept keys and values (Spark3R fig. 3)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def attend(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Merge the queries, attend to the keys and values given, and unmerge.
+    """Return reduced attention: merge the queries, attend to the keys and values, unmerge.
 
     Args:
-        query: All N tokens' queries, ``[B, H, N, D]``, after query norm and rotary embedding.
-        key: Keys of the selected tokens, ``[B, H, M, D]``.
-        value: Values of the selected tokens, ``[B, H, M, D]``.
+        query: Queries of all N tokens, ``[B, H, N, D]``, after query norm and rotary embedding.
+        key: Keys of the M kept tokens, ``[B, H, M, D]``, after key norm and rotary embedding.
+        value: Values of the kept tokens, ``[B, H, M, D]``.
         layout: Token layout of the N tokens.
         rule: Rule of the layer in this pass.
-        selection: The selection that keys and values were made from, None when all stayed.
-        scale: Factor on the logits, None for 1/sqrt(D).
+        selection: Selection of the kept tokens, None if all N are kept.
+        scale: Factor on the logits; None takes 1/sqrt(D).
 
     Returns:
-        ``[B, H, N, D]`` in the queries' dtype. With a query factor of 1 and no selection this is
+        ``[B, H, N, D]`` in the queries' dtype. With a query factor of 1 and no selection it equals
         ``F.scaled_dot_product_attention(query, key, value)``, bit for bit.
     """
     mask = None if selection is None else selection.bias(query.dtype)
@@ -56,10 +56,14 @@ def attend(
 
 
 def attention_share(rules: Iterable[ResolvedRule], layout: TokenLayout) -> float:
-    """Return the share of dense attention cost that resolved rules leave, a fraction.
+    """Return the share of the dense attention cost that rules leave, as a fraction.
 
-    The mean over layers of realised queries times realised keys over N², the work of the
-    attention products themselves; matching and projections are not counted.
+    It is the mean over layers of realised queries times realised keys over N²: the work of the
+    attention products. Matching and projections are not counted.
+
+    Args:
+        rules: Rule of each layer.
+        layout: Token layout of the pass.
 
     Raises:
         ScheduleError: If there are no rules.

@@ -1,9 +1,10 @@
 """Evenly spread subsets of the patches of a clip, one in ``factor``, moving from frame to frame.
 
 Patch (y, x) of frame f belongs to the subset when (x + k·y + c·f) mod r = 0. The row shift k makes
-the subset of one frame as even as a lattice can be; the frame shift c is coprime to r, so that r
-consecutive frames visit every patch once, far steps first. For r = 2 this is a checkerboard that
-flips with each frame. It is the deterministic region sampling of Spark3R §IV-B for any integer r.
+the subset of one frame as even as a lattice can be. The frame shift c is coprime to r, so that r
+consecutive frames visit every patch once, and large, so that neighbouring frames differ. For r = 2
+this is a checkerboard that flips with each frame. It extends the deterministic region sampling of
+Spark3R §IV-B to any integer r.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def frame_shift(factor: int) -> int:
 def residues(frames: int, height: int, width: int, factor: int) -> Tensor:
     """Return (x + k·y + c·f) mod r of every patch, ``[frames, height * width]`` int64 on the CPU.
 
-    Zero marks the subset; every value marks another one of the same spread.
+    Residue 0 marks the subset. Every other residue marks a subset of the same spread.
     """
     f = torch.arange(frames, device="cpu").view(-1, 1, 1)
     y = torch.arange(height, device="cpu").view(1, -1, 1)
@@ -44,17 +45,17 @@ def members(inside: Tensor, height: int, width: int, factor: int) -> Tensor:
     """Return how many patches of each frame belong to the subset, without listing them.
 
     Args:
-        inside: Frame numbers f, any shape, int64.
+        inside: Frame numbers f, int64 of any shape.
         height: Rows of the patch grid.
         width: Columns of the patch grid.
-        factor: r.
+        factor: Reduction factor r.
     """
     of_class = torch.bincount(residues(1, height, width, factor).flatten(), minlength=factor)
     return of_class[-frame_shift(factor) * inside % factor]
 
 
 def _shortest_squared(factor: int, k: int) -> int:
-    """Squared length of the shortest vector of the lattice {(x, y): x + k·y ≡ 0 mod r} (Gauss)."""
+    """Return the squared length of the shortest vector of {(x, y): x + k·y ≡ 0 mod r} (Gauss)."""
     a, b = (factor, 0), (-k % factor, 1)
     while True:
         if a[0] ** 2 + a[1] ** 2 > b[0] ** 2 + b[1] ** 2:

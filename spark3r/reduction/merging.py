@@ -1,10 +1,10 @@
-"""Query merging inside groups of consecutive frames (Spark3R §IV-B), and its undoing.
+"""Query merging inside groups of consecutive frames (Spark3R §IV-B), and copying back.
 
 One query patch in r is a destination (see `lattice`). Every other patch, a source, joins the most
 similar destination of its group by cosine of the mean over heads; ties go to the first. A
 destination becomes the mean of itself and its sources, and after attention each of them copies its
-output (`unmerging` does better). Special tokens and tail tokens are never merged, the anchor frame
-only on request.
+output (`unmerging` does better). Special tokens and tail tokens are never merged, and the anchor
+frame is left alone on request.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import Tensor
 from ..layout import TokenLayout
 
 SIMILARITY_ELEMENTS = 2**22
-"""Similarities held at once on the CPU: 16 MiB in float32, which its caches like best."""
+"""Similarities held at once on a CPU: 16 MiB in float32, which fits its caches best."""
 
 SIMILARITY_ELEMENTS_GPU = 2**26
-"""The same elsewhere: 256 MiB in float32, for few large products. One source's row may be longer
-than either."""
+"""Similarities held at once on other devices: 256 MiB in float32, so that products are few and
+large. The row of one source may be longer than either bound."""
 
 
 @dataclass(frozen=True)
 class GroupBlock:
-    """Consecutive groups that split into destinations and sources alike.
+    """Consecutive groups with equal numbers of destinations and sources.
 
     Attributes:
         groups: Number of groups n.
         destinations: Destinations per group d.
         sources: Sources per group s.
-        first_destination: Where the block's destinations start in the merged sequence.
-        first_source: Where its sources start in the list of sources.
+        first_destination: Place of the block's first destination in the merged sequence.
+        first_source: Place of its first source in the list of sources.
     """
 
     groups: int
@@ -48,14 +48,14 @@ class GroupBlock:
 
 @dataclass(frozen=True, eq=False)
 class MergePlan:
-    """What of query merging depends on the layout alone.
+    """The part of query merging that depends on the layout alone.
 
     Attributes:
-        kept: Positions of the merged sequence's tokens in the full one, ``[K]``: first those that
-            stand aside, then the destinations group by group.
-        sources: Positions of the sources in the full sequence, ``[M]``, group by group.
-        restore: For each of the N tokens its place in kept followed by sources, ``[N]``.
-        blocks: Runs of alike groups.
+        kept: Positions in the full sequence of the merged sequence's tokens, ``[K]``: first the
+            tokens that are never merged, then the destinations group by group.
+        sources: Positions in the full sequence of the sources, ``[M]``, group by group.
+        restore: Place of each of the N tokens in ``kept`` followed by ``sources``, ``[N]``.
+        blocks: Runs of groups of equal size.
     """
 
     kept: Tensor
@@ -78,10 +78,10 @@ def make_plan(
     Args:
         layout: Token layout of the clip.
         destinations: Destinations among the patches of one group, ``[group, h * w]`` bool.
-        group: Frames per group, at most the clip's.
+        group: Frames per group, at most those of the clip.
         merge_anchor: Whether the anchor frame's patches take part.
     """
-    # Phases count inside the group, so that all full groups split alike and share one matmul.
+    # Phases count from the group's first frame, so that all full groups share one product.
     inside = torch.arange(layout.frames, device="cpu") % group
     is_destination = destinations[inside]  # [S, h*w]
     takes_part = torch.ones(layout.frames, dtype=torch.bool, device="cpu")
@@ -95,7 +95,7 @@ def make_plan(
     for first in range(0, layout.frames, group):
         frames = slice(first, first + group)
         chosen = is_destination[frames] & takes_part[frames].view(-1, 1)
-        if not chosen.any():  # nothing to join: the group stays whole
+        if not chosen.any():  # without a destination the group stays whole
             continue
         others = ~is_destination[frames] & takes_part[frames].view(-1, 1)
         joined.append(patch[frames][chosen])
@@ -119,7 +119,7 @@ def merged_length(
     Args:
         layout: Token layout of the clip.
         destinations: Number of destinations by frame of one group, ``[group]`` int64.
-        group: Frames per group, at most the clip's.
+        group: Frames per group, at most those of the clip.
         merge_anchor: Whether the anchor frame's patches take part.
     """
     frame = torch.arange(layout.frames, device="cpu")
@@ -134,15 +134,15 @@ def merged_length(
 
 
 def head_mean(query: Tensor) -> Tensor:
-    """Return what of the queries ``[B, H, N, D]`` is compared: the mean over heads, ``[B, N, D]``.
+    """Return the mean over heads of queries ``[B, H, N, D]``, ``[B, N, D]``, without gradient.
 
-    In float32 or, for float64 queries, in float64.
+    The result is float32, or float64 for float64 queries.
     """
     return query.detach().mean(dim=1, dtype=torch.promote_types(query.dtype, torch.float32))
 
 
 Search = Callable[[Tensor, Tensor, int], Tensor]
-"""A function with the arguments and the result of `nearest`."""
+"""Function with the arguments and the result of `nearest`."""
 
 
 def match(
@@ -151,17 +151,17 @@ def match(
     features: Callable[[Tensor], Tensor] = head_mean,
     search: Search | None = None,
 ) -> Tensor:
-    """Return where every token goes in the merged sequence.
+    """Return the place of every token in the merged sequence.
 
     Args:
-        query: ``[B, H, N, D]`` after query norm and rotary embedding.
+        query: Queries ``[B, H, N, D]`` after query norm and rotary embedding.
         plan: Merge plan on the same device.
-        features: What is compared: from queries ``[B, H, N, D]`` to ``[B, N, C]``.
+        features: Function from queries ``[B, H, N, D]`` to the compared features ``[B, N, C]``.
         search: Search for the most similar destinations; None takes `nearest`.
 
     Returns:
-        Places, ``[B, N]`` int64: a source's is that of its most similar destination, every other
-        token's is its own. No gradient flows through it.
+        Places, ``[B, N]`` int64. A source has the place of its most similar destination, every
+        other token has its own. No gradient flows through it.
     """
     search = nearest if search is None else search
     with precisely(query.device):
@@ -180,15 +180,15 @@ def match(
 
 
 def merge(query: Tensor, places: Tensor, length: int) -> Tensor:
-    """Return the merged queries ``[B, H, K, D]``: means over the tokens of one place.
+    """Return the merged queries ``[B, H, K, D]``, the means over the tokens of each place.
 
-    Sums accumulate in float32 or, for float64 queries, in float64, and are deterministic: each
-    mean reads its tokens in their order.
+    Sums accumulate in float32, or in float64 for float64 queries. They are deterministic, because
+    each mean reads its tokens in sequence order.
 
     Args:
-        query: ``[B, H, N, D]``.
-        places: From `match`.
-        length: Number of places K, ``plan.kept``'s length.
+        query: Queries ``[B, H, N, D]``.
+        places: Places from `match`, ``[B, N]``.
+        length: Number of places K, the length of ``plan.kept``.
     """
     batch, heads, tokens, dim = query.shape
     rows, order = _rows(places, length).sort(stable=True)
@@ -199,7 +199,7 @@ def merge(query: Tensor, places: Tensor, length: int) -> Tensor:
 
 
 def unmerge(output: Tensor, places: Tensor) -> Tensor:
-    """Return the full sequence ``[B, H, N, D]`` of ``[B, H, K, D]``: tokens of a place copy it."""
+    """Return outputs ``[B, H, K, D]`` copied to all tokens of their places, ``[B, H, N, D]``."""
     batch, heads, length, dim = output.shape
     side_by_side = output.transpose(1, 2).reshape(batch * length, heads * dim)
     copied = side_by_side.index_select(0, _rows(places, length))
@@ -207,21 +207,21 @@ def unmerge(output: Tensor, places: Tensor) -> Tensor:
 
 
 def nearest(source: Tensor, destination: Tensor, count: int, elements: int | None = None) -> Tensor:
-    """Return the destinations of the largest cosines with each source, the largest first.
+    """Return the destinations with the largest cosines to each source, the largest first.
 
     Args:
-        source: ``[B, n, s, D]``, s tokens of n groups.
-        destination: ``[B, n, d, D]``.
-        count: How many to return, at most d.
+        source: Features of s sources in each of n groups, ``[B, n, s, D]``.
+        destination: Features of d destinations in each group, ``[B, n, d, D]``.
+        count: Number of destinations to return per source, at most d.
         elements: Largest number of similarities held at once, unless one row has more; None takes
-            `SIMILARITY_ELEMENTS` or, on another device than the CPU, `SIMILARITY_ELEMENTS_GPU`.
+            `SIMILARITY_ELEMENTS` on a CPU and `SIMILARITY_ELEMENTS_GPU` elsewhere.
 
     Returns:
-        Numbers inside the group, ``[B, n, s, count]`` int64; with a count of 1 ties go to the
-        first.
+        Numbers of the destinations inside their group, ``[B, n, s, count]`` int64. With a count of
+        1, ties go to the first.
     """
     batch, n, s, d = *source.shape[:3], destination.shape[2]
-    # The length of a source does not change which destination is nearest to it.
+    # Sources stay as they are: their length does not change which destination is nearest.
     destination = F.normalize(destination, dim=-1).transpose(2, 3)
     bound = elements
     if bound is None:
@@ -251,7 +251,7 @@ def nearest(source: Tensor, destination: Tensor, count: int, elements: int | Non
 
 
 def precisely(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast does not lower what is computed on the device."""
+    """Return a context in which autocast lowers no precision on the device."""
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

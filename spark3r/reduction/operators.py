@@ -3,7 +3,7 @@
 An operator is one frozen dataclass. `KEY_VALUE_OPERATORS`, `QUERY_OPERATORS` and `UNMERGINGS` are
 the registries that profiles and messages read names from.
 
-Schedules and profiles are read without torch, so that methods which need it import it themselves.
+Schedules and profiles are read without torch, so methods that need it import it themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .pruning import KeySelection
 
 OPERATORS_REVISION = 3
-"""Raised whenever an operator's result changes, so that a profile's evidence can be told apart."""
+"""Revision of the operators' definitions. It is raised whenever the result of one changes, so that
+older evidence can be told apart."""
 
 PAPER_GROUP = 20
 """Frames per query-merging group, G in Spark3R §IV-B."""
@@ -37,7 +38,7 @@ class Unmerging(ABC):
 
     Attributes:
         name: Name in `UNMERGINGS`.
-        fits_map: Whether it fits a map in each pass; the latency model charges for that.
+        fits_map: Whether it fits a map in each pass, which the latency model charges for.
     """
 
     name: ClassVar[str]

@@ -1,6 +1,7 @@
-"""Kept keys, merge plans and their lengths: what a rule comes to on a token layout.
+"""Kept keys, merge plans and their lengths, for a rule and a token layout.
 
-They depend on nothing but their arguments. They are cached, and constants of a compiled graph.
+They depend on nothing but their arguments. They are cached, and a compiled graph holds them as
+constants.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> Merge
         return None
     operator = rule.operators.query
     found = _plan(layout.fields, index(rule.query), type(operator), operator.values, device)
-    return found if found.blocks else None  # only the anchor frame, and it stands aside
+    return found if found.blocks else None  # a clip of the anchor frame alone, left alone
 
 
 def key_value_length(layout: TokenLayout, rule: ResolvedRule) -> int:
@@ -68,8 +69,8 @@ _Fields = tuple[Any, ...]  # a layout's or an operator's
 _Parts = tuple[int, int, int | None, Tensor | None, Tensor | None]  # of a KeySelection
 
 
-# Only plain values and classes enter and leave a traced graph as constants: a layout and an
-# operator come apart and are put together again behind the border.
+# A traced graph takes only plain values and classes as constants. So a layout and an operator are
+# taken apart before the call and put together again inside it.
 @torch.compiler.assume_constant_result
 def _select(
     layout: _Fields,
@@ -93,7 +94,7 @@ def _plan(
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # or a later backward pass could not use what is cached
+@torch.inference_mode(False)  # otherwise a later backward pass could not use the cached tensors
 def _build_selection(
     layout: _Fields,
     factor: int,

@@ -1,4 +1,4 @@
-"""Key-value pruning: which tokens stay among the keys and values (Spark3R §IV-C)."""
+"""Key-value pruning: the tokens that stay among the keys and values (Spark3R §IV-C)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class KeySelection:
     """The tokens that stay among the keys and values of one layer, in sequence order.
 
     Attributes:
-        length: Their number M.
-        frames: Frames of the sequence they are taken from.
-        frame_stride: Set when they are all tokens of every so many frames and none else: then
-            `take` reads a strided view and needs no index.
-        index: Otherwise their positions in the sequence, ``[M]`` int64.
-        mass: What mass correction adds to their attention logits, ``[M]``, more than 0 for those
-            that stand for dropped tokens too; None when it is off.
+        length: Number of kept tokens M.
+        frames: Number of frames in the whole sequence.
+        frame_stride: Distance between kept frames if whole frames at equal distances are kept, and
+            nothing else. `take` then reads a strided view and needs no index.
+        index: Positions of the kept tokens in the sequence otherwise, ``[M]`` int64.
+        mass: Bias of mass correction on their attention logits, ``[M]``: more than 0 for a token
+            that also stands for dropped ones. None if no token does, or if it is switched off.
     """
 
     length: int
@@ -32,7 +32,7 @@ class KeySelection:
     mass: Tensor | None = None
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """Return what mass correction adds to the logits of the kept keys, ``[M]``, or None."""
+        """Return the bias of mass correction on the logits of the kept keys, ``[M]``, or None."""
         return None if self.mass is None else self.mass.to(dtype)
 
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
@@ -53,15 +53,16 @@ def thinned(
     keep_anchor: bool,
     mass_correction: float,
 ) -> KeySelection:
-    """Return the selection of the patches that stay, and of special tokens and tail beside them.
+    """Return the selection of some patches, with special tokens and tail.
 
-    There are at most three masses: that of thinned patches, that of thinned special tokens, and 0
-    for the anchor frame and the tail. Keys are in sequence order all the same, because another
-    order of summation gives other bits.
+    It has at most three masses: one of thinned patches, one of thinned special tokens, and 0 for
+    the anchor frame and the tail. A kernel without a bias could attend to the keys of one mass at a
+    time. The keys are in sequence order, because another order of summation changes the last bits
+    of the output.
 
     Args:
         layout: Token layout of the clip.
-        factor: Key-value factor r: of the special tokens, those of every r-th frame stay.
+        factor: Key-value factor r. Special tokens of every r-th frame stay.
         patches: Patches that stay, ``[S, h * w]`` bool on the CPU.
         keep_special: Whether all special tokens stay.
         keep_anchor: Whether the whole anchor frame stays.
@@ -112,11 +113,11 @@ def thinned_length(
 
 
 def _log_mass(kept: Tensor, whole: int | None) -> Tensor:
-    """Return log(tokens stood for / tokens kept) of alike tokens, ``[S, T]``.
+    """Return log(tokens stood for / tokens kept) of tokens of one kind, ``[S, T]``.
 
     Args:
-        kept: Which of them stay, ``[S, T]`` bool.
-        whole: A frame whose tokens all stay and stand for themselves alone, if any.
+        kept: Tokens that stay, ``[S, T]`` bool.
+        whole: Frame whose tokens all stay and stand for themselves alone, or None.
     """
     thinned = torch.ones_like(kept)
     if whole is not None:
@@ -126,6 +127,6 @@ def _log_mass(kept: Tensor, whole: int | None) -> Tensor:
 
 
 def _in_sequence(layout: TokenLayout, patches: Tensor, specials: Tensor, tail: float) -> Tensor:
-    """Return ``[N]`` of values of patches ``[S, h*w]`` and special tokens ``[S, special]``."""
+    """Return values of patches ``[S, h*w]`` and special tokens ``[S, special]`` as ``[N]``."""
     frames = (patches, specials) if layout.special_last else (specials, patches)
     return torch.cat((torch.cat(frames, dim=1).flatten(), patches.new_full((layout.tail,), tail)))

@@ -12,7 +12,7 @@ from .operators import KeyValuePruning, Operators, QueryMerging
 class ResolvedRule:
     """The factors and operators of one global layer in a pass.
 
-    Rules that do the same are equal: the operator of an axis that is left alone does not count.
+    Two rules are equal if they do the same: the operator of an axis with factor 1 does not count.
 
     Attributes:
         query: Reduction factor of the query patches, 1 for none.
@@ -34,11 +34,14 @@ class ResolvedRule:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the layer is left alone."""
+        """True if the layer is not reduced."""
         return self.query == 1 and self.key_value == 1
 
     def describe(self) -> str:
-        """Return in words what the rule does to a layer; a dash where it does nothing."""
+        """Return the rule in words, such as ``token stride, β 1; queries merged, copied back``.
+
+        A dense rule is a dash.
+        """
         keys = [self.operators.key_value.describe()] if self.key_value > 1 else []
         queries = [f"queries {self.operators.query.describe()}"] if self.query > 1 else []
         return "; ".join(keys + queries) or "–"
@@ -51,9 +54,10 @@ class ResolvedRule:
 
 
 def clamp(rule: ResolvedRule, layout: TokenLayout) -> ResolvedRule:
-    """Return the rule with its factors brought down to the largest that a layout allows.
+    """Return the rule with factors no larger than a layout allows.
 
-    At least one query patch per frame and one frame or patch among the keys and values stay.
+    Those leave about one query patch of each frame, and the fewest keys that the key-value operator
+    can keep.
     """
     query = min(rule.query, layout.patches)
     key_value = min(rule.key_value, rule.operators.key_value.largest_factor(layout))

@@ -1,10 +1,10 @@
-"""Linear unmerging: tokens of a merged query get back what sets them apart from it.
+"""Linear unmerging: the outputs of the tokens of one merged query are told apart again.
 
-Attention is smooth in the query, so that near a merged query q̄ its output is about
-o(q̄) + (q - q̄)·J. J is not derived but read off what was computed anyway: destinations are compared
-with the most similar ones of their group, and one matrix for all heads side by side is fitted to
-the differences of their outputs by ridge regression. A merged query is the mean of its tokens, so
-that their outputs keep the mean that copying would give each of them. No query is attended twice.
+Attention is smooth in the query. Near a merged query q̄ its output is about o(q̄) + (q - q̄)·J. The
+matrix J is fitted to results that the pass already has: destinations are compared with the most
+similar ones of their group, and ridge regression fits one matrix, for all heads side by side, to
+the differences of their outputs. A merged query is the mean of its tokens, so the mean of their
+outputs is the output that copying would give each of them. No further query attends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .merging import MergePlan, head_mean, nearest, precisely
 
 
 def unmerge(query: Tensor, merged: Tensor, output: Tensor, places: Tensor, slope: Tensor) -> Tensor:
-    """Return the full sequence of outputs, each token's moved from its place's by a linear map.
+    """Return the outputs of all tokens: the output of each token's place, moved by a linear map.
 
     Args:
         query: Queries before merging, ``[B, H, N, D]``.
@@ -29,13 +29,13 @@ def unmerge(query: Tensor, merged: Tensor, output: Tensor, places: Tensor, slope
         slope: Linear map from `fit`, ``[B, H·D, H·D]``.
 
     Returns:
-        ``[B, H, N, D]`` in the output's dtype. Tokens that were merged with none keep the attention
-        output of their place.
+        ``[B, H, N, D]`` in the output's dtype. A token that was merged with no other keeps its
+        attention output.
     """
-    dtype = output.dtype  # that of the queries may be another under autocast
+    dtype = output.dtype  # under autocast the queries may have another one
     limit = torch.finfo(dtype).max
     slope = slope.clamp(-limit, limit).to(dtype)
-    # In place, since these tensors are as long as the clip and nobody else has them.
+    # In place, because these tensors are as long as the clip and nothing else holds them.
     apart = merging.unmerge(merged, places).sub_(query).to(dtype)  # zero where nothing was merged
     moved = _side_by_side(merging.unmerge(output, places))
     moved.baddbmm_(_side_by_side(apart), slope, alpha=-1)
@@ -59,7 +59,7 @@ def fit(merged: Tensor, output: Tensor, one: Tensor, other: Tensor, ridge: float
         dtype = torch.promote_types(merged.dtype, torch.float32)
         apart = _differences(merged, one, other, dtype)
         output_apart = _differences(output, one, other, dtype)
-        # Queries that differ by their rounding alone say nothing.
+        # Queries that differ by rounding alone carry no information.
         size = merged.to(dtype).square().mean(dim=(1, 2, 3))
         rounding = torch.finfo(merged.dtype).eps ** 2 * size
         return regress(apart, output_apart, one.shape[1] * rounding, ridge)
@@ -91,7 +91,7 @@ def similar_pairs(
             count = min(d, math.ceil(d * share))
             chosen = torch.arange(count, device=device) * d // count  # evenly over the group
             group = compared.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
-            # The most similar one is itself, or a twin: neither says anything.
+            # The most similar one is the destination itself or a twin, which carries nothing.
             found = nearest(group.index_select(2, chosen), group, min(d, 1 + partners))[..., 1:]
             first = block.first_destination + d * torch.arange(n, device=device).view(n, 1, 1)
             other.append((first + found).flatten(1))
@@ -103,13 +103,13 @@ def regress(apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float) ->
     """Return the least squares solution of ``apart @ slope = output_apart`` with a ridge.
 
     Args:
-        apart: ``[B, R, C]``.
-        output_apart: ``[B, R, E]``.
+        apart: Differences of queries, ``[B, R, C]``.
+        output_apart: Differences of outputs, ``[B, R, E]``.
         least: Lower bound of the ridge, ``[B]``.
         ridge: Ridge as a share of the mean over features of the summed squared differences.
 
     Returns:
-        ``[B, C, E]``; zero where nothing is apart, or where rounding leaves no solution.
+        ``[B, C, E]``. It is zero where no queries differ, or where rounding leaves no solution.
     """
     square = apart.transpose(1, 2) @ apart
     diagonal = square.diagonal(dim1=1, dim2=2)
@@ -123,7 +123,7 @@ def regress(apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float) ->
 
 
 def _differences(merged: Tensor, one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``[B, H, K, D]`` at places ``other`` less that at ``one``, as ``[B, R, H·D]``."""
+    """Return ``[B, H, K, D]`` at places ``other`` minus that at ``one``, as ``[B, R, H·D]``."""
     taken = (_side_by_side(merging.unmerge(merged, places)).to(dtype) for places in (other, one))
     return torch.sub(*taken)
 
