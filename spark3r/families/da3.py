@@ -1,10 +1,9 @@
 """Depth-Anything-3: small, base, large, giant, and the nested model's any-view branch.
 
-One DINOv2 backbone whose blocks from ``alt_start`` on alternate: odd ones attend globally, even
-ones inside frames. Before the first global block the backbone chooses a reference view and moves
-it to slot 0, where it gets the camera token of its own; slot 0 is therefore the anchor frame, and
-frames in a layout are slots, not the caller's frames. Global blocks see every patch at one and the
-same position.
+The backbone is a DINOv2 whose blocks from ``alt_start`` on alternate: odd ones attend globally,
+even ones inside frames. Before the first global block, the backbone chooses a reference view, moves
+it to slot 0 and gives it a camera token of its own. So slot 0 is the anchor frame, and the frames
+of a layout are slots, not the caller's frames. In global blocks all patches have the same position.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from .parts.recognition import (
     has,
     is_fused_attention,
     locate,
+    located,
     refuse_argument,
     refuse_dropout,
     refuse_stale_positions,
@@ -38,7 +38,8 @@ from .parts.recognition import (
 )
 from .parts.rotary import rotate, without_waiting
 
-# The network, the same inside the API object, the nested network, and that inside the API object.
+# Paths to the backbone: of the network, of it inside the API object, of the nested network, of that
+# inside the API object, and the backbone itself.
 _BACKBONES = ("backbone", "model.backbone", "da3.backbone", "model.da3.backbone", "")
 _ARGUMENTS = ("x", "pos", "attn_mask")
 
@@ -76,22 +77,20 @@ def _explain_mismatch(root: nn.Module) -> str | None:
     _, backbone = found
     if not hasattr(backbone.pretrained, "alt_start"):
         return (
-            "its backbone looks at every frame by itself, like Depth-Anything 1 and 2: there is no "
-            "global attention to reduce"
+            "its backbone attends inside each frame only, like Depth-Anything 1 and 2, so there is "
+            "no global attention to reduce"
         )
     modules = list(_global(backbone).values())
     if not modules:
         return (
-            "it is a metric or monocular Depth-Anything-3, which looks at every frame by itself: "
-            "there is no global attention to reduce"
+            "it is a metric or monocular Depth-Anything-3, which attends inside each frame only, "
+            "so there is no global attention to reduce"
         )
     return unlike(modules[0], _ARGUMENTS, "Depth-Anything-3")
 
 
 def _backbone(root: nn.Module) -> tuple[str, Any]:
-    found = locate(root, _BACKBONES, _is_backbone)
-    assert found is not None, "asked of a model that matches() has not seen"
-    return found
+    return located(root, _BACKBONES, _is_backbone, "Depth-Anything-3")
 
 
 def _attention(root: nn.Module) -> dict[str, nn.Module]:
@@ -110,7 +109,7 @@ def _layout(
     if getter is not None:
         where = "backbone.pretrained.position_getter.position_cache"
         refuse_stale_positions(getter.position_cache, (height, width), images.device, where)
-    # Given cameras make a token for every frame alike; otherwise slot 0 has its own.
+    # Given cameras make a camera token for every frame; otherwise only slot 0 has its own.
     cameras_given = kwargs.get("cam_token") is not None
     return images.shape[0], TokenLayout(
         frames=images.shape[1],
@@ -141,7 +140,7 @@ def _attend(
 
 
 def _call(model: nn.Module, images: Tensor) -> Any:
-    # The network leaves normalising to its caller, and the API object has no default for exports.
+    # The network expects normalised images, and the API object has no default for its exports.
     exported: dict[str, Any] = (
         {"export_feat_layers": []} if "infer_gs" in arguments(unwrap(model)) else {}
     )

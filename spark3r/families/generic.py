@@ -1,15 +1,16 @@
 """Any model: attention modules by pattern, token layout by numbers or a small function.
 
-Where no family knows how a module projects its tokens, keys and values are thinned after the
+No family knows how such a module projects its tokens, so keys and values are pruned after the
 projection: the module runs as it is, and its one call of ``scaled_dot_product_attention`` is
-reduced. (``nn.MultiheadAttention`` makes that call where it cannot be seen, and is refused.) A
-family written for the architecture also saves the projections of pruned tokens.
+reduced. ``nn.MultiheadAttention`` is refused, because its call cannot be intercepted. A family
+written for the architecture also saves the projections of pruned tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,67 +35,44 @@ def generic(
     anchor_frame: int | None = None,
     layout: Callable[..., tuple[int, TokenLayout]] | None = None,
 ) -> Family:
-    """Describe a model that no family knows.
+    """Return the family of a model that no other family knows.
+
+    It is passed to ``spark3r.apply(model, schedule, family=...)``.
 
     Args:
-        attention: Pattern over qualified module names that meets the global attention modules and
-            nothing else, in shell style: ``"blocks.*.global.attn"``.
+        attention: Pattern of qualified module names in shell style, such as
+            ``"blocks.*.global.attn"``. It must match the global attention modules and no others.
         entry: Qualified name of the module that takes the images, "" for the model itself.
         patch_size: Side of a patch in pixels. The entry module's first argument must then be
             images ``[B, S, 3, H, W]``, or ``[S, 3, H, W]`` for a batch of one.
-        special: Special tokens per frame.
-        special_last: Whether they stand after the frame's patches.
-        tail: Tokens after all frames.
-        anchor_frame: The frame with special tokens of its own, if any.
-        layout: Instead of the numbers: a function of the entry module's arguments that returns
-            the batch size and the `TokenLayout`.
-
-    Returns:
-        A family to hand to ``spark3r.apply(model, schedule, family=...)``.
+        special: Number of special tokens per frame.
+        special_last: Whether the special tokens stand after the frame's patches.
+        tail: Number of tokens after all frames.
+        anchor_frame: Number of the frame that has special tokens of its own, or None.
+        layout: Function of the entry module's arguments that returns the batch size and the
+            `TokenLayout`. It replaces all of the numbers.
 
     Raises:
-        FamilyError: If neither or both of ``patch_size`` and ``layout`` are given. Applying it
-            to a model raises it when the pattern or the entry name meets nothing.
+        FamilyError: If neither or both of ``patch_size`` and ``layout`` are given. `spark3r.apply`
+            raises it if the pattern or the entry name matches nothing.
     """
-    numbers = (patch_size, special, special_last, tail, anchor_frame)
-    if (patch_size is None) == (layout is None) or (layout and numbers != _NO_NUMBERS):
+    numbers = (special, special_last, tail, anchor_frame)
+    find_layout: LayoutFunction
+    if layout is None and patch_size is not None:
+        if not isinstance(patch_size, int) or patch_size < 1:
+            raise FamilyError(f"patch_size is {patch_size!r}, expected pixels, at least 1")
+        find_layout = partial(_layout_by_numbers, patch_size, numbers)
+    elif layout is not None and patch_size is None and numbers == _NO_NUMBERS:
+        find_layout = partial(_layout_by_function, layout)
+    else:
         raise FamilyError("generic() needs either patch_size= with token counts, or layout=")
-    if patch_size is not None and (not isinstance(patch_size, int) or patch_size < 1):
-        raise FamilyError(f"patch_size is {patch_size!r}, expected pixels, at least 1")
-
-    def by_numbers(
-        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[int, TokenLayout]:
-        images = _first_tensor((*args, *kwargs.values()))
-        assert patch_size is not None
-        batch, frames = (1, images.shape[0]) if images.ndim == 4 else images.shape[:2]
-        return batch, TokenLayout(
-            frames,
-            images.shape[-2] // patch_size,
-            images.shape[-1] // patch_size,
-            special,
-            special_last,
-            tail,
-            anchor_frame,
-        )
-
-    def by_function(
-        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[int, TokenLayout]:
-        assert layout is not None
-        found = layout(*args, **kwargs)
-        if not (isinstance(found, tuple) and isinstance(found[-1], TokenLayout)):
-            raise FamilyError(f"layout= returned {found!r}, expected (batch size, TokenLayout)")
-        return found
-
-    chosen: LayoutFunction = by_numbers if layout is None else by_function
     return Family(
         name="generic",
         usage=f"a call that goes through {entry or 'the model'} with its images first",
         matches=lambda root: True,
         attention=lambda root: _find(root, attention),
         entry=lambda root: _get(root, entry),
-        layout=chosen,
+        layout=find_layout,
         attend=_attend,
         metadata=lambda root: (
             {"special_tokens": special} | ({} if patch_size is None else {"patch_size": patch_size})
@@ -102,7 +80,33 @@ def generic(
     )
 
 
-_NO_NUMBERS = (None, 0, False, 0, None)
+_Numbers = tuple[int, bool, int, int | None]  # special, special_last, tail, anchor_frame
+_NO_NUMBERS: _Numbers = (0, False, 0, None)
+
+
+def _layout_by_numbers(
+    patch_size: int,
+    numbers: _Numbers,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[int, TokenLayout]:
+    images = _first_tensor((*args, *kwargs.values()))
+    batch, frames = (1, images.shape[0]) if images.ndim == 4 else images.shape[:2]
+    height, width = images.shape[-2] // patch_size, images.shape[-1] // patch_size
+    return batch, TokenLayout(frames, height, width, *numbers)
+
+
+def _layout_by_function(
+    function: Callable[..., tuple[int, TokenLayout]],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[int, TokenLayout]:
+    found = function(*args, **kwargs)
+    if not (isinstance(found, tuple) and isinstance(found[-1], TokenLayout)):
+        raise FamilyError(f"layout= returned {found!r}, expected (batch size, TokenLayout)")
+    return found
 
 
 def _find(root: nn.Module, pattern: str) -> dict[str, nn.Module]:
@@ -111,7 +115,7 @@ def _find(root: nn.Module, pattern: str) -> dict[str, nn.Module]:
         attentions = [name for name, _ in root.named_modules() if name.endswith("attn")]
         hint = f"; it has {', '.join(attentions[:4])} ..." if attentions else ""
         raise FamilyError(
-            f"no module of {type(root).__name__} is called like '{pattern}': pass the pattern of "
+            f"no module of {type(root).__name__} matches '{pattern}': pass the pattern of "
             f"its global attention modules{hint}"
         )
     return found
@@ -134,8 +138,8 @@ def _first_tensor(values: Iterable[Any]) -> Tensor:
                 return value
             break
     raise LayoutError(
-        "the entry module was not given images [B, S, 3, H, W] or [S, 3, H, W] first: name another "
-        "entry= or pass layout="
+        "the entry module was not given images [B, S, 3, H, W] or [S, 3, H, W] as its first "
+        "argument: name another module as entry=, or pass layout="
     )
 
 

@@ -1,9 +1,9 @@
 """VGGT-Omega: VGGT's successor, 24 pairs of blocks of which 19 attend globally.
 
-Five inter-frame blocks attend over camera and register tokens only; they are left alone. Each
-frame is one camera token, sixteen registers and the patches; frame 0 has camera and register
-tokens of its own. Global attention has no rotary embedding, and the bias of its projection is
-masked, so that the projection is always called and its weight never sliced.
+Five inter-frame blocks attend over camera and register tokens only; they are left alone. A frame
+has one camera token, sixteen registers and the patches. Frame 0 has camera and register tokens of
+its own. Global attention has no rotary embedding. The bias of its projection is masked, so the
+projection is always called and its weight is never sliced.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .parts.recognition import (
     has,
     is_fused_attention,
     locate,
+    located,
     refuse_argument,
     refuse_dropout,
     unlike,
@@ -39,7 +40,7 @@ _START = "patch_token_start"
 
 
 def _alternates(module: Any) -> bool:
-    """Whether a module has inter-frame blocks of two types like VGGT-Omega's aggregator."""
+    """Return True if a module has inter-frame blocks of two types like VGGT-Omega's aggregator."""
     parts = ("frame_blocks", "inter_frame_blocks", "inter_frame_attention_types")
     return has(module, *parts, _START, "patch_size") and bool(_global(module))
 
@@ -70,9 +71,7 @@ def _explain_mismatch(root: nn.Module) -> str | None:
 
 
 def _aggregator(root: nn.Module) -> tuple[str, Any]:
-    found = locate(root, _AGGREGATORS, _is_aggregator)
-    assert found is not None, "asked of a model that matches() has not seen"
-    return found
+    return located(root, _AGGREGATORS, _is_aggregator, "VGGT-Omega")
 
 
 def _attention(root: nn.Module) -> dict[str, nn.Module]:
@@ -101,7 +100,7 @@ def _attend(
 
 
 def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
-    # Upstream itself drops the layers that no head reads.
+    # Upstream drops the outputs of layers that no head reads by itself.
     aggregator = _aggregator(root)[1]
     blocks, kinds = aggregator.inter_frame_blocks, aggregator.inter_frame_attention_types
     whole = [block for block, kind in zip(blocks, kinds, strict=False) if kind == "global"]

@@ -1,9 +1,9 @@
 """π³ and Pi3X: one list of decoder blocks, even ones inside frames, odd ones global.
 
-Each frame is five registers, the same for all frames, and the patches: no frame is special, so
-there is no anchor frame. Blocks of the same class sit in the heads, where they attend inside
-frames; they are left alone, as are Pi3X's pose injection and metric decoder. The entry is the model
-itself, because what follows the encoder is a method and not a module.
+A frame has five registers, the same in all frames, and the patches. No frame is special, so there
+is no anchor frame. The heads have blocks of the same class, which attend inside frames; they are
+left alone, and so are Pi3X's pose injection and metric decoder. The entry is the model itself,
+because the decoder is a method of it and not a module.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from .parts.rotary import rotate, without_waiting
 
 _ARGUMENTS = ("x", "attn_bias", "xpos")
 
-# They attend inside frames, in transformers as wide as the decoder.
+# Heads that attend inside frames, in transformers as wide as the decoder.
 _HEAD_DECODERS = ("point_decoder", "conf_decoder", "camera_decoder")
 
 
 def _alternates(root: Any) -> bool:
-    """Whether a model has a decoder and registers like π³'s."""
+    """Return True if a model has a decoder and registers like π³'s."""
     parts = ("encoder", "decoder", "decode", "register_token", "patch_start_idx", "patch_size")
     return has(root, *parts) and len(attentions(root.decoder)) > 1
 
@@ -102,7 +102,7 @@ def _attend(
 def _backends(
     dtype: torch.dtype, rule: ResolvedRule, selection: KeySelection | None
 ) -> list[SDPBackend]:
-    """Return the kernels that upstream allows itself; flash attention takes no bias."""
+    """Return the kernels that upstream restricts itself to. Flash attention takes no bias."""
     biased = selection is not None and rule.operators.key_value.mass_correction > 0
     if dtype == torch.bfloat16 and not biased:
         return [SDPBackend.FLASH_ATTENTION]

@@ -1,4 +1,4 @@
-"""The reference model (`spark3r.reference`): VGGT's shape in small."""
+"""The reference model (`spark3r.reference`): a small model in the shape of VGGT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _START = "patch_start_idx"
 
 
 def _matches(root: nn.Module) -> bool:
-    # By name, as for every family: a copy loaded from elsewhere is still the same architecture.
+    # By name and not by class, as in every family: a copy of the code is the same architecture.
     return type(root).__name__ == "ReferenceModel" and hasattr(root, "aggregator")
 
 
@@ -59,7 +59,7 @@ FAMILY = Family(
     layout=partial(aggregator.layout, start=_START),
     attend=_attend,
     predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
-    preprocess=partial(balanced, resolution=64, patch=8),  # trained at 64x64
+    preprocess=partial(balanced, resolution=64, patch=8),  # it was trained at 64x64 pixels
     metadata=lambda root: aggregator.metadata(root.get_submodule("aggregator"), start=_START),
     memory_savers=_memory_savers,
 )

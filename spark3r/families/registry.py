@@ -1,4 +1,4 @@
-"""The known families, and which of them a model belongs to.
+"""The known families, and the recognition of a model's family.
 
 A new family is one file that ends in ``FAMILY = Family(...)`` and one entry in `FAMILIES`.
 """
@@ -28,10 +28,11 @@ def named_family(name: str) -> Family:
 
 
 def detect(model: nn.Module) -> Family:
-    """Return the family of a model, seen through compile and data-parallel wrappers.
+    """Return the family of a model, which may be inside compile and data-parallel wrappers.
 
     Raises:
-        FamilyError: If no family knows the architecture, with the reason where one resembles it.
+        FamilyError: If no family knows the architecture. The message has the reason if the model
+            resembles a family.
     """
     root = unwrap(model)
     for family in FAMILIES.values():
@@ -43,12 +44,12 @@ def detect(model: nn.Module) -> Family:
             raise FamilyError(f"{type(root).__name__} cannot be reduced: {reason}")
     if type(root).__name__ == "DataParallel":
         raise FamilyError(
-            "DataParallel copies modules to each device behind a schedule's back: use one process "
-            "per device (DistributedDataParallel), or apply to the model inside"
+            "DataParallel copies modules to each device, and copies do not follow a schedule: use "
+            "one process per device (DistributedDataParallel), or apply to the model inside"
         )
     raise FamilyError(
         f"{type(root).__name__} is of no family that spark3r knows ({', '.join(FAMILIES)}). "
-        "For another architecture say where its global attention is: "
+        "For another architecture, name its global attention modules: "
         "spark3r.apply(model, schedule, family=spark3r.families.generic("
         "'blocks.*.attn', patch_size=14, special=5))"
     )

@@ -1,7 +1,7 @@
 """VGGT: 24 pairs of frame and global attention in an aggregator, heads on top of four of them.
 
-Each frame is one camera token, four registers and the patches; frame 0 has camera and register
-tokens of its own. The entry is the aggregator, which people also call without the heads.
+A frame has one camera token, four registers and the patches. Frame 0 has camera and register tokens
+of its own. The entry is the aggregator, which people also call without the heads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from .base import Family
 from .parts import aggregator
 from .parts.preprocessing import crop_width
 from .parts.projection import join, project
-from .parts.recognition import attentions, has, is_fused_attention, locate, refuse_dropout, unlike
+from .parts.recognition import (
+    attentions,
+    has,
+    is_fused_attention,
+    locate,
+    located,
+    refuse_dropout,
+    unlike,
+)
 from .parts.rotary import rotate, without_waiting
 from .parts.vggt_memory import memory_savers
 
@@ -29,7 +37,7 @@ _START = "patch_start_idx"
 
 
 def _alternates(module: Any) -> bool:
-    """Whether a module has frame and global blocks and special tokens like VGGT's aggregator."""
+    """Return True if a module has blocks and special tokens like VGGT's aggregator."""
     parts = ("frame_blocks", "global_blocks", "camera_token", "register_token", _START)
     return has(module, *parts, "patch_size") and bool(attentions(module.global_blocks))
 
@@ -48,16 +56,14 @@ def _explain_mismatch(root: nn.Module) -> str | None:
     reason = unlike(attn, _ARGUMENTS, "VGGT")
     if "global_merging" in reason:
         reason += (
-            "; that is FastVGGT, which merges tokens on its own. Load the original: "
+            "; this is FastVGGT, which merges tokens by itself. Load the original: "
             "pip install git+https://github.com/facebookresearch/vggt"
         )
     return reason
 
 
 def _aggregator(root: nn.Module) -> tuple[str, Any]:
-    found = locate(root, _AGGREGATORS, _is_aggregator)
-    assert found is not None, "asked of a model that matches() has not seen"
-    return found
+    return located(root, _AGGREGATORS, _is_aggregator, "VGGT")
 
 
 def _attention(root: nn.Module) -> dict[str, nn.Module]:

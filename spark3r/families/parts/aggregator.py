@@ -1,7 +1,7 @@
-"""What VGGT, VGGT-Omega and the reference model share: an aggregator in front of the heads.
+"""The common part of VGGT, VGGT-Omega and the reference model: an aggregator before the heads.
 
-Each frame is its camera and register tokens and then its patches; frame 0 has camera and register
-tokens of its own. The heads return depth, its confidence and VGGT's pose encoding.
+The tokens of a frame are its camera and register tokens and then its patches. Frame 0 has camera
+and register tokens of its own. The heads return depth, its confidence and VGGT's pose encoding.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ def layout(
     """Return batch size and token layout of an aggregator's call.
 
     Args:
-        aggregator: The module that takes images ``[B, S, 3, H, W]``.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        start: Its attribute that counts the tokens before a frame's first patch.
+        aggregator: Module that takes images ``[B, S, 3, H, W]``.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        start: Name of the aggregator's attribute that counts the tokens before a frame's first
+            patch.
 
     Raises:
         LayoutError: If the images have another shape, or cached positions lie on another device.
@@ -45,7 +46,7 @@ def layout(
 
 
 def metadata(aggregator: Any, *, start: str) -> dict[str, int]:
-    """Return patch size and special tokens per frame; ``start`` as in `layout`."""
+    """Return patch size and special tokens per frame. ``start`` is that of `layout`."""
     return {"patch_size": aggregator.patch_size, "special_tokens": getattr(aggregator, start)}
 
 
@@ -53,9 +54,10 @@ def predict(output: Any, images: Tensor, *, pixel_centre: float = 0.0) -> Predic
     """Return the prediction for a clip, from depth and cameras.
 
     Args:
-        output: What the model returned.
-        images: The clip, ``[S, 3, H, W]``.
-        pixel_centre: Offset of the sampled point inside a pixel; VGGT unprojects whole pixels.
+        output: Output of the model.
+        images: Images of the clip, ``[S, 3, H, W]``.
+        pixel_centre: Offset of the sampled point inside a pixel, in pixels; 0 as in VGGT, which
+            unprojects whole pixels.
 
     Raises:
         FamilyError: If an output is missing.

@@ -1,9 +1,9 @@
-"""Depth-Anything-3's memory saver: one copy of the tokens that the heads read.
+"""Depth-Anything-3's memory savers: one copy of the tokens that the heads read.
 
 The backbone keeps the local and global tokens of four layers side by side, ``[B, S, P, 2C]``, and
-then normalises the global half into a second copy of all four. The first copy would be freed if
-the camera tokens were not views of it: so it lives until the heads are done. Here camera tokens are
-copied and each layer's first copy goes as soon as its second one is made.
+then normalises the global half into a second copy of all four. The camera tokens are views of the
+first copy, so it lives until the heads are done. Here the camera tokens are copied, and the first
+copy of each layer is freed as soon as its second one is made.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _Layers = tuple[tuple[tuple[Tensor, Tensor], ...], list[Tensor]]
 
 
 def memory_savers(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[Replacement]:
-    """Yield what to set on a backbone's transformer and its blocks.
+    """Yield the replacements on a backbone's transformer and its blocks.
 
     Args:
-        transformer: The backbone's ``pretrained``.
-        attention: Its global attention modules.
+        transformer: Module ``pretrained`` of the backbone.
+        attention: Global attention modules.
     """
     whole = set(attention)
     for block in transformer.blocks:
@@ -57,7 +57,10 @@ def _keeps_two_copies(transformer: nn.Module) -> bool:
 def _layers(
     self: Any, x: Tensor, n: Any = 1, export_feat_layers: Any = (), **kwargs: Any
 ) -> _Layers:
-    """Return patch tokens ``[B, S, h * w, 2C]`` and camera token ``[B, S, 2C]`` of each layer."""
+    """Return patch tokens ``[B, S, h * w, 2C]`` and camera token ``[B, S, 2C]`` of each layer.
+
+    Stands in for the method of upstream's transformer.
+    """
     if torch.is_grad_enabled():
         output: _Layers = type(self).get_intermediate_layers(
             self, x, n, export_feat_layers, **kwargs

@@ -1,11 +1,11 @@
-"""Wide parts of a model on a few frames at a time, for memory.
+"""Wide parts of a model run on a few frames at a time, which lowers peak memory.
 
 A block that attends inside frames and the MLP of a global block give the same outputs in pieces,
 and only a piece of their wide intermediates exists at a time. They are matrix products of many
-rows, which round alike in pieces; convolutions do not, and are left whole. The pieces are of
-nearly equal size and large enough to fill a GPU. Modules are called whole where pieces would bring
-nothing (few frames, gradients) or change something (training; a traced graph, which would unroll
-them).
+rows, which round the same in pieces. Convolutions round differently and are left whole. The pieces
+are of nearly equal size and large enough to fill a GPU. Modules are called whole where pieces would
+not help (few frames, gradients) or would change something (training, and a traced graph, which
+would unroll the loop).
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from torch import Tensor, nn
 
 from ..base import Replacement
 
-MOST_FRAMES = 16  # at a time
-MOST_TOKENS = 16_384  # at a time, about as many as 16 frames of 518x392 pixels have
+MOST_FRAMES = 16
+"""Frames in a piece."""
+
+MOST_TOKENS = 16_384
+"""Tokens in a piece, about as many as 16 frames of 518x392 pixels have."""
 
 _SPLIT = "_spark3r_split"
 
 
 def by_frames(module: nn.Module, *split: str) -> list[Replacement]:
-    """Return what makes a module run on `MOST_FRAMES` frames at a time.
+    """Return the replacements that let a module run on `MOST_FRAMES` frames at a time.
 
     Args:
-        module: Its first argument and its output, a tensor or a list of one each, have all frames
-            of all clips along their first dimension.
-        split: Keyword arguments that do too.
+        module: Module whose first argument and output have all frames of all clips along their
+            first dimension. Each is a tensor, or a list of one tensor.
+        split: Names of the keyword arguments that have the frames there too.
 
     Returns:
-        Nothing if the module has a forward of its own already (an offloading hook, say).
+        The replacements; none if the instance has a forward of its own (an offloading hook, say).
     """
     if "forward" in module.__dict__:
         return []
@@ -45,7 +48,7 @@ def by_frames(module: nn.Module, *split: str) -> list[Replacement]:
 
 
 def by_tokens(module: nn.Module) -> list[Replacement]:
-    """Return what makes an MLP of hidden states ``[..., C]`` run on some tokens at a time."""
+    """Return the replacements that let an MLP of ``[..., C]`` run on some tokens at a time."""
     if "forward" in module.__dict__:
         return []
     return [(module, "forward", MethodType(_tokens_in_pieces, module))]
@@ -54,12 +57,12 @@ def by_tokens(module: nn.Module) -> list[Replacement]:
 def aggregator_in_pieces(
     aggregator: Any, global_blocks: Iterable[Any], *split: str
 ) -> Iterator[Replacement]:
-    """Yield what makes an aggregator like VGGT's run in pieces.
+    """Yield the replacements that let an aggregator like VGGT's run in pieces.
 
     Args:
-        aggregator: Has ``patch_embed`` and ``frame_blocks``.
-        global_blocks: Its blocks that attend over all frames, of which only the MLP is cut.
-        split: Keyword arguments of the frame blocks that have all frames first.
+        aggregator: Module with ``patch_embed`` and ``frame_blocks``.
+        global_blocks: Blocks that attend over all frames. Only their MLPs run in pieces.
+        split: Names of the frame blocks' keyword arguments that have all frames first.
     """
     yield from encoder_by_frames(aggregator.patch_embed)
     for block in aggregator.frame_blocks:
@@ -69,7 +72,7 @@ def aggregator_in_pieces(
 
 
 def encoder_by_frames(encoder: nn.Module) -> Iterator[Replacement]:
-    """Yield what makes the blocks of an encoder run in pieces; one without blocks stays whole."""
+    """Yield the replacements that let an encoder's blocks, if it has any, run in pieces."""
     for block in getattr(encoder, "blocks", ()):
         yield from by_frames(block)
 
@@ -112,7 +115,7 @@ def _whole(module: nn.Module, count: int, most: int) -> bool:
 
 
 def _in_pieces(piece: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
-    """Return the outputs of all pieces together, written where they stay."""
+    """Return the outputs of all pieces, each written to its final place at once."""
     pieces = -(-count // most)
     ends = [count * (i + 1) // pieces for i in range(pieces)]
     whole: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Reading what a model returned for one clip."""
+"""Reading a model's output for one clip."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def first_clip(output: Any, *names: str) -> tuple[Tensor, ...]:
     """Return the named outputs of the first batch element.
 
     Args:
-        output: The mapping that the model returned, tensors with a batch dimension.
-        names: What is needed of it.
+        output: Mapping that the model returned, of tensors with a batch dimension.
+        names: Names of the outputs.
 
     Raises:
         FamilyError: If an output is missing, for example because its head is switched off.

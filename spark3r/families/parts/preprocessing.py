@@ -1,10 +1,10 @@
-"""Preprocessing: images of any size become a family's input, as the model's own loader makes it.
+"""Preprocessing: a family's input from images of any size, equal to that of the model's own loader.
 
 The loaders are reimplemented with Pillow and torch, so that footage is read without the model's own
-package: `crop_width` is VGGT's ``load_and_preprocess_images``, `first_image_area` is π³'s
+package. `crop_width` is VGGT's ``load_and_preprocess_images``, `first_image_area` is π³'s
 ``load_images_as_tensor``, `longest_side` is Depth-Anything-3's ``InputProcessor``, and `balanced`
-is VGGT-Ω's ``load_and_preprocess_images``, each with its defaults. Images stay in [0, 1]; a model
-whose caller normalises them gets `imagenet_normalised` images in its family's ``call``.
+is VGGT-Ω's ``load_and_preprocess_images``, each with its defaults. Images stay in [0, 1]. A family
+whose model expects normalised images applies `imagenet_normalised` in its ``call``.
 
 Every function takes an iterable, so that a long video is never held at its full resolution.
 """
@@ -31,8 +31,8 @@ class Preprocessed(NamedTuple):
     """A model's input.
 
     Attributes:
-        images: ``[S, 3, H, W]``, float32 in [0, 1].
-        transforms: Where the pixels of each original lie in its frame.
+        images: Images ``[S, 3, H, W]``, float32 in [0, 1].
+        transforms: Map from the pixels of each original to those of its frame.
     """
 
     images: Tensor
@@ -47,17 +47,17 @@ class UnfitImageError(ClipError):
 
 
 def crop_width(images: Iterable[Image], *, width: int = 518, patch: int = 14) -> Preprocessed:
-    """Resize to a width, round the height to patches, and crop the height to the width.
+    """Return frames resized to a width, with whole patches in height and at most square.
 
     Transparent pixels become white. Images of different heights are padded with white.
 
     Args:
-        images: The frames.
-        width: Width of all frames in pixels, also their largest height.
+        images: Images of the frames.
+        width: Width of all frames and largest height, in pixels.
         patch: Side of a patch in pixels.
 
     Raises:
-        UnfitImageError: If an image is smaller than a patch, or would be after resizing.
+        UnfitImageError: If an image is smaller than a patch before or after resizing.
     """
     from PIL.Image import Resampling
 
@@ -76,11 +76,11 @@ def crop_width(images: Iterable[Image], *, width: int = 518, patch: int = 14) ->
 def first_image_area(
     images: Iterable[Image], *, area: int = 255_000, patch: int = 14
 ) -> Preprocessed:
-    """Resize all frames to one size: the first one's aspect ratio within an area.
+    """Return all frames at one size: the aspect ratio of the first one, within an area.
 
     Args:
-        images: The frames.
-        area: Largest number of pixels of a frame.
+        images: Images of the frames.
+        area: Largest area of a frame in pixels.
         patch: Side of a patch in pixels.
 
     Raises:
@@ -111,17 +111,17 @@ def _size_within(size: tuple[int, int], area: int, patch: int) -> tuple[int, int
 
 
 def longest_side(images: Iterable[Image], *, side: int = 504, patch: int = 14) -> Preprocessed:
-    """Resize the longest side, then both sides to their nearest multiple of a patch.
+    """Return frames of a longest side, with both sides rounded to the nearest whole patches.
 
     Frames of different sizes are cropped around their centre to the smallest height and width.
 
     Args:
-        images: The frames.
+        images: Images of the frames.
         side: Longest side in pixels.
         patch: Side of a patch in pixels.
 
     Raises:
-        UnfitImageError: If an image is smaller than a patch, or would be after resizing.
+        UnfitImageError: If an image is smaller than a patch before or after resizing.
     """
     made = []
     for image in images:
@@ -145,14 +145,14 @@ def balanced(
     patch: int = 16,
     aspects: tuple[float, float] = (0.5, 2.0),
 ) -> Preprocessed:
-    """Resize to about the same number of patches whatever the aspect ratio.
+    """Return frames with about the same number of patches at any aspect ratio.
 
     Transparent pixels become white, extreme aspect ratios are cropped around the centre, and images
     of different sizes are padded with white.
 
     Args:
-        images: The frames.
-        resolution: Side in pixels of the square that has as many patches.
+        images: Images of the frames.
+        resolution: Side in pixels of the square with that number of patches.
         patch: Side of a patch in pixels.
         aspects: Least and largest height ÷ width.
 
@@ -178,7 +178,7 @@ def balanced(
 
 
 def imagenet_normalised(images: Tensor) -> Tensor:
-    """Return images ``[..., 3, H, W]`` less ImageNet's mean, in units of its deviation."""
+    """Return images ``[..., 3, H, W]`` minus ImageNet's mean, divided by its deviation."""
     mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
     return (images - mean) / deviation
@@ -224,7 +224,7 @@ def _nearest_multiple(length: int, patch: int) -> int:
 
 
 def _resize_levels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize 8-bit ``[H, W, 3]`` as OpenCV does: cubic where a side grows, else area means."""
+    """Return 8-bit ``[H, W, 3]`` resized as OpenCV does: cubic if a side grows, else area means."""
     height, width = pixels.shape[:2]
     if size == (height, width):
         return pixels
@@ -237,7 +237,7 @@ def _resize_levels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _overlaps(before: int, after: int) -> Tensor:
-    """Return each old pixel's share in each new one, ``[after, before]``; rows sum to 1."""
+    """Return the share of each old pixel in each new one, ``[after, before]``. Rows sum to 1."""
     edges = torch.arange(after + 1, dtype=torch.float64) * (before / after)
     begin, end = edges[:-1, None], edges[1:, None]
     pixel = torch.arange(before, dtype=torch.float64)
@@ -259,7 +259,7 @@ def _stacked(made: Sequence[tuple[Tensor, Transform]]) -> Preprocessed:
 
 
 def _padded(made: Sequence[tuple[Tensor, Transform]]) -> Preprocessed:
-    """Stack ``[3, H, W]``, with white around the smaller ones."""
+    """Return images ``[3, H, W]`` stacked, with white around the smaller ones."""
     height = max(tensor.shape[1] for tensor, _ in made)
     width = max(tensor.shape[2] for tensor, _ in made)
     padded = []
@@ -285,5 +285,5 @@ def _check_result(image: Image, size: tuple[int, int], patch: int) -> None:
     if min(size) < patch:
         raise UnfitImageError(
             f"it has {image.width}x{image.height} pixels, which the model would see as "
-            f"{size[0]}x{size[1]}, less than a patch of {patch}: cut it to a moderate aspect ratio"
+            f"{size[0]}x{size[1]}, less than a patch of {patch}: crop it to a moderate aspect ratio"
         )

@@ -1,4 +1,4 @@
-"""Projecting queries of all tokens, but keys and values of the kept ones only."""
+"""Projection of the queries of all tokens, and of the keys and values of the kept ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ...reduction.pruning import KeySelection
 
 
 def project(attn: Any, x: Tensor, selection: KeySelection | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply a fused ``qkv`` projection, pruning before it where that is exact.
+    """Return the projections of a fused ``qkv`` layer, pruned before it where that is exact.
 
     Args:
-        attn: A module with ``qkv`` (outputs query, key, value in this order) and ``num_heads``.
+        attn: Module with ``qkv`` (outputs query, key, value in this order) and ``num_heads``.
         x: Hidden states ``[B, N, C]``.
-        selection: Which tokens keep their keys and values; None for all.
+        selection: Selection of the tokens that keep their keys and values, None for all.
 
     Returns:
         Query ``[B, H, N, D]``, key and value ``[B, H, M, D]``, before any norm.
@@ -30,16 +30,16 @@ def project(attn: Any, x: Tensor, selection: KeySelection | None) -> tuple[Tenso
         query = F.linear(x, qkv.weight[:width], bias[0])
         key, value = F.linear(selection.take(x), qkv.weight[width:], bias[1]).chunk(2, dim=-1)
     else:
-        # Its rows may not be independent of one another (quantised, low-rank or masked layers).
+        # Rows of its weight may depend on one another (quantised, low-rank or masked layers).
         query = qkv(x).chunk(3, dim=-1)[0]
         key, value = qkv(selection.take(x)).chunk(3, dim=-1)[1:]
     return _split(query, heads), _split(key, heads), _split(value, heads)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module is exactly a linear layer, without hooks: its weight may be sliced."""
+    """Return True if a module is a linear layer without hooks, whose weight may be sliced."""
     if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
-        return False  # quantised and sharded weights hide inside a plain layer
+        return False  # quantised and sharded weights exist inside plain layers, too
     return not (
         module._forward_hooks
         or module._forward_pre_hooks

@@ -19,9 +19,9 @@ def locate(
     """Return the first module at one of the paths that passes a test, with its path.
 
     Args:
-        root: Where the paths start.
+        root: Module that the paths start from.
         paths: Qualified names, "" for the root itself.
-        test: Whether a module is the one that is looked for.
+        test: Function that returns True for the module that is sought.
     """
     for path in paths:
         module: Any = root
@@ -36,13 +36,30 @@ def locate(
     return None
 
 
+def located(
+    root: nn.Module, paths: Iterable[str], test: Callable[[Any], bool], model: str
+) -> tuple[str, Any]:
+    """Return what `locate` returns, for a model of the family.
+
+    Raises:
+        FamilyError: If no path leads to such a module, because the user named another family.
+    """
+    found = locate(root, paths, test)
+    if found is None:
+        raise FamilyError(
+            f"{type(root).__name__} does not have the structure of {model}: name its own family, "
+            "or leave the family out and let spark3r recognise it"
+        )
+    return found
+
+
 def has(module: object, *names: str) -> bool:
-    """Whether an object has all of these attributes."""
+    """Return True if an object has all of these attributes."""
     return all(hasattr(module, name) for name in names)
 
 
 def attentions(blocks: object) -> list[nn.Module]:
-    """Return ``attn`` of every block in a module list, or nothing if one has none."""
+    """Return ``attn`` of every block in a module list, or no module if a block has none."""
     if not isinstance(blocks, nn.ModuleList):
         return []
     found = [getattr(block, "attn", None) for block in blocks]
@@ -56,13 +73,13 @@ def arguments(module: nn.Module, method: str = "forward") -> tuple[str, ...]:
 
 
 def is_fused_attention(module: nn.Module, expected: tuple[str, ...]) -> bool:
-    """Whether a module projects with one ``qkv`` and its forward takes just these arguments."""
+    """Return True if a module has one ``qkv`` and its forward takes exactly these arguments."""
     parts = ("qkv", "proj", "q_norm", "k_norm", "num_heads")
     return has(module, *parts) and arguments(module) == expected
 
 
 def unlike(module: nn.Module, expected: tuple[str, ...], model: str) -> str:
-    """Return why an attention module is not the one of a model that it resembles."""
+    """Return the reason why an attention module is not that of the model it resembles."""
     shown = ", ".join(arguments(module))
     return (
         f"it looks like {model}, but the forward of its global attention "
@@ -71,7 +88,7 @@ def unlike(module: nn.Module, expected: tuple[str, ...], model: str) -> str:
 
 
 def refuse_argument(attn: nn.Module, name: str, value: object) -> None:
-    """Raise if global attention was given something that reduction cannot honour.
+    """Raise an error if global attention was given an argument that reduction cannot follow.
 
     Raises:
         FamilyError: If the value is not None.
@@ -84,7 +101,7 @@ def refuse_argument(attn: nn.Module, name: str, value: object) -> None:
 
 
 def refuse_dropout(attn: nn.Module) -> None:
-    """Raise if attention weights would be dropped, which merged queries cannot follow.
+    """Raise an error if attention weights would be dropped, which merged queries cannot follow.
 
     Raises:
         FamilyError: If the module trains with attention dropout.
@@ -100,19 +117,19 @@ def refuse_dropout(attn: nn.Module) -> None:
 def refuse_stale_positions(
     cache: Mapping[tuple[int, int], object], grid: tuple[int, int], device: torch.device, where: str
 ) -> None:
-    """Raise if the model cached token positions of this grid on another device.
+    """Raise an error if the model cached token positions of this grid on another device.
 
-    Upstream keys its cache by the grid alone, so that a model moved to another device fails deep
-    inside a block.
+    Upstream's cache has the grid alone as its key, so a model that was moved to another device
+    would fail deep inside a block.
 
     Args:
-        cache: Positions by patch grid.
-        grid: Rows and columns of this pass.
-        device: Where the images are.
-        where: The cache's qualified name, for the message.
+        cache: Cached positions by patch grid.
+        grid: Rows and columns of patches in this pass.
+        device: Device of the images.
+        where: Qualified name of the cache, for the message.
 
     Raises:
-        LayoutError: If the cached positions lie elsewhere.
+        LayoutError: If the cached positions are on another device.
     """
     cached = cache.get(grid)
     if isinstance(cached, torch.Tensor) and cached.device != device:
@@ -128,13 +145,13 @@ def clip_images(
     """Return the images ``[B, S, 3, H, W]`` that an entry module was called with.
 
     Args:
-        args: Its positional arguments, images first.
-        kwargs: Its keyword arguments.
-        keyword: What it calls its images.
-        entry: What to call it in an error.
+        args: Positional arguments of the call, images first.
+        kwargs: Keyword arguments of the call.
+        keyword: Name of the images among the keyword arguments.
+        entry: Name of the entry module in error messages.
 
     Raises:
-        LayoutError: If they are missing, no tensor, or have another number of dimensions.
+        LayoutError: If the images are missing, no tensor, or have another number of dimensions.
     """
     images = args[0] if args else kwargs.get(keyword)
     if not isinstance(images, Tensor):

@@ -1,11 +1,11 @@
-"""Rotary position embedding without waiting for the device: tables made once.
+"""Rotary position embedding with tables that are made once, so that no pass waits for the device.
 
 VGGT, π³ and Depth-Anything-3 rotate the first half of a head by a token's row and the second half
-by its column. To size its table upstream reads the largest position on the host, twice per block:
-the host waits for the device, and a compiled graph breaks. In reduced layers positions follow from
-the token layout, so that one table per frame does (`rotate`). All other blocks keep upstream's
-positions and look them up in a table that is long enough for any image (`without_waiting`). Both
-give upstream's bits.
+by its column. To find the size of its table, upstream reads the largest position on the host, twice
+per block: the host waits for the device, and a compiled graph breaks. In reduced layers the
+positions follow from the token layout, and one table per frame is enough (`rotate`). All other
+blocks keep upstream's positions and look them up in a table that is long enough for any image
+(`without_waiting`). Both give the same bits as upstream.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ...rope import Rope, apply_rope
 from ..base import Replacement
 from .recognition import arguments
 
-# Rows or columns of patches that no image exceeds: 57,344 pixels at 14 a patch.
 MOST_POSITIONS = 4096
+"""Rows or columns of patches that no image exceeds: 57,344 pixels with patches of 14."""
 
 _CACHES = ("frequency_cache", "cache")  # VGGT and Depth-Anything-3, π³
 
@@ -43,15 +43,15 @@ def rotate(
     """Rotate the queries of all tokens and the keys of the selected ones.
 
     Args:
-        query: ``[B, H, N, D]``, after query norm.
-        key: ``[B, H, M, D]``, after key norm.
-        embedding: The model's own embedding, of which the base frequency is taken.
+        query: Queries ``[B, H, N, D]``, after query norm.
+        key: Keys ``[B, H, M, D]``, after key norm.
+        embedding: The model's own embedding, which has the base frequency.
         layout: Token layout of the N tokens, without tail.
-        selection: Which tokens the keys are of, None for all.
-        uniform: Whether all patches share position (1, 1) instead of (row + 1, column + 1).
+        selection: Selection of the tokens that have keys, None for all.
+        uniform: Whether all patches have position (1, 1) instead of (row + 1, column + 1).
 
     Returns:
-        Rotated queries and keys, as given. The arithmetic is upstream's, to the last bit.
+        Rotated queries and keys of the same shapes, equal to upstream's to the last bit.
 
     Raises:
         FamilyError: If the embedding has no base frequency.
@@ -67,10 +67,10 @@ def rotate(
 
 
 def without_waiting(root: nn.Module) -> Iterator[Replacement]:
-    """Yield what keeps a model's rotary embeddings from waiting for the device.
+    """Yield the replacements that keep a model's rotary embeddings from waiting for the device.
 
-    Only upstream's plain implementation is replaced, which every block shares; a compiled one
-    (π³'s cuRoPE2D) does not wait, and an instance with a forward of its own is left alone.
+    They replace upstream's plain implementation, which all blocks share. A compiled one (π³'s
+    cuRoPE2D) does not wait, and an instance with a forward of its own is left alone.
     """
     for module in root.modules():
         if _is_plain(module):
@@ -100,7 +100,7 @@ def base_frequency(embedding: nn.Module) -> float:
     """Return the base frequency of upstream's two-dimensional rotary embedding.
 
     Raises:
-        FamilyError: If it is another kind of embedding.
+        FamilyError: If the embedding is of another kind.
     """
     for name in ("base_frequency", "base"):  # VGGT and Depth-Anything-3, π³
         value = getattr(embedding, name, None)
@@ -154,7 +154,7 @@ def _build(
     device: torch.device,
 ) -> Rope:
     special, height, width, special_last, uniform = grid
-    # A table first made under inference_mode must still serve a backward pass later.
+    # A table that is made under inference_mode must also serve a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         inverse = _inverse_frequencies(head_dim // 2, frequency, device)
         patch = torch.ones(height, width, 2, device=device)

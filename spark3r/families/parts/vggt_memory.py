@@ -1,10 +1,10 @@
-"""VGGT's memory saver: layers that no head reads leave no outputs behind, wide parts run in pieces.
+"""VGGT's memory savers: outputs of layers that no head reads are dropped, wide parts run in pieces.
 
 The aggregator keeps the frame and global tokens of every layer side by side in float32, 24 times
-2·C numbers per token, while its heads read four layers. Where a layer is not read, its two halves
-are cut to no tokens before they are joined: the list keeps its length, an unread entry has shape
-``[B, S, 0, 2C]``, and whoever reads it after all gets an error instead of wrong numbers. What the
-heads return stays the same, bit for bit.
+2·C numbers per token, but its heads read four layers only. The two halves of an unread layer are
+cut to no tokens before they are joined. The list keeps its length, an unread entry has the shape
+``[B, S, 0, 2C]``, and code that reads it gets an error instead of wrong numbers. The heads' outputs
+stay the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _Result = tuple[Tensor, int, list[Tensor]]
 
 
 def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
-    """Return the layers whose outputs no head reads; none if the model has no such head.
+    """Return the layers whose outputs no head reads. It is empty if no dense head is found.
 
     Args:
-        root: The whole model: every head on it counts, the tracker's too.
+        root: Whole model. Every head counts, the tracker's too.
         layers: Number of pairs of frame and global attention.
     """
-    read = {layers - 1}  # the camera head's
+    read = {layers - 1}  # by the camera head
     dense_heads = 0
     for module in root.modules():
         chosen = getattr(module, "intermediate_layer_idx", None)
@@ -42,12 +42,12 @@ def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
 
 
 def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
-    """Yield what to set on the aggregator and its blocks."""
+    """Yield the replacements on the aggregator and its blocks."""
     yield from aggregator_in_pieces(aggregator, aggregator.global_blocks, "pos")
     if not all(hasattr(type(aggregator), name) for name in _METHODS):
-        return  # another version, which may keep its outputs otherwise
+        return  # another version, which may keep its outputs in another form
     if any(name in aggregator.__dict__ for name in _METHODS):
-        return  # somebody else's
+        return  # another library has replaced them
     unread = unread_layers(root, len(aggregator.global_blocks))
     if unread:
         yield aggregator, _UNREAD, unread
@@ -64,7 +64,7 @@ def _global(self: Any, *args: Any, **kwargs: Any) -> _Result:
 
 
 def _cut(aggregator: Any, result: _Result) -> _Result:
-    """Empty the outputs ``[B, S, P, C]`` of unread layers among those of consecutive ones."""
+    """Return a method's result with the outputs ``[B, S, P, C]`` of unread layers emptied."""
     tokens, following, outputs = result
     unread = aggregator.__dict__[_UNREAD]
     first = following - len(outputs)

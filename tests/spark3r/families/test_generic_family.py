@@ -38,7 +38,7 @@ def test_generic_agrees_with_the_family_written_for_the_model(model, schedule):
 
 def test_generic_mistakes_are_named(model):
     images = make_images(4)
-    with pytest.raises(FamilyError, match="no module of ReferenceModel is called like 'blocks"):
+    with pytest.raises(FamilyError, match="no module of ReferenceModel matches 'blocks"):
         spark3r.apply(model, REDUCED, family=generic("blocks.*", patch_size=8))
     with pytest.raises(FamilyError, match="has no module 'encoder'"):
         spark3r.apply(model, REDUCED, family=generic_reference(entry="encoder"))

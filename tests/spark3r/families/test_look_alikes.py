@@ -15,6 +15,7 @@ import spark3r
 from spark3r import FamilyError, LayoutError, Schedule
 from spark3r.families.registry import detect
 from spark3r.reduction.operators import Operators, QueryMerging
+from spark3r.runner import Runner
 
 
 class WindowAttention(Attention):
@@ -40,7 +41,7 @@ def _changed_da3() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "fastvggt": (lambda: stand_ins.Vggt(MergingAttention), "that is FastVGGT, which"),
+    "fastvggt": (lambda: stand_ins.Vggt(MergingAttention), "this is FastVGGT, which"),
     "vggt": (lambda: stand_ins.Vggt(WindowAttention), r"takes \(x, window\), expected \(x, pos\)"),
     "pi3": (lambda: stand_ins.Pi3(WindowAttention), r"expected \(x, attn_bias, xpos\)"),
     "omega": (lambda: stand_ins.Omega(WindowAttention), r"expected \(x, attn_bias, rope\)"),
@@ -118,3 +119,10 @@ def test_the_aggregator_alone_is_a_model_too() -> None:
             model, Schedule.uniform(3, 2, 2, operators=Operators(QueryMerging(group=3)))
         ):
             assert not torch.equal(model(clip)[0][-1], dense)
+
+
+@pytest.mark.parametrize("family", ["vggt", "omega", "da3"])
+def test_a_family_that_is_named_for_another_model_is_an_error(family: str) -> None:
+    model = stand_ins.Pi3()
+    with pytest.raises(FamilyError, match=r"Pi3 does not have the structure of .*: name its own"):
+        Runner.of(model, family).attention  # noqa: B018

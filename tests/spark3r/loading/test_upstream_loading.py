@@ -206,7 +206,7 @@ def test_code_with_another_attention_is_refused(monkeypatch: pytest.MonkeyPatch)
             return super().forward(x, pos)
 
     put_package(monkeypatch, "vggt.models.vggt", VGGT=lambda enable_track: stand_ins.Vggt(Merging))
-    with pytest.raises(FamilyError, match=r"^model 'vggt:random': .*that is FastVGGT, which merge"):
+    with pytest.raises(FamilyError, match=r"^model 'vggt:random': .*this is FastVGGT, which merge"):
         load_model("vggt:random")
 
 
