@@ -48,9 +48,10 @@ class Section(BaseModel):
 
 def section_in(annotation: object) -> type[Section] | None:
     """Return the class of the objects that a field holds: alone, as an option or in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    parts = get_args(annotation)  # to Python 3.10, tuple[int, int] is a type as well
+    if not parts and isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    inner = (section_in(part) for part in get_args(annotation))
+    inner = (section_in(part) for part in parts)
     return next((section for section in inner if section is not None), None)
 
 

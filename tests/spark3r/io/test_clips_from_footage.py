@@ -165,7 +165,7 @@ def test_a_video_that_ends_early_is_an_error(
     data = video.read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: len(data) * 7 // 10])
-    # PyAV 14 reports the last packet as damaged, newer versions report the end of the file.
+    # PyAV 14 also reports the last packet as damaged.
     said = r"(the end from frame \d of 12|the part after frame \d) cannot be read"
     with pytest.raises(ClipError, match=said):
         load_clip(str(cut), AS_THEY_ARE)
@@ -173,7 +173,7 @@ def test_a_video_that_ends_early_is_an_error(
     read = footage.clip.frames
     assert 4 < read < 10
     assert torch.equal(footage.clip.images, pixels(frames[:read]))
-    assert len(footage.skipped) == 1
+    assert footage.skipped[-1].startswith("the end from frame")
     thinned = load_clip(str(cut), AS_THEY_ARE, frames=3, skip_bad=True)
     assert thinned.frames[-1] == f"frame {read - 1}"
     assert thinned.skipped == footage.skipped

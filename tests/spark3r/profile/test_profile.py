@@ -98,7 +98,7 @@ def test_records_hold_every_field_of_the_dataclasses() -> None:
 def test_every_field_is_described() -> None:
     sections = [Profile, *(getattr(part, name) for part in (model, evidence) for name in dir(part))]
     for section in sections:
-        if isinstance(section, type) and issubclass(section, Section):
+        if isinstance(section, type(Section)) and issubclass(section, Section):
             for name, field in section.model_fields.items():
                 assert (field.description or "").endswith("."), f"{section.__name__}.{name}"
 
