@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ..compiling import assume_constant_result
 from ..errors import PatchError, Spark3rWarning
 from ..layout import TokenLayout
 from ..reduction.operators import Operators
@@ -346,7 +347,7 @@ _NUMBERS = itertools.count()
 _HANDLES: WeakValueDictionary[int, Handle] = WeakValueDictionary()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _warn_when_traced(number: int, device: str, *fields: Any) -> bool:
     """Warn in a traced pass as in an eager one. The result is a constant to the compiler.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compiling import assume_constant_result
 from ..layout import TokenLayout
 from .merging import MergePlan
 from .operators import KeyValuePruning, QueryMerging
@@ -71,7 +72,7 @@ _Parts = tuple[int, int, int | None, Tensor | None, Tensor | None]  # of a KeySe
 
 # A traced graph takes only plain values and classes as constants. So a layout and an operator are
 # taken apart before the call and put together again inside it.
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _select(
     layout: _Fields,
     factor: int,
@@ -82,7 +83,7 @@ def _select(
     return _build_selection(layout, factor, make, operator, device)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _plan(
     layout: _Fields,
     factor: int,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...compiling import assume_constant_result
 from ...errors import FamilyError
 from ...layout import TokenLayout
 from ...reduction.pruning import KeySelection
@@ -117,7 +118,7 @@ def _rotate_frames(tokens: Tensor, rope: Rope) -> Tensor:
     return apply_rope(tokens.unflatten(2, (-1, rope[0].shape[0])), rope).flatten(2, 3)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _all_positions(half: int, frequency: float, dtype: torch.dtype, device: torch.device) -> Rope:
     return _build_all_positions(half, frequency, dtype, device)
 
@@ -134,7 +135,7 @@ def _build_all_positions(
         return angle.cos(), angle.sin()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _tables(
     grid: tuple[int, int, int, bool, bool],
     head_dim: int,
