@@ -1,11 +1,11 @@
-"""Depth, pose, trajectory and point metrics, and consistency. Needs torch only.
+"""Depth, pose, trajectory and point metrics, and consistency. They need torch only.
 
 Angles are in degrees, sizes and shares are fractions, extrinsics map world to camera in OpenCV
-axes, intrinsics are in pixels (`spark3r.geometry` states the conventions). Functions called
-``..._metrics`` take one clip and return a frozen record of plain numbers; the others take tensors
-with leading batch dimensions where their docstrings show ``...``. Values that are NaN or infinite
-are errors; trajectories and clips that leave a figure undetermined have a defined value, and the
-record says so in ``degenerate`` (or holds None).
+axes, intrinsics are in pixels (`spark3r.geometry` states the conventions). Functions named
+``..._metrics`` take one clip and return a frozen record of plain numbers. The others take tensors
+with leading batch dimensions where their docstrings show ``...``. NaN and infinite values are
+errors. A figure that a clip leaves undetermined has a defined value, and the record says so in
+``degenerate`` (or holds None).
 """
 
 from __future__ import annotations

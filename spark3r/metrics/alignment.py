@@ -1,17 +1,17 @@
 """Sim(3) alignment: of corresponding points, and of camera trajectories.
 
 evo and most evaluations refuse trajectories that leave the alignment undetermined. Here they have a
-defined answer, and `Alignment.degenerate` says so:
+defined alignment, and `Alignment.degenerate` says so:
 
-- one frame, or cameras that do not move (in either trajectory): rotation from the cameras'
-  orientations, scale 1, centroids matched. A collapsed prediction thus has the ATE of a point.
-- collinear cameras (two frames always are): the line is aligned, the roll about it follows the
-  orientations.
+- With one frame, or with cameras that do not move in either trajectory, the rotation follows the
+  cameras' orientations, the scale is 1 and the centroids are matched. So a collapsed prediction has
+  the ATE of a point.
+- With collinear cameras (two cameras always are), the line is aligned, and the roll about it
+  follows the orientations.
 
-Between these and a well-posed alignment lies footage whose cameras hardly move against their noise
-(a pan): scale and rotation then follow the noise. `TrajectoryMetrics.extent` tells such clips;
-relative pose errors (`spark3r.metrics.pose`) do not suffer, and points may be aligned by `umeyama`
-of corresponding points instead.
+In other footage the cameras hardly move compared with their noise (a pan). Scale and rotation then
+follow the noise. `TrajectoryMetrics.extent` is small for such clips. Relative pose errors
+(`spark3r.metrics.pose`) are not affected, and `umeyama` of corresponding points can align points.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ..geometry import camera_centres, check_finite, check_shape, invert_pose
 
-# Spread of the camera centres (world units, and relative to their distance from the origin) below
-# which they do not move, and ratio of their second to their first principal extent below which
-# they lie on a line: both well above the rounding noise of float32 poses.
+# Largest spread of camera centres that do not move (in world units, and relative to their distance
+# from the origin), and largest ratio of the second to the first principal extent of centres on a
+# line. Both are well above the rounding noise of float32 poses.
 NO_MOTION = 1e-6
 COLLINEAR = 1e-5
 
@@ -36,9 +36,9 @@ class Similarity:
     """A Sim(3) transform ``x ↦ scale · rotation x + translation``.
 
     Attributes:
-        scale: ``[...]`` float64.
-        rotation: ``[..., 3, 3]`` float64.
-        translation: ``[..., 3]`` float64.
+        scale: Factor, ``[...]`` float64.
+        rotation: Rotation matrix, ``[..., 3, 3]`` float64.
+        translation: Vector, ``[..., 3]`` float64.
     """
 
     scale: Tensor
@@ -47,15 +47,15 @@ class Similarity:
 
     @classmethod
     def identity(cls, device: torch.device | None = None) -> Similarity:
-        """The transform that changes nothing."""
+        """Return the transform that changes nothing."""
         one = torch.ones((), dtype=torch.float64, device=device)
         return cls(one, torch.eye(3, dtype=torch.float64, device=device), one.new_zeros(3))
 
     def apply(self, points: Tensor) -> Tensor:
-        """Transform points.
+        """Return transformed points.
 
         Args:
-            points: ``[..., N, 3]``.
+            points: Points ``[..., N, 3]``.
 
         Returns:
             ``[..., N, 3]`` float64.
@@ -64,10 +64,10 @@ class Similarity:
         return self.scale[..., None, None] * rotated + self.translation[..., None, :]
 
     def apply_to_extrinsics(self, extrinsics: Tensor) -> Tensor:
-        """Move cameras: centres as points, orientations by the rotation.
+        """Return moved cameras: centres move as points, orientations by the rotation.
 
         Args:
-            extrinsics: ``[..., S, 3, 4]`` world to camera.
+            extrinsics: World-to-camera extrinsics ``[..., S, 3, 4]``.
 
         Returns:
             ``[..., S, 3, 4]`` world to camera, float64.
@@ -80,11 +80,11 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Alignment:
-    """A Sim(3) alignment of two trajectories and what was undetermined about it.
+    """A Sim(3) alignment of two trajectories.
 
     Attributes:
-        similarity: Takes predicted world points to the target's world.
-        degenerate: Why part of it is a convention, or None.
+        similarity: Transform from the predicted world to the target's.
+        degenerate: Reason why part of it is a convention, or None.
     """
 
     similarity: Similarity
@@ -92,7 +92,7 @@ class Alignment:
 
 
 def _nearest_rotation(covariance: Tensor) -> Tensor:
-    """The rotation R that maximises ⟨covariance, R⟩, ``[..., 3, 3]``."""
+    """Return the rotation R that maximises ⟨covariance, R⟩, ``[..., 3, 3]``."""
     u, _, vh = torch.linalg.svd(covariance)
     sign = torch.where(torch.linalg.det(u) * torch.linalg.det(vh) < 0, -1.0, 1.0).to(u.dtype)
     last = torch.stack((torch.ones_like(sign), torch.ones_like(sign), sign), dim=-1)
@@ -102,7 +102,7 @@ def _nearest_rotation(covariance: Tensor) -> Tensor:
 def _similarity(
     source: Tensor, target: Tensor, rotation: Tensor | None, fixed_scale: bool
 ) -> Similarity:
-    """Best scale and translation (and rotation, unless given) for ``[..., N, 3]`` float64."""
+    """Return the best scale and translation, and rotation unless given, for ``[..., N, 3]``."""
     mean_source, mean_target = source.mean(dim=-2), target.mean(dim=-2)
     centred = source - mean_source[..., None, :]
     covariance = (target - mean_target[..., None, :]).transpose(-1, -2) @ centred
@@ -123,20 +123,20 @@ def _similarity(
 
 
 def umeyama(source: Tensor, target: Tensor) -> Similarity:
-    """Least-squares similarity between corresponding points (Umeyama, PAMI 1991, eq. 40-42).
+    """Return the least-squares similarity of corresponding points (Umeyama, PAMI 1991, eq. 40-42).
 
-    Coinciding source points get scale 1. Which of several best rotations is returned for collinear
-    points is unspecified; `align_trajectories` decides by the orientations of the cameras.
+    Coinciding source points have scale 1. For collinear points several rotations are best, and
+    which one is returned is unspecified; `align_trajectories` decides by the cameras' orientations.
 
     Args:
-        source: ``[..., N, 3]``.
-        target: ``[..., N, 3]``.
+        source: Points ``[..., N, 3]``.
+        target: Points ``[..., N, 3]``.
 
     Returns:
         The transform from source to target, float64.
 
     Raises:
-        ValueError: Shapes are wrong or differ, N is 0, or a value is NaN or infinite.
+        ValueError: If shapes are wrong or differ, N is 0, or a value is NaN or infinite.
     """
     check_shape("source", source, (None, 3))
     if source.shape != target.shape:
@@ -149,30 +149,30 @@ def umeyama(source: Tensor, target: Tensor) -> Similarity:
 
 
 def _extents(centres: Tensor) -> tuple[float, float]:
-    """First and second principal extent (singular values) of ``[S, 3]`` camera centres."""
+    """Return first and second principal extent (singular values) of centres ``[S, 3]``."""
     values = torch.linalg.svdvals(centres - centres.mean(dim=0))
     padded = [*values.tolist(), 0.0]
     return padded[0], padded[1]
 
 
 def is_still(centres: Tensor) -> bool:
-    """Whether ``[S, 3]`` camera centres differ by no more than rounding noise."""
+    """Return True if camera centres ``[S, 3]`` differ by no more than rounding noise."""
     reach = max(1.0, float(centres.norm(dim=-1).max()))
     return _extents(centres)[0] <= NO_MOTION * reach * math.sqrt(centres.shape[0])
 
 
 def align_trajectories(predicted: Tensor, target: Tensor) -> Alignment:
-    """Sim(3) alignment of two camera trajectories, defined for degenerate ones as well.
+    """Return the Sim(3) alignment of two camera trajectories, defined for degenerate ones too.
 
     Args:
-        predicted: ``[S, 3, 4]`` world-to-camera extrinsics.
-        target: ``[S, 3, 4]``.
+        predicted: World-to-camera extrinsics ``[S, 3, 4]``.
+        target: World-to-camera extrinsics ``[S, 3, 4]``.
 
     Returns:
         The alignment of the predicted world with the target's.
 
     Raises:
-        ValueError: Shapes are wrong or differ, or a value is NaN or infinite.
+        ValueError: If shapes are wrong or differ, or a value is NaN or infinite.
     """
     if predicted.dim() != 3 or predicted.shape[1:] != (3, 4) or predicted.shape[0] == 0:
         raise ValueError(f"predicted: expected [S, 3, 4], found {list(predicted.shape)}")
@@ -206,8 +206,8 @@ def align_trajectories(predicted: Tensor, target: Tensor) -> Alignment:
     ]
     if not on_a_line:
         return Alignment(umeyama(source, destination))
-    # Only the direction of the line counts; orientations break the tie about its roll, at a weight
-    # too small to turn the line itself.
+    # Only the direction of the line counts. Orientations decide the roll about it, at a weight that
+    # is too small to turn the line itself.
     centred = destination - destination.mean(dim=0)
     u, s, vh = torch.linalg.svd(centred.T @ (source - source.mean(dim=0)))
     line = u[:, :1] @ vh[:1] + 1e-8 * orientation / len(source)

@@ -1,13 +1,13 @@
-"""Consistency: how far a run's depths and poses contradict each other. Needs no ground truth.
+"""Consistency: how far a run's depths and poses contradict each other. It needs no ground truth.
 
-The depth of each key frame is unprojected, carried by the predicted poses into every other key
-frame, and compared with the depth predicted there: median |log ratio| over the pixels that land in
-view and in front of the camera, averaged over the ordered pairs of frames. Occluded pixels land in
-view too; the median bears them as long as they are fewer than half.
+The depth of each key frame is unprojected, moved by the predicted poses into every other key frame,
+and compared with the depth predicted there. The figure is the median |log ratio| over the pixels
+that land in view and in front of the camera, averaged over the ordered pairs of frames. Occluded
+pixels land in view too, and do not matter to the median while they are fewer than half.
 
-Cameras that stop moving and depth that flattens are perfectly consistent, so the figure never
-comes alone: `ConsistencyMetrics` carries the spreads that vanish in a collapse, and `collapsed`
-compares them with those of the dense run.
+Cameras that stop moving and depth that flattens are perfectly consistent. So `ConsistencyMetrics`
+also has the spreads that vanish in a collapse, and `collapsed` compares them with those of the
+dense run.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class ConsistencyMetrics:
-    """Consistency of one run, and what guards it against collapse.
+    """Consistency of one run, and the figures that reveal a collapse.
 
     Attributes:
         log_ratio: Median |log ratio| of warped and predicted depth, averaged over the ordered pairs
-            with at least `min_visible` of the pixels in view; None where there is no such pair.
+            with at least `min_visible` of the pixels in view; None if there is no such pair.
         visible: Share of pixels that land in view, averaged over all ordered pairs, a fraction.
         pairs: Number of ordered pairs that entered `log_ratio`.
         camera_spread: Root mean square distance of the key cameras from their centroid, divided by
-            the median depth. Vanishes when cameras stop moving.
+            the median depth. It vanishes when cameras stop moving.
         rotation_spread_deg: Mean angle between the orientations of two key cameras, degrees.
         depth_spread: Standard deviation of log depth inside a frame, averaged over the key frames.
-            Vanishes when depth flattens.
+            It vanishes when depth flattens.
     """
 
     log_ratio: float | None
@@ -51,17 +51,17 @@ class ConsistencyMetrics:
 
 
 def key_frame_indices(frames: int, count: int) -> list[int]:
-    """Evenly spaced frames, the first and the last among them.
+    """Return evenly spaced frames, with the first and the last.
 
     Args:
         frames: Number of frames of the clip.
-        count: Number of key frames wanted, at least 1.
+        count: Largest number of key frames, at least 1.
 
     Returns:
         ``min(frames, count)`` increasing indices.
 
     Raises:
-        ValueError: A number below 1.
+        ValueError: If a number is below 1.
     """
     if frames < 1 or count < 1:
         raise ValueError(f"expected at least one frame, found {frames} frames, {count} key frames")
@@ -79,9 +79,10 @@ def _warp_disagreement(
     matrix: Tensor,
     offset: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Median |log ratio| (NaN where nothing is visible) and visible share of a chunk of pairs.
+    """Return median |log ratio| and visible share of a chunk of pairs, ``[P]`` each.
 
-    Shapes: depths ``[P, H, W]``, matrix ``[P, 3, 3]`` = K_j R K_i⁻¹, offset ``[P, 3]`` = K_j t.
+    The median is NaN if nothing is visible. Depths are ``[P, H, W]``, the matrix is K_j R K_i⁻¹,
+    ``[P, 3, 3]``, and the offset K_j t, ``[P, 3]``.
     """
     height, width = source_depth.shape[-2:]
     grid = pixel_grid(height, width, like=source_depth).flatten(0, 1)
@@ -117,24 +118,24 @@ def consistency_metrics(
     key_frames: int | Sequence[int] = 8,
     min_visible: float = 0.01,
 ) -> ConsistencyMetrics:
-    """Consistency of the depths and poses of one run.
+    """Return the consistency of the depths and poses of one run.
 
     Args:
-        depth: ``[S, H, W]`` z-depth, positive and finite where valid.
-        intrinsics: ``[S, 3, 3]`` in pixels.
-        extrinsics: ``[S, 3, 4]`` world to camera.
-        valid: ``[S, H, W]`` mask of pixels to compare (no sky, say), or None for all.
-        key_frames: How many evenly spaced frames to compare, or which ones.
-        min_visible: Pairs with a smaller share of pixels in view are left out of the average: the
-            median of a handful of pixels is noise.
+        depth: Z-depth ``[S, H, W]``, positive and finite at valid pixels.
+        intrinsics: Intrinsics ``[S, 3, 3]`` in pixels.
+        extrinsics: World-to-camera extrinsics ``[S, 3, 4]``.
+        valid: Mask ``[S, H, W]`` of pixels to compare (without sky, for example), or None for all.
+        key_frames: Number of evenly spaced frames to compare, or the frames themselves.
+        min_visible: Least share of pixels in view, as a fraction. Other pairs are left out of the
+            average, because the median of a few pixels is noise.
 
     Returns:
-        The consistency and its guards; None as `log_ratio` for one frame, or where no two frames
-        see the same place.
+        The consistency and its guards. `log_ratio` is None for one frame, or if no two frames see
+        the same place.
 
     Raises:
-        ValueError: Shapes are wrong, a camera is NaN or infinite, or a valid depth is not positive
-            and finite.
+        ValueError: If shapes are wrong, a camera is NaN or infinite, or a valid depth is not
+            positive and finite.
     """
     check_shape("depth", depth, (None, None, None))
     frames, height, width = depth.shape
@@ -215,17 +216,17 @@ def _depth_spread(depth: Tensor, usable: Tensor) -> float:
 def collapsed(
     candidate: ConsistencyMetrics, dense: ConsistencyMetrics, *, keep: float = 0.5
 ) -> tuple[str, ...]:
-    """Which guards say that a run's consistency comes from a collapse.
+    """Return the guards which show that a run's consistency comes from a collapse.
 
     Args:
-        candidate: The reduced run.
-        dense: The dense run on the same clip.
-        keep: Share of the dense run's spread (and visible share) that a sound run retains.
+        candidate: Metrics of the reduced run.
+        dense: Metrics of the dense run on the same clip.
+        keep: Share of the dense run's spreads and visible share that a sound run keeps, a fraction.
 
     Returns:
-        Names of the guarded figures that fell below ``keep`` times the dense run's; empty when all
-        is well. Spreads of the dense run that are themselves negligible (below 1e-3; 0.1 degrees
-        for rotation), as on footage from a tripod, guard nothing.
+        Names of the figures below ``keep`` times those of the dense run; empty without a collapse.
+        A figure that is negligible in the dense run (below 1e-3, or 0.1 degrees for rotation), as
+        on footage from a tripod, does not count.
     """
     floors = {
         "camera_spread": 1e-3,

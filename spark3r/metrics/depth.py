@@ -1,9 +1,9 @@
 """Depth metrics: AbsRel, δ < 1.25 and the mean absolute log ratio, unaligned or median-aligned.
 
 AbsRel and δ are those of Eigen et al. (arXiv 1406.2283). Alignment multiplies the prediction by
-the median of the per-pixel ratio target ÷ prediction, over the clip or per frame. (Monodepth2's
-evaluation takes the ratio of the two medians instead; the median ratio is the scale that minimises
-the mean absolute log ratio, which is our deviation of depth, and needs no second definition.)
+the median of the per-pixel ratio target ÷ prediction, over the clip or per frame. The median ratio
+is the scale that minimises the mean absolute log ratio, which is our deviation of depth.
+(Monodepth2's evaluation takes the ratio of the two medians instead.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DepthMetrics:
 
 
 def _log_ratio(predicted: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-    """log(target ÷ predicted), ``[S, H, W]``, NaN exactly where not valid."""
+    """Return log(target ÷ predicted), ``[S, H, W]``, NaN exactly at invalid pixels."""
     if predicted.dim() != 3 or predicted.shape != target.shape:
         raise ValueError(
             "depth: expected two tensors of one shape [S, H, W], found "
@@ -62,7 +62,7 @@ def _log_ratio(predicted: Tensor, target: Tensor, valid: Tensor | None) -> Tenso
 
 
 def _median_log_ratio(log_ratio: Tensor, align: DepthAlignment) -> Tensor:
-    """Offsets that broadcast against ``[S, H, W]``; 0 for frames without a valid pixel."""
+    """Return offsets that broadcast to ``[S, H, W]``; a frame without a valid pixel has 0."""
     if align == "none":
         return log_ratio.new_zeros(1, 1, 1)
     if align == "clip":
@@ -79,21 +79,21 @@ def median_scale(
     *,
     align: DepthAlignment = "clip",
 ) -> Tensor:
-    """Scale that aligns predicted depth with the target: the median of target ÷ prediction.
+    """Return the scale that aligns predicted depth: the median of target ÷ prediction.
 
     Args:
-        predicted: ``[S, H, W]`` depth, positive where valid.
-        target: ``[S, H, W]`` depth; pixels not positive and finite are ignored.
-        valid: ``[S, H, W]`` mask of further pixels to keep, or None.
-        align: ``"clip"`` for one scale, ``"frame"`` for one per frame, ``"none"`` for 1.
+        predicted: Depth ``[S, H, W]``, positive at valid pixels.
+        target: Depth ``[S, H, W]``; pixels that are not positive and finite are ignored.
+        valid: Mask ``[S, H, W]`` of the pixels to use, or None for all.
+        align: ``"clip"`` for one scale, ``"frame"`` for one per frame, ``"none"`` for scale 1.
 
     Returns:
         ``[1, 1, 1]`` or ``[S, 1, 1]`` factors for the prediction. A frame without a valid pixel
         has factor 1.
 
     Raises:
-        ValueError: Shapes differ, nothing is valid, or a valid pixel's prediction is not positive
-            and finite.
+        ValueError: If shapes differ, no pixel is valid, or the prediction of a valid pixel is not
+            positive and finite.
     """
     return _median_log_ratio(_log_ratio(predicted, target, valid), align).exp()
 
@@ -105,20 +105,20 @@ def depth_metrics(
     *,
     align: DepthAlignment = "none",
 ) -> DepthMetrics:
-    """AbsRel, δ < 1.25 and mean |log ratio| of one clip.
+    """Return AbsRel, δ < 1.25 and mean |log ratio| of one clip.
 
     Args:
-        predicted: ``[S, H, W]`` depth, positive where valid.
-        target: ``[S, H, W]`` depth; pixels not positive and finite are ignored.
-        valid: ``[S, H, W]`` mask of further pixels to keep, or None.
-        align: Median alignment of the prediction: none, one scale per clip, one per frame.
+        predicted: Depth ``[S, H, W]``, positive at valid pixels.
+        target: Depth ``[S, H, W]``; pixels that are not positive and finite are ignored.
+        valid: Mask ``[S, H, W]`` of the pixels to use, or None for all.
+        align: Median alignment of the prediction: none, one scale per clip, or one per frame.
 
     Returns:
-        The metrics, means accumulated in float64.
+        The metrics. Means are accumulated in float64.
 
     Raises:
-        ValueError: Shapes differ, nothing is valid, or a valid pixel's prediction is not positive
-            and finite.
+        ValueError: If shapes differ, no pixel is valid, or the prediction of a valid pixel is not
+            positive and finite.
     """
     log_ratio = _log_ratio(predicted, target, valid)
     offset = _median_log_ratio(log_ratio, align)
@@ -137,17 +137,17 @@ def depth_metrics(
 
 
 def log_depth_deviation(predicted: Tensor, dense: Tensor, valid: Tensor | None = None) -> float:
-    """Deviation of depth: mean |log ratio| to the dense run after one median scale per clip.
+    """Return the deviation of depth: mean |log ratio| to dense after one median scale per clip.
 
     Args:
-        predicted: ``[S, H, W]`` depth of the reduced run.
-        dense: ``[S, H, W]`` depth of the dense run.
-        valid: ``[S, H, W]`` mask of pixels to keep, or None.
+        predicted: Depth of the reduced run, ``[S, H, W]``.
+        dense: Depth of the dense run, ``[S, H, W]``.
+        valid: Mask ``[S, H, W]`` of the pixels to use, or None for all.
 
     Returns:
         The deviation, dimensionless (0.01 is about one percent).
 
     Raises:
-        ValueError: As `depth_metrics`.
+        ValueError: In the cases of `depth_metrics`.
     """
     return depth_metrics(predicted, dense, valid, align="clip").log_ratio

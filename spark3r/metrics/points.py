@@ -1,8 +1,9 @@
 """Point-cloud metrics: accuracy, completeness, distance of corresponding points.
 
-Accuracy is the distance from predicted points to the nearest target point, completeness the
+Accuracy is the distance from predicted points to the nearest target point, completeness is the
 distance from target points to the nearest predicted one (as on DTU and 7-Scenes, and in VGGT's and
-DUSt3R's tables), here as fractions of the scene size so that scenes of any unit can be averaged.
+DUSt3R's tables). Here they are fractions of the scene size, so that scenes of any unit can be
+averaged.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class PointMetrics:
 
     Attributes:
         accuracy_mean: Mean distance from predicted points to the target cloud.
-        accuracy_median: Median of the same.
+        accuracy_median: Median distance from predicted points to the target cloud.
         completeness_mean: Mean distance from target points to the predicted cloud.
-        completeness_median: Median of the same.
-        scene_size: What the fractions refer to, in the target's unit of length.
+        completeness_median: Median distance from target points to the predicted cloud.
+        scene_size: Scene size that the fractions refer to, in the target's unit of length.
     """
 
     accuracy_mean: float
@@ -39,18 +40,18 @@ class PointMetrics:
 
 
 def scene_size(points: Tensor) -> float:
-    """Size of a scene: twice the root mean square distance of its points from their centroid.
+    """Return a scene's size: twice the root mean square distance of its points from their centroid.
 
-    Independent of the axes, unlike a bounding box, and little moved by single outliers.
+    Unlike a bounding box it does not depend on the axes, and single outliers hardly change it.
 
     Args:
-        points: ``[..., 3]``.
+        points: Points ``[..., 3]``.
 
     Returns:
         The size in the points' unit of length.
 
     Raises:
-        ValueError: All points coincide.
+        ValueError: If all points coincide.
     """
     check_shape("points", points, (3,))
     flat = points.reshape(-1, 3).double()
@@ -61,29 +62,29 @@ def scene_size(points: Tensor) -> float:
 
 
 def sample_evenly(points: Tensor, count: int) -> Tensor:
-    """At most `count` of the points, spread over their order, without a random generator.
+    """Return at most `count` of the points, spread over their order, without a random generator.
 
     Args:
-        points: ``[N, 3]``.
+        points: Points ``[N, 3]``.
         count: Largest number of points to return.
 
     Returns:
-        ``[min(N, count), 3]``, in order; all of them when N ≤ count.
+        ``[min(N, count), 3]``, in order; all points when N ≤ count.
     """
     total = points.shape[0]
     return points if total <= count else points[spread_indices(total, count, points.device)]
 
 
 def spread_indices(total: int, count: int, device: torch.device | None = None) -> Tensor:
-    """At most `count` indices below `total`, spread evenly, without a random generator.
+    """Return at most `count` indices below `total`, spread evenly, without a random generator.
 
-    One is taken from each of `count` equal stretches, at an offset that follows the golden ratio:
-    a plain stride would fall on the same image columns again and again.
+    One is taken from each of `count` equal stretches, at an offset that follows the golden ratio.
+    A plain stride would fall on the same image columns again and again.
 
     Args:
-        total: Number of things to choose from.
+        total: Number of items to choose from.
         count: Largest number of indices to return.
-        device: Where to make them.
+        device: Device of the indices.
 
     Returns:
         ``[min(total, count)]`` int64, increasing.
@@ -96,17 +97,17 @@ def spread_indices(total: int, count: int, device: torch.device | None = None) -
 
 
 def nearest_distances(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances to the nearest point of the other cloud, both ways, in bounded memory.
+    """Return distances to the nearest point of the other cloud, both ways, in bounded memory.
 
     Args:
-        first: ``[N, 3]``.
-        second: ``[M, 3]``, same dtype.
+        first: Points ``[N, 3]``.
+        second: Points ``[M, 3]`` of the same dtype.
 
     Returns:
         ``[N]`` distances from first to second, and ``[M]`` from second to first.
 
     Raises:
-        ValueError: A cloud is empty.
+        ValueError: If a cloud is empty.
     """
     if len(first) == 0 or len(second) == 0:
         raise ValueError(f"point clouds: found {len(first)} and {len(second)} points")
@@ -145,26 +146,23 @@ def point_metrics(
     valid_target: Tensor | None = None,
     max_points: int = 5_000,
 ) -> PointMetrics:
-    """Accuracy and completeness of a point cloud.
+    """Return accuracy and completeness of a point cloud.
 
     The clouds need no correspondence. Each is thinned to `max_points` points, so distances much
     below the spacing of such a sample are not resolved, unless the clouds correspond pixel by pixel
     (then the same pixels are taken, and equal clouds are at distance 0).
 
     Args:
-        predicted: ``[..., 3]`` world points.
-        target: ``[..., 3]`` world points, any number.
-        alignment: Applied to the predicted points first: `align_trajectories` of the cameras,
-            `umeyama` of corresponding points, or `Similarity.identity`.
-        valid_predicted: ``[...]`` mask of predicted points to use, or None.
-        valid_target: ``[...]`` mask of target points to use, or None.
-        max_points: Points per cloud.
-
-    Returns:
-        The metrics.
+        predicted: World points ``[..., 3]``.
+        target: World points ``[..., 3]``, any number.
+        alignment: Transform of the predicted points to the target's world: `align_trajectories` of
+            the cameras, `umeyama` of corresponding points, or `Similarity.identity`.
+        valid_predicted: Mask ``[...]`` of the predicted points to use, or None for all.
+        valid_target: Mask ``[...]`` of the target points to use, or None for all.
+        max_points: Largest number of points per cloud, 5,000 by default.
 
     Raises:
-        ValueError: Shapes are wrong, a used point is NaN or infinite, a cloud is empty, or the
+        ValueError: If shapes are wrong, a used point is NaN or infinite, a cloud is empty, or the
             target points coincide.
     """
     flat_predicted = _select("predicted", predicted, valid_predicted)
@@ -173,7 +171,7 @@ def point_metrics(
     origin = flat_target.double().mean(dim=0)
 
     def normalise(points: Tensor) -> Tensor:
-        # Of the order of 1 and around 0: float32 then resolves 1e-7 of the scene.
+        # Around 0 and of the order of 1, so that float32 resolves 1e-7 of the scene.
         return ((points.double() - origin) / size).float()
 
     source = normalise(alignment.apply(sample_evenly(flat_predicted, max_points)))
@@ -191,22 +189,19 @@ def point_metrics(
 def point_deviation(
     predicted: Tensor, target: Tensor, alignment: Similarity, valid: Tensor | None = None
 ) -> float:
-    """Mean distance of corresponding points as a fraction of the scene size.
+    """Return the mean distance of corresponding points as a fraction of the scene size.
 
-    Cheaper than `point_metrics` and stricter: a point must be where its own pixel says.
+    It is cheaper than `point_metrics` and stricter: a point is compared with that of its own pixel.
 
     Args:
-        predicted: ``[..., 3]`` world points.
-        target: ``[..., 3]`` world points of the same pixels.
-        alignment: Applied to the predicted points first.
-        valid: ``[...]`` mask of pixels to use, or None.
-
-    Returns:
-        The mean distance, a fraction.
+        predicted: World points ``[..., 3]``.
+        target: World points ``[..., 3]`` of the same pixels.
+        alignment: Transform of the predicted points to the target's world.
+        valid: Mask ``[...]`` of the pixels to use, or None for all.
 
     Raises:
-        ValueError: Shapes are wrong or differ, a used point is NaN or infinite, nothing is valid,
-            or the target points coincide.
+        ValueError: If shapes are wrong or differ, a used point is NaN or infinite, no pixel is
+            valid, or the target points coincide.
     """
     if predicted.shape != target.shape:
         raise ValueError(

@@ -1,9 +1,10 @@
 """Relative pose errors over all pairs of frames, and the AUC of VGGT's evaluation.
 
-A pair (i, j), i < j, has the relative pose ``T_i T_j⁻¹`` (camera j to camera i). Neither a global
-rigid motion nor (for the direction of translation) a global scale of either trajectory matters.
+A pair (i, j), i < j, has the relative pose ``T_i T_j⁻¹`` (camera j to camera i). A global rigid
+motion of either trajectory does not matter, and for the direction of translation neither does a
+global scale.
 
-Two translation figures, for two uses:
+There are two translation figures, for two uses:
 
 - ``translation_deg``: the angle between the two translation vectors, 0 to 180. A random direction
   scores 90. This is what tables of errors and deviations report.
@@ -31,11 +32,12 @@ class PairErrors:
     """Relative pose errors of all pairs, in the order of `frame_pairs`.
 
     Attributes:
-        rotation_deg: ``[..., P]`` float64, 0 to 180.
-        translation_deg: ``[..., P]`` float64, angle of the translation vectors, 0 to 180. It is 90
-            where the prediction has no baseline, and where the target has none.
-        has_baseline: ``[..., P]`` bool, False where the target's cameras coincide, so that there
-            is no direction to compare with. Averages should leave these pairs out.
+        rotation_deg: Angle of the relative rotation, ``[..., P]`` float64, 0 to 180.
+        translation_deg: Angle between the translation vectors, ``[..., P]`` float64, 0 to 180. It
+            is 90 for a pair without a baseline in the prediction or in the target.
+        has_baseline: Whether a pair's cameras in the target have a baseline, ``[..., P]`` bool.
+            Without one there is no direction to compare with, and averages should leave the pair
+            out.
     """
 
     rotation_deg: Tensor
@@ -44,7 +46,7 @@ class PairErrors:
 
     @property
     def translation_axis_deg(self) -> Tensor:
-        """``[..., P]`` translation error up to sign, 0 to 90; pairs without baseline have 90."""
+        """Translation error up to sign, ``[..., P]``, 0 to 90; pairs without baseline have 90."""
         return torch.minimum(self.translation_deg, 180 - self.translation_deg)
 
 
@@ -54,19 +56,19 @@ class PoseMetrics:
 
     Attributes:
         rotation_deg: Median relative rotation error, degrees.
-        rotation_mean_deg: Mean of the same.
+        rotation_mean_deg: Mean relative rotation error, degrees.
         translation_deg: Median error of the translation direction, degrees, 0 to 180 (chance 90),
             over pairs where the target has a baseline.
-        translation_mean_deg: Mean of the same.
+        translation_mean_deg: Mean error of the translation direction, degrees, over the same pairs.
         auc_3: AUC of max(rotation, translation axis) up to 3 degrees as VGGT defines it, 0 to 1.
-        auc_5: Up to 5 degrees.
-        auc_15: Up to 15 degrees.
-        auc_30: Up to 30 degrees.
+        auc_5: The same AUC up to 5 degrees.
+        auc_15: The same AUC up to 15 degrees.
+        auc_30: The same AUC up to 30 degrees.
         pairs: Number of pairs.
         pairs_with_baseline: Number of pairs where the target's cameras do not coincide.
-        degenerate: Why some figures are conventions and not measurements, or None. One frame:
-            errors 0 and AUC 1. No baseline in the target: translation errors 0 by convention, and
-            the AUC counts rotation alone.
+        degenerate: Reason why some figures are conventions and not measurements, or None. With one
+            frame, errors are 0 and AUCs 1. Without a baseline in the target, translation errors are
+            0 and the AUCs count rotation alone.
     """
 
     rotation_deg: float
@@ -83,17 +85,17 @@ class PoseMetrics:
 
 
 def rotation_angle_deg(first: Tensor, second: Tensor) -> Tensor:
-    """Angle between rotations, accurate near 0 and near 180 degrees.
+    """Return the angle between rotations, accurate near 0 and near 180 degrees.
 
     Args:
-        first: ``[..., 3, 3]`` rotation matrices.
-        second: ``[..., 3, 3]`` rotation matrices, broadcast against the first.
+        first: Rotation matrices ``[..., 3, 3]``.
+        second: Rotation matrices ``[..., 3, 3]``, broadcast against the first.
 
     Returns:
         ``[...]`` degrees, float64.
 
     Raises:
-        ValueError: A shape is wrong.
+        ValueError: If a shape is wrong.
     """
     check_shape("first", first, (3, 3))
     check_shape("second", second, (3, 3))
@@ -102,7 +104,7 @@ def rotation_angle_deg(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _angle_deg(difference: Tensor, trace: Tensor) -> Tensor:
-    """Angle of R from the flattened difference of its factors ``[..., 9]`` and tr R ``[...]``."""
+    """Return the angle of R from the difference of its factors ``[..., 9]`` and tr R ``[...]``."""
     # ‖A - B‖_F = 2√2 sin(θ/2) and tr(AᵀB) = 1 + 2 cos θ = 4 cos²(θ/2) - 1: the arc cosine of the
     # trace alone loses half the digits at 0 and at 180 degrees.
     sine = difference.norm(dim=-1) / math.sqrt(8)
@@ -111,11 +113,11 @@ def _angle_deg(difference: Tensor, trace: Tensor) -> Tensor:
 
 
 def direction_angle_deg(first: Tensor, second: Tensor) -> Tensor:
-    """Angle between vectors, 0 to 180 degrees, accurate at both ends; 90 if either is zero.
+    """Return the angle between vectors, accurate near 0 and near 180; 90 if either is zero.
 
     Args:
-        first: ``[..., 3]``.
-        second: ``[..., 3]``.
+        first: Vectors ``[..., 3]``.
+        second: Vectors ``[..., 3]``.
 
     Returns:
         ``[...]`` degrees, float64.
@@ -130,11 +132,11 @@ def direction_angle_deg(first: Tensor, second: Tensor) -> Tensor:
 
 
 def frame_pairs(frames: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """All pairs i < j of frames, in lexicographic order.
+    """Return all pairs i < j of frames, in lexicographic order.
 
     Args:
         frames: Number of frames S.
-        device: Where the indices live.
+        device: Device of the indices.
 
     Returns:
         Two ``[S (S - 1) / 2]`` int64 tensors.
@@ -144,7 +146,7 @@ def frame_pairs(frames: int, device: torch.device | None = None) -> tuple[Tensor
 
 
 def _baselines(extrinsics: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Relative translations ``[..., P, 3]`` and whether they are longer than rounding noise."""
+    """Return relative translations ``[..., P, 3]``, and whether they exceed rounding noise."""
     centres = camera_centres(extrinsics)
     # The translation of T_i T_j⁻¹ is R_i (c_j - c_i).
     step = centres[..., second, :] - centres[..., first, :]
@@ -154,17 +156,17 @@ def _baselines(extrinsics: Tensor, first: Tensor, second: Tensor) -> tuple[Tenso
 
 
 def relative_pose_errors(predicted: Tensor, target: Tensor) -> PairErrors:
-    """Relative rotation and translation-direction errors of all pairs of frames.
+    """Return relative rotation and translation-direction errors of all pairs of frames.
 
     Args:
-        predicted: ``[..., S, 3, 4]`` world-to-camera extrinsics.
-        target: ``[..., S, 3, 4]``.
+        predicted: World-to-camera extrinsics ``[..., S, 3, 4]``.
+        target: World-to-camera extrinsics ``[..., S, 3, 4]``.
 
     Returns:
-        Errors of the S (S - 1) / 2 pairs; none for one frame.
+        Errors of the S (S - 1) / 2 pairs. One frame has none.
 
     Raises:
-        ValueError: Shapes differ, or a value is NaN or infinite.
+        ValueError: If shapes differ, or a value is NaN or infinite.
     """
     check_shape("predicted", predicted, (None, 3, 4))
     if predicted.shape != target.shape:
@@ -193,24 +195,25 @@ def relative_pose_errors(predicted: Tensor, target: Tensor) -> PairErrors:
 
 
 def pose_auc(rotation_deg: Tensor, translation_deg: Tensor, threshold: int) -> Tensor:
-    """Area under the recall curve of max(rotation, translation) as in VGGT's evaluation.
+    """Return the area under the recall curve of max(rotation, translation), as VGGT evaluates it.
 
-    `calculate_auc_np` in VGGT's ``evaluation/test_co3d.py``: a histogram of the larger of the two
-    errors in bins of one degree up to the threshold (the last bin includes its right edge), divided
-    by the number of pairs, summed cumulatively, averaged over the bins. So a pair with error e adds
-    ``(threshold - ⌊e⌋) / threshold``, and an error exactly at the threshold ``1 / threshold``.
+    It is `calculate_auc_np` of VGGT's ``evaluation/test_co3d.py``: a histogram of the larger of the
+    two errors in bins of one degree up to the threshold (the last bin includes its right edge),
+    divided by the number of pairs, summed cumulatively, averaged over the bins. So a pair with
+    error e adds ``(threshold - ⌊e⌋) / threshold``, and an error exactly at the threshold adds
+    ``1 / threshold``.
 
     Args:
-        rotation_deg: ``[..., P]`` degrees.
-        translation_deg: ``[..., P]`` degrees; VGGT takes the error up to sign,
-            `PairErrors.translation_axis_deg`.
-        threshold: A whole number of degrees, at least 1.
+        rotation_deg: Rotation errors ``[..., P]`` in degrees.
+        translation_deg: Translation errors ``[..., P]`` in degrees. VGGT takes the error up to
+            sign, `PairErrors.translation_axis_deg`.
+        threshold: Whole number of degrees, at least 1.
 
     Returns:
         ``[...]`` float64 in [0, 1].
 
     Raises:
-        ValueError: No pairs, or a threshold below 1.
+        ValueError: If there are no pairs, or the threshold is below 1.
     """
     if threshold < 1:
         raise ValueError(f"threshold: expected at least 1 degree, found {threshold}")
@@ -223,18 +226,18 @@ def pose_auc(rotation_deg: Tensor, translation_deg: Tensor, threshold: int) -> T
 
 
 def pose_metrics(predicted: Tensor, target: Tensor) -> PoseMetrics:
-    """Relative pose metrics of one clip.
+    """Return relative pose metrics of one clip.
 
     Args:
-        predicted: ``[S, 3, 4]`` world-to-camera extrinsics.
-        target: ``[S, 3, 4]``.
+        predicted: World-to-camera extrinsics ``[S, 3, 4]``.
+        target: World-to-camera extrinsics ``[S, 3, 4]``.
 
     Returns:
-        Medians and means over all pairs, and AUCs; see `PoseMetrics.degenerate` for one frame and
-        for a target that does not move.
+        Medians and means over all pairs, and AUCs. `PoseMetrics.degenerate` defines them for one
+        frame and for a target that does not move.
 
     Raises:
-        ValueError: Shapes are wrong or differ, or a value is NaN or infinite.
+        ValueError: If shapes are wrong or differ, or a value is NaN or infinite.
     """
     if predicted.dim() != 3:
         raise ValueError(f"predicted: expected [S, 3, 4], found {list(predicted.shape)}")
@@ -269,7 +272,7 @@ def pose_metrics(predicted: Tensor, target: Tensor) -> PoseMetrics:
 
 
 def _median(values: Tensor) -> float:
-    """Median as numpy has it: the mean of the two middle values when their number is even."""
+    """Return the median; of an even number of values, the mean of the two middle ones."""
     ordered = values.sort().values
     count = ordered.numel()
     return float((ordered[(count - 1) // 2] + ordered[count // 2]) / 2)

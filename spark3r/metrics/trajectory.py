@@ -2,8 +2,8 @@
 
 Figures and statistics are those of evo (``evo_ape`` and ``evo_rpe`` with ``--align
 --correct_scale``, RPE over consecutive frames): root mean squares, in the target's unit of length
-and in degrees. Trajectories that evo refuses (one frame, no motion, collinear) are defined in
-`spark3r.metrics.alignment` and named in `TrajectoryMetrics.degenerate`.
+and in degrees. `spark3r.metrics.alignment` defines them for trajectories that evo refuses (one
+frame, no motion, collinear), and `TrajectoryMetrics.degenerate` names those.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class TrajectoryMetrics:
 
     Attributes:
         ate: Root mean square distance of the camera centres, in the target's unit of length.
-        extent: Root mean square distance of the target's centres from their centroid; ``ate ÷
-            extent`` is free of units where the target moves.
+        extent: Root mean square distance of the target's centres from their centroid. For a target
+            that moves, ``ate ÷ extent`` has no unit.
         rotation_deg: Mean angle between the camera orientations, degrees.
         rpe_translation: Root mean square error of the translation from frame to frame, target's
             unit of length.
         rpe_rotation_deg: Root mean square error of the rotation from frame to frame, degrees.
         scale: Scale of the alignment, target ÷ prediction.
         scale_drift: |log| of the ratio of the scales that align the last and the first half of the
-            trajectory; None where a half has no motion (or the clip fewer than three frames).
-        degenerate: Why part of the alignment is a convention, or None.
+            trajectory. None if a half has no motion, or the clip fewer than three frames.
+        degenerate: Reason why part of the alignment is a convention, or None.
     """
 
     ate: float
@@ -48,21 +48,21 @@ class TrajectoryMetrics:
 
 
 def scale_drift(predicted: Tensor, target: Tensor) -> float | None:
-    """How much the scale of a trajectory changes along the clip.
+    """Return how much the scale of a trajectory changes along the clip.
 
-    The first and the last half (sharing the middle frame) are Sim(3)-aligned to the target each on
-    its own; the drift is ``|log(scale of the last half ÷ scale of the first half)|``.
+    The first and the last half, which share the middle frame, are each aligned to the target by
+    Sim(3). The drift is ``|log(scale of the last half ÷ scale of the first half)|``.
 
     Args:
-        predicted: ``[S, 3, 4]`` world-to-camera extrinsics.
-        target: ``[S, 3, 4]``.
+        predicted: World-to-camera extrinsics ``[S, 3, 4]``.
+        target: World-to-camera extrinsics ``[S, 3, 4]``.
 
     Returns:
-        The drift (0.1 is about ten percent); None where it is undefined: fewer than three frames,
-        or a half in which either trajectory does not move or the two motions are uncorrelated.
+        The drift (0.1 is about ten percent). It is None for fewer than three frames, and if there
+        is a half in which a trajectory does not move or the two motions are uncorrelated.
 
     Raises:
-        ValueError: Shapes are wrong or differ, or a value is NaN or infinite.
+        ValueError: If shapes are wrong or differ, or a value is NaN or infinite.
     """
     check_shape("predicted", predicted, (None, 3, 4))
     source, destination = camera_centres(predicted.double()), camera_centres(target.double())
@@ -84,17 +84,17 @@ def _rms(values: Tensor) -> float:
 
 
 def trajectory_metrics(predicted: Tensor, target: Tensor) -> TrajectoryMetrics:
-    """ATE, RPE, absolute rotation and scale drift of one clip.
+    """Return ATE, RPE, absolute rotation and scale drift of one clip.
 
     Args:
-        predicted: ``[S, 3, 4]`` world-to-camera extrinsics.
-        target: ``[S, 3, 4]``.
+        predicted: World-to-camera extrinsics ``[S, 3, 4]``.
+        target: World-to-camera extrinsics ``[S, 3, 4]``.
 
     Returns:
-        The metrics; RPE is 0 for one frame, which `TrajectoryMetrics.degenerate` says.
+        The metrics. For one frame RPE is 0, and `TrajectoryMetrics.degenerate` says so.
 
     Raises:
-        ValueError: Shapes are wrong or differ, or a value is NaN or infinite.
+        ValueError: If shapes are wrong or differ, or a value is NaN or infinite.
     """
     alignment = align_trajectories(predicted, target)
     drift = scale_drift(predicted, target)
@@ -103,7 +103,7 @@ def trajectory_metrics(predicted: Tensor, target: Tensor) -> TrajectoryMetrics:
     centres, target_centres = camera_centres(aligned), camera_centres(target)
 
     def steps(extrinsics: Tensor) -> Tensor:
-        """Pose of each camera in the frame of the one before, ``[S - 1, 3, 4]``."""
+        """Return the pose of each camera in the axes of the one before, ``[S - 1, 3, 4]``."""
         earlier, later = extrinsics[:-1], invert_pose(extrinsics)[1:]
         rotation = earlier[..., :3] @ later[..., :3]
         return torch.cat((rotation, earlier[..., :3] @ later[..., 3:] + earlier[..., 3:]), dim=-1)
