@@ -13,17 +13,17 @@ Rope = tuple[Tensor, Tensor]
 def make_rope(
     height: int, width: int, special_tokens: int, head_dim: int, device: torch.device
 ) -> Rope:
-    """Make the rotation tables of one frame's tokens.
+    """Return the rotation tables of one frame's tokens.
 
-    Special tokens stand at position (0, 0), the patch in row y and column x at (y + 1, x + 1). The
+    Special tokens have position (0, 0), the patch in row y and column x has (y + 1, x + 1). The
     first half of a head is rotated by y, the second by x.
 
     Args:
         height: Rows of the patch grid.
         width: Columns of the patch grid.
-        special_tokens: Tokens before the patches.
-        head_dim: Size of one attention head, D; a multiple of 4.
-        device: Where the tables are made.
+        special_tokens: Number of tokens before the patches.
+        head_dim: Size of one attention head, D, a multiple of 4.
+        device: Device of the tables.
 
     Returns:
         Cosines and sines, fp32 `[P, D]` each, P = special_tokens + height * width.
@@ -47,7 +47,7 @@ def make_rope(
 
 
 def apply_rope(tokens: Tensor, rope: Rope) -> Tensor:
-    """Rotate queries or keys.
+    """Return rotated queries or keys.
 
     Args:
         tokens: `[B, H, N, D]`, floating point.
@@ -59,6 +59,6 @@ def apply_rope(tokens: Tensor, rope: Rope) -> Tensor:
     cos, sin = rope[0].to(tokens.dtype), rope[1].to(tokens.dtype)
     first_y, second_y, first_x, second_x = tokens.chunk(4, dim=-1)
     rotated = torch.cat([-second_y, first_y, -second_x, first_x], dim=-1)
-    # In place, since on long clips every copy is gigabytes; and into what is contiguous, as
-    # upstream's result is: attention rounds otherwise on other strides.
+    # In place, because on long clips every copy takes gigabytes, and contiguous like upstream's
+    # result, because attention rounds differently on other strides.
     return rotated.mul_(sin).add_(tokens * cos)

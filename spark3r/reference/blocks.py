@@ -1,4 +1,4 @@
-"""The transformer block that frame and global attention share."""
+"""The transformer block of frame and global attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..rope import Rope, apply_rope
 
-# VGGT has 0.01. A model that trains for hours needs its blocks to have an effect earlier.
+# VGGT has 0.01. In a model that trains for hours, the blocks must have an effect earlier.
 LAYER_SCALE = 0.2
 
 
@@ -17,7 +17,7 @@ class Attention(nn.Module):
 
     Args:
         width: Channels of a token, C.
-        num_heads: Heads, H; must divide `width`.
+        num_heads: Number of heads H, a divisor of `width`.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        """Attend over all tokens of each sequence.
+        """Return attention over all tokens of each sequence.
 
         Args:
             x: Tokens `[B, N, C]`.
@@ -52,7 +52,7 @@ class LayerScale(nn.Module):
     """A learned gain per channel.
 
     Args:
-        width: Channels, C.
+        width: Number of channels, C.
     """
 
     def __init__(self, width: int) -> None:
@@ -60,16 +60,16 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(LAYER_SCALE * torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale `[..., C]` channel by channel."""
+        """Return `[..., C]` scaled channel by channel."""
         return x * self.gamma
 
 
 class Mlp(nn.Module):
-    """Two linear layers around a GELU.
+    """Two linear layers with a GELU in between.
 
     Args:
-        width: Channels, C.
-        ratio: Hidden channels per channel.
+        width: Number of channels, C.
+        ratio: Hidden channels ÷ channels, 4 by default.
     """
 
     def __init__(self, width: int, ratio: int = 4) -> None:
@@ -78,7 +78,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., C]` to `[..., C]`."""
+        """Return the output `[..., C]` for an input `[..., C]`."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
     Args:
         width: Channels of a token, C.
-        num_heads: Attention heads.
+        num_heads: Number of attention heads.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:

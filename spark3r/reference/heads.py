@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Typical field of view of the training scenes. The head predicts the logarithm of a factor on it.
+# Typical field of view of the training scenes. The head predicts the logarithm of a factor to it.
 TYPICAL_FOV_RAD = 1.1
 
 
 class CameraHead(nn.Module):
-    """Read each frame's camera token as VGGT's pose encoding.
+    """Predict VGGT's pose encoding from each frame's camera token.
 
     Args:
         width: Channels of a token, C.
-        hidden: Hidden channels of the MLP.
+        hidden: Hidden channels of the MLP, 256 by default.
     """
 
     identity: Tensor
@@ -30,13 +30,13 @@ class CameraHead(nn.Module):
         self.register_buffer("identity", identity, persistent=False)
 
     def forward(self, camera_tokens: Tensor) -> Tensor:
-        """Predict poses and fields of view.
+        """Return predicted poses and fields of view.
 
         The world is the first camera, so the pose of frame 0 is set to the identity. Its field of
         view is predicted like the others.
 
         Args:
-            camera_tokens: `[B, S, C]`.
+            camera_tokens: Camera tokens `[B, S, C]`.
 
         Returns:
             Pose encoding, fp32 `[B, S, 9]`: translation (unit: the model's own scale), unit
@@ -76,10 +76,10 @@ class DepthHead(nn.Module):
     def forward(
         self, patches: Tensor, skips: tuple[Tensor, Tensor], grid: tuple[int, int]
     ) -> Tensor:
-        """Predict log depth and log confidence.
+        """Return predicted log depth and log confidence.
 
         Args:
-            patches: Patch tokens of F frames, row-major, `[F, h*w, C]`.
+            patches: Patch tokens of F frames row by row, `[F, h*w, C]`.
             skips: Stem features `[F, C4, 2h, 2w]` and `[F, C2, 4h, 4w]`.
             grid: Rows and columns (h, w) of the patch grid.
 

@@ -1,4 +1,4 @@
-"""The reference model: a small feed-forward 3D reconstruction transformer of VGGT's shape."""
+"""The reference model: a small feed-forward 3D reconstruction transformer in VGGT's shape."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ PAIRS = 8
 REGISTERS = 4
 PATCH_SIZE = 8
 STEM_CHANNELS = (32, 64)  # at 1/2 and 1/4 of the resolution
-SKIP_CHANNELS = (48, 24)  # at 1/4 and 1/2
+SKIP_CHANNELS = (48, 24)  # at 1/4 and 1/2 of the resolution
 FOURIER_BANDS = 4
-FRAMES_AT_A_TIME = (
-    64  # in the stem and the depth head, where pixels need far more memory than tokens
-)
+FRAMES_AT_A_TIME = 64
+"""Frames per slice of the stem and the depth head, whose pixels need more memory than tokens."""
 
 
 class PatchEmbed(nn.Module):
-    """Three strided convolutions and an absolute position, per frame.
+    """Embed each frame with three strided convolutions and an absolute position.
 
     Args:
         width: Channels of a token, C.
@@ -44,14 +43,14 @@ class PatchEmbed(nn.Module):
         self.position = nn.Linear(2 + 4 * FOURIER_BANDS, width)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Embed frames.
+        """Return the patch tokens of frames, and features for the depth head.
 
         Args:
             images: Normalised colours `[F, 3, H, W]`.
 
         Returns:
-            Patch tokens, row-major, `[F, h*w, C]`; features for the depth head at a quarter and a
-            half of the resolution.
+            Patch tokens row by row, `[F, h*w, C]`, and the features at a quarter and at a half of
+            the resolution.
         """
         half = F.gelu(self.conv1(images), approximate="tanh")
         quarter = F.gelu(self.conv2(half), approximate="tanh")
@@ -82,14 +81,14 @@ def fourier_grid(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pieces(frames: int) -> list[slice]:
-    """Return slices of frames for the convolutional parts, which dominate a long clip's memory.
+    """Return slices of frames for the convolutions, which need most of a long clip's memory.
 
     Args:
         frames: Number of frames of all clips together.
 
     Returns:
-        Slices of at most `FRAMES_AT_A_TIME` frames. With gradients, which keep all activations
-        anyway, and in a traced graph, which would unroll the slices, one slice holds all frames.
+        Slices of at most `FRAMES_AT_A_TIME` frames. One slice holds all frames with gradients,
+        which keep all activations anyway, and in a traced graph, which would unroll the loop.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return [slice(0, frames)]
@@ -101,7 +100,7 @@ class Aggregator(nn.Module):
     """Alternate attention inside frames and over all frames.
 
     The first frame has its own camera and register tokens (index 0 of the parameters), all others
-    share index 1. Tokens of a frame: camera, registers, patches row by row.
+    share those of index 1. A frame's tokens are camera, registers, and patches row by row.
     """
 
     image_mean: Tensor
@@ -120,17 +119,17 @@ class Aggregator(nn.Module):
         self.register_buffer("image_std", torch.full((1, 3, 1, 1), 0.25), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Encode a clip.
+        """Return the tokens of a clip, and the stem's features.
 
         Args:
-            images: `[B, S, 3, H, W]` in [0, 1]; H and W multiples of the patch size.
+            images: Images `[B, S, 3, H, W]` in [0, 1]. H and W are multiples of the patch size.
 
         Returns:
             Tokens `[B, S, P, C]` after the last global block, and the stem's features for the depth
-            head, `[B*S, ...]`. Nothing else is kept, so that long clips fit.
+            head, `[B*S, ...]`. Nothing else is kept, so that long clips fit into memory.
 
         Raises:
-            ValueError: If the shape is not as above.
+            ValueError: If the images have another shape.
         """
         if images.ndim != 5 or images.shape[2] != 3:
             raise ValueError(f"images must be [B, S, 3, H, W], got {list(images.shape)}")
@@ -160,7 +159,7 @@ class Aggregator(nn.Module):
         return x.reshape(batch, frames, tokens, channels), skips
 
     def _embed(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Normalise and embed frames `[F, 3, H, W]`, some at a time."""
+        """Return normalised and embedded frames `[F, 3, H, W]`, computed in slices."""
         dtype = self.camera_token.dtype  # a model in half precision takes fp32 images
         parts = [
             self.patch_embed(((frames[some] - self.image_mean) / self.image_std).to(dtype))
@@ -172,11 +171,11 @@ class Aggregator(nn.Module):
 
 
 class ReferenceModel(nn.Module):
-    """Depth, confidence and cameras of a clip in one pass.
+    """Predict depth, confidence and cameras of a clip in one pass.
 
-    Conventions are VGGT's: the world is the first camera, extrinsics are world-to-camera (OpenCV
-    axes). The unit of length is exactly the mean depth of the first frame, because the outputs of
-    the heads are divided by it.
+    Conventions are VGGT's: the world is the first camera, and extrinsics are world-to-camera in
+    OpenCV axes. The unit of length is the mean depth of the first frame, because the heads' outputs
+    are divided by it.
     """
 
     def __init__(self) -> None:
@@ -186,18 +185,19 @@ class ReferenceModel(nn.Module):
         self.depth_head = DepthHead(WIDTH, SKIP_CHANNELS)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Reconstruct a clip.
+        """Return the reconstruction of a clip.
 
         Args:
-            images: `[S, 3, H, W]` or `[B, S, 3, H, W]`, colours in [0, 1]; H and W multiples of 8.
+            images: Images `[S, 3, H, W]` or `[B, S, 3, H, W]`, colours in [0, 1]. H and W are
+                multiples of 8.
 
         Returns:
             fp32 tensors: `pose_enc` `[B, S, 9]`, `depth` `[B, S, H, W, 1]` (z in the camera's
-            axes), `depth_conf` `[B, S, H, W]`, above 1. A clip without batch dimension counts as
-            B = 1.
+            axes), and `depth_conf` `[B, S, H, W]`, which is above 1. B is 1 for images without a
+            batch dimension.
 
         Raises:
-            ValueError: If the shape is not as above.
+            ValueError: If the images have another shape.
         """
         if images.ndim == 4:
             images = images[None]

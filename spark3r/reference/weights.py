@@ -1,4 +1,4 @@
-"""Load the reference model with shipped, stored or random weights."""
+"""The reference model with shipped, stored or random weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ SHIPPED_WEIGHTS = Path(__file__).with_name("weights.safetensors")
 def load(
     device: torch.device | str = "cpu", weights: str | Path = "shipped", seed: int = 0
 ) -> ReferenceModel:
-    """Load the reference model, in evaluation mode and fp32.
+    """Return the reference model, in evaluation mode and fp32.
 
     Args:
         device: Device of the model.
-        weights: `"shipped"` for the trained weights that come with the package, `"random"` for an
-            untrained model, or the path of a safetensors file.
+        weights: `"shipped"` for the trained weights in the package, `"random"` for an untrained
+            model, or the path of a safetensors file.
         seed: Seed of random weights. The caller's random state does not change.
-
-    Returns:
-        The model.
 
     Raises:
         FileNotFoundError: If the weights file does not exist.
@@ -39,7 +36,7 @@ def load(
 
 
 def _read(model: ReferenceModel, path: Path) -> None:
-    """Copy the parameters of a safetensors file into `model`."""
+    """Copy the parameters of a safetensors file into the model."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights at {path}: give the path of a safetensors file, or weights='random' for "

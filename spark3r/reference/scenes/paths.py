@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PERIOD = 8.0  # path time after which the large motion repeats; the jitter does not
+PERIOD = 8.0  # path time after which the large motion repeats; the jitter does not repeat
 KINDS = ("orbit", "walk", "truck", "pan")
 SLOW_SHARE = 0.2
 JITTER_WAVES = 5
@@ -19,7 +19,7 @@ class CameraPath:
     """A camera path as a function of path time u; a clip usually covers u in [0, 1].
 
     World axes are OpenCV's (x right, y down, z forward), and lengths are in metres. Progress along
-    the path is nearly proportional to u up to 1, then slows down, turns round at 2 and comes back,
+    the path is nearly proportional to u up to 1. Then it slows down, reverses at 2 and comes back,
     so that a path of any length stays inside a bounded region.
     """
 

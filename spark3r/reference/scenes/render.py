@@ -1,4 +1,4 @@
-"""Render clips of procedural scenes with exact depth and poses."""
+"""Rendered clips of procedural scenes, with exact depth and poses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rendered_clip(
     span: float = 1.0,
     ordered: bool = True,
 ) -> Clip:
-    """Render a clip of the scene with this seed.
+    """Return a rendered clip of the scene of a seed.
 
     Frames lie evenly on the path from time 0 to `span`, so that a different number of frames
     samples the same path more or less densely. A span above 1 continues along the path, for clips
@@ -36,8 +36,8 @@ def rendered_clip(
         height: Image height in pixels.
         width: Image width in pixels.
         span: Length of the path in path time, above 0.
-        ordered: False for an unordered photo set: the frames after the first are shuffled, always
-            in the same way for one seed and length.
+        ordered: False for an unordered photo set, in which the frames after the first are shuffled.
+            One seed and length always have the same order.
 
     Returns:
         The clip, fp32: images in [0, 1], intrinsics in pixels, z depth and world-to-camera
@@ -74,10 +74,10 @@ def focal_length(scene: Scene, height: int) -> float:
 
 
 def render_path(scene: Scene, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Render the views at some times of a scene's path.
+    """Return the rendered views at some times of a scene's path.
 
     Args:
-        scene: The scene.
+        scene: Scene to render.
         u: Path times, float64 `[S]`.
         height: Image height in pixels.
         width: Image width in pixels.
@@ -99,15 +99,15 @@ def render_path(scene: Scene, u: Tensor, height: int, width: int) -> tuple[Tenso
 def render_frame(
     scene: Scene, pose: Tensor, focal: float, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Render one view.
+    """Return one rendered view.
 
-    Textures fade with the pixel's footprint, so one ray per pixel suffices inside a surface. Pixels
-    at the border of two surfaces take the mean of 2x2 rays.
+    Textures fade with the pixel's footprint, so one ray per pixel is enough inside a surface.
+    Pixels at the border of two surfaces have the mean of 2x2 rays.
 
     Args:
-        scene: The scene.
-        pose: Camera-to-world, `[3, 4]`.
-        focal: Focal length in pixels; the principal point is the image's centre.
+        scene: Scene to render.
+        pose: Camera-to-world pose, `[3, 4]`.
+        focal: Focal length in pixels. The principal point is the image's centre.
         height: Image height in pixels.
         width: Image width in pixels.
 

@@ -1,4 +1,4 @@
-"""Procedural scenes: a room or an open place, and objects in the way of the camera."""
+"""Procedural scenes: a room or an open place, with objects that the camera sees."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def random_scene(seed: int) -> Scene:
     """Return the scene of a seed, with a camera path through it. It is the same in every process.
 
     Args:
-        seed: Any non-negative integer, from a range of `spark3r.reference.scenes.seeds`.
+        seed: Non-negative integer from a range of `spark3r.reference.scenes.seeds`.
     """
     generator = torch.Generator().manual_seed(seed)
     path = random_path(generator)

@@ -12,7 +12,7 @@ LATTICE = 32  # cells after which the noise repeats
 OCTAVES = 5
 COARSEST_M = 1.6  # lattice spacing of the first octave at texture scale 1
 PERSISTENCE = 0.8
-# Standard deviation of one trilinear octave of uniform noise, so that fields come out near N(0, 1).
+# Standard deviation of one trilinear octave of uniform noise, which scales fields to about N(0, 1).
 NOISE_STD = 0.17
 
 
@@ -84,7 +84,7 @@ def shade_texture(textures: Textures, surface: Tensor, points: Tensor, footprint
         cells = textures.rotations[octave].T @ points * (scale / spacing) + offset
         cells = cells.remainder(LATTICE) * (2.0 / LATTICE) - 1.0
         sample = F.grid_sample(textures.noise, cells.T.view(1, 1, 1, -1, 3), align_corners=True)
-        # Lattice cells per pixel: full strength up to 0.5, gone at 1.
+        # An octave has full strength up to 0.5 lattice cells per pixel, and none from 1 on.
         fade = (2.0 - 2.0 * footprint * scale / spacing).clamp(0.0, 1.0)
         field += (weight * fade) * sample.view(3, -1)
         norm += weight**2

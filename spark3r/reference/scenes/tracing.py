@@ -28,8 +28,8 @@ def trace(scene: Scene, origin: Tensor, directions: Tensor) -> Hits:
     """Return the first hit of every ray, which always exists.
 
     Args:
-        scene: The scene; `origin` must lie inside its room and outside its objects.
-        origin: Common origin, `[3]`.
+        scene: Scene to trace.
+        origin: Common origin of the rays, `[3]`, inside the scene's room and outside its objects.
         directions: Directions of any length, `[3, R]`.
     """
     approach = scene.plane_normal @ directions  # [m, R]
@@ -102,7 +102,7 @@ def _cylinders(start: Tensor, direction: Tensor) -> Tensor:
 
 
 def _describe(scene: Scene, distance: Tensor, surface: Tensor, points: Tensor) -> Hits:
-    """Return hits with normals and faces. Coordinates come first, which makes for long rows."""
+    """Return hits with normals and faces. Coordinates come first, so that rows are long."""
     planes = len(scene.plane_normal)
     kind = scene.kind[surface]
     box, cylinder = kind == BOX, kind == CYLINDER
