@@ -1,8 +1,7 @@
-"""Steps past the wall: nothing changes where nothing can, merged updates against a loop."""
+"""Steps past the wall: without merged queries nothing changes, and merged updates equal a loop."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import stand_ins
 import torch
 import torch._dynamo
+from benchmark_scripts import script
 from small_models import make_images, make_model
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -21,24 +22,14 @@ from spark3r import Schedule
 from spark3r.reduction import merging
 from spark3r.runner import Runner, run
 
-FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 STEPS = ("compiled", "head", "merged")
 
 
 @pytest.fixture
 def past_the_wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    if not (FOLDER / "past_the_wall.py").exists():
-        pytest.skip("benchmarks are not installed with the package")
-    monkeypatch.syspath_prepend(str(FOLDER))
     torch._dynamo.reset()
-    yield importlib.import_module("past_the_wall")
+    yield script(monkeypatch, "past_the_wall")
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "support"))
-    return importlib.import_module("stand_ins")
 
 
 def depth(model: nn.Module, images: Tensor) -> Tensor:
@@ -48,7 +39,7 @@ def depth(model: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["reference", "vggt"])
 @pytest.mark.parametrize("key_value", [1, 2])
 def test_where_no_query_is_merged_nothing_changes(
-    past_the_wall: ModuleType, stand_ins: ModuleType, kind: str, key_value: int
+    past_the_wall: ModuleType, kind: str, key_value: int
 ) -> None:
     model = make_model() if kind == "reference" else stand_ins.Vggt().eval()
     images = make_images(4) if kind == "reference" else make_images(4, 28, 42)
@@ -144,9 +135,7 @@ def test_a_step_undoes_itself(past_the_wall: ModuleType, name: str) -> None:
         assert value.stride() == weights[key][1]
 
 
-def test_a_model_without_the_parts_says_so(
-    past_the_wall: ModuleType, stand_ins: ModuleType
-) -> None:
+def test_a_model_without_the_parts_says_so(past_the_wall: ModuleType) -> None:
     found, missing = past_the_wall.steps(Runner.of(stand_ins.Pi3().eval()), backend="eager")
     assert found.keys() == {"compiled"}
     assert missing.keys() == {"head", "merged"}
