@@ -26,7 +26,7 @@ def reduced_attention(
     key_value: int,
     group: int = 20,
 ) -> tuple[Tensor, float]:
-    """Apply the paper's operators to one attention module.
+    """Return one attention module's output under the paper's operators.
 
     Args:
         attn: The upstream module, not patched.

@@ -1,4 +1,4 @@
-"""The models that the conformance suite runs on: stand-ins, and upstream code where it is found.
+"""The models of the conformance suite: stand-ins, and upstream code if it is installed.
 
 Upstream code that is not installed makes no case. `missing` says what it is that went unverified.
 """
@@ -64,7 +64,7 @@ ALL_CASES = (
 
 
 def missing(case: Case) -> list[str]:
-    """Return the upstream packages that a case needs and that are not installed."""
+    """Return the upstream packages that a case needs and that are missing."""
     return [package for package in case.needs if find_spec(package) is None]
 
 
@@ -73,7 +73,7 @@ CASES = tuple(case for case in ALL_CASES if not missing(case))
 
 @contextmanager
 def quiet() -> Any:
-    """Let upstream warn about itself without failing the suite."""
+    """Return a context in which upstream's own warnings do not fail the suite."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -96,7 +96,7 @@ def build(case: Case) -> nn.Module:
 
 
 def randomise(model: nn.Module) -> None:
-    """Give LayerScale, tokens, norms and biases values that hide nothing, in place."""
+    """Give LayerScale, tokens, norms and biases values that matter to outputs, in place."""
     with torch.no_grad():
         for name, value in model.named_buffers():
             if name.endswith("bias_mask"):  # upstream leaves it NaN until weights are loaded

@@ -17,7 +17,7 @@ seeds = st.integers(0, 10_000)
 
 
 def random_cameras(seed: int, frames: int = 8, turn: float = 0.15, move: float = 0.5) -> Tensor:
-    """World-to-camera extrinsics ``[S, 3, 4]`` float64, looking roughly along +z."""
+    """Return world-to-camera extrinsics ``[S, 3, 4]`` float64 of cameras that look along +z."""
     generator = torch.Generator().manual_seed(seed)
     quaternion = turn * torch.randn(frames, 4, generator=generator, dtype=torch.float64)
     quaternion[:, 3] = 1
@@ -44,7 +44,7 @@ def pinhole(height: int = 48, width: int = 64, frames: int = 8) -> Tensor:
 
 
 def room_depth(extrinsics: Tensor, intrinsics: Tensor, height: int = 48, width: int = 64) -> Tensor:
-    """Exact z-depth of a box-shaped room, 8 m wide and high, from -4 to 5 m, with a ball in it."""
+    """Return the exact z-depth of a box-shaped room, 8 m wide and high, with a ball in it."""
     ones = torch.ones(len(extrinsics), height, width, dtype=torch.float64)
     origin = camera_centres(extrinsics)[:, None, None]
     ray = unproject(ones, intrinsics, extrinsics) - origin  # z-depth 1, so t is the depth

@@ -1,4 +1,4 @@
-"""Slow, obvious implementations that tests compare with: loops over frames, tokens and groups."""
+"""Slow, obvious implementations to compare with: loops over frames, tokens and groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spark3r.reduction.rule import ResolvedRule
 
 @cache
 def row_shift(factor: int) -> int:
-    """The k with the widest lattice {(x, y): x + k·y = 0 mod r}, by trying every short vector."""
+    """Return the k with the widest lattice {(x, y): x + k·y = 0 mod r}, by trying short vectors."""
 
     def shortest(k: int) -> int:
         reach = range(-factor, factor + 1)
@@ -62,7 +62,7 @@ KEPT_PATCHES: dict[str, Callable[[Any, int, int, int, int], bool]] = {
 
 
 def kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
-    """Token index -> bias on its logit, for every key that stays."""
+    """Return the bias on the logit of every key that stays, by token."""
     ops = rule.operators.key_value
     patch_stays = KEPT_PATCHES[ops.name]
     grid = [(y, x) for y in range(layout.height) for x in range(layout.width)]
@@ -98,7 +98,7 @@ def kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
 
 
 def merge_groups(layout: TokenLayout, rule: ResolvedRule) -> list[tuple[list[int], list[int]]]:
-    """Destinations and sources of every group that is merged."""
+    """Return destinations and sources of every group that is merged."""
     ops = rule.operators.query
     groups = []
     for first in range(0, layout.frames, ops.group):
@@ -117,7 +117,7 @@ def merge_groups(layout: TokenLayout, rule: ResolvedRule) -> list[tuple[list[int
 
 
 def merge_sets(query: Tensor, layout: TokenLayout, rule: ResolvedRule) -> list[list[int]]:
-    """Sets of tokens of one sequence ``[H, N, D]`` that share one query; destination first."""
+    """Return sets of tokens of a sequence ``[H, N, D]`` that share a query, destination first."""
     features = query.double().sum(dim=0)
     sets: dict[int, list[int]] = {token: [token] for token in range(query.shape[1])}
     for destinations, sources in merge_groups(layout, rule):
@@ -132,7 +132,7 @@ def merge_sets(query: Tensor, layout: TokenLayout, rule: ResolvedRule) -> list[l
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, rule: ResolvedRule
 ) -> Tensor:
-    """Reduced attention of full ``[B, H, N, D]`` queries, keys and values, in float64."""
+    """Return reduced attention of full queries, keys and values ``[B, H, N, D]``, in float64."""
     query, key, value = query.double(), key.double(), value.double()
     batch, _, n, dim = query.shape
     mask = torch.zeros(n, dtype=torch.float64)
@@ -161,13 +161,13 @@ def attend(
 def fit(
     merged: Tensor, attended: Tensor, sets: list[list[int]], layout: TokenLayout, rule: ResolvedRule
 ) -> Tensor:
-    """Ridge regression of differences of outputs on differences of queries, ``[H·D, H·D]``."""
+    """Return the ridge regression of output differences on query differences, ``[H·D, H·D]``."""
     unmerging = rule.operators.query.unmerging
     assert isinstance(unmerging, LinearUnmerging)
     place = {members[0]: place for place, members in enumerate(sets)}
     groups = [[place[token] for token in tokens] for tokens, _ in merge_groups(layout, rule)]
     width = merged.shape[0] * merged.shape[2]
-    if not groups:  # only the anchor frame, and it stands aside
+    if not groups:  # a clip of the anchor frame alone, left alone
         return torch.zeros(width, width, dtype=torch.float64)
     wanted = unmerging.compared_per_feature * width
     share = wanted / sum(len(places) for places in groups)
@@ -187,7 +187,7 @@ def fit(
     if not query_apart:
         return torch.zeros(width, width, dtype=torch.float64)
     x, y = torch.stack(query_apart), torch.stack(output_apart)
-    # The ridge as further rows of a plain least squares problem.
+    # The ridge is written as further rows of a plain least squares problem.
     ridge = (unmerging.ridge * x.square().sum() / width).sqrt() * torch.eye(width, dtype=x.dtype)
     return torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, 0 * ridge))).solution
 

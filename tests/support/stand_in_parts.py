@@ -1,4 +1,4 @@
-"""What the stand-ins are made of: rotary embedding, attentions, blocks, heads.
+"""Parts of the stand-ins: rotary embedding, attentions, blocks, heads.
 
 Written for these tests, with upstream's attribute names and call conventions.
 """
@@ -18,7 +18,7 @@ WIDTH, HEADS = 32, 2
 
 
 class Rotary(nn.Module):
-    """Rotates by integer positions [B, N, 2], rows in the first half of a head."""
+    """Rotation by integer positions [B, N, 2], with rows in the first half of a head."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Rotary(nn.Module):
 
 
 class MaskedBiasLinear(nn.Linear):
-    """A linear layer whose bias counts only where a mask says so."""
+    """A linear layer with a masked bias."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -55,7 +55,7 @@ class MaskedBiasLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """What the four families' attentions have in common."""
+    """The common part of the four families' attentions."""
 
     def __init__(self, rope: nn.Module | None = None, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Block(nn.Module):
 
 
 class PositionGetter:
-    """Caches positions by grid alone, under the attribute name that the family expects."""
+    """Positions cached by grid alone, under the attribute name that the family expects."""
 
     def __init__(self, cache: str) -> None:
         self.cache = cache
@@ -149,7 +149,7 @@ class PatchEmbed(nn.Conv2d):
 
 
 class PixelHead(nn.Module):
-    """From patch tokens [B, S, h * w, C] to maps [B, S, H, W, channels]."""
+    """A head from patch tokens [B, S, h * w, C] to maps [B, S, H, W, channels]."""
 
     def __init__(self, patch_size: int, channels: int) -> None:
         super().__init__()
@@ -165,13 +165,13 @@ class PixelHead(nn.Module):
 
 
 def pose_encoding(tokens: Tensor) -> Tensor:
-    """Nine numbers per frame from a token [B, S, C], all of them usable."""
+    """A head from a token per frame [B, S, C] to a valid pose encoding."""
     turn = F.normalize(tokens[..., 3:7] + torch.tensor([0.0, 0.0, 0.0, 3.0]), dim=-1)
     return torch.cat((tokens[..., :3], turn, 1.0 + 0.1 * tokens[..., 7:9].tanh()), dim=-1)
 
 
 def first_and_others(token: Tensor, batch: int, frames: int) -> Tensor:
-    """Special tokens [1, 2, X, C] as [B * S, X, C]: index 0 for frame 0 only."""
+    """Return special tokens [1, 2, X, C] as [B * S, X, C], with index 0 for frame 0 only."""
     others = token[:, 1:].expand(batch, frames - 1, -1, -1)
     first = token[:, :1].expand(batch, 1, -1, -1)
     return torch.cat((first, others), dim=1).flatten(0, 1)

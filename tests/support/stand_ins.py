@@ -124,7 +124,7 @@ class Pi3(nn.Module):
 
 
 class Pi3X(Pi3):
-    """π³ with what Pi3X adds: cross-frame attention of its own that a schedule must leave alone."""
+    """π³ with Pi3X's own cross-frame attention, which a schedule must leave alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class Da3(nn.Module):
 
 
 class Da3Api(nn.Module):
-    """The object users hold: its inference() calls forward as a method."""
+    """The API object that users hold: its inference() calls forward as a method."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ def query_mergings() -> st.SearchStrategy[QueryMerging]:
 def key_value_prunings(
     kinds: Iterable[type[KeyValuePruning]] | None = None,
 ) -> st.SearchStrategy[KeyValuePruning]:
-    """Every registered operator, or the kinds given."""
+    """Return operators of the kinds given, or of every registered kind."""
     return st.one_of(
         st.builds(
             kind,

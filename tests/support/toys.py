@@ -48,7 +48,7 @@ def additive(schedule: Schedule) -> Score:
 
 
 def interacting(schedule: Schedule) -> Score:
-    """Damage as in `additive`, and as much again where neighbours both reduce harshly."""
+    """Return the damage of `additive`, with more for neighbours that both reduce strongly."""
     harsh = [rule.key_value > 4 for rule in schedule.layers]
     pairs = sum(first and second for first, second in itertools.pairwise(harsh))
     return Score(additive(schedule).value + 2.0 * pairs)

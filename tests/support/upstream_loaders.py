@@ -1,4 +1,4 @@
-"""The models' own loading of images, from whatever is importable.
+"""The models' own loaders of images, as far as they are installed.
 
 They need torchvision for three small transforms only, and packages for things that loading does
 not touch. Where those are missing, stand-ins of a few lines take their place, so that upstream's
@@ -36,7 +36,7 @@ def missing(family: str) -> list[str]:
 
 
 def load(family: str, files: list[Path]) -> Tensor:
-    """Return what a family's own loader makes of files in one folder, ``[S, 3, H, W]``."""
+    """Return images ``[S, 3, H, W]`` of a folder's files, made by a family's own loader."""
     stand_in("torchvision.transforms", ToTensor=ToTensor, Normalize=Normalize, CenterCrop=Centre)
     stand_in("plyfile", PlyData=None, PlyElement=None)
     stand_in("imageio")

@@ -1,4 +1,4 @@
-"""Small instances of the real upstream models, from whatever is importable.
+"""Small instances of the real upstream models, as far as they are installed.
 
 Folders named in the environment variable SPARK3R_UPSTREAM (separated like PATH) are searched after
 the normal import path. Nothing of these packages is part of this repository.
@@ -28,7 +28,7 @@ def vggt() -> nn.Module:
     from vggt.models.aggregator import Aggregator
     from vggt.models.vggt import VGGT
 
-    model = _bare(VGGT)  # its own constructor has the full size built in
+    model = _bare(VGGT)  # its own constructor makes the full size only
     model.aggregator = Aggregator(
         img_size=56, patch_size=14, embed_dim=64, depth=4, num_heads=4, patch_embed="conv"
     )
@@ -209,7 +209,7 @@ def da3_nested() -> nn.Module:
     model = _bare(NestedDepthAnything3Net)
     model.da3 = da3_tiny()
     head = DPT(dim_in=64, output_dim=1, features=16, out_channels=[16] * 4)
-    nn.init.constant_(head.scratch.sky_output_conv2[-1].bias, -5.0)  # or all of it is sky
+    nn.init.constant_(head.scratch.sky_output_conv2[-1].bias, -5.0)  # otherwise every pixel is sky
     model.da3_metric = DepthAnything3Net(
         net=_da3_backbone(alt_start=-1, cat_token=False), head=head
     )

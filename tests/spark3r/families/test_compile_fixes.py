@@ -19,8 +19,8 @@ from spark3r.families.registry import detect
 
 ROTARY = [case for case in CASES if case.family != "omega"]
 FAST = ("vggt-stand-in", "pi3x-stand-in", "da3-stand-in", "omega-stand-in")
-# Compiling takes seconds: one instance stands for both of Depth-Anything-3, and the fast tier
-# compiles the stand-ins reduced, Pi3X for π³ as well.
+# Compiling takes seconds. So one instance represents both of Depth-Anything-3, and the fast tier
+# compiles reduced stand-ins only, with Pi3X representing π³.
 COMPILED = [
     pytest.param(
         case,
@@ -37,7 +37,7 @@ _READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2"
 
 
 class _NoHostReads(TorchDispatchMode):
-    """Refuses operations whose result the host would have to wait for."""
+    """Mode that refuses operations whose result the host would have to wait for."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -57,7 +57,7 @@ def test_no_pass_waits_for_the_device(case: Case) -> None:
             run(model, clip)
     for schedule in (Schedule.dense(case.layers), reducing(case.layers)):
         with spark3r.apply(model, schedule):
-            run(model, clip)  # what is made once per grid is made
+            run(model, clip)  # makes the tables of this grid
             with _NoHostReads():
                 run(model, clip)
 

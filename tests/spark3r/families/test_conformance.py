@@ -1,4 +1,4 @@
-"""What every family must do, on stand-ins and on the real upstream code.
+"""The properties of every family, on stand-ins and on the real upstream code.
 
 SPARK3R_REQUIRE names families ("da3" or "da3,vggt") whose upstream code must be there: the suite
 then fails where it would otherwise report NOT VERIFIED.
@@ -166,7 +166,7 @@ def test_copy_of_a_patched_model_stands_alone(case: Case, model: nn.Module) -> N
 
 
 def test_trains_after_inference(case: Case, model: nn.Module) -> None:
-    clip = images(case, 5, rows=3, columns=2)  # nothing is cached of this grid yet
+    clip = images(case, 5, rows=3, columns=2)  # nothing of this grid is cached yet
     patched = deepcopy(model)
     rules = reducing(case.layers).layers
     thinned = Operators(QueryMerging(group=4, unmerge="linear"), TokenStride(mass_correction=1.0))
@@ -203,7 +203,7 @@ def test_half_precision_forced_through_our_path(
     clip = images(case, 5)
 
     def tokens() -> Tensor:
-        # What comes after the last global attention is not ours, and π³'s refuses CPU autocast.
+        # The parts after global attention are upstream's, and π³'s refuse autocast on a CPU.
         hook = last.register_forward_hook(_stop)
         try:
             with torch.autocast("cpu", torch.bfloat16):
@@ -261,7 +261,7 @@ def test_what_is_no_clip_is_named(case: Case, model: nn.Module) -> None:
 
 
 def _state(model: nn.Module) -> list[Any]:
-    """Return what a patch could leave behind: attributes, hooks and parameter names."""
+    """Return the traces that a patch could leave: attributes, hooks and parameter names."""
     return [
         (name, sorted(map(str, vars(module))), *(len(h) for h in _hooks(module)))
         for name, module in model.named_modules()
@@ -282,7 +282,7 @@ def _count_calls(monkeypatch: pytest.MonkeyPatch, case: Case) -> list[None]:
         calls.append(None)
         return attend(*args, **kwargs)
 
-    # The record is frozen for users; a test may look over its shoulder.
+    # The record is frozen for users, but a test may replace a field.
     monkeypatch.setitem(FAMILIES[case.family].__dict__, "attend", counted)
     return calls
 

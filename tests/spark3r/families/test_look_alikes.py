@@ -19,7 +19,7 @@ from spark3r.runner import Runner
 
 
 class WindowAttention(Attention):
-    """Takes what no family's attention takes."""
+    """Attention with an argument that no family's attention has."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()

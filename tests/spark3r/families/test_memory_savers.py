@@ -33,7 +33,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _in_pieces(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that a saver cuts, while it is applied."""
+    """Return the modules that run in pieces while a schedule is applied."""
     ours = ("_frames_in_pieces", "_tokens_in_pieces")
     return {
         name: module

@@ -1,4 +1,4 @@
-"""Every reduced layer of a whole model against the slow oracle, on what the layer was given."""
+"""Every reduced layer of a whole model against the slow oracle, on the layer's own input."""
 
 from __future__ import annotations
 

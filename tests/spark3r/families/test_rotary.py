@@ -1,4 +1,4 @@
-"""Rotary tables of our own against a rotation that looks positions up, as upstream does."""
+"""Our rotary tables against a rotation that looks positions up, as upstream does."""
 
 from __future__ import annotations
 

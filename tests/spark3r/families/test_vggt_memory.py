@@ -1,4 +1,4 @@
-"""VGGT's memory saver drops what no head reads, and nothing else."""
+"""VGGT's memory savers drop the outputs that no head reads, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def _heads_on(model: nn.Module, layers: list[int]) -> nn.Module:
-    """Return a copy whose dense heads read some layers only; they want four."""
+    """Return a copy whose dense heads read some layers only, of which they need four."""
     copy = deepcopy(model)
     for module in copy.modules():
         if hasattr(module, "intermediate_layer_idx"):

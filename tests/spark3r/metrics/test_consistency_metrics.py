@@ -111,7 +111,7 @@ def test_collapse_is_consistent_and_the_guard_catches_it() -> None:
     flat = consistency_metrics(torch.full_like(depth, 4.0), intrinsics, stuck)
     assert flat.log_ratio == pytest.approx(0, abs=1e-9)
     assert collapsed(flat, dense) == ("camera_spread", "rotation_spread_deg", "depth_spread")
-    # A dense run from a tripod guards only what it can.
+    # In a dense run from a tripod the cameras do not move, so their spreads guard nothing.
     assert collapsed(flat, frozen) == ("depth_spread",)
 
 
@@ -127,7 +127,7 @@ def test_frames_that_see_nothing_in_common() -> None:
     assert (metrics.log_ratio, metrics.visible, metrics.pairs) == (None, 0, 0)
     one = consistency_metrics(torch.ones(1, 48, 64), intrinsics[:1], away[:1])
     assert (one.log_ratio, one.visible, one.pairs) == (None, 0, 0)
-    # Next to a run that did see something, this one counts as collapsed.
+    # Compared with a run whose frames see the same place, this one counts as collapsed.
     together = consistency_metrics(torch.ones(2, 48, 64), intrinsics, away[:1].repeat(2, 1, 1))
     assert "visible" in collapsed(metrics, together)
 

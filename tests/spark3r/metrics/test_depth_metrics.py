@@ -36,7 +36,7 @@ def test_depth_alignment_per_clip_and_per_frame() -> None:
 
 def test_depth_mask_and_frame_without_pixels() -> None:
     target, predicted = torch.ones(2, 2, 2), torch.full((2, 2, 2), 2.0)
-    predicted[1] = math.nan  # never looked at
+    predicted[1] = math.nan  # a frame without ground truth
     valid = torch.tensor([True, False])[:, None, None].expand(2, 2, 2)
     metrics = depth_metrics(predicted, target, valid, align="frame")
     assert (metrics.abs_rel, metrics.delta_125, metrics.pixels) == (0, 1, 4)

@@ -73,7 +73,7 @@ def test_relative_errors_by_hand() -> None:
 
 
 def naive_pair_errors(predicted: Tensor, target: Tensor) -> tuple[list[float], list[float]]:
-    """The definition, one pair at a time, by 4×4 matrices and arc cosines."""
+    """Return the errors by definition, one pair at a time, by 4×4 matrices and arc cosines."""
 
     def square(pose: Tensor) -> Tensor:
         return torch.cat((pose, pose.new_tensor([[0, 0, 0, 1]])))
@@ -129,7 +129,7 @@ def test_relative_errors_take_batches() -> None:
 
 
 def histogram_auc(worst: np.ndarray[Any, np.dtype[np.float64]], threshold: int) -> float:
-    """What VGGT's evaluation computes, in its own words: histogram, cumulative sum, mean."""
+    """Return the AUC in the form of VGGT's evaluation: histogram, cumulative sum, mean."""
     counts, _ = np.histogram(worst, bins=np.arange(threshold + 1))
     return float(np.mean(np.cumsum(counts.astype(float) / len(worst))))
 

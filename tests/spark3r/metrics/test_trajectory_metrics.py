@@ -18,7 +18,7 @@ from spark3r.metrics import pose_metrics, scale_drift, trajectory_metrics, umeya
 
 @pytest.fixture(scope="module")
 def evo() -> Any:
-    """evo's metrics. Its own warnings, and those of what it imports, are not ours."""
+    """Return evo's metrics, without its warnings and those of its imports."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("evo")

@@ -181,8 +181,8 @@ def test_token_stride_spreads_over_frames_and_columns():
 @pytest.mark.parametrize("operator", [TokenStride, TemporalStride])
 @pytest.mark.parametrize("keep_special", [True, False])
 def test_full_mass_correction_of_identical_tokens_equals_dense(operator, keep_special):
-    # Every patch of a thinned frame carries the same key and value, and every special token where
-    # some are dropped: weight times count is all.
+    # All patches of a thinned frame have the same key and value, and so have all special tokens if
+    # some are dropped. Then only the weight times the count matters.
     layout = TokenLayout(6, 4, 4, special=3, anchor_frame=0)
     ops = Operators(
         key_value=operator(keep_special=keep_special, keep_anchor=True, mass_correction=1.0)
@@ -236,10 +236,10 @@ def test_similarity_never_exceeds_its_bound_and_chunks_change_nothing(bound, mon
     plan = plans.plan(layout, rule, CPU)
     query, _, _ = random_qkv(layout, batch=2)
     whole = merging.match(query, plan)
-    monkeypatch.setattr(merging, "SIMILARITY_ELEMENTS", bound)  # the CPU's
+    monkeypatch.setattr(merging, "SIMILARITY_ELEMENTS", bound)  # of the CPU
     with LargestMatmul() as mode:
         assert torch.equal(merging.match(query, plan), whole)
-    row = 2 * max(block.destinations for block in plan.blocks)  # of both batch elements
+    row = 2 * max(block.destinations for block in plan.blocks)  # for both batch elements
     assert 0 < mode.largest <= max(bound, row)
 
 
@@ -257,13 +257,13 @@ def test_half_precision_is_as_good_as_plain_attention_in_it(factors, dtype, unme
     plain = F.scaled_dot_product_attention(query, key, value)
     in_double = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
     plain_error = (plain - in_double).abs().max()
-    rounded_bias = torch.finfo(dtype).eps  # the bias itself is held in the queries' dtype
+    rounded_bias = torch.finfo(dtype).eps  # the bias has the queries' dtype
     assert (ours - exact).abs().max() <= 2 * plain_error + rounded_bias
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
-    layout = TokenLayout(8, 16, 16)  # one merge set of 2048: sums beyond what half precision counts
+    layout = TokenLayout(8, 16, 16)  # one merge set of 2048, whose sum exceeds half precision
     plan = plans.plan(layout, ResolvedRule(256, 1, Operators(QueryMerging(group=8))), CPU)
     query = torch.ones(1, 2, layout.tokens, 4, dtype=dtype)
     query[:, :, 1::2] = 0.5

@@ -1,4 +1,4 @@
-"""Linear unmerging: against loops in float64, and where it must not do what it does."""
+"""Linear unmerging: against loops in float64, and in cases where it must change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ few = settings(max_examples=examples(40), deadline=None)
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_linear_unmerging_follows_attention_where_it_is_nearly_linear(factor):
-    # Small logits make the softmax all but linear in the query, the same everywhere.
+    # With small logits the softmax is nearly linear in the query, with one slope everywhere.
     layout = TokenLayout(12, 4, 5, special=3, anchor_frame=0)
     query, key, value = random_qkv(layout)
     query = 0.02 * query
@@ -65,7 +65,7 @@ def test_linear_unmerging_keeps_what_tokens_of_a_merged_query_are_on_average(lay
 
 @pytest.mark.parametrize(("group", "factor"), [(1, 20), (1, 10), (5, 2), (7, 3)])
 def test_linear_unmerging_of_few_and_of_many_destinations_is_that_of_the_oracle(group, factor):
-    layout = TokenLayout(12, 4, 5, special=2, anchor_frame=0)  # one, two, many; groups uneven
+    layout = TokenLayout(12, 4, 5, special=2, anchor_frame=0)  # the last group is short
     rule = ResolvedRule(factor, 2, Operators(QueryMerging(group=group, unmerge="linear")))
     query, key, value = random_qkv(layout)
     expected = oracle.attend(query, key, value, layout, rule)
@@ -76,7 +76,7 @@ def test_linear_unmerging_of_few_and_of_many_destinations_is_that_of_the_oracle(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_linear_unmerging_of_frames_that_repeat_does_no_harm(dtype):
-    # Of a camera at rest most pairs of destinations differ by nothing; the last group is short.
+    # With a camera at rest most pairs of destinations do not differ. The last group is short.
     layout = TokenLayout(11, 4, 5, special=2)
     once = random_qkv(TokenLayout(1, 4, 5, special=2))
     query, key, value = (each.repeat(1, 1, 11, 1).to(dtype) for each in once)
@@ -93,7 +93,7 @@ def test_linear_unmerging_of_frames_that_repeat_does_no_harm(dtype):
 
 
 def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
-    # A norm in float32 under autocast leaves them so on a GPU, and attention lowers them itself.
+    # Under autocast on a GPU a norm returns float32, and attention lowers the precision itself.
     layout = TokenLayout(8, 4, 4, special=2)
     query, key, value = random_qkv(layout, dtype=torch.float32)
     rule = ResolvedRule(4, 1, Operators(QueryMerging(unmerge="linear")))
@@ -107,7 +107,7 @@ def test_queries_in_another_precision_than_the_values_are_unmerged_linearly():
 def test_a_regression_without_a_solution_moves_nothing():
     apart, output_apart = torch.randn(2, 50, 8), torch.randn(2, 50, 3)
     apart[1] *= torch.linspace(0.01, 3, 8)
-    ridge = -2.0  # rounding may leave a matrix that is not definite, too
+    ridge = -2.0  # makes a matrix that is not definite, as rounding may
     slope = unmerging.regress(apart, output_apart, torch.zeros(2), ridge)
     assert torch.equal(slope, torch.zeros(2, 8, 3))
 

@@ -16,9 +16,9 @@ from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION, TRAINING
 
 SEEDS = [CALIBRATION[i] for i in (10, 11, 12, 13)]
 
-# Of the pixels of one frame that another sees, unoccluded and away from borders: median and 90th
-# percentile of the colour difference, fractions of the colour range. Bilinear lookup in a 64x64
-# image blurs texture near the pixel's size, which sets the 90th percentile.
+# Median and 90th percentile of the colour difference, as fractions of the colour range, over the
+# pixels of one frame that another sees, unoccluded and away from borders. Bilinear lookup in a
+# 64x64 image blurs texture near the pixel's size, which sets the 90th percentile.
 MEDIAN_TOLERANCE = 0.02
 TAIL_TOLERANCE = 0.08
 
@@ -31,7 +31,7 @@ def digest(clip: Clip) -> str:
 
 
 def warp(clip: Clip, source: int, target: int) -> tuple[Tensor, Tensor]:
-    """Colours of `source` seen at the pixels of `target`, and where that is meaningful."""
+    """Return the colours of `source` at the pixels of `target`, and a mask of comparable pixels."""
     assert clip.depth is not None
     assert clip.extrinsics is not None
     assert clip.intrinsics is not None
@@ -173,7 +173,7 @@ def test_seed_ranges_do_not_overlap() -> None:
 
 
 def test_difficulty_of_the_held_out_scenes() -> None:
-    # Constant depth and rotation of the identity: what the bars of the model card assume.
+    # Constant depth and identity rotations, which the model card's thresholds refer to.
     errors, angles = [], []
     for seed in EVALUATION[:24]:
         clip = rendered_clip(seed, 8, 16, 16)

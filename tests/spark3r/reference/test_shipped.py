@@ -1,4 +1,4 @@
-"""The weights that come with the package."""
+"""The weights in the package."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ SEED, FRAMES = CALIBRATION[0], 4
 
 
 def describe(model: ReferenceModel) -> dict[str, list[float]]:
-    """A few outputs on a fixed clip, as `shipped_outputs.json` stores them."""
+    """Return a few outputs on a fixed clip, as `shipped_outputs.json` stores them."""
     with torch.no_grad():
         output = model(rendered_clip(SEED, FRAMES).images)
     return {
