@@ -53,7 +53,7 @@ from results_io import print_markdown, write_result
 from stages import Plan
 
 from calibrate.defaults import FRAMES, TRIALS, Source
-from calibrate.measure.timing import Treatment
+from calibrate.measure.timing import Pass
 from spark3r import Schedule
 from spark3r.reference.scenes.seeds import EVALUATION
 
@@ -160,9 +160,9 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     seeds = seeds[: options.long_clips]
     long = at("long", plan.target_frames).cache.complete(seeds, left)
     exported = {name_of(*key, each["exported"]) for key, each in found.items()}
-    treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
+    treatments: dict[str, Pass] = {"dense": "dense", "wall": "wall"}
     treatments |= {name: schedules[name] for name in schedules if name in exported}
-    baselines: dict[str, Treatment] = {"wall": "wall"}
+    baselines: dict[str, Pass] = {"wall": "wall"}
     baselines |= {name: schedules[name] for name in schedules if name in exported}
     best = {
         best_of(found, runs, *key, kind, figure)

@@ -13,7 +13,7 @@ factors that `calibrate` measures. Every variant is compared by clip with plain 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from unittest.mock import patch
 
@@ -52,14 +52,7 @@ def main() -> None:
     folder = stages.folder_of(cache)
     table = stages.latency_table(cache, folder, options.target_frames)
     settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-    job = Job(
-        cache.runner.model,
-        cache.runner.family,
-        settings,
-        "deviation",
-        lambda *_: None,
-        lambda _: None,
-    )
+    job = Job(replace(cache.runner, dtype=settings.dtype), settings, "deviation")
     target = options.target_frames
     found: dict[str, Schedule] = {}
     tables = {}

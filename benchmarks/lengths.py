@@ -68,12 +68,11 @@ def measured_drift(cache: QualityCache) -> pd.DataFrame:
     count = max(1, FRAMES_A_LENGTH // cache.frames)
     seeds = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + count]
     return drift(
-        cache.runner.model,
+        cache.runner,
         [rendered_clip(seed, cache.frames) for seed in seeds],
         OPERATORS,
         query_factors=QUERY_FACTORS,
         key_value_factors=KEY_VALUE_FACTORS,
-        family=cache.runner.family,
     )
 
 

@@ -63,11 +63,10 @@ def one(cache: QualityCache, seed: int) -> dict[str, pd.DataFrame]:
     factors: dict[str, Any] = {
         "query_factors": QUERY_FACTORS,
         "key_value_factors": KEY_VALUE_FACTORS,
-        "family": cache.runner.family,
     }
-    probes = probe(cache.runner.model, dense, OPERATORS, **factors)
+    probes = probe(cache.runner, dense, OPERATORS, **factors)
     return {
-        "drift": drift(cache.runner.model, dense.clips, OPERATORS, **factors),
+        "drift": drift(cache.runner, dense.clips, OPERATORS, **factors),
         "probe": probes[probes["metric"].isin(METRICS)],
     }
 

@@ -77,7 +77,7 @@ class QualityCache:
         clip = rendered_clip(seed, self.frames)
         path = self.folder / f"{seed}.safetensors"
         if not path.exists():
-            runs = run_dense(self.runner.model, [clip], self.runner.family)
+            runs = run_dense(self.runner, [clip])
             tensors = {name: getattr(runs.predictions[0], name).contiguous() for name in STORED}
             replace_file(path, save(tensors))
             return runs
@@ -114,9 +114,7 @@ class QualityCache:
                     store_json(path, known)
                     if time.monotonic() > self.deadline:
                         raise OutOfTimeError
-                known[key] = asdict(
-                    evaluate(self.runner.model, schedule, runs, self.runner.family)[0]
-                )
+                known[key] = asdict(evaluate(self.runner, schedule, runs)[0])
             store_json(path, known)
         return _quality(known["dense"]), [_quality(known[key]) for key, _ in wanted]
 

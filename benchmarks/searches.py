@@ -20,6 +20,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import optuna
@@ -114,14 +115,7 @@ class Task:
         self.searched = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + options.search_clips]
         self.others = EVALUATION[FIRST_OTHER : FIRST_OTHER + options.clips]
         settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-        job = Job(
-            cache.runner.model,
-            cache.runner.family,
-            settings,
-            self.mode,
-            lambda *_: None,
-            lambda _: None,
-        )
+        job = Job(replace(cache.runner, dtype=settings.dtype), settings, self.mode)
         problem = Problem(
             sensitivity=sensitivities(job, cache.dense_of(PROFILED)),
             source=self.mode,

@@ -14,8 +14,8 @@ import json
 import pickle
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,8 +26,6 @@ from results_io import replace_file, store_json
 from stratified import stratified_schedules
 from torch import Tensor
 
-import calibrate.pipeline
-import calibrate.verify.correction
 from calibrate import cli
 from calibrate.budget import parse_budget
 from calibrate.cli.clips import SEARCH_CLIPS, SELECTION_CLIPS
@@ -37,12 +35,15 @@ from calibrate.measure.latency_model import FitReport, PassSample, check_fit
 from calibrate.measure.target_length import clip_of_length
 from calibrate.measure.timing import (
     LatencyTable,
-    Treatment,
-    apply_treatment,
+    LayerTiming,
+    Pass,
+    PassTiming,
+    apply_pass,
     drift_of,
     measure_latency,
     resolved_rules,
 )
+from calibrate.pipeline import run
 from calibrate.report.result import Calibration
 from calibrate.search.storage import decode, encode
 from calibrate.settings import OPERATORS, Settings
@@ -50,8 +51,7 @@ from spark3r import Schedule
 from spark3r.patching.patch import remove
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
-from spark3r.runner import run
-from spark3r.timing import Call, Latency, interleaved, measure
+from spark3r.timing import Call, Latency, Timer, Treatment, interleaved, measure
 
 CHECKED = 20
 """Number of schedules on which the latency model is checked."""
@@ -142,9 +142,7 @@ def latency_table(
                 f"python benchmarks/calibration.py --only table --target-frames {target_frames}"
             )
         images = footage(target_frames)
-        table = measure_latency(
-            cache.runner.model, images, OPERATORS, family=cache.runner.family, limit_s=limit_s
-        )
+        table = measure_latency(cache.runner, images, OPERATORS, limit_s=limit_s)
         replace_file(path, pickle.dumps(table))
     found: LatencyTable = pickle.loads(path.read_bytes())  # a file that this program wrote
     return found
@@ -156,7 +154,7 @@ def budget_ms(table: LatencyTable, share: float) -> float:
 
 
 def timing_rounds(
-    plan: Plan, path: Path, treatments: Mapping[str, Treatment], rounds: int
+    plan: Plan, path: Path, treatments: Mapping[str, Pass], rounds: int
 ) -> list[dict[str, float]]:
     """Return latencies in milliseconds by name of treatments timed in turns, by round.
 
@@ -173,16 +171,12 @@ def timing_rounds(
     kept: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
     done = [each for each in kept if different.keys() <= each.keys()]
     if len(done) < rounds:
-        images, model, family = (
-            footage(plan.target_frames),
-            plan.cache.runner.model,
-            plan.cache.runner.family,
-        )
+        images, runner = footage(plan.target_frames), plan.cache.runner
 
         def before(key: str) -> None:
-            apply_treatment(model, different[key], family)
+            apply_pass(runner, different[key])
 
-        calls: dict[str, Call] = {key: lambda: run(model, images) for key in different}
+        calls: dict[str, Call] = {key: lambda: runner.run(images) for key in different}
         try:
             before("wall")
             calls["wall"]()  # warm-up
@@ -195,7 +189,7 @@ def timing_rounds(
                 kept.append(done[-1])
                 store_json(path, kept)
         finally:
-            remove(model)
+            remove(runner.model)
     return [{name: each[key] for name, key in keys.items()} for each in done[:rounds]]
 
 
@@ -210,7 +204,7 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     schedules = stratified_schedules(
         CHECKED, depth, OPERATORS, QUERY_RANGE, KEY_VALUE_RANGE, table.model, table.layout
     )
-    treatments: dict[str, Treatment] = {"dense": "dense", "wall": "wall"}
+    treatments: dict[str, Pass] = {"dense": "dense", "wall": "wall"}
     treatments |= {f"{number}": schedule for number, schedule in enumerate(schedules)}
     path = plan.folder / f"accuracy-{plan.target_frames}.json"
     done = timing_rounds(plan, path, treatments, rounds)
@@ -225,23 +219,39 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     return check_fit(table.model, samples, table.layout)
 
 
-@contextlib.contextmanager
-def _given(table: LatencyTable, predicted: bool) -> Iterator[None]:
-    """Let calibrations take their latency table, and perhaps every latency, from one table."""
+@dataclass(frozen=True)
+class TableTimer(Timer):
+    """Gives the timings of a latency table, so that all searches have the same latency model.
 
-    def word(_: object, schedules: Mapping[str, Schedule], *__: Any, **___: Any) -> Any:
-        found = {name: table.passes[name] for name in ("dense", "wall")}
-        for name, schedule in schedules.items():
-            found[name] = Latency((table.model.predict_ms(schedule, table.layout),))
-        return found
+    Attributes:
+        table: The latency table.
+        predicted: Whether everything else is predicted by its latency model. It is timed if not.
+    """
 
-    with contextlib.ExitStack() as stack:
-        calibration = calibrate.pipeline
-        stack.enter_context(patch.object(calibration, "measure_latency", lambda *_, **__: table))
-        if predicted:
-            for module in (calibration, calibrate.verify.correction):
-                stack.enter_context(patch.object(module, "time_beside_the_wall", word))
-        yield
+    table: LatencyTable = field(kw_only=True)
+    predicted: bool = False
+
+    def time_in_turns(self, treatments: Sequence[Treatment], **options: Any) -> dict[str, Latency]:
+        """Return the latencies of treatments."""
+        table, subjects = self.table, {each.name: each.subject for each in treatments}
+        layers = dict(table.layers)
+        if any(isinstance(each, LayerTiming) for each in subjects.values()):
+            return {
+                name: layers[each.rule]
+                for name, each in subjects.items()
+                if isinstance(each, LayerTiming) and each.rule in layers
+            }
+        if table.passes.keys() <= subjects.keys():
+            return {name: table.passes[name] for name in subjects if name in table.passes}
+        if not self.predicted:
+            return super().time_in_turns(treatments, **options)
+        return {
+            name: Latency((table.model.predict_ms(each.what, table.layout),))
+            if isinstance(each.what, Schedule)
+            else table.passes[each.what]
+            for name, each in subjects.items()
+            if isinstance(each, PassTiming)
+        }
 
 
 def calibration(
@@ -273,10 +283,9 @@ def calibration(
     split = Split(
         tuple(footage[:search_clips]), tuple(footage[search_clips:-1]), tuple(footage[-1:])
     )
-    with _given(table, plan.predicted):
-        return calibrate.pipeline.run(
-            plan.cache.runner.model, split, settings, family=plan.cache.runner.family
-        )
+    timer = TableTimer(table=table, predicted=plan.predicted)
+    runner = plan.cache.runner
+    return run(runner.model, split, settings, family=runner.family, timer=timer)
 
 
 def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:

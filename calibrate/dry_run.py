@@ -6,17 +6,16 @@ import time
 
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.schedule import Schedule
+from spark3r.timing import FIRST_COUNTS_S, samples_to_take
 
 from .budget import time_text
 from .clips import Split
-from .measure.evaluator import Judge, run_dense
+from .measure.evaluator import Evaluator, run_dense
 from .measure.target_length import clip_of_length, dense_and_wall
 from .measure.timing import (
-    KEPT_S,
     TIMED_KEY_VALUE_FACTORS,
     TIMED_QUERY_FACTORS,
     passes_to_time,
-    samples_to_take,
 )
 from .report.trade_off import FRONT_POINTS, TRADE_OFF_CLIPS
 from .settings import KNAPSACK_SHARES, OPERATORS, PROBED_CLIPS, Job, probed_of
@@ -91,14 +90,16 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
 def _timed_s(durations_s: list[float], limit_s: float) -> float:
     by_call = {str(number): taken_s for number, taken_s in enumerate(durations_s)}
     samples = samples_to_take(by_call, limit_s)
-    return sum((samples[name] + (taken_s < KEPT_S)) * taken_s for name, taken_s in by_call.items())
+    return sum(
+        (samples[name] + (taken_s < FIRST_COUNTS_S)) * taken_s for name, taken_s in by_call.items()
+    )
 
 
 def _seconds_per_run(job: Job, split: Split) -> float:
-    dense = run_dense(job.model, split.search[:1], job.family, job.dtype)
+    dense = run_dense(job.runner, split.search[:1])
     schedule = Schedule.uniform(job.depth, 1, 2)
-    judge = Judge(job.model, job.family, job.source, job.settings.objective, job.dtype)
-    judge.qualities(schedule, dense)  # the first run is slower than the others
+    evaluator = Evaluator(job.runner, job.source, job.settings.objective)
+    evaluator.qualities(schedule, dense)  # the first run is slower than the others
     begin = time.perf_counter()
-    judge.qualities(schedule, dense)
+    evaluator.qualities(schedule, dense)
     return time.perf_counter() - begin

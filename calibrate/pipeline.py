@@ -23,20 +23,20 @@ from spark3r.identity import describe
 from spark3r.layout import TokenLayout
 from spark3r.profile import Profile, compare
 from spark3r.profile.evidence import BaselineRun, Measurement, ScheduleRun
-from spark3r.runner import device_of, dtype_name, layout_of, precision_of
+from spark3r.runner import dtype_name
 from spark3r.schedule import LengthRule, Schedule
-from spark3r.timing import Latency
+from spark3r.timing import Latency, Timer
 
 from .budget import ResolvedBudget, parse_budget, resolve, time_text
 from .clips import Split, split_clips
 from .defaults import TRIALS, Objective, Source
 from .dry_run import plan_lines
-from .measure.evaluator import DenseRuns, Judge
+from .measure.evaluator import DenseRuns, Evaluator
 from .measure.latency_model import FORM, LatencyModel
 from .measure.sensitivity import dense_runs, paper_layers, sensitivities
 from .measure.target_length import TARGET_LENGTHS, clip_of_length, measured_target_length
 from .measure.timing import LatencyTable, believed_ms, drift_of, measure_latency, pace_of, unrest_of
-from .progress import Progress, Say, StepTimes, unsaid, unseen
+from .progress import Reporter, StepTimes
 from .report.profile import Evidence, make_profile, sensitivity_records, sensitivity_table
 from .report.result import Calibration, as_budget, dense_result
 from .report.trade_off import TRADE_OFF_CLIPS, Point, trade_off
@@ -65,6 +65,8 @@ def calibrate(
     seed: int = 0,
     family: Family | None = None,
     dtype: torch.dtype = torch.float32,
+    reporter: Reporter = Reporter(),
+    timer: Timer = Timer(),
 ) -> Profile:
     """Profile a live model, search a schedule under a budget, verify it and return its profile.
 
@@ -86,6 +88,8 @@ def calibrate(
         family: What is known of the model; None recognises it.
         dtype: Precision of every pass by autocast, ``float32`` for none: then it is that of the
             parameters, which are never cast here.
+        reporter: Receives progress and messages, by default nothing is shown.
+        timer: Takes the latencies.
 
     Raises:
         BudgetError: If the budget cannot be read or (`UnreachableBudgetError`) reached.
@@ -105,7 +109,8 @@ def calibrate(
         seed=seed,
         dtype=dtype,
     )
-    result = run(model, split_clips(clips, held_out), settings, family=family)
+    split = split_clips(clips, held_out)
+    result = run(model, split, settings, family=family, reporter=reporter, timer=timer)
     if result.interrupted:
         warnings.warn(
             "the calibration was interrupted: its profile is the best of what had run",
@@ -122,8 +127,8 @@ def run(
     *,
     measured: Path | None = None,
     family: Family | None = None,
-    progress: Progress = unseen,
-    say: Say = unsaid,
+    reporter: Reporter = Reporter(),
+    timer: Timer = Timer(),
 ) -> Calibration:
     """Calibrate a model and return all that was measured.
 
@@ -133,15 +138,15 @@ def run(
         settings: What is asked for.
         measured: A profile whose sensitivities and latency model are taken; None measures them.
         family: What is known of the model; None recognises it.
-        progress: Told of every step.
-        say: Told what the user should know, a line at a time.
+        reporter: Receives progress and messages, by default nothing is shown.
+        timer: Takes the latencies.
 
     Raises:
         ProfileError: If the profile was measured on something else, or lacks what is needed.
         Spark3rError: As `calibrate`.
     """
-    times = StepTimes(progress)
-    job = make_job(model, split, settings, family, times.progress, say)
+    times = StepTimes(reporter)
+    job = make_job(model, split, settings, family=family, reporter=times, timer=timer)
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
@@ -159,8 +164,8 @@ def plan(
     settings: Settings,
     *,
     family: Family | None = None,
-    progress: Progress = unseen,
-    say: Say = unsaid,
+    reporter: Reporter = Reporter(),
+    timer: Timer = Timer(),
 ) -> list[str]:
     """Return what `run` would do, one line per step, with its estimated time.
 
@@ -169,7 +174,7 @@ def plan(
     Raises:
         Spark3rError: As `calibrate`.
     """
-    job = make_job(model, split, settings, family, progress, say)
+    job = make_job(model, split, settings, family=family, reporter=reporter, timer=timer)
     return plan_lines(job, split, _target_frames(job, split))
 
 
@@ -180,27 +185,28 @@ def _run(job: Job, split: Split) -> Calibration:
     storage, name = storage_of(settings), study_name(job, split, frames)
     check_storage(storage, name, settings.resume)  # now, not after minutes of measuring
     table = measure_latency(
-        job.model,
+        job.runner,
         images,
         OPERATORS,
-        family=job.family,
-        dtype=job.dtype,
+        timer=job.timer,
         limit_s=settings.timing_s,
-        progress=job.progress,
+        reporter=job.reporter,
     )
-    job.say(str(table.report))
+    job.reporter.say(str(table.report))
     unrest = unrest_of(table.passes)
     if unrest > UNREST:
-        job.say(
+        job.reporter.say(
             f"timings of the same pass differ by {unrest:.0%}: the machine is busy, and what "
             "is measured will hold only roughly"
         )
     if table.dense_extrapolated:
-        job.say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
+        job.reporter.say(
+            f"dense does not fit at {frames} frames: its latency is the latency model's word"
+        )
     for line in split.doubts(frames):
-        job.say(line)
+        job.reporter.say(line)
     shortest = min(split.clips, key=lambda clip: clip.frames)
-    short = layout_of(job.model, shortest.images, job.family, job.dtype)
+    short = job.runner.layout(shortest.images)
     cheapest_ms = least_ms(table.model, table.layout, short, job.depth)
     goal: Goal
     budget: ResolvedBudget | None = None
@@ -209,7 +215,7 @@ def _run(job: Job, split: Split) -> Calibration:
         goal = WithinDeviation(settings.max_deviation)
     else:
         budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
-        job.say(f"budget {settings.budget.text}: {budget.text}")
+        job.reporter.say(f"budget {settings.budget.text}: {budget.text}")
         if not budget.binds:
             return dense_result(job, split, table, budget)
         goal = WithinBudget(budget.clip_ms)
@@ -224,7 +230,9 @@ def _run(job: Job, split: Split) -> Calibration:
     }
     sensitivity = sensitivities(job, dense["search"])
     sensitive = paper_layers(job, dense["search"], short)
-    job.say(f"sensitive layers by the paper's probe: {', '.join(map(str, sensitive)) or 'none'}")
+    job.reporter.say(
+        f"sensitive layers by the paper's probe: {', '.join(map(str, sensitive)) or 'none'}"
+    )
     problem = Problem(
         sensitivity=sensitivity,
         source=job.source,
@@ -237,22 +245,22 @@ def _run(job: Job, split: Split) -> Calibration:
         sensitive=sensitive,
         goal=goal,
     )
-    judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
-    problem = _right_at_the_goal(job, judge, problem, table, images)
+    evaluator = Evaluator(job.runner, job.source, settings.objective)
+    problem = _right_at_the_goal(job, problem, table, images)
     if settings.budget is not None:  # the least that can be reached may be more than was said
         budget = resolve(settings.budget, frames, table.dense_ms, problem.space.least_ms)
-    search_with = partial(searched, job, judge, dense["search"], storage, name)
+    search_with = partial(searched, job, evaluator, dense["search"], storage, name)
     found = search_with(problem, trials=settings.trials)
     if not found.ranked():
         if found.interrupted:
             raise KeyboardInterrupt
         raise Spark3rError(nothing_ran(found, problem))
     if found.interrupted:
-        job.say("interrupted: the best so far is verified and exported, the study is kept")
-    settled = settle(Means(job, judge, dense, images, search_with), problem, found)
+        job.reporter.say("interrupted: the best so far is verified and exported, the study is kept")
+    settled = settle(Means(job, evaluator, dense, images, search_with), problem, found)
     if budget is None:
         budget = as_budget(settings, settled.decision.chosen.trial, frames, table, cheapest_ms)
-    return _result(job, split, table, budget, settled, judge, dense)
+    return _result(job, split, table, budget, settled, evaluator, dense)
 
 
 def _target_frames(job: Job, split: Split) -> int:
@@ -261,13 +269,11 @@ def _target_frames(job: Job, split: Split) -> int:
     if job.settings.budget is None:
         return TARGET_LENGTHS[0]
     target = measured_target_length(job, split.search[0].images)
-    job.say(target.text)
+    job.reporter.say(target.text)
     return target.frames
 
 
-def _right_at_the_goal(
-    job: Job, judge: Judge, problem: Problem, table: LatencyTable, images: Tensor
-) -> Problem:
+def _right_at_the_goal(job: Job, problem: Problem, table: LatencyTable, images: Tensor) -> Problem:
     """Return the problem, its latency model corrected by the knapsack's answer as it is timed.
 
     A model fitted from the wall to dense may be some percent off in between, and every schedule of
@@ -281,12 +287,11 @@ def _right_at_the_goal(
     if seed is None:
         return problem
     latencies = time_beside_the_wall(
-        judge,
+        job,
         {"knapsack": seed},
         images,
+        "latency at the goal",
         dense=not table.dense_extrapolated,
-        limit_s=job.settings.timing_s,
-        progress=partial(job.progress, "latency at the goal"),
     )
     if not latencies.keys() >= {"wall", "knapsack"}:
         return problem
@@ -295,7 +300,7 @@ def _right_at_the_goal(
     measured_ms = latencies["knapsack"].median_ms / slower
     unrest = max(unrest_of(table.passes, latencies), unsure)
     taken_ms = believed_ms(predicted_ms, measured_ms, unrest)
-    job.say(
+    job.reporter.say(
         f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted; "
         f"timings differ by {unrest:.1%}, so that {taken_ms / predicted_ms:.3f} is believed"
     )
@@ -308,7 +313,7 @@ def _result(
     table: LatencyTable,
     budget: ResolvedBudget,
     settled: Settled,
-    judge: Judge,
+    evaluator: Evaluator,
     dense: dict[str, DenseRuns],
 ) -> Calibration:
     chosen = settled.decision.chosen
@@ -320,12 +325,12 @@ def _result(
             points = trade_off(
                 settled.found,
                 chosen.trial,
-                judge,
+                evaluator,
                 few,
-                partial(job.progress, "trade-off"),
+                job.reporter.step("trade-off"),
             )
         except KeyboardInterrupt:
-            job.say("interrupted: exported without other schedules of the trade-off")
+            job.reporter.say("interrupted: exported without other schedules of the trade-off")
             was_stopped = True
     measured = next(each for each in settled.verification.schedules if each.name == chosen.kind)
     gaps = {
@@ -388,7 +393,7 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         )
     frames = settings.target_frames or measurement.frames
     images = clip_of_length(footage, frames)
-    layout = layout_of(job.model, images, job.family, job.dtype)
+    layout = job.runner.layout(images)
     table = _table(path, measurement, layout, job.depth)
     least = profile.schedule().length.min_frames
     if split.shortest < least:
@@ -396,17 +401,17 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
             f"{path}: holds for clips of at least {least} frames, and a held-out one has "
             f"{split.shortest}: give as many --frames"
         )
-    short = layout_of(job.model, clip_of_length(footage, least), job.family, job.dtype)
+    short = job.runner.layout(clip_of_length(footage, least))
     cheapest_ms = least_ms(table.model, layout, short, job.depth)
-    judge = Judge(job.model, job.family, job.source, settings.objective, job.dtype)
+    evaluator = Evaluator(job.runner, job.source, settings.objective)
     goal: Goal
     if settings.budget is None:
         goal, budget = WithinDeviation(settings.max_deviation or 0.0), None
     else:
         budget = resolve(settings.budget, frames, table.dense_ms, cheapest_ms)
-        job.say(f"budget {settings.budget.text}: {budget.text}")
+        job.reporter.say(f"budget {settings.budget.text}: {budget.text}")
         if not budget.binds:
-            timed = _timed(job, judge, None, images, "latency")
+            timed = time_beside_the_wall(job, {}, images, "latency")
             dense = dense_result(job, split, replace(table, passes=timed), budget)
             return replace(dense, origin=path)
         goal = WithinBudget(budget.clip_ms)
@@ -426,21 +431,21 @@ def solve_from(path: Path, job: Job, split: Split) -> Calibration:
         assert settings.budget is not None
         resolve(settings.budget, frames, table.dense_ms, problem.space.least_ms)
         raise AssertionError("the knapsack found no schedule within a budget that has one")
-    latencies = _timed(job, judge, decision, images, "latency")
+    latencies = _timed(job, decision, images, "latency")
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     again = None if corrected is None else _decision(path, corrected)
     if corrected is not None and again is not None:
         problem, decision = corrected, again
         table = replace(table, model=corrected.latency)
-        latencies = _timed(job, judge, decision, images, "latency, corrected")
+        latencies = _timed(job, decision, images, "latency, corrected")
     trial = decision.chosen.trial
     held_out = dense_runs(job, split.held_out, "held out")
     verification = verify(
-        judge, decision, held_out, latencies, partial(job.progress, "verification")
+        evaluator, decision, held_out, latencies, job.reporter.step("verification")
     )
     if "knapsack" in latencies:
         measured_ms = latencies["knapsack"].median_ms
-        job.say(
+        job.reporter.say(
             f"predicted {time_text(trial.latency_ms)}, measured {time_text(measured_ms)} "
             f"({measured_ms / trial.latency_ms:.2f})"
         )
@@ -472,16 +477,8 @@ def _decision(path: Path, problem: Problem) -> Decision | None:
     return Decision((finalist,), finalist, (reason,))
 
 
-def _timed(
-    job: Job, judge: Judge, decision: Decision | None, images: Tensor, step: str
-) -> dict[str, Latency]:
-    return time_beside_the_wall(
-        judge,
-        {} if decision is None else {"knapsack": decision.chosen.trial.schedule},
-        images,
-        limit_s=job.settings.timing_s,
-        progress=partial(job.progress, step),
-    )
+def _timed(job: Job, decision: Decision, images: Tensor, step: str) -> dict[str, Latency]:
+    return time_beside_the_wall(job, {"knapsack": decision.chosen.trial.schedule}, images, step)
 
 
 def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:
@@ -501,11 +498,11 @@ def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Mea
         raise ProfileError(
             f"{path}: has no {lacking} to solve from; calibrate without --from measures them"
         )
-    layout = layout_of(job.model, footage, job.family, job.dtype)
+    layout = job.runner.layout(footage)
     grid = (layout.height, layout.width)
-    running = precision_of(job.model, footage, job.family, job.dtype)
+    running = job.runner.precision(footage)
     _require_same(path, profile, job, grid, running)
-    here = (device_name(device_of(job.model)), dtype_name(running), grid)
+    here = (device_name(job.runner.device), dtype_name(running), grid)
     fitting = [m for m in profile.measurements if (m.device, m.dtype, m.grid) == here]
     if not fitting:
         raise ProfileError(
@@ -530,14 +527,13 @@ def _require_same(
     Raises:
         ProfileError: If it is of other weights, another device, precision, grid or revision.
     """
-    record = describe(
-        job.family.name, job.family.attention(job.model), job.family.metadata(job.model)
-    )
+    family = job.runner.family
+    record = describe(family.name, job.runner.attention, family.metadata(job.runner.root))
     found = compare(
         profile,
         record,
         name=job.settings.name,
-        device=device_of(job.model),
+        device=job.runner.device,
         dtype=running,
         grid=grid,
     )

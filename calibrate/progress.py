@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,45 +17,62 @@ if TYPE_CHECKING:
 EVERY_S = 15.0
 """Seconds between two lines of one step, where there are no bars."""
 
-Progress = Callable[[str, int, int], None]
-"""Told the name of a step, how much of it is done, and its total."""
+Progress = Callable[[int, int], object]
+"""Callback(done, total) for one step."""
 
-Samples = Callable[[int, int], None]
-"""Told how much of one step is done, and its total."""
-
-Say = Callable[[str], None]
-"""Told what the user should know, a line at a time."""
+Say = Callable[[str], object]
+"""Callback(line) for a message to the user."""
 
 
-def unseen(step: str, done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """Show no progress."""
 
 
-def uncounted(done: int, total: int) -> None:
-    """Show no progress of one step."""
-
-
-def unsaid(line: str) -> None:
-    """Show no line."""
+def say_nothing(line: str) -> None:
+    """Show no message."""
 
 
 class Reporter:
-    """Shows steps and lines; as a context manager it clears up behind itself.
+    """Receives the progress and the messages of a calibration. This one shows nothing."""
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """Receive how much of a step is done."""
+
+    def say(self, line: str) -> None:
+        """Receive a message to the user, one line."""
+
+    def step(self, name: str) -> Progress:
+        """Return the callback(done, total) for the progress of one step."""
+        return partial(self.progress, name)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave no trace on the terminal."""
+
+
+class TerminalReporter(Reporter):
+    """Shows progress and messages on stderr. Use it as a context manager, which removes the bars.
 
     Args:
-        quiet: Show nothing.
-        clock: Seconds; replaced in tests.
+        clock: Function that returns seconds.
     """
 
-    def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._quiet, self._clock = quiet, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._begin = clock()
         self._begun: dict[str, float] = {}
         self._told: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._finished: set[str] = set()
         self._bars: Bars | None = None
-        if not quiet and sys.stderr.isatty():
+        if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -91,8 +109,6 @@ class Reporter:
 
     def progress(self, step: str, done: int, total: int) -> None:
         """Show how much of a step is done."""
-        if self._quiet:
-            return
         if self._bars is not None:
             if step not in self._tasks:
                 self._tasks[step] = self._bars.add_task(step, total=total)
@@ -102,8 +118,6 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Show a line."""
-        if self._quiet:
-            return
         if self._bars is not None:
             self._bars.console.print(line, markup=False, highlight=False)
         else:
@@ -125,24 +139,28 @@ class Reporter:
         print(line, file=sys.stderr, flush=True)
 
 
-class StepTimes:
-    """Passes progress on, and keeps how long each step took.
+class StepTimes(Reporter):
+    """Passes everything on to another reporter, and measures how long each step takes.
 
     Args:
-        progress: Told what this is told.
-        clock: Seconds; replaced in tests.
+        reporter: The other reporter.
+        clock: Function that returns seconds.
 
     Attributes:
-        seconds: From a step's first word to its last, by name.
+        seconds: Time from the first to the last report of each step, by name.
     """
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pass_on, self._clock = progress, clock
+    def __init__(self, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reporter, self._clock = reporter, clock
         self._begin: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
     def progress(self, step: str, done: int, total: int) -> None:
-        """Take note of a step, and pass it on."""
+        """Note the time, and pass the progress on."""
         now = self._clock()
         self.seconds[step] = now - self._begin.setdefault(step, now)
-        self._pass_on(step, done, total)
+        self._reporter.progress(step, done, total)
+
+    def say(self, line: str) -> None:
+        """Pass the message on."""
+        self._reporter.say(line)

@@ -10,15 +10,15 @@ from torch import nn
 
 from spark3r.errors import ClipError, Spark3rError
 from spark3r.families.base import Family, unwrap
-from spark3r.families.registry import detect
 from spark3r.patching.patch import is_applied
 from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
-from spark3r.runner import HALF, device_of, matmul_dtype
+from spark3r.runner import HALF, Runner, matmul_dtype
+from spark3r.timing import Timer
 
 from .budget import Budget
 from .clips import Split
 from .defaults import TRIALS, Objective, Source
-from .progress import Progress, Say
+from .progress import Reporter
 
 OPERATORS = (
     Operators(),
@@ -113,33 +113,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """A model and what is asked for it, as every step of a calibration takes them.
+    """A calibration, as every step of it takes it.
 
     Attributes:
-        model: The model itself, unwrapped, without a schedule between the steps.
-        family: What is known of it.
+        runner: The model itself, unwrapped, without a schedule between the steps.
         settings: What is asked for.
         source: What schedules are judged by.
-        progress: Told of every step.
-        say: Told what the user should know.
+        reporter: Receives progress and messages, by default nothing is shown.
+        timer: Takes the latencies.
     """
 
-    model: nn.Module
-    family: Family
+    runner: Runner
     settings: Settings
     source: Source
-    progress: Progress
-    say: Say
+    reporter: Reporter = Reporter()
+    timer: Timer = Timer()
 
     @property
     def depth(self) -> int:
         """Number of global attention layers."""
-        return len(self.family.attention(self.model))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of every pass by autocast."""
-        return self.settings.dtype
+        return self.runner.depth
 
 
 def default_source(split: Split, settings: Settings) -> Source:
@@ -168,11 +161,12 @@ def make_job(
     model: nn.Module,
     split: Split,
     settings: Settings,
-    family: Family | None,
-    progress: Progress,
-    say: Say,
+    *,
+    family: Family | None = None,
+    reporter: Reporter = Reporter(),
+    timer: Timer = Timer(),
 ) -> Job:
-    """Return the job that a calibration of a live model is.
+    """Return the job of calibrating a live model.
 
     Raises:
         FamilyError: If the model is of no known family and none is given.
@@ -181,10 +175,10 @@ def make_job(
     root = unwrap(model)
     if is_applied(root):
         raise Spark3rError("the model carries a schedule already: remove it before calibrating")
-    if matmul_dtype(torch.float32, device_of(root)) != torch.float32:
+    runner = Runner.of(root, family, settings.dtype)
+    if matmul_dtype(torch.float32, runner.device) != torch.float32:
         raise Spark3rError(
             "calibrate is called inside torch.autocast, which would also cover what is computed "
             "from the model's outputs: leave that block and say the precision by dtype="
         )
-    family = detect(root) if family is None else family
-    return Job(root, family, settings, default_source(split, settings), progress, say)
+    return Job(runner, settings, default_source(split, settings), reporter, timer)

@@ -12,7 +12,7 @@ from spark3r.io.clips import Footage, load_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 from ..clips import Split, split_clips
-from ..progress import Progress, Say
+from ..progress import Reporter
 
 if TYPE_CHECKING:
     pass
@@ -30,14 +30,14 @@ Read = Callable[[str, int], Footage]
 
 
 def rendered_split(
-    frames: int, read: Read, progress: Progress, *, held_out_alone: bool = False
+    frames: int, read: Read, reporter: Reporter, *, held_out_alone: bool = False
 ) -> Split:
     """Return the default: rendered scenes, those that are reported on from seeds of their own.
 
     Args:
         frames: Of each clip.
         read: Reads footage.
-        progress: Told of the clips made.
+        reporter: Receives the clips made.
         held_out_alone: Whether to make none to search and select on.
     """
     searched = () if held_out_alone else CALIBRATION[:SEARCH_CLIPS]
@@ -45,9 +45,9 @@ def rendered_split(
     seeds = (*searched, *selection, *EVALUATION[:HELD_OUT_CLIPS])
     clips = []
     for number, seed in enumerate(seeds):
-        progress("rendering", number, len(seeds))
+        reporter.progress("rendering", number, len(seeds))
         clips.append(read(f"rendered:{seed}", frames).clip)
-    progress("rendering", len(seeds), len(seeds))
+    reporter.progress("rendering", len(seeds), len(seeds))
     search, rest = clips[: len(searched)], clips[len(searched) :]
     return Split(tuple(search), tuple(rest[: len(selection)]), tuple(rest[len(selection) :]))
 
@@ -62,8 +62,7 @@ def read_split(
     held_out: Sequence[str],
     frames: int,
     read: Read,
-    progress: Progress,
-    say: Say,
+    reporter: Reporter,
 ) -> Split:
     """Return footage by role.
 
@@ -73,8 +72,7 @@ def read_split(
         frames: Of each clip. Fewer pieces of footage than `STRETCHES` are read so much longer that
             they can be cut into as many, or as long as they are.
         read: Reads footage.
-        progress: Told of the footage read.
-        say: Told what was skipped.
+        reporter: Receives the footage read, and what was skipped.
 
     Raises:
         ClipError: If footage cannot be read, or is too short to be cut.
@@ -85,19 +83,19 @@ def read_split(
     clips: list[Clip] = []
     skipped: list[str] = []
     for number, source in enumerate((*sources, *held_out)):
-        progress("reading", number, total)
+        reporter.progress("reading", number, total)
         longer = longest if number < len(sources) else 1
         footage = read(source, longer * frames)
         if footage.skipped:
-            say(
+            reporter.say(
                 f"clip '{source}': {len(footage.skipped)} unreadable and skipped "
                 f"({'; '.join(footage.skipped[:3])}{'; ...' * (len(footage.skipped) > 3)})"
             )
         skipped += footage.skipped
         clips.append(footage.clip)
-    progress("reading", total, total)
+    reporter.progress("reading", total, total)
     split = split_clips(clips[: len(sources)], clips[len(sources) :], frames, tuple(skipped))
-    say(split.text)
+    reporter.say(split.text)
     return split
 
 

@@ -16,26 +16,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark3r.errors import ProfileExistsError, Spark3rError
+from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
 from ..defaults import FRAMES
+from ..progress import Reporter, TerminalReporter
 from .arguments import parser
 
 if TYPE_CHECKING:
     from spark3r.families.base import Family
 
     from ..clips import Split
-    from ..progress import Reporter
     from ..report.result import Calibration
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    reporter: Reporter | None = None,
+    timer: Timer = Timer(),
+) -> int:
     """Run the command and return its exit status.
 
     It is 0 when done, 1 when failed, 2 after wrong usage, 3 when the budget is not reachable and
     130 when interrupted.
+
+    Args:
+        arguments: Command-line arguments; None takes those of the process.
+        reporter: Receives progress and messages; None shows them on stderr unless ``--quiet``.
+        timer: Takes the latencies.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -54,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error("--dry-run plans a whole calibration, and --from measures only the answer")
     sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
     try:
-        return _calibrate(options, budget)
+        return _calibrate(options, budget, reporter, timer)
     except KeyboardInterrupt:
         what = "interrupted before there was anything to export"
         if options.profile is None:
@@ -84,7 +95,9 @@ def _told(error: Exception) -> str:
     )
 
 
-def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
+def _calibrate(
+    options: argparse.Namespace, budget: Budget | None, reporter: Reporter | None, timer: Timer
+) -> int:
     output = options.output or _default_output(options)
     storage = options.storage or output.with_suffix(".journal")
     if not options.dry_run:
@@ -97,7 +110,6 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
     from spark3r.profile import Profile, profile_path
 
     from ..pipeline import plan, run
-    from ..progress import Reporter
     from ..settings import Settings
 
     measured, frames = None, options.frames or FRAMES
@@ -124,14 +136,15 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
         weights=known.weights,
         dtype=getattr(torch, options.dtype),
     )
-    with Reporter(quiet=options.quiet) as reporter:
+    if reporter is None:
+        reporter = Reporter() if options.quiet else TerminalReporter()
+    with reporter:
         if known.notice:
             reporter.say(known.notice)
         patch_size = family.metadata(model).get("patch_size", 8)
         split = _split(options, frames, family, patch_size, reporter)
-        progress, say = reporter.progress, reporter.say
         if options.dry_run:
-            lines = plan(model, split, settings, family=family, progress=progress, say=say)
+            lines = plan(model, split, settings, family=family, reporter=reporter, timer=timer)
             print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
             return DONE
         result = run(
@@ -140,8 +153,8 @@ def _calibrate(options: argparse.Namespace, budget: Budget | None) -> int:
             settings,
             measured=measured,
             family=family,
-            progress=progress,
-            say=say,
+            reporter=reporter,
+            timer=timer,
         )
 
     from ..report.page import write_report
@@ -211,11 +224,9 @@ def _split(
     read = reader(family, options.size or 8 * patch_size, options.skip_bad)
     if not options.clip and not options.held_out:
         alone = options.profile is not None  # nothing is searched then
-        return rendered_split(frames, read, reporter.progress, held_out_alone=alone)
+        return rendered_split(frames, read, reporter, held_out_alone=alone)
     sources = options.clip or default_sources()
-    return read_split(
-        sources, options.held_out or (), frames, read, reporter.progress, reporter.say
-    )
+    return read_split(sources, options.held_out or (), frames, read, reporter)
 
 
 def _save(result: Calibration, output: Path, resume: bool) -> Path:

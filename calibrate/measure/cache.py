@@ -17,17 +17,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 import spark3r
 from spark3r.clips import Clip
-from spark3r.families.base import Family, unwrap
-from spark3r.families.registry import detect
 from spark3r.identity import fingerprint
 from spark3r.reduction.operators import OPERATORS_REVISION, Operators
-from spark3r.runner import dtype_name
+from spark3r.runner import Runner, dtype_name
 
-from ..progress import Say, unsaid
+from ..progress import Say, say_nothing
 from .probe import COLUMNS
 
 REVISION = 1
@@ -35,35 +32,30 @@ REVISION = 1
 
 
 def table_key(
-    model: nn.Module,
+    runner: Runner,
     clips: Sequence[Clip],
     operators: Sequence[Operators],
-    family: Family | None = None,
-    dtype: torch.dtype = torch.float32,
     **settings: object,
 ) -> dict[str, Any]:
     """Return what a table of sensitivities depends on, as plain JSON values.
 
     Args:
-        model: An unpatched model. All its parameters count, since metrics see its heads as well.
+        runner: An unpatched model. All its parameters count, since metrics see its heads as well.
         clips: The clips, in order.
         operators: The operators probed.
-        family: What is known of the model; None recognises it.
-        dtype: Precision of the passes by autocast, ``float32`` for none.
         **settings: The profiler's other arguments: factors, operating point, objective.
     """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
+    root = runner.root
     parameter = next(iter(root.parameters()), None)
     key = {
         "revision": REVISION,
         "operators_revision": OPERATORS_REVISION,
         "spark3r": spark3r.__version__,
         "torch": torch.__version__,
-        "family": family.name,
+        "family": runner.family.name,
         "model": fingerprint({"model": root}),
         "parameters": None if parameter is None else dtype_name(parameter.dtype),
-        "autocast": dtype_name(dtype),
+        "autocast": dtype_name(runner.dtype or torch.float32),
         "device": None if parameter is None else parameter.device.type,
         "clips": [[clip.name, clip.digest(), clip.has_ground_truth] for clip in clips],
         "operators": [each.to_dict() for each in operators],
@@ -77,7 +69,7 @@ def cached_table(
     folder: Path,
     key: Mapping[str, Any],
     measure: Callable[[], pd.DataFrame],
-    say: Say = unsaid,
+    say: Say = say_nothing,
 ) -> pd.DataFrame:
     """Return the table stored under a key, or measure and store it.
 
@@ -85,7 +77,7 @@ def cached_table(
         folder: Where tables are stored; made when it is missing.
         key: From `table_key`.
         measure: Measures the table.
-        say: Told if it could not be stored.
+        say: Callback for a message if it could not be stored.
     """
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"

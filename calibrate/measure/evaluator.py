@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
 
-import torch
-from torch import nn
-
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rError
-from spark3r.families.base import Family
-from spark3r.families.registry import detect
 from spark3r.memory import is_out_of_memory
 from spark3r.patching.patch import apply
 from spark3r.prediction import Prediction
-from spark3r.runner import predict
+from spark3r.runner import Runner
 from spark3r.schedule import Schedule
 
 from ..defaults import Objective, Source
@@ -43,13 +38,8 @@ class DenseRuns:
         return DenseRuns(self.clips[:count], self.predictions[:count], self.qualities[:count])
 
 
-def run_dense(
-    model: nn.Module,
-    clips: Sequence[Clip],
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-) -> DenseRuns:
-    """Return the dense runs of an unpatched model, in a precision as `spark3r.runner.run` takes.
+def run_dense(runner: Runner, clips: Sequence[Clip]) -> DenseRuns:
+    """Return the dense runs of an unpatched model.
 
     Raises:
         ValueError: If there is no clip, or two have the same name.
@@ -58,7 +48,7 @@ def run_dense(
     names = [clip.name for clip in clips]
     if not clips or len(set(names)) < len(names):
         raise ValueError(f"expected clips with different names, got {names}")
-    predictions = tuple(predict(model, clip, family, dtype) for clip in clips)
+    predictions = tuple(runner.predict(clip) for clip in clips)
     qualities = tuple(
         assess(dense, clip, dense) for dense, clip in zip(predictions, clips, strict=True)
     )
@@ -66,56 +56,43 @@ def run_dense(
 
 
 def evaluate(
-    model: nn.Module,
-    schedule: Schedule,
-    dense: DenseRuns,
-    family: Family | None = None,
-    *,
-    clouds: bool = False,
-    dtype: torch.dtype | None = None,
+    runner: Runner, schedule: Schedule, dense: DenseRuns, *, clouds: bool = False
 ) -> tuple[Quality, ...]:
     """Return the quality of a schedule on each clip; the model is unpatched afterwards.
 
     Args:
-        model: The model.
-        schedule: What to apply.
+        runner: The model.
+        schedule: The schedule to apply.
         dense: The clips and their dense runs.
-        family: What is known of the model; None recognises it.
-        clouds: Whether to compute accuracy and completeness of the points.
-        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
+        clouds: Whether to compute accuracy and completeness of the points, default no.
 
     Raises:
         PredictionError: If the model returns NaN or no prediction.
     """
-    family = detect(model) if family is None else family
-    with apply(model, schedule, family=family):
+    with apply(runner.model, schedule, family=runner.family):
         return tuple(
-            assess(predict(model, clip, family, dtype), clip, reference, clouds=clouds)
+            assess(runner.predict(clip), clip, reference, clouds=clouds)
             for clip, reference in zip(dense.clips, dense.predictions, strict=True)
         )
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Runs schedules on clips and scores them.
 
     Attributes:
-        model: The model, unpatched between runs.
-        family: What is known of it.
+        runner: The model, unpatched between runs.
         source: What schedules are judged by.
         objective: Which metrics count.
-        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
     """
 
-    model: nn.Module
-    family: Family
+    runner: Runner
     source: Source
     objective: Objective
-    dtype: torch.dtype | None = None
 
     def qualities(self, schedule: Schedule, dense: DenseRuns) -> tuple[Quality, ...]:
         """Return the quality of a schedule on each clip."""
-        return evaluate(self.model, schedule, dense, self.family, dtype=self.dtype)
+        return evaluate(self.runner, schedule, dense)
 
     def scores(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> dict[str, float]:
         """Return the score of each clip, by its name."""

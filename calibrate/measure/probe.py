@@ -14,25 +14,22 @@ paper's operators; `sensitive_layers` reads its rule off the table.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import nn
 
 from spark3r.errors import Spark3rError
-from spark3r.families.base import Family, unwrap
-from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
 from spark3r.prediction import PredictionError
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
-from spark3r.runner import layout_of
+from spark3r.runner import Runner
 from spark3r.schedule import LayerRule, Schedule, operators_text
 
 from ..defaults import Objective, Source
+from ..progress import Progress, no_progress
 from .evaluator import DenseRuns, evaluate
 from .quality import Quality
 from .score import score
@@ -55,7 +52,7 @@ class SensitivityError(Spark3rError):
 
 
 def probe(
-    model: nn.Module,
+    runner: Runner,
     dense: DenseRuns,
     operators: Sequence[Operators],
     *,
@@ -64,16 +61,14 @@ def probe(
     operating_point: tuple[int, int] = (1, 1),
     layers: Iterable[int] | None = None,
     objective: Objective = "balanced",
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> pd.DataFrame:
     """Measure sensitivities end to end.
 
     Factors beyond what a clip allows are brought down to that, as the runtime does.
 
     Args:
-        model: An unpatched model.
+        runner: An unpatched model.
         dense: The clips and their dense runs.
         operators: Operators to probe with.
         query_factors: Query factors to try.
@@ -81,9 +76,7 @@ def probe(
         operating_point: Query and key-value factor of all other layers.
         layers: Which layers to probe; None for all.
         objective: Which metrics the scores count.
-        family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
-        progress: Called with the schedules run and their total.
+        progress: Callback(schedules run, their total).
 
     Returns:
         The table, ``profiler`` being ``probe``.
@@ -91,10 +84,9 @@ def probe(
     Raises:
         SensitivityError: If a run gives NaN or no prediction; the message names layer and factor.
     """
-    family = detect(model) if family is None else family
-    names = list(family.attention(unwrap(model)))
+    names = list(runner.attention)
     shortest = min(dense.clips, key=lambda clip: clip.frames)
-    layout = layout_of(model, shortest.images, family, dtype)
+    layout = runner.layout(shortest.images)
     chosen = range(len(names)) if layers is None else tuple(layers)
     plan: list[tuple[Operators, int, str, int]] = []
     for each in operators:
@@ -104,7 +96,7 @@ def probe(
                 within = {_within(axis, factor, each, layout) for factor in factors}
                 plan += [(each, layer, axis, f) for f in sorted(within - {point[axis]})]
     compared: set[tuple[Operators, int, str, int]] = set()
-    done = _Runs(model, dense, family, dtype)
+    done = _Runs(runner, dense)
     rows: list[dict[str, Any]] = []
     progress(0, len(plan))
     for number, (each, layer, axis, factor) in enumerate(plan):
@@ -144,10 +136,8 @@ def scores_and_figures(
 class _Runs:
     """Qualities of the schedules that were run; those that do the same are run once."""
 
-    def __init__(
-        self, model: nn.Module, dense: DenseRuns, family: Family, dtype: torch.dtype | None
-    ) -> None:
-        self._model, self._dense, self._family, self._dtype = model, dense, family, dtype
+    def __init__(self, runner: Runner, dense: DenseRuns) -> None:
+        self._runner, self._dense = runner, dense
         self._known: dict[object, tuple[Quality, ...]] = {}
 
     def quality(self, schedule: Schedule, what: str) -> tuple[Quality, ...]:
@@ -156,9 +146,7 @@ class _Runs:
             return self._dense.qualities
         if key not in self._known:
             try:
-                self._known[key] = evaluate(
-                    self._model, schedule, self._dense, self._family, dtype=self._dtype
-                )
+                self._known[key] = evaluate(self._runner, schedule, self._dense)
             except PredictionError as error:
                 raise SensitivityError(f"{what}: {error}") from error
         return self._known[key]

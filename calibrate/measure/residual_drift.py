@@ -22,15 +22,14 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from spark3r.clips import Clip
-from spark3r.families.base import Family, unwrap
-from spark3r.families.registry import detect
+from spark3r.families.base import Family
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
-from spark3r.runner import layout_of, run
+from spark3r.runner import Runner
 from spark3r.schedule import operators_text
 
-from ..progress import Samples, uncounted
+from ..progress import Progress, no_progress
 from .probe import COLUMNS, SensitivityError
 
 METRIC = "drift"
@@ -45,27 +44,23 @@ _Candidate = tuple[Operators, str, int]
 
 
 def drift(
-    model: nn.Module,
+    runner: Runner,
     clips: Sequence[Clip],
     operators: Sequence[Operators],
     *,
     query_factors: Sequence[int] = (),
     key_value_factors: Sequence[int] = (),
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-    progress: Samples = uncounted,
+    progress: Progress = no_progress,
 ) -> pd.DataFrame:
     """Measure the residual drift of every layer and candidate around the dense model.
 
     Args:
-        model: An unpatched model.
+        runner: An unpatched model.
         clips: The clips; factors are brought down to what the shortest allows.
         operators: Operators to try.
         query_factors: Query factors to try.
         key_value_factors: Key-value factors to try.
-        family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
-        progress: Told of the clips run.
+        progress: Callback(clips run, their total).
 
     Returns:
         A table as of `calibrate.measure.probe`, ``profiler`` being ``drift`` and the only metric
@@ -77,21 +72,18 @@ def drift(
     """
     if not clips:
         raise ValueError("there is no clip to measure drift on")
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    attention = family.attention(root)
-    shortest = layout_of(model, min(clips, key=lambda clip: clip.frames).images, family, dtype)
+    shortest = runner.layout(min(clips, key=lambda clip: clip.frames).images)
     candidates = _candidates(operators, query_factors, key_value_factors, shortest)
     samples: dict[tuple[int, _Candidate], list[float]] = {}
     for number, clip in enumerate(clips):
         progress(number, len(clips))
-        layout = layout_of(model, clip.images, family, dtype)
+        layout = runner.layout(clip.images)
         with ExitStack() as hooks:
-            for layer, (name, module) in enumerate(attention.items()):
-                block = root.get_submodule(name.rpartition(".")[0])
+            for layer, (name, module) in enumerate(runner.attention.items()):
+                block = runner.root.get_submodule(name.rpartition(".")[0])
                 keep = partial(_keep, samples, layer, f"{name}, clip '{clip.name}'")
-                _watch(hooks, family, module, block, layout, candidates, keep)
-            run(model, clip.images, family, dtype)
+                _watch(hooks, runner.family, module, block, layout, candidates, keep)
+            runner.run(clip.images)
     progress(len(clips), len(clips))
     rows = []
     for (layer, (each, axis, factor)), values in samples.items():

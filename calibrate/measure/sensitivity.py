@@ -12,7 +12,7 @@ from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 
-from ..progress import Samples
+from ..progress import Progress
 from ..settings import (
     ANCHOR_FACTOR,
     KEY_VALUE_FACTORS,
@@ -37,9 +37,9 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
     step = f"dense, {role}"
     runs = []
     for number, clip in enumerate(clips):
-        job.progress(step, number, len(clips))
-        runs.append(run_dense(job.model, [clip], job.family, job.dtype))
-    job.progress(step, len(clips), len(clips))
+        job.reporter.progress(step, number, len(clips))
+        runs.append(run_dense(job.runner, [clip]))
+    job.reporter.progress(step, len(clips), len(clips))
     return DenseRuns(
         tuple(clips),
         tuple(each.predictions[0] for each in runs),
@@ -62,16 +62,18 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     total = len(others) + len(few.clips)
     drifts = _drift(job, others, 0, total, **names)
     beside = _drift(job, few.clips, len(others), total, **anchor)
-    job.progress("drift", total, total)
+    job.reporter.progress("drift", total, total)
     probes = _probes(job, few, step="sensitivity", **anchor)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
     told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
     if len(agreement) == len(names) and all(each >= TRUSTED for each in agreement.values()):
-        job.say(f"drift ranks layers like probes do (Spearman: {told}) and stands in for them")
+        job.reporter.say(
+            f"drift ranks layers like probes do (Spearman: {told}) and stands in for them"
+        )
         scaled = scale_drift(drifts, probes, FAITHFULNESS, beside)
         probed = probes[probes["metric"] != FAITHFULNESS]
         return pd.concat([probed, scaled], ignore_index=True)
-    job.say(
+    job.reporter.say(
         f"drift does not rank layers like probes do (Spearman: {told or 'too few'}): all probed"
     )
     return _probes(
@@ -87,12 +89,10 @@ def _drift(
         job,
         _key(job, clips, OPERATORS, profiler="drift", **factors),
         lambda: drift(
-            job.model,
+            job.runner,
             clips,
             OPERATORS,
-            family=job.family,
-            dtype=job.dtype,
-            progress=lambda done, _: job.progress("drift", before + done, total),
+            progress=lambda done, _: job.reporter.progress("drift", before + done, total),
             **factors,
         ),
     )
@@ -122,19 +122,17 @@ def _probes(
     for layer in range(job.depth):
 
         def progress(done: int, total: int, layer: int = layer) -> None:
-            job.progress(step, layer * total + done, job.depth * total)
+            job.reporter.progress(step, layer * total + done, job.depth * total)
 
-        def measure(layer: int = layer, progress: Samples = progress) -> pd.DataFrame:
+        def measure(layer: int = layer, progress: Progress = progress) -> pd.DataFrame:
             return probe(
-                job.model,
+                job.runner,
                 dense,
                 OPERATORS,
                 query_factors=query_factors,
                 key_value_factors=key_value_factors,
                 layers=(layer,),
                 objective=job.settings.objective,
-                family=job.family,
-                dtype=job.dtype,
                 progress=progress,
             )
 
@@ -157,15 +155,13 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
 
     def measure() -> pd.DataFrame:
         return probe(
-            job.model,
+            job.runner,
             few,
             OPERATORS[:1],
             key_value_factors=(PAPER_RAISE * point,),
             operating_point=(1, point),
             objective=job.settings.objective,
-            family=job.family,
-            dtype=job.dtype,
-            progress=lambda done, total: job.progress("paper's probe", done, total),
+            progress=job.reporter.step("paper's probe"),
         )
 
     table = _cached(
@@ -194,11 +190,9 @@ def _key(
     if job.settings.cache is None:
         return None
     return table_key(
-        job.model,
+        job.runner,
         clips,
         operators,
-        job.family,
-        job.dtype,
         objective=job.settings.objective,
         **settings,
     )
@@ -209,4 +203,4 @@ def _cached(
 ) -> pd.DataFrame:
     if job.settings.cache is None or key is None:
         return measure()
-    return cached_table(job.settings.cache, key, measure, job.say)
+    return cached_table(job.settings.cache, key, measure, job.reporter.say)

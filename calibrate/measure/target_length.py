@@ -100,12 +100,12 @@ def measured_target_length(job: Job, images: Tensor) -> TargetLength:
     """
 
     def latencies(frames: int) -> tuple[float, float]:
-        job.progress("target length", TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
+        job.reporter.progress("target length", TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
         return dense_and_wall(job, clip_of_length(images, frames))
 
     assert job.settings.budget is not None
     chosen = choose_target_length(job.settings.budget, latencies)
-    job.progress("target length", len(TARGET_LENGTHS), len(TARGET_LENGTHS))
+    job.reporter.progress("target length", len(TARGET_LENGTHS), len(TARGET_LENGTHS))
     return chosen
 
 
@@ -122,10 +122,8 @@ def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
     Raises:
         Spark3rError: If a clip does not fit into memory even without global attention.
     """
-    limit_s, dtype = job.settings.timing_s / 8, job.dtype
-    passes = time_passes(
-        job.model, images, {"wall": "wall"}, family=job.family, dtype=dtype, limit_s=limit_s
-    )
+    limit_s = job.settings.timing_s / 8
+    passes = time_passes(job.runner, images, {"wall": "wall"}, timer=job.timer, limit_s=limit_s)
     if "wall" not in passes:
         raise Spark3rError(
             f"a clip of {images.shape[0]} frames does not fit even without global attention: give "
@@ -133,8 +131,7 @@ def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
         )
     wall_ms = passes["wall"].median_ms
     rule = ResolvedRule()
-    timed = time_layers(job.model, images, [rule], family=job.family, dtype=dtype, limit_s=limit_s)
-    layers = dict(timed)
+    layers = dict(time_layers(job.runner, images, [rule], timer=job.timer, limit_s=limit_s))
     if rule not in layers:
         return 1e3 * wall_ms, wall_ms
     layer_ms = layers[rule].median_ms - layers[None].median_ms

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,41 +17,49 @@ import torch
 from torch import Tensor, nn
 
 from spark3r.errors import FamilyError
-from spark3r.families.base import Family, unwrap
-from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
-from spark3r.memory import is_out_of_memory
 from spark3r.patching.patch import apply, remove
 from spark3r.patching.wall import apply_wall, wall_attend
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
-from spark3r.runner import Runner, autocast, device_of, first_attention_call, layout_of, run
+from spark3r.runner import Runner, autocast
 from spark3r.schedule import LayerRule, Schedule
-from spark3r.timing import (
-    MIN_ROUNDS,
-    ROUNDS,
-    WARM_UP_S,
-    Call,
-    Latency,
-    interleaved,
-    make_stopwatch,
-    warm_up,
-)
+from spark3r.timing import Latency, Timer, Treatment
 
-from ..progress import Progress, Samples, uncounted, unseen
+from ..progress import Progress, Reporter, no_progress
 from .latency_model import FitReport, LatencyModel, LayerSample, PassSample, check_fit, fit
 
-Treatment = Schedule | Literal["dense", "wall"]
-
-LONG_S, VERY_LONG_S = 3.0, 10.0
-"""From these on a call needs fewer samples, because a single one is a mean over much work."""
-
-KEPT_S = 1.0
-"""From this on the first run of a call is a sample: what is new to it, such as the indices of its
-factors, is a small part."""
+Pass = Schedule | Literal["dense", "wall"]
+"""A whole pass of the model: under a schedule, dense, or with global attention returning zeros."""
 
 TIMED_QUERY_FACTORS = (1, 2, 3, 4, 8)
 TIMED_KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class PassTiming:
+    """A whole pass that is timed, for a timer that looks latencies up.
+
+    Attributes:
+        what: The pass.
+        layout: Token layout of the clip.
+    """
+
+    what: Pass
+    layout: TokenLayout
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """A global attention layer that is timed alone, for a timer that looks latencies up.
+
+    Attributes:
+        rule: Its resolved rule, None where it returns zeros.
+        layout: Token layout of the clip.
+    """
+
+    rule: ResolvedRule | None
+    layout: TokenLayout
 
 
 @dataclass(frozen=True)
@@ -87,58 +95,47 @@ class LatencyTable:
 
 
 def measure_latency(
-    model: nn.Module,
+    runner: Runner,
     images: Tensor,
     operators: Sequence[Operators],
     *,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
+    timer: Timer = Timer(),
     query_factors: Sequence[int] = TIMED_QUERY_FACTORS,
     key_value_factors: Sequence[int] = TIMED_KEY_VALUE_FACTORS,
     limit_s: float | None = None,
-    progress: Progress = unseen,
+    reporter: Reporter = Reporter(),
 ) -> LatencyTable:
     """Time a model at the target length and fit its latency model.
 
     Args:
-        model: An unpatched model; it is unpatched again afterwards.
+        runner: An unpatched model; it is unpatched again afterwards.
         images: A clip of the target length, ``[S, 3, H, W]``.
         operators: The operators that schedules may use, each of which is timed.
-        family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
+        timer: Takes the latencies.
         query_factors: Query factors of the layer grid.
         key_value_factors: Key-value factors of the layer grid.
         limit_s: About how many seconds the layers, and again the passes, may take; None for no
             limit.
-        progress: Told of the samples taken.
+        reporter: Receives the samples taken.
 
     Raises:
         FamilyError: If the global attention layers are not alike, or the wall does not fit.
     """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    layout = layout_of(model, images, family, dtype)
+    layout, depth = runner.layout(images), runner.depth
     rules = layer_grid(operators, query_factors, key_value_factors)
-    step = partial(progress, "latency of layers")
-    layers = time_layers(
-        model, images, rules, family=family, dtype=dtype, limit_s=limit_s, progress=step
-    )
-    fitted, checked = passes_to_time(
-        len(family.attention(root)), operators, query_factors, key_value_factors
-    )
-    treatments = fitted | checked
-    step = partial(progress, "latency of passes")
-    passes = time_passes(
-        model, images, treatments, family=family, dtype=dtype, limit_s=limit_s, progress=step
-    )
+    step = reporter.step("latency of layers")
+    layers = time_layers(runner, images, rules, timer=timer, limit_s=limit_s, progress=step)
+    fitted, checked = passes_to_time(depth, operators, query_factors, key_value_factors)
+    to_time = fitted | checked
+    step = reporter.step("latency of passes")
+    passes = time_passes(runner, images, to_time, timer=timer, limit_s=limit_s, progress=step)
     if "wall" not in passes:
         raise FamilyError(
             f"a clip of {layout.frames} frames does not fit even without global attention: choose "
             "a shorter target length"
         )
-    depth = len(family.attention(root))
     samples = {
-        name: PassSample(name, resolved_rules(treatments[name], depth, layout), latency.median_ms)
+        name: PassSample(name, resolved_rules(to_time[name], depth, layout), latency.median_ms)
         for name, latency in passes.items()
     }
     latency_model = fit(
@@ -166,14 +163,14 @@ def passes_to_time(
     operators: Sequence[Operators],
     query_factors: Sequence[int],
     key_value_factors: Sequence[int],
-) -> tuple[dict[str, Treatment], dict[str, Treatment]]:
+) -> tuple[dict[str, Pass], dict[str, Pass]]:
     """Return the passes that the model is fitted to, and those it is checked on, by name.
 
     Fitted: the wall, dense, queries alone, keys and values alone, and both with the operators that
     are left. Checked: half of the layers on one axis and half on the other.
     """
     middle = (_middle(query_factors), _middle(key_value_factors))
-    fitted: dict[str, Treatment] = {"wall": "wall", "dense": "dense"}
+    fitted: dict[str, Pass] = {"wall": "wall", "dense": "dense"}
     fitted["queries alone"] = Schedule.uniform(depth, middle[0], 1, operators=operators[0])
     for each in operators:
         query = 1 if each == operators[0] else middle[0]
@@ -181,7 +178,7 @@ def passes_to_time(
         fitted[name] = Schedule.uniform(depth, query, middle[1], operators=each)
     most = LayerRule(max(query_factors), 1), LayerRule(1, max(key_value_factors))
     mixed = tuple(most[layer % 2] for layer in range(depth))
-    checked: dict[str, Treatment] = {
+    checked: dict[str, Pass] = {
         f"mixed, {each.describe()}": Schedule(mixed, each) for each in operators
     }
     return fitted, checked
@@ -202,180 +199,110 @@ def layer_grid(
 
 
 def time_layers(
-    model: nn.Module,
+    runner: Runner,
     images: Tensor,
     rules: Sequence[ResolvedRule],
     *,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
+    timer: Timer = Timer(),
     limit_s: float | None = None,
-    progress: Samples = uncounted,
+    progress: Progress = no_progress,
 ) -> tuple[tuple[ResolvedRule | None, Latency], ...]:
     """Time a global attention layer alone under resolved rules, and returning zeros (None).
 
     Rules that do not fit into memory are left out.
 
+    Args:
+        runner: An unpatched model.
+        images: A clip, ``[S, 3, H, W]``.
+        rules: The rules, with their operators.
+        timer: Takes the latencies.
+        limit_s: About how many seconds to take; None for no limit.
+        progress: Callback(samples taken, their total).
+
     Raises:
         FamilyError: If the global attention layers are not alike.
     """
-    root = unwrap(model)
-    family = detect(root) if family is None else family
-    _require_alike(family.attention(root))
-    layout = layout_of(model, images, family, dtype)
-    module, args, kwargs, lowered = first_attention_call(model, images, family, dtype)
-    device = device_of(model)
+    family, device = runner.family, runner.device
+    _require_alike(runner.attention)
+    layout = runner.layout(images)
+    module, args, kwargs, lowered = runner.first_attention_call(images)
     zeros = wall_attend(family)
     within: dict[ResolvedRule | None, None] = {None: None}
     within |= {clamp(rule, layout): None for rule in rules}
 
-    def call_of(rule: ResolvedRule | None) -> Call:
-        def call() -> object:
-            # A context per call, so that weights are cast in each, as they are in each pass.
-            with torch.inference_mode(), autocast(device, lowered):
-                if rule is None:
-                    return zeros(module, layout, *args, **kwargs)
-                if rule.is_dense:
-                    return module(*args, **kwargs)
-                return family.attend(module, layout, rule, *args, **kwargs)
+    def call(rule: ResolvedRule | None) -> object:
+        # A context per call, so that weights are cast in each, as they are in each pass.
+        with torch.inference_mode(), autocast(device, lowered):
+            if rule is None:
+                return zeros(module, layout, *args, **kwargs)
+            if rule.is_dense:
+                return module(*args, **kwargs)
+            return family.attend(module, layout, rule, *args, **kwargs)
 
-        return call
-
-    calls = {str(number): call_of(rule) for number, rule in enumerate(within)}
-    timed = _timed_if_they_fit(calls, device, limit_s, progress=progress)
+    treatments = [
+        Treatment(str(number), partial(call, rule), subject=LayerTiming(rule, layout))
+        for number, rule in enumerate(within)
+    ]
+    timed = timer.time_in_turns(treatments, device=device, limit_s=limit_s, progress=progress)
     return tuple((rule, timed[str(n)]) for n, rule in enumerate(within) if str(n) in timed)
 
 
 def time_passes(
-    model: nn.Module,
+    runner: Runner,
     images: Tensor,
-    treatments: Mapping[str, Treatment],
+    passes: Mapping[str, Pass],
     *,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
+    timer: Timer = Timer(),
     limit_s: float | None = None,
-    progress: Samples = uncounted,
+    progress: Progress = no_progress,
 ) -> dict[str, Latency]:
     """Time whole passes under schedules, dense and at the wall, in turns.
 
     Applying a schedule is not timed. Passes that do not fit into memory are left out.
 
     Args:
-        model: The model; it is unpatched afterwards.
-        images: ``[S, 3, H, W]``.
-        treatments: What to time, by name.
-        family: What is known of the model; None recognises it.
-        dtype: Precision of the passes, as `spark3r.runner.run` takes it.
-        limit_s: About how many seconds to take, though not less than `samples_to_take` needs.
-        progress: Told of the samples taken and their total.
+        runner: An unpatched model; it is unpatched again afterwards.
+        images: A clip, ``[S, 3, H, W]``.
+        passes: The passes to time, by name.
+        timer: Takes the latencies.
+        limit_s: About how many seconds to take, though not less than
+            `spark3r.timing.samples_to_take` needs; None for no limit.
+        progress: Callback(samples taken, their total).
     """
-    known = detect(model) if family is None else family
-    device = device_of(model)
-    images = images.to(device)
-    calls: dict[str, Call] = {name: lambda: run(model, images, known, dtype) for name in treatments}
+    layout, images = runner.layout(images), images.to(runner.device)
+    treatments = [
+        Treatment(
+            name,
+            partial(runner.run, images),
+            partial(apply_pass, runner, each),
+            PassTiming(each, layout),
+        )
+        for name, each in passes.items()
+    ]
     try:
-        return _timed_if_they_fit(
-            calls,
-            device,
-            limit_s,
-            lambda name: apply_treatment(model, treatments[name], family),
-            progress,
+        return timer.time_in_turns(
+            treatments, device=runner.device, limit_s=limit_s, progress=progress
         )
     finally:
-        remove(model)
+        remove(runner.model)
 
 
-def apply_treatment(model: nn.Module, treatment: Treatment, family: Family | None = None) -> None:
+def apply_pass(runner: Runner, what: Pass) -> None:
     """Leave the model under a schedule, at the wall, or dense."""
-    if isinstance(treatment, Schedule):
-        apply(model, treatment, family=family)
-    elif treatment == "wall":
-        apply_wall(Runner.of(model, family))
+    if isinstance(what, Schedule):
+        apply(runner.model, what, family=runner.family)
+    elif what == "wall":
+        apply_wall(runner)
     else:
-        remove(model)
+        remove(runner.model)
 
 
-def resolved_rules(
-    treatment: Treatment, depth: int, layout: TokenLayout
-) -> tuple[ResolvedRule, ...]:
-    """Return the rules that a treatment gives ``depth`` layers; none for the wall."""
-    if treatment == "wall":
+def resolved_rules(what: Pass, depth: int, layout: TokenLayout) -> tuple[ResolvedRule, ...]:
+    """Return the rules that a pass gives ``depth`` layers; none at the wall."""
+    if what == "wall":
         return ()
-    schedule = treatment if isinstance(treatment, Schedule) else Schedule.dense(depth)
+    schedule = what if isinstance(what, Schedule) else Schedule.dense(depth)
     return tuple(clamp(rule, layout) for rule in schedule.resolve(layout.frames))
-
-
-def samples_to_take(seconds: Mapping[str, float], limit_s: float | None) -> dict[str, int]:
-    """Return how many samples to take of calls that take so long.
-
-    As many as the time limit has room for, each call having an equal share of it; at least three,
-    at least two of a call that takes `LONG_S`, and one that takes `VERY_LONG_S` is its own mean.
-    """
-
-    def of(taken_s: float) -> int:
-        least = MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
-        if limit_s is None:
-            return max(least, ROUNDS)
-        room = limit_s / len(seconds) / max(taken_s, 1e-9)
-        return max(least, min(ROUNDS, int(room)))
-
-    return {name: of(taken_s) for name, taken_s in seconds.items()}
-
-
-def _timed_if_they_fit(
-    calls: Mapping[str, Call],
-    device: torch.device,
-    limit_s: float | None,
-    before: Callable[[str], None] = lambda name: None,
-    progress: Samples = uncounted,
-) -> dict[str, Latency]:
-    """Time the calls that fit into memory, in turns.
-
-    The first run of all is for the machine alone. Then the first of each call is a warm-up, or from
-    `KEPT_S` on a sample.
-    """
-    warm_up_s = WARM_UP_S
-    if limit_s is not None:
-        warm_up_s = min(WARM_UP_S, 0.1 * limit_s / max(1, len(calls)))
-    stopwatch = make_stopwatch(device)
-    first_s: dict[str, float] = {}
-    for number, (name, call) in enumerate(calls.items()):
-        progress(number, len(calls))
-        before(name)
-        try:
-            if number == 0:
-                call()  # in a process that has just begun it takes up to twice as long
-            first_s[name] = stopwatch(call) / 1000
-            warm_up(call, stopwatch, warm_up_s - first_s[name])
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            first_s.pop(name, None)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-    wanted = samples_to_take(first_s, limit_s)
-    kept = {name: (1000 * taken_s,) for name, taken_s in first_s.items() if taken_s >= KEPT_S}
-    left = {name: number - (name in kept) for name, number in wanted.items()}
-    total, done = len(calls) + sum(left.values()), len(calls)
-
-    def before_sample(name: str) -> None:
-        nonlocal done
-        progress(done, total)
-        done += 1
-        before(name)
-
-    rounds = {name: number for name, number in left.items() if number}
-    timed = interleaved(
-        {name: calls[name] for name in rounds},
-        before=before_sample,
-        device=device,
-        rounds=rounds,
-        warm_up_s=0,
-    )
-    progress(total, total)
-    return {
-        name: Latency(kept.get(name, ()) + (timed[name].samples_ms if name in timed else ()))
-        for name in first_s
-    }
 
 
 def _middle(factors: Sequence[int]) -> int:

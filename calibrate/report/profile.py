@@ -30,7 +30,7 @@ from spark3r.profile.evidence import (
 )
 from spark3r.profile.model import OperatorsRecord
 from spark3r.reduction.operators import Operators
-from spark3r.runner import device_of, dtype_name, precision_of
+from spark3r.runner import dtype_name
 from spark3r.schedule import LengthRule, Schedule, operators_text
 from spark3r.timing import Latency
 
@@ -88,11 +88,11 @@ def make_profile(
         ProfileError: If the parts make no valid profile.
     """
     job, table = evidence.job, evidence.table
-    attention = job.family.attention(job.model)
+    runner, family = job.runner, job.runner.family
     record = describe(
-        job.family.name,
-        attention,
-        job.family.metadata(job.model),
+        family.name,
+        runner.attention,
+        family.metadata(runner.root),
         name=job.settings.name,
         weights=job.settings.weights,
     )
@@ -104,7 +104,7 @@ def make_profile(
     if decision is None:
         frames = evidence.budget.frames
         schedules["dense"] = Schedule.uniform(
-            len(attention), length=LengthRule("constant", frames, 1, frames)
+            job.depth, length=LengthRule("constant", frames, 1, frames)
         )
         runs.append(_schedule_run(dense, table.dense_ms, dense, evidence))
     for each in sorted(verification.schedules, key=lambda each: each.name != chosen):
@@ -122,12 +122,12 @@ def make_profile(
             runs.append(_point_run(point, name))
     images = evidence.split.held_out[0].images
     measurement = Measurement(
-        device=device_name(device_of(job.model)),
-        dtype=dtype_name(precision_of(job.model, images, job.family, job.dtype)),
+        device=device_name(runner.device),
+        dtype=dtype_name(runner.precision(images)),
         kernels=(
             KernelRecord(
                 operation="attention",
-                implementation=f"torch sdpa ({device_of(job.model).type})",
+                implementation=f"torch sdpa ({runner.device.type})",
             ),
         ),
         frames=evidence.budget.frames,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..measure.evaluator import DenseRuns, Judge, is_failure
+from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import Quality
-from ..progress import Samples, uncounted
+from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
 
 FRONT_POINTS = 4
@@ -38,9 +38,9 @@ class Point:
 def trade_off(
     found: Found,
     chosen: Trial,
-    judge: Judge,
+    evaluator: Evaluator,
     selection: DenseRuns,
-    progress: Samples = uncounted,
+    progress: Progress = no_progress,
 ) -> tuple[Point, ...]:
     """Return schedules of the search's trade-off, slower and faster ones, run on the selection.
 
@@ -49,9 +49,9 @@ def trade_off(
     Args:
         found: The search.
         chosen: The exported trial; the others differ from it, and from each other, in latency.
-        judge: Runs and scores.
+        evaluator: Runs and scores.
         selection: Clips of the selection.
-        progress: Told of the schedules run.
+        progress: Callback(schedules run, their total).
     """
     kept = [chosen]
     front = [trial for trial in found.front() if trial.schedule != chosen.schedule]
@@ -70,7 +70,7 @@ def trade_off(
     for number, trial in enumerate(others):
         progress(number, len(others))
         try:
-            points.append(Point(trial, judge.qualities(trial.schedule, selection)))
+            points.append(Point(trial, evaluator.qualities(trial.schedule, selection)))
         except Exception as error:
             if not is_failure(error):
                 raise

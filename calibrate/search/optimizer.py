@@ -28,7 +28,7 @@ from spark3r.schedule import Schedule
 
 from ..clips import Split
 from ..measure.cache import table_key
-from ..measure.evaluator import DenseRuns, Judge, is_failure
+from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import mean_figures
 from ..settings import OPERATORS, Job, Settings
 from . import candidates
@@ -287,11 +287,9 @@ def study_name(job: Job, split: Split, frames: int) -> str:
     """Return a name that only a search of the same model, clips and settings has."""
     budget = job.settings.budget
     key = table_key(
-        job.model,
+        job.runner,
         split.clips,
         OPERATORS,
-        job.family,
-        job.dtype,
         budget=None if budget is None else budget.text,
         max_deviation=job.settings.max_deviation,
         objective=job.settings.objective,
@@ -305,7 +303,7 @@ def study_name(job: Job, split: Split, frames: int) -> str:
 
 def searched(
     job: Job,
-    judge: Judge,
+    evaluator: Evaluator,
     dense: DenseRuns,
     storage: optuna.storages.BaseStorage | str,
     name: str,
@@ -321,17 +319,17 @@ def searched(
     ran = 0
 
     def objective(schedule: Schedule) -> Score:
-        qualities = judge.qualities(schedule, dense)
-        value, mean = judge.search_value(qualities, dense)
+        qualities = evaluator.qualities(schedule, dense)
+        value, mean = evaluator.search_value(qualities, dense)
         return Score(value, mean_figures(qualities), mean)
 
     def tell(trial: Trial) -> None:
         nonlocal ran
         ran += 1
-        job.progress(step, min(ran, total), total)
+        job.reporter.progress(step, min(ran, total), total)
 
     step = "search" if others is None else "search, corrected"
-    job.progress(step, 0, total)
+    job.reporter.progress(step, 0, total)
     found = search(
         problem.space,
         starts,
@@ -346,7 +344,9 @@ def searched(
         timeout_s=settings.timeout_s,
         on_trial=tell,
     )
-    job.progress(step, min(len(found.trials), total), total)  # not all where it was stopped
+    job.reporter.progress(
+        step, min(len(found.trials), total), total
+    )  # not all where it was stopped
     return found
 
 

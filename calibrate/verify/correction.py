@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from ..budget import time_text
-from ..measure.evaluator import DenseRuns, Judge
+from ..measure.evaluator import DenseRuns, Evaluator
 from ..measure.timing import believed_ms, unrest_of
 from ..search.optimizer import Found
 from ..search.problem import Problem, WithinBudget
@@ -65,14 +64,14 @@ class Means:
 
     Attributes:
         job: The job.
-        judge: Runs and scores.
+        evaluator: Runs and scores.
         dense: Dense runs by role.
         images: A clip of the target length, ``[S, 3, H, W]``.
         searched: Goes on with the search.
     """
 
     job: Job
-    judge: Judge
+    evaluator: Evaluator
     dense: Mapping[str, DenseRuns]
     images: Tensor
     searched: Searched
@@ -98,7 +97,7 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
     try:
         return _settle(means, problem, found, choices)
     except KeyboardInterrupt:
-        means.job.say(
+        means.job.reporter.say(
             "interrupted: the best so far is verified alone and exported, the study is kept"
         )
         decision = best_so_far(found)
@@ -106,7 +105,7 @@ def settle(means: Means, problem: Problem, found: Found) -> Settled:
             problem, found, chosen = choices[-1]
             decision = replace(chosen, finalists=(chosen.chosen,))
         latencies = _timed(means, decision, "verification of the best")
-        verification = verify(means.judge, decision, means.dense["held out"], latencies)
+        verification = verify(means.evaluator, decision, means.dense["held out"], latencies)
         return Settled(problem, found, decision, verification, interrupted=True)
 
 
@@ -117,7 +116,7 @@ def _settle(
     choices: list[tuple[Problem, Found, Decision]],
 ) -> Settled:
     """Settle on a schedule; ``choices`` has every decision as soon as it is made."""
-    job, judge, dense = means.job, means.judge, means.dense
+    job, evaluator, dense = means.job, means.evaluator, means.dense
     decision = _decided(means, problem, found, "selection")
     choices.append((problem, found, decision))
     latencies = _timed(means, decision, "latency of finalists")
@@ -132,8 +131,8 @@ def _settle(
             decision = _decided(means, problem, found, "selection, corrected", decision.finalists)
             choices.append((problem, found, decision))
             latencies = _timed(means, decision, "latency, corrected", share=1.0)
-    progress = partial(job.progress, "verification")
-    verification = verify(judge, decision, dense["held out"], latencies, progress)
+    progress = job.reporter.step("verification")
+    verification = verify(evaluator, decision, dense["held out"], latencies, progress)
     return Settled(problem, found, decision, verification)
 
 
@@ -144,8 +143,8 @@ def _decided(
     step: str,
     earlier: tuple[Finalist, ...] = (),
 ) -> Decision:
-    progress = partial(means.job.progress, step)
-    candidates = finalists(found, means.judge, means.dense["selection"], progress, earlier)
+    progress = means.job.reporter.step(step)
+    candidates = finalists(found, means.evaluator, means.dense["selection"], progress, earlier)
     if not candidates:
         return most_faithful(found)
     return choose(candidates, problem.goal, means.job.source)
@@ -154,13 +153,8 @@ def _decided(
 def _timed(
     means: Means, decision: Decision, step: str, share: float = FINALISTS
 ) -> dict[str, Latency]:
-    return time_beside_the_wall(
-        means.judge,
-        {each.kind: each.trial.schedule for each in decision.finalists},
-        means.images,
-        limit_s=share * means.job.settings.timing_s,
-        progress=partial(means.job.progress, step),
-    )
+    schedules = {each.kind: each.trial.schedule for each in decision.finalists}
+    return time_beside_the_wall(means.job, schedules, means.images, step, share=share)
 
 
 def corrected_where_missed(
@@ -191,7 +185,7 @@ def corrected_where_missed(
         unrest_of(latencies),
     )
     measured_ms = latencies[chosen.kind].median_ms
-    job.say(
+    job.reporter.say(
         f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed "
         f"and {time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected "
         "and solved once more"

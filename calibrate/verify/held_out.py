@@ -16,10 +16,11 @@ from torch import Tensor
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
-from ..measure.evaluator import DenseRuns, Judge, is_failure
+from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import Quality
-from ..measure.timing import LatencyTable, Treatment, pace_of, time_passes
-from ..progress import Samples, uncounted
+from ..measure.timing import LatencyTable, Pass, pace_of, time_passes
+from ..progress import Progress, no_progress
+from ..settings import Job
 from .selection import Decision
 
 
@@ -94,58 +95,57 @@ class Verification:
 
 
 def time_beside_the_wall(
-    judge: Judge,
+    job: Job,
     schedules: Mapping[str, Schedule],
     images: Tensor,
+    step: str,
     *,
     dense: bool = True,
-    limit_s: float | None = None,
-    progress: Samples = uncounted,
+    share: float = 1.0,
 ) -> dict[str, Latency]:
-    """Time schedules in turns with the wall and, unless told otherwise, with dense.
+    """Time schedules in turns with the wall and with dense.
 
     Args:
-        judge: Says which model.
-        schedules: What to time, by name.
+        job: The job.
+        schedules: Schedules to time, by name.
         images: A clip of the target length, ``[S, 3, H, W]``.
-        dense: Whether to time dense.
-        limit_s: About how many seconds to take.
-        progress: Told of the samples taken.
+        step: Name of the step, for its progress.
+        dense: Whether to time dense, default yes.
+        share: Seconds to take as a share of `Settings.timing_s`, default 1.
 
     Returns:
         The latencies by name, ``wall`` and ``dense`` among them; what does not fit is left out.
     """
-    treatments: dict[str, Treatment] = {"wall": "wall", **schedules}
+    passes: dict[str, Pass] = {"wall": "wall", **schedules}
     if dense:
-        treatments["dense"] = "dense"
+        passes["dense"] = "dense"
     return time_passes(
-        judge.model,
+        job.runner,
         images,
-        treatments,
-        family=judge.family,
-        dtype=judge.dtype,
-        limit_s=limit_s,
-        progress=progress,
+        passes,
+        timer=job.timer,
+        limit_s=share * job.settings.timing_s,
+        progress=job.reporter.step(step),
     )
 
 
 def verify(
-    judge: Judge,
+    evaluator: Evaluator,
     decision: Decision,
     held_out: DenseRuns,
     latencies: Mapping[str, Latency],
-    progress: Samples = uncounted,
+    progress: Progress = no_progress,
 ) -> Verification:
     """Measure the quality of every finalist on the held-out clips.
 
     A rival that cannot be run there is left out; if the chosen one cannot, that is an error.
 
     Args:
-        judge: Runs and scores.
+        evaluator: Runs and scores.
         decision: The finalists.
         held_out: The held-out clips.
         latencies: Of dense, the wall and the finalists, by kind.
-        progress: Told of the schedules run.
+        progress: Callback(schedules run, their total).
 
     Raises:
         PredictionError: If the chosen schedule gives NaN there.
@@ -154,7 +154,7 @@ def verify(
     for number, each in enumerate(decision.finalists):
         progress(number, len(decision.finalists))
         try:
-            qualities = judge.qualities(each.trial.schedule, held_out)
+            qualities = evaluator.qualities(each.trial.schedule, held_out)
         except Exception as error:
             if each is decision.chosen or not is_failure(error):
                 raise
@@ -164,13 +164,13 @@ def verify(
                 each.kind,
                 latencies.get(each.kind),
                 qualities,
-                judge.scores(qualities, held_out),
+                evaluator.scores(qualities, held_out),
                 schedule=each.trial.schedule,
                 predicted_ms=each.trial.latency_ms,
             )
         )
     progress(len(decision.finalists), len(decision.finalists))
-    dense_scores = judge.scores(held_out.qualities, held_out)
+    dense_scores = evaluator.scores(held_out.qualities, held_out)
     return Verification(
         Verified("dense", latencies.get("dense"), held_out.qualities, dense_scores),
         Verified("wall", latencies.get("wall")),

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..defaults import Source
-from ..measure.evaluator import DenseRuns, Judge, is_failure
+from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.score import LEAST_DEVIATION
 from ..measure.statistics import PairedRatio, paired_ratio
-from ..progress import Samples, uncounted
+from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
 from ..search.problem import Goal, WithinBudget, WithinDeviation
 
@@ -83,9 +83,9 @@ def kind_of(trial: Trial) -> str:
 
 def finalists(
     found: Found,
-    judge: Judge,
+    evaluator: Evaluator,
     selection: DenseRuns,
-    progress: Samples = uncounted,
+    progress: Progress = no_progress,
     earlier: tuple[Finalist, ...] = (),
 ) -> tuple[Finalist, ...]:
     """Return the best trial that is allowed of each kind, run again on the selection.
@@ -95,9 +95,9 @@ def finalists(
 
     Args:
         found: The search.
-        judge: Runs and scores.
+        evaluator: Runs and scores.
         selection: Clips of the selection.
-        progress: Told of the kinds done.
+        progress: Callback(kinds done, their total).
         earlier: Finalists of the same clips, which need not run again.
     """
     by_kind = ranked_by_kind(found)
@@ -112,7 +112,7 @@ def finalists(
             if trial.score is None or trial.score.mean > most:
                 continue
             attempts += 1
-            finalist = known.get(trial.schedule) or _selected(kind, trial, judge, selection)
+            finalist = known.get(trial.schedule) or _selected(kind, trial, evaluator, selection)
             if finalist is None:
                 continue
             finalist = replace(finalist, kind=kind, trial=trial)
@@ -126,16 +126,18 @@ def finalists(
     return tuple(chosen)
 
 
-def _selected(kind: str, trial: Trial, judge: Judge, selection: DenseRuns) -> Finalist | None:
+def _selected(
+    kind: str, trial: Trial, evaluator: Evaluator, selection: DenseRuns
+) -> Finalist | None:
     """Return a trial run on the selection, None where it cannot be run."""
     try:
-        qualities = judge.qualities(trial.schedule, selection)
+        qualities = evaluator.qualities(trial.schedule, selection)
     except Exception as error:
         if not is_failure(error):
             raise
         return None
-    faithful = judge.deviations(qualities, selection)
-    return Finalist(kind, trial, judge.scores(qualities, selection), faithful)
+    faithful = evaluator.deviations(qualities, selection)
+    return Finalist(kind, trial, evaluator.scores(qualities, selection), faithful)
 
 
 def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:

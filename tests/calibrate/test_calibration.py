@@ -1,23 +1,25 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_job
 import torch
 from small_models import make_model
+from tiny_job import FixedTimer, Notes, NoTimer
 
 import calibrate
+from calibrate import pipeline
 from calibrate.budget import UnreachableBudgetError, parse_budget
 from calibrate.clips import split_clips
 from calibrate.measure.probe import SensitivityError
 from calibrate.measure.target_length import clip_of_length
-from calibrate.pipeline import run
 from calibrate.report.page import write_report
 from calibrate.report.result import Calibration
 from calibrate.report.summary import missed
@@ -28,10 +30,11 @@ from spark3r import ClipError, Profile, Schedule, Spark3rError, apply
 from spark3r.errors import Spark3rWarning
 from spark3r.timing import Latency
 
+run = partial(pipeline.run, timer=FixedTimer())
+
 
 @pytest.fixture(autouse=True)
-def _without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_job.without_clock(monkeypatch)
+def _remember(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_job.remember(monkeypatch)
 
 
@@ -48,22 +51,15 @@ def settings(budget: str = "75%", **changes) -> Settings:
 @pytest.fixture(scope="module")
 def calibrated(clips: list) -> Calibration:
     """A calibration of the tiny model at 75 %, which tests look at and leave as it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_job.without_clock(patch)
-        return run(tiny_job.make_tiny(), split_clips(clips), settings())
+    return run(tiny_job.make_tiny(), split_clips(clips), settings())
 
 
 def test_whole_job(clips: list, tmp_path: Path) -> None:
     model = make_model()  # runs anew
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    steps: list[str] = []
-    result = run(
-        model,
-        split_clips(clips),
-        settings(cache=None),
-        progress=lambda step, done, total: steps.append(step),
-    )
-    assert {"sensitivity", "search", "selection", "verification"} <= set(steps)
+    notes = Notes()
+    result = run(model, split_clips(clips), settings(cache=None), reporter=notes)
+    assert {"sensitivity", "search", "selection", "verification"} <= set(notes.steps)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not hasattr(model, "_spark3r_handle")
 
@@ -110,38 +106,36 @@ def test_from_a_profile_of_a_faster_hour(
         if ran["latency"] is not None:
             ran["latency"]["median_ms"] *= 2
     path.write_text(json.dumps(document))
-    lines: list[str] = []
-    result = run(tiny_job.make_tiny(), split, settings("85%"), measured=path, say=lines.append)
-    assert not any("corrected" in line for line in lines)  # right at once
+    notes = Notes()
+    result = run(tiny_job.make_tiny(), split, settings("85%"), measured=path, reporter=notes)
+    assert not any("corrected" in line for line in notes.lines)  # right at once
     assert result.chosen.latency is not None
     assert 75 < result.chosen.latency.median_ms <= 85 * (1 + 1e-6)
 
 
+def slower(by: float, timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
+    """Schedules take so many times what is predicted beyond the wall."""
+
+    def slow_ms(name: str) -> float:
+        return tiny_job.WALL_MS + by * (timed[name].median_ms - tiny_job.WALL_MS)
+
+    return timed | {name: Latency((slow_ms(name),)) for name in schedules}
+
+
 def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
-    clips: list,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    calibrated: Calibration,
+    clips: list, tmp_path: Path, calibrated: Calibration
 ) -> None:
-    import calibrate.verify.held_out
-
-    path, split = tmp_path / "a.json", split_clips(clips)
+    path, split, notes = tmp_path / "a.json", split_clips(clips), Notes()
     calibrated.profile.save(path)
-
-    def slower(model, images, treatments, **kwargs):
-        timed = tiny_job.timed_passes(model, images, treatments)
-        for name, treatment in treatments.items():
-            if isinstance(treatment, Schedule):
-                work_ms = timed[name].median_ms - tiny_job.WALL_MS
-                timed[name] = Latency((tiny_job.WALL_MS + 1.5 * work_ms,))
-        return timed
-
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", slower)
-    lines: list[str] = []
     result = run(
-        tiny_job.make_tiny(), split, settings("75ms/clip"), measured=path, say=lines.append
+        tiny_job.make_tiny(),
+        split,
+        settings("75ms/clip"),
+        measured=path,
+        reporter=notes,
+        timer=FixedTimer(later=partial(slower, 1.5)),
     )
-    assert any("corrected and solved once more" in line for line in lines)
+    assert any("corrected and solved once more" in line for line in notes.lines)
     assert result.chosen.latency is not None
     assert 0.8 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
     assert isinstance(result.chosen, VerifiedSchedule)
@@ -152,14 +146,9 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
     )
 
 
-def test_what_was_not_timed_is_not_said_to_be(clips: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    import calibrate.verify.held_out
-
-    def nothing(*args: object, **kwargs: object) -> dict[str, Latency]:
-        return {}  # nothing fits beside what others hold
-
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", nothing)
-    result = run(tiny_job.make_tiny(), split_clips(clips), settings())
+def test_what_was_not_timed_is_not_said_to_be(clips: list) -> None:
+    nothing = FixedTimer(later=lambda *_: {})  # nothing fits beside what others hold
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings(), timer=nothing)
     (measurement,) = result.profile.measurements
     assert all(each.latency is None for each in measurement.schedules)
     assert all(each.latency is None for each in measurement.baselines)
@@ -176,35 +165,30 @@ def test_same_seed_same_profile(clips: list, calibrated: Calibration) -> None:
 
 def test_one_call_on_a_live_model(clips: list) -> None:
     profile = calibrate.calibrate(
-        tiny_job.make_tiny(), clips, budget="75%", target_frames=64, trials=1, source="deviation"
+        tiny_job.make_tiny(),
+        clips,
+        budget="75%",
+        target_frames=64,
+        trials=1,
+        source="deviation",
+        timer=FixedTimer(),
     )
     assert profile.schedule().length.max_frames == 64
     assert "judged by deviation" in profile.notes
 
 
-def test_a_schedule_that_misses_the_budget_is_solved_again(
-    clips: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_schedule_that_misses_the_budget_is_solved_again(clips: list) -> None:
     """The model is slower than its latency model says, and not all schedules alike."""
-    import calibrate.verify.held_out
+    calls = itertools.count()
 
-    asked: list[Any] = []
+    def later(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
+        at_the_goal = next(calls) == 0  # the knapsack's answer, before the search
+        return slower(1.3 if at_the_goal else 1.6, timed, schedules)
 
-    def slower(model, images, treatments, **kwargs):
-        timed = tiny_job.timed_passes(model, images, treatments)
-        asked.append(treatments)
-        at_the_goal = len(asked) == 1  # the knapsack's answer, before the search
-        for name, treatment in treatments.items():
-            if isinstance(treatment, Schedule):
-                work_ms = timed[name].median_ms - tiny_job.WALL_MS
-                slow_ms = tiny_job.WALL_MS + (1.3 if at_the_goal else 1.6) * work_ms
-                timed[name] = Latency((slow_ms,))
-        return timed
-
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", slower)
-    lines: list[str] = []
-    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
-    assert any("corrected and solved once more" in line for line in lines)
+    notes, timer = Notes(), FixedTimer(later=later)
+    job = settings("75ms/clip")
+    result = run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
+    assert any("corrected and solved once more" in line for line in notes.lines)
     assert result.chosen.latency is not None
     assert 0.9 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
     assert isinstance(result.chosen, VerifiedSchedule)
@@ -213,21 +197,18 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(
 
 @pytest.mark.parametrize("dense_fits", [True, False])
 def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
-    dense_fits: bool, clips: list, monkeypatch: pytest.MonkeyPatch
+    dense_fits: bool, clips: list
 ) -> None:
-    import calibrate.verify.held_out
-
-    def disturbed(model, images, treatments, **kwargs):
-        timed = tiny_job.timed_passes(model, images, treatments)
+    def disturbed(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
         timed["wall"] = Latency((1.5 * tiny_job.WALL_MS,))
         if not dense_fits:
             timed.pop("dense", None)
         return timed
 
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", disturbed)
-    lines: list[str] = []
-    run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
-    told = next(line for line in lines if line.startswith("the knapsack's schedule takes"))
+    notes, timer = Notes(), FixedTimer(later=disturbed)
+    job = settings("75ms/clip")
+    run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
+    told = next(line for line in notes.lines if line.startswith("the knapsack's schedule takes"))
     both_ms = tiny_job.WALL_MS + tiny_job.DENSE_MS
     slower = (both_ms + 0.5 * tiny_job.WALL_MS) / both_ms if dense_fits else 1.5
     shares = re.findall(r"\d\.\d{3}", told)
@@ -236,13 +217,8 @@ def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
     assert float(shares[1]) > 0.99 if dense_fits else shares[1] == shares[0]
 
 
-def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(
-    clips: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import calibrate.verify.held_out
-
-    def disturbed(model, images, treatments, **kwargs):
-        timed = tiny_job.timed_passes(model, images, treatments)
+def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(clips: list) -> None:
+    def disturbed(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
         slower = {name: 1.3 for name in timed} | {"wall": 1.5, "dense": 1.0}
         # As uneven as a prediction is wrong, so that both weigh the same.
         return {
@@ -250,39 +226,28 @@ def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(
             for name, each in timed.items()
         }
 
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", disturbed)
-    lines: list[str] = []
-    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75ms/clip"), say=lines.append)
-    assert any("corrected and solved once more" in line for line in lines)
+    notes, timer = Notes(), FixedTimer(later=disturbed)
+    job = settings("75ms/clip")
+    result = run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
+    assert any("corrected and solved once more" in line for line in notes.lines)
     assert result.latency.model.rest_ms == pytest.approx(math.sqrt(1.5) * tiny_job.WALL_MS)
 
 
-def test_an_interrupted_calibration_of_a_live_model_says_so(
-    clips: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import calibrate.pipeline
-
-    def stopped(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(calibrate.pipeline, "trade_off", stopped)
-    job = {"target_frames": 64, "trials": 2}
+def test_an_interrupted_calibration_of_a_live_model_says_so(clips: list) -> None:
+    job = {"target_frames": 64, "trials": 2, "timer": FixedTimer()}
     with pytest.warns(Spark3rWarning, match="interrupted"):
-        profile = calibrate.calibrate(tiny_job.make_tiny(), clips, "75%", **job)
+        profile = calibrate.calibrate(
+            tiny_job.make_tiny(), clips, "75%", **job, reporter=Notes(interrupt_at="trade-off")
+        )
     assert profile.status == "measured"
 
 
-def test_relative_budgets_are_of_dense_as_it_is_at_the_end(
-    clips: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import calibrate.verify.held_out
-
-    def slow_machine(model, images, treatments, **kwargs):
-        timed = tiny_job.timed_passes(model, images, treatments)
+def test_relative_budgets_are_of_dense_as_it_is_at_the_end(clips: list) -> None:
+    def slow_machine(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
         return {n: Latency(tuple(1.5 * ms for ms in each.samples_ms)) for n, each in timed.items()}
 
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", slow_machine)
-    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75%"))
+    timer = FixedTimer(later=slow_machine)
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75%"), timer=timer)
     assert result.dense_then_and_now == pytest.approx(1.5)
     assert result.allowed_ms == pytest.approx(1.5 * 75)
     assert result.chosen.latency is not None
@@ -302,21 +267,18 @@ def test_budget_below_what_can_be_reached(clips: list) -> None:
     assert caught.value.minimum_ms > tiny_job.WALL_MS
 
 
-def test_a_minimum_that_turns_out_larger_is_said_before_the_search(
-    clips: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def slower(*args: Any, **kwargs: Any) -> dict[str, Latency]:
-        """The knapsack's schedule takes twice what is predicted beyond the wall."""
-        found = tiny_job.timed_passes(args[0].model, args[2], {"wall": "wall", **args[1]})
-        taken_ms = found["knapsack"].median_ms
-        return found | {"knapsack": Latency((2 * taken_ms - tiny_job.WALL_MS,))}
-
-    monkeypatch.setattr("calibrate.pipeline.time_beside_the_wall", slower)
-    monkeypatch.setattr("calibrate.pipeline.searched", lambda *_, **__: pytest.fail("searched"))
-    least = run_least(clips)
+def test_a_minimum_that_turns_out_larger_is_said_before_the_search(clips: list) -> None:
+    least, notes = run_least(clips), Notes()
     with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
-        run(tiny_job.make_tiny(), split_clips(clips), settings(f"{1.05 * least:.4f}ms/clip"))
+        run(
+            tiny_job.make_tiny(),
+            split_clips(clips),
+            settings(f"{1.05 * least:.4f}ms/clip"),
+            reporter=notes,
+            timer=FixedTimer(later=partial(slower, 2.0)),
+        )
     assert caught.value.minimum_ms > 1.05 * least
+    assert "search" not in notes.steps
 
 
 def run_least(clips: list) -> float:
@@ -351,9 +313,7 @@ def test_nan_names_layer_and_factor(clips: list) -> None:
         run(tiny_job.make_nan(), split_clips(clips), settings())
 
 
-def test_resume_needs_a_study_and_a_study_needs_resume(
-    clips: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_needs_a_study_and_a_study_needs_resume(clips: list, tmp_path: Path) -> None:
     storage = tmp_path / "a.journal"
     split, cache = split_clips(clips), tmp_path / "cache"
     first = run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
@@ -363,18 +323,11 @@ def test_resume_needs_a_study_and_a_study_needs_resume(
     )
     assert again.found == first.found
 
-    def measured(*args: object, **kwargs: object) -> None:
-        raise AssertionError("measured for nothing")
-
-    monkeypatch.setattr("calibrate.pipeline.measure_latency", measured)
+    kept = {"trials": 1, "storage": storage, "cache": cache}
     with pytest.raises(StudyError, match="--resume"):
-        run(tiny_job.make_tiny(), split, settings(trials=1, storage=storage, cache=cache))
+        run(tiny_job.make_tiny(), split, settings(**kept), timer=NoTimer())
     with pytest.raises(StudyError, match="holds no study"):
-        run(
-            tiny_job.make_tiny(),
-            split,
-            settings(trials=1, storage=storage, resume=True, cache=cache, seed=1),
-        )
+        run(tiny_job.make_tiny(), split, settings(**kept, resume=True, seed=1), timer=NoTimer())
 
 
 def test_patched_model_is_refused(clips: list) -> None:

@@ -9,24 +9,23 @@ import pytest
 import tiny_job
 import torch
 import torch.nn.functional as F
+from tiny_job import FixedTimer, main
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import calibrate
 import calibrate.measure.evaluator
 from calibrate.budget import parse_budget
-from calibrate.cli.main import main
 from calibrate.clips import split_clips
 from calibrate.measure.timing import measure_latency, time_layers
 from calibrate.pipeline import run
-from calibrate.progress import unsaid, unseen
 from calibrate.search.optimizer import study_name
 from calibrate.settings import Settings, make_job
 from spark3r import Operators, Profile, Spark3rError, Spark3rWarning, apply
 from spark3r.prediction import Prediction
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reduction.rule import ResolvedRule
-from spark3r.runner import matmul_dtype
+from spark3r.runner import Runner, matmul_dtype
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 JOB = ["--budget", "75%", "--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "1"]
@@ -75,7 +74,7 @@ def test_whole_job_under_autocast(assessed: list[torch.dtype], tmp_path: Path) -
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with Products() as products:
         profile = calibrate.calibrate(
-            model, clips, budget="75%", target_frames=64, trials=1, dtype=BF16
+            model, clips, budget="75%", target_frames=64, trials=1, dtype=BF16, timer=FixedTimer()
         )
     assert len(products.dtypes) > 100
     assert set(products.dtypes) == {BF16}
@@ -96,7 +95,7 @@ def test_parameters_that_the_user_cast_stay_so(assessed: list[torch.dtype]) -> N
     model = tiny_job.make_tiny().bfloat16()
     with Products() as products:
         profile = calibrate.calibrate(
-            model, tiny_job.clips(), budget="75%", target_frames=64, trials=1
+            model, tiny_job.clips(), budget="75%", target_frames=64, trials=1, timer=FixedTimer()
         )
     assert set(products.dtypes) == {BF16}
     assert set(assessed) == {F32}
@@ -110,10 +109,9 @@ def test_latency_is_of_products_in_that_precision(model: nn.Module, dtype: torch
     operators = [Operators(), Operators(key_value=TokenStride(mass_correction=1.0))]
     with Products() as products:
         table = measure_latency(
-            model,
+            Runner.of(model, dtype=dtype),
             images,
             operators,
-            dtype=dtype,
             query_factors=(1, 2),
             key_value_factors=(1, 2, 4),
             limit_s=0.05,
@@ -132,7 +130,8 @@ def test_layers_are_timed_as_the_model_calls_them(
     monkeypatch.setattr(model, "forward", lowered)
     rules = [ResolvedRule(), ResolvedRule(2, 2, Operators(QueryMerging(group=2)))]
     with Products() as products:
-        time_layers(model, torch.rand(4, 3, 16, 16), rules, dtype=F32, limit_s=0.01)
+        runner = Runner.of(model, dtype=F32)
+        time_layers(runner, torch.rand(4, 3, 16, 16), rules, limit_s=0.01)
     assert set(products.dtypes) == {BF16}
 
 
@@ -141,7 +140,7 @@ def test_precisions_have_studies_of_their_own() -> None:
 
     def name(dtype: torch.dtype) -> str:
         settings = Settings(parse_budget("75%"), dtype=dtype)
-        return study_name(make_job(model, split, settings, None, unseen, unsaid), split, 64)
+        return study_name(make_job(model, split, settings), split, 64)
 
     assert len({name(dtype) for dtype in (F32, BF16, F16)}) == 3
 

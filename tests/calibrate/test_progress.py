@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from tiny_job import Notes
 
-from calibrate.progress import EVERY_S, Reporter, StepTimes
+from calibrate.progress import EVERY_S, Reporter, StepTimes, TerminalReporter
 
 
 class Clock:
@@ -15,7 +16,7 @@ class Clock:
 
 def test_lines_tell_what_is_left_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with Reporter(quiet=False, clock=clock) as reporter:
+    with TerminalReporter(clock) as reporter:
         for done in range(11):
             reporter.progress("search", done, 10)
             clock.now += 0.4 * EVERY_S
@@ -32,19 +33,20 @@ def test_lines_tell_what_is_left_now_and_then(capsys: pytest.CaptureFixture[str]
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    with Reporter(quiet=True) as reporter:
+    with Reporter() as reporter:
         reporter.progress("search", 1, 1)
         reporter.say("a line")
     assert capsys.readouterr().err == ""
 
 
 def test_steps_are_timed_from_first_to_last() -> None:
-    clock, seen = Clock(), []
-    times = StepTimes(lambda *step: seen.append(step), clock)
+    clock, seen = Clock(), Notes()
+    times = StepTimes(seen, clock)
     times.progress("a", 0, 2)
     clock.now += 3
     times.progress("b", 0, 1)
     clock.now += 4
     times.progress("a", 2, 2)
     assert times.seconds == {"a": 7.0, "b": 0.0}
-    assert seen == [("a", 0, 2), ("b", 0, 1), ("a", 2, 2)]
+    times.say("a line")
+    assert (seen.steps, seen.lines) == (["a", "b", "a"], ["a line"])

@@ -6,7 +6,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from matplotlib.figure import Figure
 from small_models import make_model
 from torch import nn
 
-from calibrate.measure.latency_model import TERMS, FitReport, LatencyModel
+from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.quality import Quality, assess
-from calibrate.measure.timing import LatencyTable
+from calibrate.measure.timing import LayerTiming, PassTiming
+from calibrate.progress import Reporter
 from spark3r import Clip, Prediction, Schedule
+from spark3r.layout import TokenLayout
 from spark3r.patching.patch import is_applied
-from spark3r.reduction.rule import ResolvedRule
 from spark3r.reference.scenes.render import rendered_clip
-from spark3r.runner import Runner, dtype_of, layout_of
-from spark3r.timing import Latency
+from spark3r.runner import Runner, dtype_of
+from spark3r.timing import Latency, Timer, Treatment
 
 FRAMES, TARGET, SIDE = 4, 64, 16
 WALL_MS, DENSE_MS = 50.0, 100.0
@@ -90,60 +92,96 @@ def _assessed(
     return _qualities[key]
 
 
-def latency_table(
-    model: nn.Module, images: torch.Tensor, *args: Any, **kwargs: Any
-) -> LatencyTable:
-    """A made-up table: attention products and keys cost, dense takes `DENSE_MS`."""
-    layout = layout_of(model, images)
+@cache
+def latency_model(layout: TokenLayout) -> LatencyModel:
+    """A made-up model at the target length: attention products cost, dense takes `DENSE_MS`."""
+    layout = replace(layout, frames=TARGET)
     shape = LatencyModel(TARGET, WALL_MS, dict.fromkeys(TERMS, 0.0) | {"attention": 1.0})
-    dense = shape.predict_ms(Schedule.dense(2), layout) - WALL_MS
-    scale = (DENSE_MS - WALL_MS) / dense
-    fitted = LatencyModel(TARGET, WALL_MS, dict.fromkeys(TERMS, 0.0) | {"attention": scale})
-    return LatencyTable(
-        layout=layout,
-        layers=(),
-        passes={"dense": Latency((DENSE_MS,) * 3), "wall": Latency((WALL_MS,) * 3)},
-        model=fitted,
-        report=FitReport(("mixed",), (1.0,), (1.0,), 0.0, 0.0, 0.1, 0.1),
-        dense_ms=DENSE_MS,
-        dense_extrapolated=False,
-        wall_ms=WALL_MS,
-    )
+    products = shape.predict_ms(Schedule.dense(2), layout) - WALL_MS
+    return replace(shape, term_ms=shape.term_ms | {"attention": (DENSE_MS - WALL_MS) / products})
 
 
-def timed_passes(
-    model: nn.Module, images: torch.Tensor, treatments: Mapping[str, Any], **kwargs: Any
-) -> dict[str, Latency]:
-    table = latency_table(model, images)
-    fixed = {"dense": DENSE_MS, "wall": WALL_MS}
-    return {
-        name: Latency(
-            (
-                table.model.predict_ms(treatment, table.layout)
-                if isinstance(treatment, Schedule)
-                else fixed[treatment],
-            )
-            * 3
-        )
-        for name, treatment in treatments.items()
-    }
+def latency_ms(timing: object) -> float:
+    """What the made-up model says of a pass, or of a layer, which takes 1 ms besides."""
+    assert isinstance(timing, PassTiming | LayerTiming)
+    layout, model = timing.layout, latency_model(timing.layout)
+    if isinstance(timing, LayerTiming):
+        return 1.0 + (0.0 if timing.rule is None else model.layer_ms(timing.rule, layout))
+    if timing.what == "wall":
+        return model.wall_ms(layout)
+    schedule = Schedule.dense(2) if timing.what == "dense" else timing.what
+    return round(model.predict_ms(schedule, layout), 9)
 
 
-def timed_layers(*args: Any, **kwargs: Any) -> tuple[tuple[ResolvedRule | None, Latency], ...]:
-    """Two layers, dense as `DENSE_MS` has it."""
-    dense = ResolvedRule()
-    return (None, Latency((1.0,))), (dense, Latency((1.0 + (DENSE_MS - WALL_MS) / 2,)))
+Later = Callable[[dict[str, Latency], set[str]], dict[str, Latency]]
 
 
-def without_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    import calibrate.measure.target_length
-    import calibrate.pipeline
-    import calibrate.verify.held_out
+def unchanged(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
+    return timed
 
-    monkeypatch.setattr(calibrate.pipeline, "measure_latency", latency_table)
-    monkeypatch.setattr(calibrate.measure.target_length, "time_passes", timed_passes)
-    monkeypatch.setattr(calibrate.measure.target_length, "time_layers", timed_layers)
-    monkeypatch.setattr(calibrate.verify.held_out, "time_passes", timed_passes)
+
+@dataclass(frozen=True)
+class FixedTimer(Timer):
+    """Says what the made-up model says, instead of timing anything.
+
+    Attributes:
+        later: Changes what is timed once the latency model is fitted. It gets latencies by name,
+            and the names of those that are schedules.
+        dense_fits: Whether a dense pass fits into memory.
+    """
+
+    later: Later = unchanged
+    dense_fits: bool = True
+
+    def time_in_turns(
+        self, treatments: Sequence[Treatment], **options: object
+    ) -> dict[str, Latency]:
+        passes = {each.name: each.subject for each in treatments}
+        if not self.dense_fits:
+            passes.pop("dense", None)
+        timed = {name: Latency((latency_ms(each),) * 3) for name, each in passes.items()}
+        if "wall" not in timed or "queries alone" in timed or len(timed) == 1:
+            return timed  # for the latency model, or for the target length
+        return self.later(timed, timed.keys() - {"dense", "wall"})
+
+
+class NoTimer(Timer):
+    """Fails when something is timed."""
+
+    def time_in_turns(
+        self, treatments: Sequence[Treatment], **options: object
+    ) -> dict[str, Latency]:
+        raise AssertionError(f"timed for nothing: {[each.name for each in treatments]}")
+
+
+class Notes(Reporter):
+    """Keeps what it receives, and presses Ctrl-C once in a step, when so much of it is done.
+
+    Attributes:
+        lines: Messages.
+        steps: Names of the steps, once for each report.
+    """
+
+    def __init__(self, interrupt_at: str | None = None, done: int = 0) -> None:
+        self.lines: list[str] = []
+        self.steps: list[str] = []
+        self._interrupt_at, self._done = interrupt_at, done
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        self.steps.append(step)
+        if step == self._interrupt_at and done == self._done:
+            self._interrupt_at = None
+            raise KeyboardInterrupt
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def main(arguments: list[str], timer: Timer = FixedTimer(), **options: Any) -> int:
+    """The command without a clock."""
+    from calibrate.cli.main import main
+
+    return main(arguments, timer=timer, **options)
 
 
 def make_tiny() -> nn.Module:
@@ -204,12 +242,11 @@ def make_single() -> nn.Module:
 
 
 def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the command run in a folder of its own, without a clock.
+    """Let the command run in a folder of its own.
 
     It cuts footage into four clips only, trusts drift so that few factors are probed, does not wait
     for the disk, and draws blank pictures.
     """
-    without_clock(monkeypatch)
     remember(monkeypatch)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(SENSITIVITIES))
@@ -223,8 +260,6 @@ def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 @cache
 def profile_text() -> str:
     """Return the profile that ``calibrate --budget 75%`` makes of the tiny model; made once."""
-    from calibrate.cli.main import main
-
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         place(patch, Path(folder))
         assert main(["--budget", "75%", *JOB, "--output", "a.json", "--quiet"]) == 0

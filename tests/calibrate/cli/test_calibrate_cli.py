@@ -1,22 +1,18 @@
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_job
 from optuna.storages.journal import JournalFileBackend
-from tiny_job import JOB
+from tiny_job import JOB, FixedTimer, Notes, main
 
 import calibrate.search.optimizer
-from calibrate.cli.main import main
-from calibrate.measure.timing import LatencyTable
 from spark3r import Profile
 
 
@@ -244,22 +240,12 @@ def test_clips_shorter_than_a_group_are_merged_as_one(
 
 
 def test_a_dense_run_that_does_not_fit_is_said_to_be_the_models_word(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def table(*args: object, **kwargs: object) -> LatencyTable:
-        fits = tiny_job.latency_table(*args, **kwargs)
-        return replace(fits, passes={"wall": fits.passes["wall"]}, dense_extrapolated=True)
-
-    def passes(*args: object, **kwargs: object) -> dict:
-        timed = tiny_job.timed_passes(*args, **kwargs)
-        return {name: each for name, each in timed.items() if name != "dense"}
-
-    monkeypatch.setattr("calibrate.pipeline.measure_latency", table)
-    monkeypatch.setattr("calibrate.verify.held_out.time_passes", passes)
-    assert main(["--budget", "75%", *JOB, "--json", "--output", "a.json"]) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["dense_extrapolated"] is True
-    assert "dense does not fit at 64 frames" in err
+    job, notes = ["--budget", "75%", *JOB, "--json", "--output", "a.json"], Notes()
+    assert main(job, FixedTimer(dense_fits=False), reporter=notes) == 0
+    assert json.loads(capsys.readouterr().out)["dense_extrapolated"] is True
+    assert any("dense does not fit at 64 frames" in line for line in notes.lines)
     assert "Dense does not fit at this length" in Profile.load(tmp_path / "a.json").notes
     assert "does not fit at 64 frames" in (tmp_path / "a.html").read_text()
 
@@ -295,54 +281,26 @@ def test_the_fastest_schedule_within_a_deviation(
     assert exported["measured_ms"] == pytest.approx(tiny_job.DENSE_MS)
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        "calibrate.verify.correction.finalists",
-        "calibrate.verify.correction.verify",
-        "calibrate.pipeline.trade_off",
-    ],
-)
+@pytest.mark.parametrize("step", ["selection", "verification", "trade-off"])
 def test_interrupted_after_the_search(
-    step: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    step: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    module, _, name = step.rpartition(".")
-    original = getattr(importlib.import_module(module), name)
-    calls = iter(range(10))
-
-    def stopped(*args: object, **kwargs: object) -> object:
-        if next(calls) == 0:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(step, stopped)
-    assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json"]) == 130
+    job = ["--budget", "75%", *JOB, "--output", "a.json", "--json"]
+    assert main(job, reporter=Notes(interrupt_at=step)) == 130
     document = json.loads(capsys.readouterr().out)
     assert document["interrupted"] is True
     assert document["holds"] is True
     assert Profile.load(tmp_path / "a.json").default == document["exported"]
     selected = "interrupted before the selection" not in document["decision"][0]
-    assert selected == (name != "finalists")  # what was chosen by then is what is exported
+    assert selected == (step != "selection")  # what was chosen by then is what is exported
     assert ("selection" in document["score_by_clips"]) == selected
 
 
 def test_interrupted_search_exports_and_resumes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    calls = iter(range(1000))
-    score = calibrate.search.optimizer._Run._score
-
-    def stopped(self, schedule):
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        return score(self, schedule)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(calibrate.search.optimizer._Run, "_score", stopped)
-        assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json"]) == 130
+    job = ["--budget", "75%", *JOB, "--output", "a.json", "--json"]
+    assert main(job, reporter=Notes(interrupt_at="search", done=5)) == 130
     first = json.loads(capsys.readouterr().out)
     assert first["interrupted"] is True
     assert first["trials"] == 5
@@ -355,15 +313,8 @@ def test_interrupted_search_exports_and_resumes(
     assert second["interrupted"] is False
 
 
-def test_interrupted_before_the_search(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def interrupt(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no sensitivities are kept there
-    monkeypatch.setattr("calibrate.measure.sensitivity.probe", interrupt)
-    assert main(["--budget", "75%", *JOB, "--quiet"]) == 130
+def test_interrupted_before_the_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--budget", "75%", *JOB], reporter=Notes(interrupt_at="dense, search")) == 130
     assert "before there was anything to export" in capsys.readouterr().err
     assert not list(Path().glob("*.json"))
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny_job
 from footage_files import write_images, write_video
+from tiny_job import Notes, main
 
 from calibrate.cli.clips import STRETCHES, read_split, reader, rendered_split
-from calibrate.cli.main import main
 from calibrate.clips import Split
-from calibrate.progress import unseen
+from calibrate.progress import Reporter
 from spark3r import ClipError, Profile
 from spark3r.families.reference import FAMILY
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
@@ -35,10 +35,10 @@ def folder(path: Path, count: int, seed: int = 0) -> Path:
 
 
 def read(sources: list[Path], held_out: list[Path], skip_bad: bool = False) -> tuple[Split, list]:
-    said: list[str] = []
+    notes = Notes()
     names = [[str(path) for path in paths] for paths in (sources, held_out)]
-    split = read_split(*names, FRAMES, reader(FAMILY, 16, skip_bad), unseen, said.append)
-    return split, said
+    split = read_split(*names, FRAMES, reader(FAMILY, 16, skip_bad), notes)
+    return split, notes.lines
 
 
 def starts(clips: tuple) -> list[str]:
@@ -110,7 +110,7 @@ def test_default_clips_are_of_seeds_apart() -> None:
         seeds.append(source)
         return inner(source, 2)
 
-    split = rendered_split(2, noted, unseen)
+    split = rendered_split(2, noted, Reporter())
     numbers = [int(seed.partition(":")[2]) for seed in seeds]
     reported = len(split.held_out)
     assert len(set(numbers)) == len(numbers) == len(split.clips)

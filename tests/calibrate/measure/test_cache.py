@@ -15,6 +15,7 @@ from calibrate.measure.probe import COLUMNS
 from calibrate.measure.residual_drift import drift
 from spark3r import Operators
 from spark3r.reduction.operators import QueryMerging
+from spark3r.runner import Runner
 
 CLIP = make_clip(4)
 OPERATORS = Operators(QueryMerging(group=2))
@@ -55,7 +56,9 @@ def test_a_table_is_measured_once_and_comes_back_to_the_last_bit(tmp_path: Path)
 
 
 def test_a_real_table_survives_storage(tmp_path: Path, model: nn.Module) -> None:
-    table = drift(model, [CLIP], [OPERATORS], query_factors=(2,), key_value_factors=(2, 4))
+    table = drift(
+        Runner.of(model), [CLIP], [OPERATORS], query_factors=(2,), key_value_factors=(2, 4)
+    )
     cached_table(tmp_path, KEY, lambda: table)
 
     def never() -> pd.DataFrame:
@@ -105,9 +108,10 @@ def test_a_full_disk_leaves_no_debris(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_key_holds_everything_a_table_depends_on(model: nn.Module) -> None:
     def key(**changes: Any) -> dict[str, Any]:
-        asked: dict[str, Any] = {"model": model, "clips": [CLIP], "operators": [OPERATORS]}
+        asked: dict[str, Any] = {"runner": runner, "clips": [CLIP], "operators": [OPERATORS]}
         return table_key(**(asked | {"factors": (2, 4)} | changes))
 
+    runner = Runner.of(model)
     before = key()
     assert before == key()
     darker = replace(CLIP, images=CLIP.images * 0.5)
@@ -118,13 +122,13 @@ def test_the_key_holds_everything_a_table_depends_on(model: nn.Module) -> None:
         key(clips=[CLIP, darker]),
         key(operators=[Operators(QueryMerging(group=3))]),
         key(factors=(2, 8)),
-        key(dtype=torch.bfloat16),
-        key(dtype=torch.float16),
+        key(runner=replace(runner, dtype=torch.bfloat16)),
+        key(runner=replace(runner, dtype=torch.float16)),
     ]
     with torch.no_grad():
         head = next(iter(model.camera_head.parameters()))  # type: ignore[union-attr]
         head += 1
     others.append(key())
-    others.append(key(model=model.bfloat16()))
+    others.append(key(runner=Runner.of(model.bfloat16())))
     assert all(other != before for other in others)
     assert all(others.count(other) == 1 for other in others)

@@ -15,6 +15,7 @@ from spark3r.reduction.operators import QueryMerging
 from spark3r.reference import ReferenceModel, load
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import EVALUATION
+from spark3r.runner import Runner
 
 FRAMES, CLIPS, LAYERS = 12, 4, 8
 ONE_QUERY = Schedule.uniform(LAYERS, query=64, operators=Operators(QueryMerging(group=1)))
@@ -30,7 +31,7 @@ def model() -> ReferenceModel:
 @pytest.fixture(scope="module")
 def dense(model: ReferenceModel) -> DenseRuns:
     seeds = EVALUATION[2000 : 2000 + CLIPS]
-    return run_dense(model, [rendered_clip(seed, FRAMES) for seed in seeds])
+    return run_dense(Runner.of(model), [rendered_clip(seed, FRAMES) for seed in seeds])
 
 
 def test_a_schedule_that_ruins_the_model_is_seen_to_collapse(
@@ -38,7 +39,7 @@ def test_a_schedule_that_ruins_the_model_is_seen_to_collapse(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Spark3rWarning)
-        runs = evaluate(model, ONE_QUERY, dense)
+        runs = evaluate(Runner.of(model), ONE_QUERY, dense)
     seen = [
         (run, reference)
         for run, reference in zip(runs, dense.qualities, strict=True)
@@ -51,6 +52,8 @@ def test_a_schedule_that_ruins_the_model_is_seen_to_collapse(
 
 
 def test_a_sound_schedule_is_not(model: ReferenceModel, dense: DenseRuns) -> None:
-    for run, reference in zip(evaluate(model, SOUND, dense), dense.qualities, strict=True):
+    for run, reference in zip(
+        evaluate(Runner.of(model), SOUND, dense), dense.qualities, strict=True
+    ):
         assert not collapsed(run.consistency, reference.consistency)
         assert score(run, reference, "consistency") < COLLAPSED

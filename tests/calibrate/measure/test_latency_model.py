@@ -20,13 +20,9 @@ from calibrate.measure.latency_model import (
     terms,
 )
 from calibrate.measure.timing import (
-    KEPT_S,
-    LONG_S,
-    VERY_LONG_S,
     layer_grid,
     measure_latency,
     resolved_rules,
-    samples_to_take,
     time_layers,
     time_passes,
 )
@@ -35,7 +31,7 @@ from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reduction.rule import ResolvedRule, clamp
-from spark3r.timing import Call, Stopwatch
+from spark3r.runner import Runner
 
 LAYOUT = TokenLayout(40, 8, 8, special=5, anchor_frame=0)
 PAPER = Operators()
@@ -224,7 +220,7 @@ def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
     with torch.inference_mode():
         before = model(images)["depth"]
     table = measure_latency(
-        model,
+        Runner.of(model),
         images,
         [PAPER, FAITHFUL],
         query_factors=(1, 2, 4),
@@ -259,7 +255,7 @@ def test_a_dense_pass_that_does_not_fit_is_left_out_and_extrapolated(
 
     monkeypatch.setattr(attention, "forward", small_only)
     table = measure_latency(
-        model,
+        Runner.of(model),
         torch.rand(8, 3, 16, 16),
         [PAPER],
         query_factors=(1, 2),
@@ -278,14 +274,14 @@ def test_an_error_that_is_not_about_memory_is_raised(model: nn.Module) -> None:
 
     model.aggregator.frame_blocks[1].register_forward_pre_hook(fails)  # type: ignore[union-attr,index]
     with pytest.raises(RuntimeError, match="something else"):
-        time_passes(model, torch.rand(2, 3, 16, 16), {"dense": "dense"})
+        time_passes(Runner.of(model), torch.rand(2, 3, 16, 16), {"dense": "dense"})
 
 
 def test_layers_that_differ_cannot_stand_for_one_another(model: nn.Module) -> None:
     attn = model.aggregator.global_blocks[1].attn  # type: ignore[union-attr,index]
     attn.proj = nn.Linear(128, 128, bias=False)
     with pytest.raises(FamilyError, match="differ in class or size"):
-        time_layers(model, torch.rand(2, 3, 16, 16), [ResolvedRule(1, 2, PAPER)])
+        time_layers(Runner.of(model), torch.rand(2, 3, 16, 16), [ResolvedRule(1, 2, PAPER)])
 
 
 def test_what_counts_as_out_of_memory() -> None:
@@ -295,49 +291,6 @@ def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("out of memory"))
-
-
-def test_samples_follow_how_long_a_call_takes() -> None:
-    assert samples_to_take({"short": 0.1, "long": LONG_S, "very": VERY_LONG_S}, 0.0) == {
-        "short": 3,
-        "long": 2,
-        "very": 1,
-    }
-    assert samples_to_take({"a": 0.5, "b": 2.0}, 16.0) == {"a": 16, "b": 4}
-    assert samples_to_take({"a": 0.01}, None) == {"a": 20}
-
-
-def test_first_runs_are_samples_where_they_are_long(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    second = {"wall": 0.5 * KEPT_S, "long": 1.5 * KEPT_S, "longer": LONG_S}
-    treatments = {
-        "wall": "wall",
-        "long": Schedule.uniform(2, 1, 2),
-        "longer": Schedule.uniform(2, 2, 1),
-    }
-    ran: list[str] = []
-
-    def prepare(model: nn.Module, treatment: object, family: object) -> None:
-        ran.append(next(name for name, each in treatments.items() if each == treatment))
-
-    def stopwatch(*_: object) -> Stopwatch:
-        def timed(call: Call) -> float:
-            call()
-            return 1000 * second[ran[-1]]
-
-        return timed
-
-    timings: list[int] = []
-    monkeypatch.setattr("calibrate.measure.timing.apply_treatment", prepare)
-    monkeypatch.setattr("calibrate.measure.timing.run", lambda *_: timings.append(1))
-    for place in ("calibrate.measure.timing", "spark3r.timing"):
-        monkeypatch.setattr(f"{place}.make_stopwatch", stopwatch)
-    monkeypatch.setattr("calibrate.measure.timing.warm_up", lambda *_: None)
-    found = time_passes(model, torch.rand(2, 3, 16, 16), treatments, limit_s=0.0)
-    assert {name: each.n for name, each in found.items()} == {"wall": 3, "long": 3, "longer": 2}
-    # One run for the machine, and one to warm up the call that is too short to count.
-    assert len(timings) == 1 + (1 + 3) + 3 + 2
 
 
 def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:

@@ -13,6 +13,7 @@ from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
 from calibrate.measure.probe import COLUMNS, SensitivityError, probe
 from spark3r import LayerRule, Operators, Schedule
 from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.runner import Runner
 from spark3r.schedule import operators_text
 
 PAPER = Operators(QueryMerging(group=2))
@@ -22,7 +23,7 @@ CLIPS = [make_clip(6, name="a"), make_clip(6, step=0.2, name="b")]
 
 @pytest.fixture
 def dense(model: nn.Module) -> DenseRuns:
-    return run_dense(model, CLIPS)
+    return run_dense(Runner.of(model), CLIPS)
 
 
 def pick(table: pd.DataFrame, **where: object) -> pd.Series:
@@ -33,21 +34,21 @@ def pick(table: pd.DataFrame, **where: object) -> pd.Series:
 
 
 def test_dense_runs_have_no_deviation_and_different_names(model: nn.Module) -> None:
-    runs = run_dense(model, CLIPS)
+    runs = run_dense(Runner.of(model), CLIPS)
     assert [quality.clip for quality in runs.qualities] == ["a", "b"]
     assert all(quality.deviation.depth_log == 0 for quality in runs.qualities)
     with pytest.raises(ValueError, match="different names"):
-        run_dense(model, [CLIPS[0], CLIPS[0]])
+        run_dense(Runner.of(model), [CLIPS[0], CLIPS[0]])
     with pytest.raises(ValueError, match="different names"):
-        run_dense(model, [])
+        run_dense(Runner.of(model), [])
 
 
 def test_an_evaluation_leaves_the_model_unpatched(model: nn.Module, dense: DenseRuns) -> None:
-    qualities = evaluate(model, Schedule.uniform(2, 1, 3, operators=PAPER), dense)
+    qualities = evaluate(Runner.of(model), Schedule.uniform(2, 1, 3, operators=PAPER), dense)
     assert not spark3r.is_applied(model)
     assert all(quality.deviation.depth_log > 0 for quality in qualities)
     assert all(quality.error is not None for quality in qualities)
-    with_clouds = evaluate(model, Schedule.dense(2), dense, clouds=True)
+    with_clouds = evaluate(Runner.of(model), Schedule.dense(2), dense, clouds=True)
     assert "deviation.accuracy" in with_clouds[0].figures()
 
 
@@ -56,7 +57,7 @@ def test_the_table_has_every_layer_axis_factor_and_metric(
 ) -> None:
     steps: list[tuple[int, int]] = []
     table = probe(
-        model,
+        Runner.of(model),
         dense,
         [PAPER, FAITHFUL],
         query_factors=(1, 2),
@@ -87,7 +88,7 @@ def test_a_row_is_what_an_evaluation_of_that_schedule_gives(
     model: nn.Module, dense: DenseRuns
 ) -> None:
     table = probe(
-        model,
+        Runner.of(model),
         dense,
         [PAPER],
         query_factors=(2,),
@@ -96,9 +97,9 @@ def test_a_row_is_what_an_evaluation_of_that_schedule_gives(
         layers=[1],
     )
     schedule = Schedule((LayerRule(1, 2), LayerRule(1, 3)), PAPER)
-    values = [q.deviation.depth_log for q in evaluate(model, schedule, dense)]
+    values = [q.deviation.depth_log for q in evaluate(Runner.of(model), schedule, dense)]
     base = Schedule.uniform(2, 1, 2, operators=PAPER)
-    before = [q.deviation.depth_log for q in evaluate(model, base, dense)]
+    before = [q.deviation.depth_log for q in evaluate(Runner.of(model), base, dense)]
     row = pick(table, axis="key_value", factor=3, metric="deviation.depth_log")
     assert row["mean"] == pytest.approx(sum(values) / 2)
     changes = [value - old for value, old in zip(values, before, strict=True)]
@@ -114,17 +115,17 @@ def test_operators_of_an_axis_that_is_not_reduced_are_not_run_again(
 ) -> None:
     runs: list[Schedule] = []
 
-    def counted(model: nn.Module, schedule: Schedule, *rest: object, **how: object) -> object:
+    def counted(runner: Runner, schedule: Schedule, *rest: object, **how: object) -> object:
         runs.append(schedule)
-        return evaluate(model, schedule, *rest, **how)  # type: ignore[arg-type]
+        return evaluate(runner, schedule, *rest, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probe_module, "evaluate", counted)
-    probe(model, dense, [PAPER, FAITHFUL], query_factors=(2,), key_value_factors=(2,))
+    probe(Runner.of(model), dense, [PAPER, FAITHFUL], query_factors=(2,), key_value_factors=(2,))
     assert len(runs) == 2 + 2 * 2  # queries merge alike under both; dense is known
 
 
 def test_factors_beyond_the_clip_are_brought_down(model: nn.Module, dense: DenseRuns) -> None:
-    table = probe(model, dense, [PAPER], key_value_factors=(5, 32, 256))
+    table = probe(Runner.of(model), dense, [PAPER], key_value_factors=(5, 32, 256))
     assert sorted(table["factor"].unique()) == [1, 5, 6]
 
 
@@ -143,5 +144,5 @@ def test_a_model_that_returns_nan_is_named_with_layer_and_factor(
         SensitivityError,
         match=r"^layer 1 \(aggregator.global_blocks.1.attn\), key_value factor 3: .*NaN",
     ):
-        probe(model, dense, [PAPER], key_value_factors=(2, 3))
+        probe(Runner.of(model), dense, [PAPER], key_value_factors=(2, 3))
     assert not spark3r.is_applied(model)

@@ -8,7 +8,7 @@ import torch
 from faulty_runs import altered, frozen_cameras, make_clip, noisy, perfect, turn
 
 from calibrate.defaults import Source
-from calibrate.measure.evaluator import DenseRuns, Judge, is_failure
+from calibrate.measure.evaluator import DenseRuns, Evaluator, is_failure
 from calibrate.measure.quality import assess, mean_figures
 from calibrate.measure.score import (
     COLLAPSED,
@@ -24,6 +24,7 @@ from spark3r.families.registry import FAMILIES
 from spark3r.geometry import invert_pose
 from spark3r.prediction import Prediction, PredictionError
 from spark3r.profile.evidence import Figures
+from spark3r.runner import Runner
 
 CLIP = make_clip()
 TRUTH = perfect(CLIP)
@@ -214,8 +215,8 @@ def test_scores_are_means_over_paired_clips() -> None:
 def test_only_a_search_for_error_minimises_deviation_as_well(source: Source) -> None:
     dense = DenseRuns((CLIP,), (DENSE,), (OF_DENSE,))
     worse = assess(noisy(DENSE, 0.1), CLIP, DENSE)
-    judge = Judge(torch.nn.Identity(), FAMILIES["reference"], source, "balanced")
-    value, mean = judge.search_value((worse,), dense)
+    evaluator = Evaluator(Runner(torch.nn.Identity(), FAMILIES["reference"]), source, "balanced")
+    value, mean = evaluator.search_value((worse,), dense)
     assert mean == score(worse, OF_DENSE, source)
     deviation = score(worse, OF_DENSE, "deviation")
     assert value == pytest.approx(mean + DEVIATION_WEIGHT * deviation * (source == "error"))
@@ -224,13 +225,14 @@ def test_only_a_search_for_error_minimises_deviation_as_well(source: Source) -> 
 def test_a_search_for_deviation_minimises_its_geometric_mean() -> None:
     dense = DenseRuns((CLIP, CLIP), (DENSE, DENSE), (OF_DENSE, OF_DENSE))
     near, far = (assess(noisy(DENSE, noise), CLIP, DENSE) for noise in (0.01, 0.2))
-    judge = Judge(torch.nn.Identity(), FAMILIES["reference"], "deviation", "balanced")
+    runner = Runner(torch.nn.Identity(), FAMILIES["reference"])
+    evaluator = Evaluator(runner, "deviation", "balanced")
     names = {"near": near, "far": far}
     each = {name: score(run, OF_DENSE, "deviation") for name, run in names.items()}
     assert 5 * each["near"] < each["far"]
     runs = tuple(replace(run, clip=name) for name, run in names.items())
     dense = replace(dense, qualities=tuple(replace(OF_DENSE, clip=name) for name in names))
-    value, mean = judge.search_value(runs, dense)
+    value, mean = evaluator.search_value(runs, dense)
     assert mean == pytest.approx((each["near"] + each["far"]) / 2)
     assert value == pytest.approx(math.sqrt(each["near"] * each["far"]), rel=0.02)
 

@@ -11,6 +11,7 @@ from calibrate.measure.probe import COLUMNS, SensitivityError, probe
 from calibrate.measure.residual_drift import TRUSTED, drift, rank_agreement, scale_drift
 from spark3r import LayerRule, Operators, Schedule, apply
 from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.runner import Runner
 from spark3r.schedule import operators_text
 
 PAPER = Operators(QueryMerging(group=2))
@@ -20,7 +21,7 @@ FACTORS = {"query_factors": (2, 4), "key_value_factors": (2, 3)}
 
 
 def test_the_table_is_like_that_of_the_probe(model: nn.Module) -> None:
-    table = drift(model, CLIPS, [PAPER, FAITHFUL], **FACTORS)
+    table = drift(Runner.of(model), CLIPS, [PAPER, FAITHFUL], **FACTORS)
     assert list(table.columns) == list(COLUMNS)
     assert set(table["metric"]) == {"drift"}
     assert len(table) == 2 * 2 * (3 + 3)
@@ -43,7 +44,7 @@ def test_drift_is_the_change_of_the_residual_stream(model: nn.Module) -> None:
     hook.remove()
     before, after = streams
     expected = float((after - before).norm() / before.norm())
-    table = drift(model, CLIPS[:1], [FAITHFUL], key_value_factors=(3,))
+    table = drift(Runner.of(model), CLIPS[:1], [FAITHFUL], key_value_factors=(3,))
     row = table[(table["layer"] == 1) & (table["factor"] == 3)].iloc[0]
     assert row["mean"] == pytest.approx(expected, rel=1e-4)
 
@@ -51,7 +52,7 @@ def test_drift_is_the_change_of_the_residual_stream(model: nn.Module) -> None:
 def test_the_model_is_left_as_it_was(model: nn.Module) -> None:
     with torch.inference_mode():
         before = model(CLIPS[0].images)["depth"]
-        drift(model, CLIPS, [PAPER], **FACTORS)
+        drift(Runner.of(model), CLIPS, [PAPER], **FACTORS)
         assert torch.equal(model(CLIPS[0].images)["depth"], before)
     assert not any(module._forward_hooks for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -59,7 +60,7 @@ def test_the_model_is_left_as_it_was(model: nn.Module) -> None:
 
 def test_no_clip(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="no clip"):
-        drift(model, [], [PAPER], **FACTORS)
+        drift(Runner.of(model), [], [PAPER], **FACTORS)
 
 
 def test_a_drift_that_is_not_finite_names_layer_and_factor(model: nn.Module) -> None:
@@ -70,7 +71,7 @@ def test_a_drift_that_is_not_finite_names_layer_and_factor(model: nn.Module) -> 
         SensitivityError,
         match=r"layer 1 \(aggregator.*1.attn, clip 'a'\), query factor 2: drift is nan",
     ):
-        drift(model, CLIPS, [PAPER], **FACTORS)
+        drift(Runner.of(model), CLIPS, [PAPER], **FACTORS)
 
 
 def table_of(values: dict[tuple[int, str, int], float], metric: str) -> pd.DataFrame:
@@ -151,9 +152,9 @@ def test_agreement_is_a_rank_correlation_per_axis() -> None:
 
 
 def test_drift_and_probe_fit_together_on_a_real_model(model: nn.Module) -> None:
-    dense = run_dense(model, CLIPS)
-    probes = probe(model, dense, [PAPER], query_factors=(4,), key_value_factors=(3,))
-    drifts = drift(model, CLIPS, [PAPER, FAITHFUL], **FACTORS)
+    dense = run_dense(Runner.of(model), CLIPS)
+    probes = probe(Runner.of(model), dense, [PAPER], query_factors=(4,), key_value_factors=(3,))
+    drifts = drift(Runner.of(model), CLIPS, [PAPER, FAITHFUL], **FACTORS)
     scaled = scale_drift(drifts, probes, "score.deviation")
     assert len(scaled) == len(drifts)
     keys = ["operators", "layer", "axis", "factor"]

@@ -8,24 +8,26 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny_job
+import torch
 from small_models import make_model
+from tiny_job import Notes
 
 import calibrate.measure.sensitivity
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.sensitivity import dense_runs, paper_layers, sensitivities
-from calibrate.progress import unseen
+from calibrate.progress import Reporter
 from calibrate.report.profile import sensitivity_records, sensitivity_table
 from calibrate.search.candidates import choices
 from calibrate.settings import ANCHOR_FACTOR, OPERATORS, Job, Settings
 from spark3r.families.reference import FAMILY
-from spark3r.runner import layout_of
+from spark3r.runner import Runner
 
 
-def job(said: list[str], cache: Path | None = None) -> Job:
+def job(said: Reporter, cache: Path | None = None) -> Job:
     settings = Settings(parse_budget("75%"), cache=cache)
-    return Job(make_model(), FAMILY, settings, "error", unseen, said.append)
+    return Job(Runner.of(make_model(), FAMILY, torch.float32), settings, "error", said)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def test_drift_is_trusted_where_it_ranks_like_probes(
         "rank_agreement",
         lambda *tables: {"query": agreement, "key_value": 0.95},
     )
-    said: list[str] = []
+    said = Notes()
     work = job(said)
     table = sensitivities(work, dense_runs(work, split.search, "search"))
     by_metric = table.groupby("metric")["profiler"].unique()
@@ -51,12 +53,12 @@ def test_drift_is_trusted_where_it_ranks_like_probes(
         assert list(by_metric["score.deviation"]) == ["drift"]
         assert list(by_metric["score.error"]) == ["probe"]
         assert probed == {1, ANCHOR_FACTOR}
-        assert "stands in for them" in said[0]
+        assert "stands in for them" in said.lines[0]
     else:
         assert set(table["profiler"]) == {"probe"}
         assert probed > {1, ANCHOR_FACTOR}
-        assert "all probed" in said[0]
-    layout = layout_of(work.model, split.search[0].images, FAMILY)
+        assert "all probed" in said.lines[0]
+    layout = work.runner.layout(split.search[0].images)
     latency = LatencyModel(4, 10.0, dict.fromkeys(TERMS, 1.0))
     offered = choices(table, OPERATORS, latency, layout)
     factors = set(table[table["axis"] == "key_value"]["factor"])
@@ -76,19 +78,19 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
     seen: dict[str, set[str]] = {"drift": set(), "beside": set(), "probe": set()}
     drift, probe = calibrate.measure.sensitivity.drift, calibrate.measure.sensitivity.probe
 
-    def drifts(model, clips, *args, **kwargs):
+    def drifts(runner, clips, *args, **kwargs):
         at_all_factors = len(kwargs["query_factors"]) > 1
         seen["drift" if at_all_factors else "beside"] |= {clip.name for clip in clips}
-        return drift(model, clips, *args, **kwargs)
+        return drift(runner, clips, *args, **kwargs)
 
-    def probes(model, dense, *args, **kwargs):
+    def probes(runner, dense, *args, **kwargs):
         seen["probe"] |= {clip.name for clip in dense.clips}
-        return probe(model, dense, *args, **kwargs)
+        return probe(runner, dense, *args, **kwargs)
 
     monkeypatch.setattr(calibrate.measure.sensitivity, "drift", drifts)
     monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probes)
     monkeypatch.setattr(calibrate.measure.sensitivity, "TRUSTED", -1.0)
-    work = job([])
+    work = job(Reporter())
     table = sensitivities(work, dense_runs(work, split.search, "search"))
     assert len(split.search) > 1
     assert seen["drift"]
@@ -119,7 +121,7 @@ def test_an_interrupted_probe_goes_on_at_its_layer(
         "rank_agreement",
         lambda *tables: {"query": 1.0, "key_value": 1.0},
     )
-    work = job([], tmp_path)
+    work = job(Reporter(), tmp_path)
     dense = dense_runs(work, split.search, "search")
     with pytest.raises(KeyboardInterrupt):
         sensitivities(work, dense)
@@ -145,8 +147,8 @@ def test_the_papers_probe_without_ground_truth_goes_by_what_there_is(
 
     monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probed)
     clip = replace(split.search[0], depth=None)
-    work = job([])
-    short = layout_of(work.model, clip.images, FAMILY)
+    work = job(Reporter())
+    short = work.runner.layout(clip.images)
     dense = dense_runs(work, [clip], "search")
     for source, expected in (("deviation", (1,)), ("consistency", (0,))):
         assert paper_layers(replace(work, source=source), dense, short) == expected  # type: ignore[arg-type]
