@@ -38,6 +38,21 @@ class DenseRuns:
         return DenseRuns(self.clips[:count], self.predictions[:count], self.qualities[:count])
 
 
+@dataclass(frozen=True)
+class SplitRuns:
+    """Dense runs of all clips, by role.
+
+    Attributes:
+        search: Runs of the clips that sensitivities are measured and trials judged on.
+        selection: Runs of the clips that decide which schedule is exported.
+        held_out: Runs of the clips that the reported figures are from.
+    """
+
+    search: DenseRuns
+    selection: DenseRuns
+    held_out: DenseRuns
+
+
 def run_dense(runner: Runner, clips: Sequence[Clip]) -> DenseRuns:
     """Return the dense runs of an unpatched model.
 

@@ -12,6 +12,7 @@ from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 
+from ..clips import Split
 from ..progress import Progress
 from ..settings import (
     ANCHOR_FACTOR,
@@ -27,13 +28,24 @@ from ..settings import (
     probed_of,
 )
 from .cache import cached_table, table_key
-from .evaluator import DenseRuns, run_dense
+from .evaluator import DenseRuns, SplitRuns, run_dense
 from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
 from .residual_drift import TRUSTED, drift, rank_agreement, scale_drift
 
 
+def run_dense_by_role(job: Job, split: Split) -> SplitRuns:
+    """Return the dense runs of all clips."""
+    return SplitRuns(
+        dense_runs(job, split.search, "search"),
+        dense_runs(job, split.selection, "selection"),
+        dense_runs(job, split.held_out, "held out"),
+    )
+
+
 def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
-    """Return the dense runs of clips, with progress."""
+    """Return the dense runs of clips, with progress; there may be none."""
+    if not clips:
+        return DenseRuns((), (), ())
     step = f"dense, {role}"
     runs = []
     for number, clip in enumerate(clips):

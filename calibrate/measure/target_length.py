@@ -11,6 +11,7 @@ from spark3r.errors import Spark3rError
 from spark3r.reduction.rule import ResolvedRule
 
 from ..budget import Budget, time_text
+from ..clips import Split
 from ..settings import Job
 from .timing import time_layers, time_passes
 
@@ -88,11 +89,27 @@ def choose_target_length(
     return best
 
 
-def measured_target_length(job: Job, images: Tensor) -> TargetLength:
+def target_frames(job: Job, split: Split) -> int:
+    """Return the target length of a job in frames.
+
+    That is the length asked for. Without one it is the shortest for a deviation, and for a budget
+    the length that `choose_target_length` chooses, which is timed and told to the user.
+    """
+    if job.settings.target_frames is not None:
+        return job.settings.target_frames
+    if job.settings.budget is None:
+        return TARGET_LENGTHS[0]
+    target = measured_target_length(job, job.settings.budget, split.search[0].images)
+    job.reporter.say(target.text)
+    return target.frames
+
+
+def measured_target_length(job: Job, budget: Budget, images: Tensor) -> TargetLength:
     """Return the target length of a job, timing dense and the wall at each length in question.
 
     Args:
         job: The job.
+        budget: Its budget.
         images: Footage, ``[S, 3, H, W]``, of any length.
 
     Raises:
@@ -103,8 +120,7 @@ def measured_target_length(job: Job, images: Tensor) -> TargetLength:
         job.reporter.progress("target length", TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
         return dense_and_wall(job, clip_of_length(images, frames))
 
-    assert job.settings.budget is not None
-    chosen = choose_target_length(job.settings.budget, latencies)
+    chosen = choose_target_length(budget, latencies)
     job.reporter.progress("target length", len(TARGET_LENGTHS), len(TARGET_LENGTHS))
     return chosen
 

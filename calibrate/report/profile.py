@@ -6,9 +6,6 @@ import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
 
 from spark3r.clips import Clip
 from spark3r.env import device_name, environment
@@ -29,22 +26,19 @@ from spark3r.profile.evidence import (
     Timing,
 )
 from spark3r.profile.model import OperatorsRecord
-from spark3r.reduction.operators import Operators
 from spark3r.runner import dtype_name
-from spark3r.schedule import LengthRule, Schedule, operators_text
+from spark3r.schedule import LengthRule, Schedule
 from spark3r.timing import Latency
 
 from ..budget import ResolvedBudget
 from ..clips import Split
-from ..defaults import Objective
 from ..measure.latency_model import FORM
-from ..measure.probe import COLUMNS
 from ..measure.quality import Quality
 from ..measure.timing import LatencyTable
 from ..settings import Job
 from ..verify.held_out import Verification, Verified, VerifiedSchedule
 from ..verify.selection import Decision
-from .trade_off import Point
+from .trade_off import Point, TradeOffRuns
 
 BASELINES = ("uniform", "paper")
 
@@ -70,9 +64,8 @@ def make_profile(
     evidence: Evidence,
     verification: Verification,
     decision: Decision | None,
-    sensitivity: Sequence[Sensitivity] = (),
-    points: Sequence[Point] = (),
-    selection: Sequence[Quality] = (),
+    sensitivity: Sequence[Sensitivity],
+    trade_off: TradeOffRuns,
 ) -> Profile:
     """Return the profile of the chosen schedule, its rivals, and the trade-off around it.
 
@@ -81,8 +74,7 @@ def make_profile(
         verification: Everything that was measured at the end.
         decision: Which schedule is the default; None where dense met the budget.
         sensitivity: The sensitivities.
-        points: Slower and faster schedules.
-        selection: Quality of the dense run on the clips that the points' figures are from.
+        trade_off: Slower and faster schedules.
 
     Raises:
         ProfileError: If the parts make no valid profile.
@@ -115,7 +107,7 @@ def make_profile(
             runs.append(_schedule_run(each, each.predicted_ms, dense, evidence))
     dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
     pace = verification.slowdown(table)
-    for point in points:
+    for point in trade_off.points:
         name = f"{dense_ms / (pace * point.trial.latency_ms):.2f}x"
         if point.trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = point.trial.schedule
@@ -139,7 +131,7 @@ def make_profile(
         ),
         dense=Run(
             latency=_timing(dense.latency or table.passes.get("dense")),
-            figures=figure_records((*dense.qualities, *selection)),
+            figures=figure_records((*dense.qualities, *trade_off.dense)),
         ),
         wall=_timing(wall.latency or table.passes.get("wall"))
         or Timing(median_ms=table.wall_ms, spread_ms=0.0, n=1),
@@ -156,7 +148,7 @@ def make_profile(
         schedules,
         status="measured",
         default=chosen,
-        notes=_notes(evidence, dense, decision, points),
+        notes=_notes(evidence, dense, decision, trade_off.points),
         measurements=(measurement,),
         sensitivity=sensitivity,
     )
@@ -236,94 +228,6 @@ def _notes(
             "latency is predicted, and their figures are from the selection's clips."
         )
     return " ".join(lines)
-
-
-METRICS = ("score.error", "score.consistency", "score.deviation")
-"""Metrics that a profile keeps."""
-
-
-def sensitivity_records(
-    table: pd.DataFrame, split: Split, objective: Objective = "balanced"
-) -> tuple[Sensitivity, ...]:
-    """Return the sensitivities as a profile keeps them.
-
-    Args:
-        table: From `calibrate.measure.sensitivity.sensitivities`.
-        split: Clips by role; the first of the search were probed, drift is of the last.
-        objective: Which metrics the scores count.
-    """
-    records = []
-    layers = int(table["layer"].max()) + 1
-    kept = table[table["metric"].isin(METRICS)]
-    for (operators, axis, metric), rows in kept.groupby(["operators", "axis", "metric"], sort=True):
-        factors = sorted({int(factor) for factor in rows["factor"]})
-        drifted, count = (rows["profiler"] == "drift").all(), int(rows["clips"].max())
-        clips = split.search[-count:] if drifted else split.search[:count]
-
-        def by_layer(
-            column: str, rows: pd.DataFrame = rows, factors: Sequence[int] = factors
-        ) -> tuple[tuple[float | None, ...], ...]:
-            places = zip(rows["layer"], rows["factor"], rows[column], strict=True)
-            values = {(int(layer), int(factor)): float(value) for layer, factor, value in places}
-            return tuple(
-                tuple(values.get((layer, factor)) for factor in factors) for layer in range(layers)
-            )
-
-        records.append(
-            Sensitivity(
-                axis="query" if axis == "query" else "key_value",
-                profiler="drift" if drifted else "probe",
-                metric=_metric_name(str(metric), objective),
-                clips=tuple(clip.name for clip in clips),
-                frames=min(clip.frames for clip in clips),
-                operators=OperatorsRecord.of(Operators.from_dict(json.loads(str(operators)))),
-                operating_point=(1, 1),
-                factors=tuple(factors),
-                values=by_layer("mean"),
-                spreads=by_layer("spread"),
-            )
-        )
-    return tuple(records)
-
-
-def sensitivity_table(
-    records: Sequence[Sensitivity], objective: Objective = "balanced"
-) -> pd.DataFrame:
-    """Return the table that `sensitivity_records` kept; where a spread is unknown it is 0.
-
-    Args:
-        records: Of a profile; those of another objective are left out.
-        objective: Which metrics the scores count.
-    """
-    metrics = {_metric_name(metric, objective): metric for metric in METRICS}
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        if record.metric not in metrics:
-            continue
-        for layer, values in enumerate(record.values):
-            spreads = record.spreads[layer] if record.spreads else (None,) * len(values)
-            for factor, value, spread in zip(record.factors, values, spreads, strict=True):
-                if value is None:
-                    continue
-                rows.append(
-                    {
-                        "profiler": record.profiler,
-                        "operators": operators_text(record.operators.operators()),
-                        "layer": layer,
-                        "axis": record.axis,
-                        "factor": factor,
-                        "metric": metrics[record.metric],
-                        "mean": value,
-                        "spread": spread or 0.0,
-                        "clips": len(record.clips),
-                    }
-                )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _metric_name(metric: str, objective: Objective) -> str:
-    """Return what a profile calls a score: which metrics it counts, unless all as usual."""
-    return metric if objective == "balanced" else f"{metric} of {objective}"
 
 
 def figure_records(qualities: Sequence[Quality]) -> tuple[Figures, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +12,15 @@ from spark3r.profile import Profile
 from ..budget import Budget, ResolvedBudget
 from ..clips import Split
 from ..defaults import Objective, Source
+from ..measure.measurements import Latencies, Sensitivities
 from ..measure.timing import LatencyTable
 from ..search.optimizer import Found, Trial
 from ..settings import Job, Settings
-from ..verify.held_out import Verification, Verified
+from ..verify.correction import Outcome
+from ..verify.held_out import Verification, Verified, time_beside_the_wall
 from ..verify.selection import Decision
 from .profile import Evidence, make_profile
+from .trade_off import TradeOffRuns
 
 
 @dataclass(frozen=True)
@@ -116,20 +119,97 @@ class Calibration:
 
 
 def dense_result(
-    job: Job, split: Split, table: LatencyTable, budget: ResolvedBudget
+    job: Job, split: Split, latencies: Latencies, budget: ResolvedBudget, origin: Path | None
 ) -> Calibration:
-    """Return the result where dense meets the budget as it is."""
-    passes = table.passes
+    """Return the result where dense meets the budget as it is.
+
+    Args:
+        job: The job.
+        split: Clips by role.
+        latencies: Latencies at the target length.
+        budget: The budget there.
+        origin: The earlier profile that was solved from, None if latencies were measured.
+    """
+    table = latencies.table
+    if not table.passes:  # an earlier profile's latency model has no timings of today
+        timed = time_beside_the_wall(job, {}, latencies.images, "latency")
+        table = replace(table, passes=timed)
     verification = Verification(
-        Verified("dense", passes.get("dense")), Verified("wall", passes.get("wall"))
+        Verified("dense", table.passes.get("dense")), Verified("wall", table.passes.get("wall"))
     )
-    profile = make_profile(Evidence(job, split, table, budget), verification, None)
-    return Calibration(profile, budget, job.source, job.settings.objective, table, verification)
+    evidence = Evidence(job, split, table, budget)
+    return Calibration(
+        profile=make_profile(evidence, verification, None, (), TradeOffRuns()),
+        budget=budget,
+        source=job.source,
+        objective=job.settings.objective,
+        latency=table,
+        verification=verification,
+        origin=origin,
+    )
 
 
 def as_budget(
-    settings: Settings, found: Trial, frames: int, table: LatencyTable, minimum_ms: float
+    settings: Settings, trial: Trial, latencies: Latencies, minimum_ms: float
 ) -> ResolvedBudget:
     """Return the latency that was found within a deviation as if it had been the budget."""
-    asked = Budget(settings.asked, "clip", found.latency_ms)
-    return ResolvedBudget(asked, frames, found.latency_ms, table.dense_ms, minimum_ms)
+    asked = Budget(settings.asked, "clip", trial.latency_ms)
+    return ResolvedBudget(
+        asked, latencies.frames, trial.latency_ms, latencies.table.dense_ms, minimum_ms
+    )
+
+
+def make_result(
+    job: Job,
+    split: Split,
+    latencies: Latencies,
+    sensitivities: Sensitivities,
+    budget: ResolvedBudget,
+    outcome: Outcome,
+    trade_off: TradeOffRuns,
+    origin: Path | None,
+) -> Calibration:
+    """Return the result of a calibration that exports a schedule.
+
+    Args:
+        job: The job.
+        split: Clips by role.
+        latencies: Latencies at the target length.
+        sensitivities: Sensitivities of the layers.
+        budget: The budget.
+        outcome: The decision and what was measured of it.
+        trade_off: Other schedules.
+        origin: The earlier profile that was solved from, None if everything was measured.
+    """
+    chosen, found = outcome.decision.chosen, outcome.found
+    table = replace(latencies.table, model=outcome.problem.latency)
+    result = Calibration(
+        profile=make_profile(
+            Evidence(job, split, table, budget),
+            outcome.verification,
+            outcome.decision,
+            sensitivities.records,
+            trade_off,
+        ),
+        budget=budget,
+        source=job.source,
+        objective=job.settings.objective,
+        latency=table,
+        verification=outcome.verification,
+        sensitivity=sensitivities.table,
+        found=found if found.was_run else None,
+        decision=outcome.decision,
+        was_stopped=outcome.interrupted or trade_off.interrupted,
+        searched_clips=len(split.search),
+        sensitive=sensitivities.sensitive,
+        max_deviation=job.settings.max_deviation,
+        origin=origin,
+    )
+    if not found.was_run:
+        return result
+    gaps = {
+        "search": chosen.trial.score.mean if chosen.trial.score else None,
+        "selection": chosen.selection_score,
+        "held out": result.chosen.score,
+    }
+    return replace(result, gaps={role: gap for role, gap in gaps.items() if gap is not None})

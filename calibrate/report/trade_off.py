@@ -9,6 +9,8 @@ from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import Quality
 from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
+from ..settings import Job
+from ..verify.correction import Outcome
 
 FRONT_POINTS = 4
 """Schedules of the trade-off that are kept beside the chosen one."""
@@ -33,6 +35,43 @@ class Point:
 
     trial: Trial
     qualities: tuple[Quality, ...]
+
+
+@dataclass(frozen=True)
+class TradeOffRuns:
+    """The schedules of the trade-off.
+
+    Attributes:
+        points: Slower and faster schedules than the exported one.
+        dense: Quality of the dense run on the clips that the points' figures are from.
+        interrupted: Whether Ctrl-C stopped them.
+    """
+
+    points: tuple[Point, ...] = ()
+    dense: tuple[Quality, ...] = ()
+    interrupted: bool = False
+
+
+def run_trade_off(
+    job: Job, evaluator: Evaluator, selection: DenseRuns, outcome: Outcome
+) -> TradeOffRuns:
+    """Run schedules of the search's trade-off, unless the calibration was interrupted already.
+
+    Args:
+        job: The job.
+        evaluator: Runs and scores.
+        selection: Clips of the selection, of which `TRADE_OFF_CLIPS` are run.
+        outcome: The search, and the exported schedule.
+    """
+    if outcome.interrupted:
+        return TradeOffRuns()
+    clips, chosen = selection.first(TRADE_OFF_CLIPS), outcome.decision.chosen.trial
+    try:
+        points = trade_off(outcome.found, chosen, evaluator, clips, job.reporter.step("trade-off"))
+    except KeyboardInterrupt:
+        job.reporter.say("interrupted: exported without other schedules of the trade-off")
+        return TradeOffRuns(interrupted=True)
+    return TradeOffRuns(points, clips.qualities if points else ())
 
 
 def trade_off(
@@ -66,6 +105,8 @@ def trade_off(
             break
         kept.append(front.pop(widest))
     others = sorted(kept[1:], key=lambda trial: trial.latency_ms)
+    if not others:
+        return ()
     points = []
     for number, trial in enumerate(others):
         progress(number, len(others))

@@ -19,21 +19,24 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from spark3r.errors import Spark3rError
 from spark3r.schedule import Schedule
 
 from ..clips import Split
+from ..defaults import TRIALS
 from ..measure.cache import table_key
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import mean_figures
-from ..settings import OPERATORS, Job, Settings
+from ..settings import OPERATORS, Job
 from . import candidates
 from .problem import Goal, Problem, Space, WithinDeviation
-from .storage import Storage, Studies, StudyError, decode, encode, finished, open_studies
+from .storage import Storage, StudyError, check_storage, decode, encode, finished, open_studies
 
 LOG_WEIGHT = 1.5
 """Bound of a parameter: weights lie between e^-1.5 and e^1.5, a factor of twenty apart."""
@@ -87,14 +90,21 @@ class Found:
     """What a search found.
 
     Attributes:
-        trials: All finished trials, those to start from first.
-        goal: What it was to reach.
-        interrupted: Whether it was stopped by Ctrl-C before its last trial.
+        trials: All finished trials, those of the initial schedules first.
+        goal: The goal of the search.
+        interrupted: Whether Ctrl-C stopped it before its last trial.
+        was_run: Whether schedules ran on clips. The answer of `solve` is not run.
     """
 
     trials: tuple[Trial, ...]
     goal: Goal
     interrupted: bool = False
+    was_run: bool = True
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is a schedule to export."""
+        return bool(self.ranked() if self.was_run else self.trials)
 
     def ranked(self) -> tuple[Trial, ...]:
         """Return the trials that are allowed and did not fail, the best first.
@@ -119,61 +129,72 @@ class Found:
         return tuple(front)
 
 
-def search(
-    space: Space,
-    starts: Mapping[str, Schedule],
+@dataclass(frozen=True)
+class SearchOptions:
+    """How long a search takes, and where its trials are stored.
+
+    Attributes:
+        trials: Trials beyond those of the initial schedules, default `TRIALS`.
+        seed: Seed of the sampler, default 0.
+        storage: Storage of the trials; see `.storage.open_studies`.
+        name: Name of the studies there.
+        resume: Whether to go on with studies of this name.
+        timeout_s: Seconds after which no further trial is proposed; None for no limit.
+    """
+
+    trials: int = TRIALS
+    seed: int = 0
+    storage: Storage = None
+    name: str = "search"
+    resume: bool = False
+    timeout_s: float | None = None
+
+
+def optimize(
+    problem: Problem,
+    initial: Mapping[str, Schedule],
     objective: Callable[[Schedule], Score],
-    predict_ms: Callable[[Schedule], float],
-    goal: Goal,
+    options: SearchOptions,
     *,
-    trials: int,
-    seed: int = 0,
-    storage: Storage = None,
-    name: str = "search",
-    resume: bool = False,
-    timeout_s: float | None = None,
     on_trial: Callable[[Trial], object] = lambda trial: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """Search the best schedule that a goal allows.
+    """Search the best schedule that a problem's goal allows.
 
     Args:
-        space: What to choose from.
-        starts: Schedules to run first, by name; they may be outside what is allowed.
-        objective: Runs a schedule. A trial for which it raises a `Spark3rError`, runs out of memory
-            or returns NaN counts as failed, and the search goes on.
-        predict_ms: The latency model. Trials that are gone on with are predicted anew.
-        goal: What to reach.
-        trials: Trials beyond those of ``starts``.
-        seed: Of the sampler.
-        storage: Where trials are kept; see `study.open_studies`.
-        name: Name of the studies there.
-        resume: Whether to go on with studies of this name.
-        timeout_s: Propose no further trial after so many seconds; None for no limit.
-        on_trial: Called with every trial that finished here.
-        clock: Seconds; replaced in tests.
+        problem: The problem. Its latency model also predicts earlier trials anew.
+        initial: Schedules to run first, by name; they may be outside what the goal allows.
+        objective: Function that runs a schedule. A trial for which it raises a `Spark3rError`, runs
+            out of memory or returns NaN counts as failed, and the search goes on.
+        options: Length and storage of the search.
+        on_trial: Callback for every trial that finishes here.
+        clock: Function that returns seconds.
 
     Raises:
-        StudyError: If the storage cannot be used; trials that finished before are kept.
+        StudyError: If the storage cannot be used. Trials that finished before are stored.
     """
     begin = clock()
-    run = _Run(objective, predict_ms, goal, on_trial)
-    studies = open_studies(storage, name, _sampler(seed), resume)
+    run = _Run(objective, problem.predict_ms, problem.goal, on_trial)
+    studies = open_studies(options.storage, options.name, _sampler(options.seed), options.resume)
     for study in (studies.starts, studies.proposed):
-        run.done += [_restored(trial, predict_ms) for trial in finished(study)]
+        run.done += [_restored(trial, problem.predict_ms) for trial in finished(study)]
     # Continued searches draw on from where they were, whatever was lost in between.
-    studies.proposed.sampler = _sampler(seed + len(finished(studies.proposed)))
+    studies.proposed.sampler = _sampler(options.seed + len(finished(studies.proposed)))
+
+    def is_over() -> bool:
+        return options.timeout_s is not None and clock() - begin >= options.timeout_s
+
     try:
-        _run_starts(studies.starts, starts, run)
-        _run_proposed(studies, space, run, trials, lambda: _is_over(clock() - begin, timeout_s))
+        _run_initial(studies.starts, initial, run)
+        _run_proposed(studies.proposed, problem.space, run, options.trials, is_over)
     except KeyboardInterrupt:
-        return Found(tuple(run.done), goal, interrupted=True)
+        return Found(tuple(run.done), problem.goal, interrupted=True)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         raise StudyError(
             f"the search stopped after {len(run.done)} trials, as the next could not be kept "
             f"({error}); they are, and --resume goes on there"
         ) from error
-    return Found(tuple(run.done), goal)
+    return Found(tuple(run.done), problem.goal)
 
 
 @dataclass
@@ -226,18 +247,17 @@ class _Run:
         return score, None
 
 
-def _run_starts(study: optuna.Study, starts: Mapping[str, Schedule], run: _Run) -> None:
+def _run_initial(study: optuna.Study, initial: Mapping[str, Schedule], run: _Run) -> None:
     known = {trial.schedule for trial in run.done}
-    for name, schedule in starts.items():
+    for name, schedule in initial.items():
         if schedule not in known:
             known.add(schedule)
             run.tell(study, study.ask(), name, schedule)
 
 
 def _run_proposed(
-    studies: Studies, space: Space, run: _Run, trials: int, is_over: Callable[[], bool]
+    study: optuna.Study, space: Space, run: _Run, trials: int, is_over: Callable[[], bool]
 ) -> None:
-    study = studies.proposed
     names = run.goal.parameters(space)
     number = len(finished(study))
     if number == 0:  # the knapsack's own answer, so that the sampler knows of it
@@ -272,50 +292,86 @@ def _value(trial: Trial) -> float:
     return math.inf if trial.score is None else trial.score.value
 
 
-def _is_over(taken_s: float, timeout_s: float | None) -> bool:
-    return timeout_s is not None and taken_s >= timeout_s
+class Optimize(Protocol):
+    """Searches a problem's answer: `run_search` with its first arguments, or `solve`."""
+
+    def __call__(
+        self, problem: Problem, *, resolved: Mapping[str, Schedule] | None = None
+    ) -> Found:
+        """Return all trials so far.
+
+        Args:
+            problem: The problem.
+            resolved: Further schedules to run, where the latency model of a problem was corrected
+                after its search. Nothing else is proposed then.
+        """
 
 
-def storage_of(settings: Settings) -> optuna.storages.BaseStorage | str:
-    """Return where trials are kept, in memory if nowhere else, so that a search can go on."""
-    if settings.storage is None:
-        return optuna.storages.InMemoryStorage()
-    return settings.storage if isinstance(settings.storage, str) else str(settings.storage)
+def search_options(job: Job, split: Split, frames: int) -> SearchOptions:
+    """Return the options of a job's search.
 
+    The studies are named by a hash that only a search of the same model, clips and settings has.
+    Without a storage they are kept in memory, so that the search can be continued.
 
-def study_name(job: Job, split: Split, frames: int) -> str:
-    """Return a name that only a search of the same model, clips and settings has."""
-    budget = job.settings.budget
+    Args:
+        job: The job.
+        split: Clips by role.
+        frames: The target length.
+
+    Raises:
+        StudyError: If the storage cannot be opened, holds this search and `Settings.resume` is not
+            set, or holds only others and it is.
+    """
+    settings = job.settings
     key = table_key(
         job.runner,
         split.clips,
         OPERATORS,
-        budget=None if budget is None else budget.text,
-        max_deviation=job.settings.max_deviation,
-        objective=job.settings.objective,
+        budget=None if settings.budget is None else settings.budget.text,
+        max_deviation=settings.max_deviation,
+        objective=settings.objective,
         source=job.source,
         frames=frames,
-        seed=job.settings.seed,
+        seed=settings.seed,
         choices=candidates.REVISION,
     )
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    check_storage(settings.storage, name, settings.resume)
+    return SearchOptions(
+        trials=settings.trials,
+        seed=settings.seed,
+        storage=settings.storage or optuna.storages.InMemoryStorage(),
+        name=name,
+        resume=settings.resume,
+        timeout_s=settings.timeout_s,
+    )
 
 
-def searched(
+def run_search(
     job: Job,
     evaluator: Evaluator,
     dense: DenseRuns,
-    storage: optuna.storages.BaseStorage | str,
-    name: str,
+    options: SearchOptions,
     problem: Problem,
     *,
-    trials: int,
-    others: dict[str, Schedule] | None = None,
+    resolved: Mapping[str, Schedule] | None = None,
 ) -> Found:
-    """Search, or go on with a search under a corrected latency model, which ``others`` come of."""
-    settings = job.settings
-    starts = problem.starts(at_the_goal=others is not None) | (others or {})
-    total = len(starts) + trials
+    """Search on clips; see `Optimize`.
+
+    Args:
+        job: The job.
+        evaluator: Runs and scores.
+        dense: Dense runs of the search clips.
+        options: Options of the search.
+        problem: The problem.
+        resolved: Further schedules to run after a correction, instead of proposing any.
+    """
+    step = "search"
+    initial = problem.starts(at_the_goal=resolved is not None)
+    if resolved is not None:
+        step, initial = "search, corrected", initial | dict(resolved)
+        options = replace(options, trials=0, resume=True)
+    total = len(initial) + options.trials
     ran = 0
 
     def objective(schedule: Schedule) -> Score:
@@ -323,34 +379,44 @@ def searched(
         value, mean = evaluator.search_value(qualities, dense)
         return Score(value, mean_figures(qualities), mean)
 
-    def tell(trial: Trial) -> None:
+    def on_trial(trial: Trial) -> None:
         nonlocal ran
         ran += 1
         job.reporter.progress(step, min(ran, total), total)
 
-    step = "search" if others is None else "search, corrected"
     job.reporter.progress(step, 0, total)
-    found = search(
-        problem.space,
-        starts,
-        objective,
-        problem.predict_ms,
-        problem.goal,
-        trials=trials,
-        seed=settings.seed,
-        storage=storage,
-        name=name,
-        resume=settings.resume or others is not None,
-        timeout_s=settings.timeout_s,
-        on_trial=tell,
-    )
-    job.reporter.progress(
-        step, min(len(found.trials), total), total
-    )  # not all where it was stopped
+    found = optimize(problem, initial, objective, options, on_trial=on_trial)
+    job.reporter.progress(step, min(len(found.trials), total), total)  # not all if interrupted
     return found
 
 
-def nothing_ran(found: Found, problem: Problem) -> str:
+def solve(problem: Problem, *, resolved: Mapping[str, Schedule] | None = None) -> Found:
+    """Return the knapsack's answer alone, which is not run; see `Optimize`.
+
+    This is all there is with an earlier profile: sensitivities, but no clips to search on.
+    """
+    schedule = problem.knapsack()
+    if schedule is None:
+        return Found((), problem.goal, was_run=False)
+    trial = Trial("knapsack", schedule, problem.predict_ms(schedule), None)
+    return Found((trial,), problem.goal, was_run=False)
+
+
+def require_result(found: Found, problem: Problem) -> None:
+    """Raise if a search found nothing to export.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted before that.
+        Spark3rError: Otherwise, with the reason.
+    """
+    if found.is_usable:
+        return
+    if found.interrupted:
+        raise KeyboardInterrupt
+    raise Spark3rError(_nothing_ran(found, problem))
+
+
+def _nothing_ran(found: Found, problem: Problem) -> str:
     """Return why a search has nothing to export."""
     failures = [trial for trial in found.trials if trial.failure]
     if failures:

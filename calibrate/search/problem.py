@@ -206,7 +206,9 @@ class Problem:
         return lambda schedule: goal.excess(self.predict_ms(schedule), None) <= 0
 
 
-def least_ms(model: LatencyModel, layout: TokenLayout, short: TokenLayout, depth: int) -> float:
+def least_latency_ms(
+    model: LatencyModel, layout: TokenLayout, short: TokenLayout, depth: int
+) -> float:
     """Return the least latency of any schedule that sensitivities are measured for.
 
     Args:

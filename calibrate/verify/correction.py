@@ -1,47 +1,71 @@
-"""Settling on a schedule: selection, timing, one correction of the latency model, verification."""
+"""Selection, timing, and at most one correction of the latency model by what was timed.
+
+The latency model is corrected twice at most: before the search by the knapsack's answer, and after
+the selection if the chosen schedule misses the budget.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
 
 from torch import Tensor
 
-from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from ..budget import time_text
-from ..measure.evaluator import DenseRuns, Evaluator
-from ..measure.timing import believed_ms, unrest_of
-from ..search.optimizer import Found
+from ..measure.evaluator import Evaluator, SplitRuns
+from ..measure.timing import LatencyTable, believed_ms, drift_of, unrest_of
+from ..search.optimizer import Found, Optimize
 from ..search.problem import Problem, WithinBudget
 from ..settings import Job
 from .held_out import Verification, time_beside_the_wall, verify
-from .selection import SLACK, Decision, Finalist, best_so_far, choose, finalists, most_faithful
+from .selection import (
+    SLACK,
+    Decision,
+    Finalist,
+    best_so_far,
+    choose,
+    finalists,
+    most_faithful,
+    solved,
+)
 
 OVER = 0.02
 """Share of the budget by which a measured schedule may exceed it before the model is corrected."""
 
 FINALISTS = 1.5
-"""How long the finalists are timed, as a share of what other timings may take."""
+"""Seconds for timing several finalists, as a share of what other timings may take."""
 
 SOLVED_AGAIN = 5
 """Proposals of the search that are solved again after that."""
 
 
-class Searched(Protocol):
-    """Goes on with the search."""
+@dataclass(frozen=True)
+class CorrectionContext:
+    """Everything that selection, timing and correction work with.
 
-    def __call__(
-        self, problem: Problem, *, trials: int, others: dict[str, Schedule] | None = None
-    ) -> Found:
-        """Return all trials so far and those of ``others``."""
+    Attributes:
+        job: The job.
+        evaluator: Runs and scores.
+        dense: Dense runs by role.
+        images: A clip of the target length, ``[S, 3, H, W]``.
+        optimize: Searches once more, under a corrected latency model.
+        origin: The profile that the measurements are from; None where they were measured.
+    """
+
+    job: Job
+    evaluator: Evaluator
+    dense: SplitRuns
+    images: Tensor
+    optimize: Optimize
+    origin: Path | None = None
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What was settled on, and all that was measured of it.
+class Outcome:
+    """The decision, and everything that was measured of it.
 
     Attributes:
         problem: The problem, with the latency model that was right in the end.
@@ -58,103 +82,136 @@ class Settled:
     interrupted: bool = False
 
 
-@dataclass(frozen=True)
-class Means:
-    """What settling works with.
+def correct_at_goal(job: Job, problem: Problem, table: LatencyTable, images: Tensor) -> Problem:
+    """Return the problem with its latency model corrected by the timing of the knapsack's answer.
 
-    Attributes:
+    A model fitted from the wall to dense may be some percent off in between, where every schedule
+    of the search lies, as the knapsack's answer does. If the machine has become slower or faster
+    since the fit, that is taken out, because the budget was resolved before: dense and the wall
+    together show it, or the wall alone where dense does not fit. (The wall is short, and a
+    disturbed one would shift everything.) The less they agree on that, the less the timing counts.
+
+    Args:
         job: The job.
-        evaluator: Runs and scores.
-        dense: Dense runs by role.
+        problem: The problem.
+        table: The timings that its latency model was fitted to.
         images: A clip of the target length, ``[S, 3, H, W]``.
-        searched: Goes on with the search.
     """
+    seed = problem.knapsack()
+    if seed is None:
+        return problem
+    latencies = time_beside_the_wall(
+        job,
+        {"knapsack": seed},
+        images,
+        "latency at the goal",
+        dense=not table.dense_extrapolated,
+    )
+    if not latencies.keys() >= {"wall", "knapsack"}:
+        return problem
+    wall_ms, predicted_ms = problem.latency.wall_ms(problem.layout), problem.predict_ms(seed)
+    slower, unsure = drift_of({"wall": table.wall_ms, "dense": table.dense_ms}, latencies)
+    measured_ms = latencies["knapsack"].median_ms / slower
+    unrest = max(unrest_of(table.passes, latencies), unsure)
+    taken_ms = believed_ms(predicted_ms, measured_ms, unrest)
+    job.reporter.say(
+        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted; "
+        f"timings differ by {unrest:.1%}, so that {taken_ms / predicted_ms:.3f} is believed"
+    )
+    return problem.corrected(wall_ms, seed, taken_ms)
 
-    job: Job
-    evaluator: Evaluator
-    dense: Mapping[str, DenseRuns]
-    images: Tensor
-    searched: Searched
 
-
-def settle(means: Means, problem: Problem, found: Found) -> Settled:
+def select_and_correct(context: CorrectionContext, problem: Problem, found: Found) -> Outcome:
     """Choose the schedule to export, and verify it and its rivals.
 
     A schedule that takes more than `OVER` above the budget, or leaves more than `SLACK` of it
-    unused where the latency model said that it would not, is replaced, as far as the machine was
-    quiet enough to tell (`.unrest.believed_ms`): the model is corrected by what it takes,
-    and everything that it decides is decided once more. What comes of that is exported as it is.
+    unused although the latency model predicted otherwise, is replaced, as far as the machine was
+    quiet enough to tell: the model is corrected by the timing, and everything is decided once more.
+    The result of that is exported as it is.
 
-    After Ctrl-C what was chosen last is verified alone, or the best of the search where nothing was
-    yet; a second one goes through.
+    After Ctrl-C the last decision is verified alone, or the best trial of the search if there was
+    no decision yet. A second Ctrl-C is raised, as is the first one if nothing was searched: then
+    there is nothing but the answer that was interrupted.
 
     Args:
-        means: What to do it with.
-        problem: What was searched.
+        context: Everything to work with.
+        problem: The problem.
         found: The trials.
     """
-    choices: list[tuple[Problem, Found, Decision]] = []
+    decisions: list[tuple[Problem, Found, Decision]] = []
     try:
-        return _settle(means, problem, found, choices)
+        return _select_and_correct(context, problem, found, decisions)
     except KeyboardInterrupt:
-        means.job.reporter.say(
+        if not found.was_run:
+            raise
+        context.job.reporter.say(
             "interrupted: the best so far is verified alone and exported, the study is kept"
         )
         decision = best_so_far(found)
-        if choices:
-            problem, found, chosen = choices[-1]
+        if decisions:
+            problem, found, chosen = decisions[-1]
             decision = replace(chosen, finalists=(chosen.chosen,))
-        latencies = _timed(means, decision, "verification of the best")
-        verification = verify(means.evaluator, decision, means.dense["held out"], latencies)
-        return Settled(problem, found, decision, verification, interrupted=True)
+        latencies = _timed(context, decision, "verification of the best")
+        verification = verify(context.evaluator, decision, context.dense.held_out, latencies)
+        return Outcome(problem, found, decision, verification, interrupted=True)
 
 
-def _settle(
-    means: Means,
+def _select_and_correct(
+    context: CorrectionContext,
     problem: Problem,
     found: Found,
-    choices: list[tuple[Problem, Found, Decision]],
-) -> Settled:
-    """Settle on a schedule; ``choices`` has every decision as soon as it is made."""
-    job, evaluator, dense = means.job, means.evaluator, means.dense
-    decision = _decided(means, problem, found, "selection")
-    choices.append((problem, found, decision))
-    latencies = _timed(means, decision, "latency of finalists")
+    decisions: list[tuple[Problem, Found, Decision]],
+) -> Outcome:
+    """Decide and verify; every decision is appended to ``decisions`` as soon as it is made."""
+    job = context.job
+    decision = _decide(context, problem, found, "selection")
+    decisions.append((problem, found, decision))
+    share = FINALISTS if found.was_run else 1.0
+    latencies = _timed(context, decision, "latency of finalists", share)
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
         best = [trial for trial in found.ranked() if trial.parameters][:SOLVED_AGAIN]
-        again = corrected.solved_again({trial.name: trial.parameters for trial in best})
-        more = means.searched(corrected, trials=0, others=again)
-        if more.ranked():
+        resolved = corrected.solved_again({trial.name: trial.parameters for trial in best})
+        more = context.optimize(corrected, resolved=resolved)
+        if more.is_usable:
             stopped = found.interrupted or more.interrupted
             problem, found = corrected, replace(more, interrupted=stopped)
-            decision = _decided(means, problem, found, "selection, corrected", decision.finalists)
-            choices.append((problem, found, decision))
-            latencies = _timed(means, decision, "latency, corrected", share=1.0)
+            decision = _decide(context, problem, found, "selection, corrected", decision.finalists)
+            decisions.append((problem, found, decision))
+            latencies = _timed(context, decision, "latency, corrected")
+    if (taken := latencies.get(decision.chosen.kind)) is not None:
+        predicted_ms = decision.chosen.trial.latency_ms
+        job.reporter.say(
+            f"{decision.chosen.kind}: predicted {time_text(predicted_ms)}, measured "
+            f"{time_text(taken.median_ms)} ({taken.median_ms / predicted_ms:.2f})"
+        )
     progress = job.reporter.step("verification")
-    verification = verify(evaluator, decision, dense["held out"], latencies, progress)
-    return Settled(problem, found, decision, verification)
+    held_out = context.dense.held_out
+    verification = verify(context.evaluator, decision, held_out, latencies, progress)
+    return Outcome(problem, found, decision, verification)
 
 
-def _decided(
-    means: Means,
+def _decide(
+    context: CorrectionContext,
     problem: Problem,
     found: Found,
     step: str,
     earlier: tuple[Finalist, ...] = (),
 ) -> Decision:
-    progress = means.job.reporter.step(step)
-    candidates = finalists(found, means.evaluator, means.dense["selection"], progress, earlier)
+    if context.origin is not None:
+        return solved(found, context.origin.name)
+    progress = context.job.reporter.step(step)
+    candidates = finalists(found, context.evaluator, context.dense.selection, progress, earlier)
     if not candidates:
         return most_faithful(found)
-    return choose(candidates, problem.goal, means.job.source)
+    return choose(candidates, problem.goal, context.job.source)
 
 
 def _timed(
-    means: Means, decision: Decision, step: str, share: float = FINALISTS
+    context: CorrectionContext, decision: Decision, step: str, share: float = 1.0
 ) -> dict[str, Latency]:
     schedules = {each.kind: each.trial.schedule for each in decision.finalists}
-    return time_beside_the_wall(means.job, schedules, means.images, step, share=share)
+    return time_beside_the_wall(context.job, schedules, context.images, step, share=share)
 
 
 def corrected_where_missed(

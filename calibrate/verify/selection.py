@@ -184,6 +184,16 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Deci
     return Decision(candidates, chosen, tuple(reasons))
 
 
+def solved(found: Found, origin: str) -> Decision:
+    """Return the decision for the knapsack's answer, which did not run on any clip.
+
+    Args:
+        found: From `calibrate.search.optimizer.solve`.
+        origin: Name of the profile that the measurements are from.
+    """
+    return _alone(found.trials[0], f"solved by the sensitivities and the latency model of {origin}")
+
+
 def best_so_far(found: Found) -> Decision:
     """Return the decision for the best trial of the search alone, without a selection."""
     return _alone(

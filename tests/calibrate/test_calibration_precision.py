@@ -19,7 +19,7 @@ from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.measure.timing import measure_latency, time_layers
 from calibrate.pipeline import run
-from calibrate.search.optimizer import study_name
+from calibrate.search.optimizer import search_options
 from calibrate.settings import Settings, make_job
 from spark3r import Operators, Profile, Spark3rError, Spark3rWarning, apply
 from spark3r.prediction import Prediction
@@ -140,7 +140,7 @@ def test_precisions_have_studies_of_their_own() -> None:
 
     def name(dtype: torch.dtype) -> str:
         settings = Settings(parse_budget("75%"), dtype=dtype)
-        return study_name(make_job(model, split, settings), split, 64)
+        return search_options(make_job(model, split, settings), split, 64).name
 
     assert len({name(dtype) for dtype in (F32, BF16, F16)}) == 3
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from calibrate.search.knapsack import Choice
 from calibrate.search.optimizer import Score
-from calibrate.search.problem import Space
+from calibrate.search.problem import Goal, Space
 from spark3r.reduction.operators import Operators, TokenStride
 from spark3r.schedule import LayerRule, LengthRule, Schedule
 
@@ -58,6 +59,15 @@ def best_value(score: Callable[[Schedule], Score], budget_ms: float, layers: int
     rules = [LayerRule(*pair) for pair in FACTORS]
     schedules = (Schedule(each) for each in itertools.product(rules, repeat=layers))
     return min(score(each).value for each in schedules if predict_ms(each) <= budget_ms)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search needs of a problem."""
+
+    goal: Goal
+    space: Space = field(default_factory=space)
+    predict_ms: Callable[[Schedule], float] = predict_ms
 
 
 def starts(layers: int = 4) -> Mapping[str, Schedule]:

@@ -16,9 +16,9 @@ import calibrate.measure.sensitivity
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.measure.latency_model import TERMS, LatencyModel
+from calibrate.measure.records import sensitivity_records, sensitivity_table
 from calibrate.measure.sensitivity import dense_runs, paper_layers, sensitivities
 from calibrate.progress import Reporter
-from calibrate.report.profile import sensitivity_records, sensitivity_table
 from calibrate.search.candidates import choices
 from calibrate.settings import ANCHOR_FACTOR, OPERATORS, Job, Settings
 from spark3r.families.reference import FAMILY

@@ -5,32 +5,41 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import optuna
 import pytest
 import toys
 
-from calibrate.search.optimizer import Found, Score, Trial, search
-from calibrate.search.problem import WithinBudget, WithinDeviation
+from calibrate.search.optimizer import Found, Score, SearchOptions, Trial, optimize
+from calibrate.search.problem import Goal, WithinBudget, WithinDeviation
 from calibrate.search.storage import StudyError, alone, decode, encode
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
 from spark3r.reduction.operators import QueryMerging
 
 BUDGET_MS = 18.0
-AIM_MS = WithinBudget(BUDGET_MS).aim_ms
+BUDGET = WithinBudget(BUDGET_MS)
+AIM_MS = BUDGET.aim_ms
 
 
-def run(objective=toys.additive, trials: int = 6, **settings) -> Found:
-    settings = {"starts": toys.starts(), "predict_ms": toys.predict_ms, **settings}
-    return search(
-        settings.pop("space", toys.space()),
-        settings.pop("starts"),
+def run(
+    objective=toys.additive,
+    trials: int = 6,
+    *,
+    goal: Goal = BUDGET,
+    predict_ms=toys.predict_ms,
+    on_trial=lambda trial: None,
+    clock=time.monotonic,
+    **options,
+) -> Found:
+    return optimize(
+        toys.Problem(goal, predict_ms=predict_ms),
+        toys.starts(),
         objective,
-        settings.pop("predict_ms"),
-        settings.pop("goal", WithinBudget(BUDGET_MS)),
-        trials=trials,
-        **settings,
+        SearchOptions(trials, **options),
+        on_trial=on_trial,
+        clock=clock,
     )
 
 
@@ -260,15 +269,15 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
         sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
         import toys
         from calibrate.search.problem import WithinBudget
-        from calibrate.search.optimizer import search
+        from calibrate.search.optimizer import SearchOptions, optimize
         calls = iter(range(100))
         def objective(schedule):
             if next(calls) == 4:
                 print("in the middle of a trial", flush=True)
                 time.sleep(60)
             return toys.interacting(schedule)
-        search(toys.space(), toys.starts(), objective, toys.predict_ms,
-               WithinBudget({BUDGET_MS}), trials=9, storage={str(storage)!r}, name="a")
+        optimize(toys.Problem(WithinBudget({BUDGET_MS})), toys.starts(), objective,
+                 SearchOptions(9, storage={str(storage)!r}, name="a"))
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
