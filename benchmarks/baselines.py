@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from calibrate.defaults import OPERATORS
 from calibrate.report.result import Calibration
 from calibrate.search.baselines import paper_schedules, uniform_schedules
-from calibrate.settings import OPERATORS
 from calibrate.verify.held_out import VerifiedSchedule
 from spark3r import Schedule
 from spark3r.layout import TokenLayout

@@ -15,20 +15,18 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, replace
 from itertools import product
-from unittest.mock import patch
 
 import stages
 from calibration_acceptance import compare, mean_figures
 from quality_cache import add_arguments, factors, open_cache
 from results_io import print_markdown, write_result
 
-import calibrate.measure.sensitivity
-import calibrate.search.candidates
 from calibrate.budget import parse_budget
+from calibrate.defaults import KEY_VALUE_FACTORS, OFFERED, OPERATORS, QUERY_FACTORS
 from calibrate.measure.sensitivity import sensitivities
-from calibrate.search.candidates import OFFERED
-from calibrate.search.problem import Problem, WithinBudget
-from calibrate.settings import KEY_VALUE_FACTORS, QUERY_FACTORS, Job, Settings
+from calibrate.search.candidates import choices
+from calibrate.search.problem import Space, WithinBudget
+from calibrate.settings import Job, Settings
 from spark3r import Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
@@ -57,27 +55,20 @@ def main() -> None:
     found: dict[str, Schedule] = {}
     tables = {}
     for name, ((query_factors, key_value_factors), _) in MEASURED.items():
-        with (
-            patch.object(calibrate.measure.sensitivity, "QUERY_FACTORS", query_factors),
-            patch.object(calibrate.measure.sensitivity, "KEY_VALUE_FACTORS", key_value_factors),
-        ):
-            tables[name] = sensitivities(job, cache.dense_of(PROBED))
-    for percent, power, (name, (_, offered)) in product(options.budgets, POWERS, MEASURED.items()):
-        problem = Problem(
-            sensitivity=tables[name],
-            source="deviation",
-            latency=table.model,
-            layout=table.layout,
-            short=cache.layout,
-            length=LengthRule("constant", target, cache.frames, target),
-            sensitive=(),
-            goal=WithinBudget(stages.budget_ms(table, percent / 100)),
+        tables[name] = sensitivities(
+            job,
+            cache.dense_of(PROBED),
+            query_factors=query_factors,
+            key_value_factors=key_value_factors,
         )
-        with (
-            patch.object(calibrate.search.candidates, "POWER", power),
-            patch.object(calibrate.search.candidates, "OFFERED", offered),
-        ):
-            schedule = problem.knapsack()
+    for percent, power, (name, (_, offered)) in product(options.budgets, POWERS, MEASURED.items()):
+        layers = choices(
+            tables[name], OPERATORS, table.model, table.layout, offered=offered, power=power
+        )
+        length = LengthRule("constant", target, cache.frames, target)
+        space = Space(layers, OPERATORS, length, table.model.wall_ms(table.layout))
+        goal = WithinBudget(stages.budget_ms(table, percent / 100))
+        schedule = goal.proposed(space, {})
         assert schedule is not None
         found[f"wall + {percent:g} %: {power:g}, {name}"] = schedule
     qualities = cache.complete(EVALUATION[FIRST_CLIP : FIRST_CLIP + options.clips], found)

@@ -23,10 +23,10 @@ from calibration_acceptance import FIGURES
 from quality_cache import QualityCache, add_arguments, factors, open_cache
 from results_io import print_markdown, write_result
 
+from calibrate.defaults import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from calibrate.measure.probe import FAITHFULNESS
 from calibrate.measure.residual_drift import drift
 from calibrate.search.problem import Problem, WithinBudget
-from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from spark3r import Schedule
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION

@@ -23,9 +23,9 @@ import stages
 from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache
 from results_io import print_markdown, store_json, write_result
 
+from calibrate.defaults import OPERATORS
 from calibrate.measure.probe import COLUMNS, probe
 from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
-from calibrate.settings import OPERATORS
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000

@@ -29,14 +29,19 @@ from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cach
 from results_io import print_markdown, provenance, store_json
 
 from calibrate.budget import parse_budget
-from calibrate.defaults import Source
+from calibrate.defaults import (
+    KEY_VALUE_FACTORS,
+    LOG_WEIGHT,
+    OFFERED,
+    OPERATORS,
+    QUERY_FACTORS,
+    Source,
+)
 from calibrate.measure.score import score
 from calibrate.measure.sensitivity import sensitivities
-from calibrate.search.candidates import OFFERED
-from calibrate.search.optimizer import LOG_WEIGHT
 from calibrate.search.problem import Problem, Space, WithinBudget
 from calibrate.search.storage import decode, encode
-from calibrate.settings import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS, Job, Settings
+from calibrate.settings import Job, Settings
 from spark3r import LayerRule, Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from calibrate import cli
 from calibrate.budget import parse_budget
-from calibrate.cli.clips import SEARCH_CLIPS, SELECTION_CLIPS
 from calibrate.clips import Split
-from calibrate.defaults import FRAMES, Source
+from calibrate.defaults import FRAMES, OPERATORS, SEARCH_CLIPS, SELECTION_CLIPS, Source
 from calibrate.measure.latency_model import FitReport, PassSample, check_fit
 from calibrate.measure.target_length import clip_of_length
 from calibrate.measure.timing import (
@@ -46,7 +45,7 @@ from calibrate.measure.timing import (
 from calibrate.pipeline import run
 from calibrate.report.result import Calibration
 from calibrate.search.storage import decode, encode
-from calibrate.settings import OPERATORS, Settings
+from calibrate.settings import Settings
 from spark3r import Schedule
 from spark3r.patching.patch import remove
 from spark3r.reference.scenes.render import rendered_clip

@@ -9,17 +9,7 @@ from dataclasses import dataclass
 from spark3r.clips import Clip
 from spark3r.errors import ClipError
 
-LEAST_FRAMES = 2
-"""Frames that a part of a clip must have: with one there is no pose to judge."""
-
-
-FEW = 4
-"""Clips of the selection below which they hardly tell schedules apart."""
-
-FAR = 4
-"""So many times as long as its clips may a target be before it is said that they are short. At 10
-times they choose schedules that deviate half as much again there, at 4 times a sixth more
-(docs/method/sensitivity.md)."""
+from .defaults import FAR_TARGET, FEW_TO_SELECT, LEAST_FRAMES
 
 
 @dataclass(frozen=True)
@@ -68,12 +58,12 @@ class Split:
             target_frames: The length that a budget is for.
         """
         found = []
-        if len(self.selection) < FEW:
+        if len(self.selection) < FEW_TO_SELECT:
             found.append(
                 f"{len(self.selection)} clip(s) to select on hardly tell schedules apart, so that "
                 "the simplest is likely to stay: give more footage, or shorter clips by --frames"
             )
-        if target_frames > FAR * self.shortest:
+        if target_frames > FAR_TARGET * self.shortest:
             found.append(
                 f"clips of {self.shortest} frames stand in for {target_frames}, and longer clips "
                 "bear more: what is chosen on longer ones (--frames) is more faithful there, and "

@@ -4,14 +4,156 @@ from __future__ import annotations
 
 from typing import Literal
 
+from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
+
 Objective = Literal["balanced", "depth", "pose", "points"]
-"""Which metrics count."""
+"""Metrics that count."""
 
 Source = Literal["error", "consistency", "deviation"]
 """What schedules are judged by."""
 
+# Clips
+
 FRAMES = 24
-"""Default of ``--frames``."""
+"""Default of ``--frames``: frames of the clips that quality is measured on."""
+
+SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
+"""Rendered clips of each role by default. A few suffice to search, because the result is chosen and
+reported on others."""
+
+STRETCHES = 16
+"""Consecutive stretches that a few pieces of footage are cut into. With fewer the selection, which
+gets a quarter of them, could hardly tell schedules apart."""
+
+LEAST_FRAMES = 2
+"""Fewest frames of a clip: a single frame has no pose to judge."""
+
+FEW_TO_SELECT = 4
+"""Clips of the selection below which they hardly tell schedules apart."""
+
+FAR_TARGET = 4
+"""Ratio of the target length to the clips' length above which the user is told that the clips are
+short. At a ratio of 10 short clips choose schedules that deviate half as much again at the target,
+at 4 a sixth more (docs/method)."""
+
+# Target length
+
+TARGET_LENGTHS = (128, 256, 512, 1024)
+"""Lengths that the default target length is chosen from, in frames."""
+
+DENSE_MARGIN = 1.5
+"""Least ratio of dense latency to the budget at the default target length."""
+
+WALL_MARGIN = 1.1
+"""Least ratio of the budget to the wall at the default target length."""
+
+# Operators and factors
+
+OPERATORS = (
+    Operators(),
+    Operators(QueryMerging(unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)),
+)
+"""Operators that a layer chooses from: the paper's, and the ones most faithful to dense."""
+
+QUERY_FACTORS = (2, 3, 4, 6, 8)
+KEY_VALUE_FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+"""Factors at which drift is measured, besides factor 1."""
+
+OFFERED = (1, *KEY_VALUE_FACTORS)
+"""Factors that a layer chooses from on each axis, besides the measured ones, up to the largest
+measured factor of the axis."""
+
+# Latency
+
+TIMING_S = 15.0
+"""Approximate seconds of each timing step."""
+
+TIMED_QUERY_FACTORS = (1, 2, 3, 4, 8)
+TIMED_KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+"""Factors of the layers that the latency model is fitted to."""
+
+BUSY = 0.1
+"""Relative spread of timings above which the user is told that the machine is busy."""
+
+PREDICTION_ERROR = 0.03
+"""Relative error of a predicted latency, against which the spread of a timing is weighed."""
+
+# Sensitivity
+
+ANCHOR_FACTOR = 4
+"""Factor of each axis at which every layer is probed, to scale drift by."""
+
+PROBED_CLIPS = 2
+"""Search clips that are probed. Drift is measured on the others."""
+
+TRUSTED = 0.6
+"""Least rank correlation of drift with the probes of a calibration for drift to stand in for them.
+Over all factors drift reaches 0.8 and more (`benchmarks/profilers.py`). A calibration compares a
+single factor on a few clips, where even probes rank like those of other clips at 0.86, in one draw
+of ten below 0.72."""
+
+PROBED_QUERY_FACTORS = (2, 4, 8)
+PROBED_KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
+"""Factors that are probed where drift cannot be trusted. A probe costs a whole run."""
+
+PAPER_POINT, PAPER_RAISE = 32, 8
+"""The paper's probe: all layers at this key-value factor, one layer at so many times it. Both are
+brought down to short clips."""
+
+# Search
 
 TRIALS = 12
-"""Default of ``--trials``, and of `calibrate.calibrate`."""
+"""Default of ``--trials``: trials of the search beyond those of the initial schedules."""
+
+POWER = 2.0
+"""Power to which degradations are added up. 2 takes them for independent."""
+
+KNAPSACK_SHARES = (0.64, 0.8, 1.25, 1.6)
+"""Other goals that the knapsack also solves for, as shares of the goal: of the way from the wall to
+the budget, or of the deviation."""
+
+AIM = 0.98
+"""Share of a budget that is searched for. The same schedule takes some percent more or less from
+one pass to the next, and most passes shall keep to the budget."""
+
+LOG_WEIGHT = 1.5
+"""Bound of the search's parameters: weights lie between e^-1.5 and e^1.5, a factor of twenty."""
+
+RANDOM_TRIALS = 5
+"""Finished trials before the sampler uses its model."""
+
+# Selection and correction
+
+SLACK = 0.08
+"""Share of the budget that may be left unused."""
+
+OVER = 0.02
+"""Share of the budget by which a timed schedule may exceed it before the latency model is
+corrected."""
+
+FASTER = 0.98
+"""Largest latency of a schedule, as a share of a simpler one's, for which the faster one is
+preferred where a deviation is the limit."""
+
+ATTEMPTS = 3
+"""Trials of a kind that are run on the selection until one is faithful enough there as well."""
+
+FINALISTS_TIMING = 1.5
+"""Time for several finalists, as a share of `TIMING_S`."""
+
+RESOLVED_PROPOSALS = 5
+"""Best proposals of the search that are solved again after a correction."""
+
+# Report
+
+FRONT_POINTS = 4
+"""Schedules of the trade-off that are exported beside the chosen one."""
+
+TRADE_OFF_CLIPS = 8
+"""Clips of the selection that those schedules run on. Nothing is decided by them."""
+
+APART = 1.06
+"""Least ratio of latencies between points of the trade-off."""
+
+ALLOWED = 1.05
+"""Measured ÷ allowed latency or deviation up to which the goal counts as met."""

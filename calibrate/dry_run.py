@@ -10,16 +10,21 @@ from spark3r.timing import FIRST_COUNTS_S, samples_to_take
 
 from .budget import time_text
 from .clips import Split
-from .measure.evaluator import Evaluator, run_dense
-from .measure.target_length import clip_of_length, dense_and_wall
-from .measure.timing import (
+from .defaults import (
+    FINALISTS_TIMING,
+    FRONT_POINTS,
+    KNAPSACK_SHARES,
+    OPERATORS,
+    PROBED_CLIPS,
     TIMED_KEY_VALUE_FACTORS,
     TIMED_QUERY_FACTORS,
-    passes_to_time,
+    TRADE_OFF_CLIPS,
 )
-from .report.trade_off import FRONT_POINTS, TRADE_OFF_CLIPS
-from .settings import KNAPSACK_SHARES, OPERATORS, PROBED_CLIPS, Job, probed_of
-from .verify.correction import FINALISTS
+from .measure.evaluator import Evaluator, run_dense
+from .measure.sensitivity import probed_of
+from .measure.target_length import clip_of_length, dense_and_wall
+from .measure.timing import passes_to_time
+from .settings import Job
 from .verify.selection import KINDS
 
 BASELINES = 4
@@ -74,10 +79,10 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * others], settings.timing_s),
         "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s),
         "latency of finalists": _timed_s(
-            [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS * settings.timing_s
+            [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS_TIMING * settings.timing_s
         ),
     }
-    lines = [f"{settings.asked}, judged by {job.source}, clips of {frames} frames to time"]
+    lines = [f"{settings.goal_text}, judged by {job.source}, clips of {frames} frames to time"]
     lines += [f"{step}: about {time_text(1000 * taken_s)}" for step, taken_s in timings.items()]
     lines += [
         f"{step}: {count} runs of {split.shortest} frames, about {time_text(1000 * run_s * count)}"

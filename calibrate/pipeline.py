@@ -17,7 +17,7 @@ from torch import nn
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rWarning
 from spark3r.families.base import Family
-from spark3r.profile import Profile
+from spark3r.profile import Profile, profile_path
 from spark3r.schedule import LengthRule
 from spark3r.timing import Timer
 
@@ -48,65 +48,101 @@ from .verify.correction import CorrectionContext, correct_at_goal, select_and_co
 def calibrate(
     model: nn.Module,
     clips: Sequence[Clip],
-    budget: str,
+    budget: str | None = None,
     *,
+    max_deviation: float | None = None,
     held_out: Sequence[Clip] = (),
     target_frames: int | None = None,
-    trials: int = TRIALS,
+    from_profile: str | Path | None = None,
     objective: Objective = "balanced",
     source: Source | None = None,
+    trials: int = TRIALS,
+    timeout_s: float | None = None,
+    storage: str | Path | None = None,
+    resume: bool = False,
+    cache: str | Path | None = None,
     seed: int = 0,
     family: Family | None = None,
     dtype: torch.dtype = torch.float32,
     reporter: Reporter = Reporter(),
     timer: Timer = Timer(),
 ) -> Profile:
-    """Profile a live model, search a schedule under a budget, verify it and return its profile.
+    """Calibrate a live model and return its profile.
 
-    Ctrl-C during the search, or after it, ends it there: the best so far is verified and returned,
-    with a `Spark3rWarning`. Before that it is a `KeyboardInterrupt`, like a second one.
+    The model is profiled, a schedule is searched under a budget or within a deviation, and verified
+    on held-out clips. `run` does the same and returns everything that was measured.
+
+    Ctrl-C during the search, or after it, ends it there: the best schedule so far is verified and
+    returned, with a `Spark3rWarning`. Before that, and the second time, it is a
+    `KeyboardInterrupt`.
 
     Args:
-        model: An unpatched model in evaluation mode; it is as it was afterwards.
-        clips: Clips to calibrate on, on the CPU. Half are searched on, a quarter selects what is
-            exported, a quarter is held out: sixteen or more let that tell schedules apart.
-        budget: Such as ``30ms``, ``1.5s/clip``, ``2.5x`` or ``25%``; see `calibrate.budget`.
-        held_out: Clips that only the reported figures are measured on; without them some of
-            ``clips`` are kept back.
-        target_frames: Length that the budget must hold for; None chooses one.
-        trials: Trials of the search beyond those it starts from.
-        objective: Which metrics count.
-        source: What schedules are judged by: ``error``, ``consistency`` or ``deviation``.
-        seed: Of everything random.
-        family: What is known of the model; None recognises it.
-        dtype: Precision of every pass by autocast, ``float32`` for none: then it is that of the
-            parameters, which are never cast here.
-        reporter: Receives progress and messages, by default nothing is shown.
+        model: An unpatched model in evaluation mode. It is unchanged afterwards.
+        clips: Clips to calibrate on, on the CPU. Half are searched on, a quarter decides which
+            schedule is exported, a quarter is held out. Sixteen or more can tell schedules apart.
+        budget: Largest latency, such as ``30ms``, ``1.5s/clip``, ``2.5x`` or ``25%``; see
+            `calibrate.budget`.
+        max_deviation: Largest mean deviation from the dense model instead of a budget, such as 0.01
+            for 1 %; see `calibrate.measure.score`. The least latency is sought.
+        held_out: Clips that only the reported figures are measured on. Without them a quarter of
+            ``clips`` is held out.
+        target_frames: Length in frames that the budget must hold for; None chooses one.
+        from_profile: Path or name of a measured profile of this model and device, whose
+            sensitivities and latency model are taken instead of measuring and searching.
+        objective: Metrics that count.
+        source: What schedules are judged by: ``error``, ``consistency`` or ``deviation``. None
+            takes error if all clips have ground truth, and deviation otherwise.
+        trials: Trials of the search beyond those of the initial schedules.
+        timeout_s: Seconds of search after which no further trial is proposed; None for no limit.
+        storage: Path of a journal file, or an Optuna URL, that stores the trials; None stores none.
+        resume: Whether to go on with the search that ``storage`` holds.
+        cache: Folder that stores measured sensitivities; None stores none.
+        seed: Seed of the search.
+        family: The model's family; None recognises it.
+        dtype: Autocast precision of every pass: ``bfloat16`` or ``float16``; ``float32`` runs
+            without autocast, in the precision of the parameters.
+        reporter: Receives progress and messages. By default nothing is shown;
+            `calibrate.progress.TerminalReporter` shows them like the command.
         timer: Takes the latencies.
 
     Raises:
         BudgetError: If the budget cannot be read or (`UnreachableBudgetError`) reached.
-        ClipError: If the clips cannot be split, or lack the ground truth that is asked for.
-        FamilyError: If the model is of no known family.
+        ClipError: If the clips cannot be split, or lack the ground truth that ``source`` needs.
+        FamilyError: If the model is of no known family and none is given.
+        ProfileError: If ``from_profile`` was measured on something else, or lacks what is needed.
         SensitivityError: If the model returns NaN; the message names layer and factor.
         Spark3rError: If the model does not run in this precision, or carries a schedule, or
             autocast is on already.
-        ValueError: If the precision is none of ``float32``, ``bfloat16`` and ``float16``.
+        StudyError: If the storage cannot be used.
+        ValueError: If not exactly one of ``budget`` and ``max_deviation`` is given, or arguments
+            contradict each other.
     """
     settings = Settings(
-        budget=parse_budget(budget),
+        budget=None if budget is None else parse_budget(budget),
+        max_deviation=max_deviation,
         target_frames=target_frames,
-        trials=trials,
         objective=objective,
         source=source,
+        trials=trials,
+        timeout_s=timeout_s,
+        storage=storage,
+        resume=resume,
+        cache=None if cache is None else Path(cache),
         seed=seed,
         dtype=dtype,
     )
-    split = split_clips(clips, held_out)
-    result = run(model, split, settings, family=family, reporter=reporter, timer=timer)
+    result = run(
+        model,
+        split_clips(clips, held_out),
+        settings,
+        from_profile=None if from_profile is None else profile_path(from_profile),
+        family=family,
+        reporter=reporter,
+        timer=timer,
+    )
     if result.interrupted:
         warnings.warn(
-            "the calibration was interrupted: its profile is the best of what had run",
+            "the calibration was interrupted: its profile holds the best schedule so far",
             Spark3rWarning,
             stacklevel=2,
         )
@@ -118,7 +154,7 @@ def run(
     split: Split,
     settings: Settings,
     *,
-    measured: Path | None = None,
+    from_profile: Path | None = None,
     family: Family | None = None,
     reporter: Reporter = Reporter(),
     timer: Timer = Timer(),
@@ -129,7 +165,7 @@ def run(
         model: An unpatched model in evaluation mode; it is as it was afterwards.
         split: Clips by role.
         settings: What is asked for.
-        measured: A profile whose sensitivities and latency model are taken; None measures them.
+        from_profile: A profile whose sensitivities and latency model are taken; None measures them.
         family: What is known of the model; None recognises it.
         reporter: Receives progress and messages, by default nothing is shown.
         timer: Takes the latencies.
@@ -144,8 +180,8 @@ def run(
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
         # Nothing is searched with an earlier profile, so no storage is needed.
-        with alone(None if measured else settings.storage):
-            result = _run(job, split, measured)
+        with alone(None if from_profile else settings.storage):
+            result = _run(job, split, from_profile)
     return replace(result, seconds=times.seconds, skipped=split.skipped)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,72 +12,38 @@ from torch import nn
 from spark3r.errors import ClipError, Spark3rError
 from spark3r.families.base import Family, unwrap
 from spark3r.patching.patch import is_applied
-from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
 from spark3r.runner import HALF, Runner, matmul_dtype
 from spark3r.timing import Timer
 
 from .budget import Budget
 from .clips import Split
-from .defaults import TRIALS, Objective, Source
+from .defaults import TIMING_S, TRIALS, Objective, Source
 from .progress import Reporter
-
-OPERATORS = (
-    Operators(),
-    Operators(QueryMerging(unmerge="linear"), TokenStride(keep_anchor=True, mass_correction=1.0)),
-)
-"""What layers choose from: the paper's operators, and the ones most faithful to dense."""
-
-QUERY_FACTORS = (2, 3, 4, 6, 8)
-KEY_VALUE_FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-"""Factors that drift is measured at; 1 comes with them."""
-
-PROBED_QUERY_FACTORS = (2, 4, 8)
-PROBED_KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
-"""Those that are probed where drift cannot be trusted: a probe costs a whole run."""
-
-ANCHOR_FACTOR = 4
-"""Factor of each axis that every layer is probed at, to scale drift by."""
-
-KNAPSACK_SHARES = (0.64, 0.8, 1.25, 1.6)
-"""Other goals that the knapsack is also solved for, as shares of the one asked for: of the way from
-the wall to the budget, or of a deviation."""
-
-PROBED_CLIPS = 2
-"""Clips of the search that are probed; drift is measured on the others."""
-
-
-def probed_of(clips: int) -> int:
-    """Return how many of the search's clips are probed: half of them where there are few."""
-    return min(PROBED_CLIPS, max(1, clips // 2))
-
-
-PAPER_POINT, PAPER_RAISE = 32, 8
-"""The paper's probe: all layers at 32, one raised to 8 times that. Brought down to short clips."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a calibration is asked for.
+    """The request of a calibration.
 
     Attributes:
-        budget: How long a clip may take; None where a deviation is the limit.
-        max_deviation: Largest mean score by deviation, of which the least latency is sought; see
-            `calibrate.measure.score`. None where there is a budget.
-        target_frames: Length that the budget must hold for; None chooses one.
-        trials: Trials of the search beyond those it starts from.
-        timeout_s: Propose no further trial after so many seconds of search.
-        objective: Which metrics count.
-        source: What schedules are judged by; None takes error where all clips have ground truth,
-            and deviation otherwise.
-        seed: Of everything random.
-        storage: Where trials are kept; see `calibrate.search.storage.open_studies`.
+        budget: Largest latency; None where a deviation is the limit.
+        max_deviation: Largest mean score by deviation, within which the least latency is sought;
+            see `calibrate.measure.score`. None where there is a budget.
+        target_frames: Length in frames that the budget must hold for; None chooses one.
+        trials: Trials of the search beyond those of the initial schedules, default `TRIALS`.
+        timeout_s: Seconds of search after which no further trial is proposed; None for no limit.
+        objective: Metrics that count.
+        source: What schedules are judged by; None takes error if all clips have ground truth, and
+            deviation otherwise.
+        seed: Seed of the search.
+        storage: Path of a journal file, or an Optuna URL, that stores the trials; None stores none.
         resume: Whether to go on with an earlier search of the same model, clips and settings.
-        cache: Folder of measured sensitivities; None keeps none.
-        timing_s: About how many seconds each timing may take.
-        name: What people call the model.
-        weights: Where its weights are found.
-        dtype: Precision of every pass by autocast, ``float32`` for none: then it is that of the
-            parameters, which nothing here casts.
+        cache: Folder that stores measured sensitivities; None stores none.
+        timing_s: Approximate seconds of each timing step, default `TIMING_S`.
+        name: Name of the model in its profile.
+        weights: Where the model's weights are found, for its profile.
+        dtype: Autocast precision of every pass: ``bfloat16`` or ``float16``; ``float32`` runs
+            without autocast, in the precision of the parameters.
     """
 
     budget: Budget | None = None
@@ -90,22 +57,33 @@ class Settings:
     storage: str | Path | None = None
     resume: bool = False
     cache: Path | None = None
-    timing_s: float = 15.0
+    timing_s: float = TIMING_S
     name: str | None = None
     weights: str | None = None
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.max_deviation is None):
-            raise ValueError("expected either a budget or a largest deviation")
+            raise ValueError("expected either a budget or max_deviation")
+        if self.max_deviation is not None and not 0 < self.max_deviation < math.inf:
+            raise ValueError(
+                f"max_deviation is {self.max_deviation}, expected a positive number such as 0.01 "
+                "for 1 %"
+            )
+        if self.max_deviation is not None and self.source not in (None, "deviation"):
+            raise ValueError(
+                f"max_deviation judges by deviation, not by {self.source}: leave out source"
+            )
+        if self.resume and self.storage is None:
+            raise ValueError("resume goes on with the search in a storage: give storage as well")
         if self.dtype not in (torch.float32, *HALF):
             raise ValueError(
                 f"dtype is {self.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"
             )
 
     @property
-    def asked(self) -> str:
-        """What was asked for, as on the command line."""
+    def goal_text(self) -> str:
+        """The budget or deviation as on the command line."""
         if self.budget is not None:
             return f"--budget {self.budget.text}"
         return f"--max-deviation {100 * (self.max_deviation or 0.0):g}%"

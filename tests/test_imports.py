@@ -185,6 +185,8 @@ def test_the_walk_sees_what_it_must() -> None:
         ("import spark3r", {"torch", "numpy", "pydantic"}),
         ("from spark3r import Schedule, TokenLayout, paper_schedule", {"torch", "pydantic"}),
         ("import spark3r.profile", {"torch", "rich"}),
+        ("import calibrate", {"torch", "numpy", "optuna"}),
+        ("from calibrate import BudgetError, defaults", {"torch", "numpy", "optuna"}),
         # torch._dynamo is torch's compiler, which takes as long to import as torch.
         (
             "import spark3r.patching, spark3r.io.clips",

@@ -12,18 +12,11 @@ from spark3r.io.clips import Footage, load_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 from ..clips import Split, split_clips
+from ..defaults import HELD_OUT_CLIPS, SEARCH_CLIPS, SELECTION_CLIPS, STRETCHES
 from ..progress import Reporter
 
 if TYPE_CHECKING:
     pass
-
-SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
-"""Rendered clips of each role by default. Few suffice to search, since what is found is chosen and
-reported on others."""
-
-STRETCHES = 16
-"""So many consecutive stretches few pieces of footage are cut into. With fewer the selection, which
-gets a quarter of them, could hardly tell schedules apart."""
 
 Read = Callable[[str, int], Footage]
 """Reads footage by name, so many frames of it or all where there are fewer."""

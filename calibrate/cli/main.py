@@ -151,7 +151,7 @@ def _calibrate(
             model,
             split,
             settings,
-            measured=measured,
+            from_profile=measured,
             family=family,
             reporter=reporter,
             timer=timer,

@@ -16,15 +16,13 @@ from spark3r.layout import TokenLayout
 from spark3r.profile.evidence import Sensitivity
 
 from ..clips import Split
-from ..settings import OPERATORS, Job
+from ..defaults import BUSY, OPERATORS
+from ..settings import Job
 from .evaluator import DenseRuns
 from .records import sensitivity_records
 from .sensitivity import paper_layers, sensitivities
 from .target_length import clip_of_length
 from .timing import LatencyTable, measure_latency, unrest_of
-
-BUSY = 0.1
-"""Relative spread of timings above which the user is told that the machine is busy."""
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,6 @@ from .probe import COLUMNS, SensitivityError
 METRIC = "drift"
 """Name of the metric in the table."""
 
-TRUSTED = 0.6
-"""Rank correlation with the probes of a run from which on drift stands in for them. Over all
-factors drift reaches .8 and more (`benchmarks/profilers.py`). A run compares a single factor on few
-clips, where even probes rank like those of other clips at .86, in one draw of ten below .72."""
-
 _Candidate = tuple[Operators, str, int]
 
 

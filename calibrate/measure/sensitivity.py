@@ -13,8 +13,7 @@ from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 
 from ..clips import Split
-from ..progress import Progress
-from ..settings import (
+from ..defaults import (
     ANCHOR_FACTOR,
     KEY_VALUE_FACTORS,
     OPERATORS,
@@ -24,13 +23,14 @@ from ..settings import (
     PROBED_KEY_VALUE_FACTORS,
     PROBED_QUERY_FACTORS,
     QUERY_FACTORS,
-    Job,
-    probed_of,
+    TRUSTED,
 )
+from ..progress import Progress
+from ..settings import Job
 from .cache import cached_table, table_key
 from .evaluator import DenseRuns, SplitRuns, run_dense
 from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
-from .residual_drift import TRUSTED, drift, rank_agreement, scale_drift
+from .residual_drift import drift, rank_agreement, scale_drift
 
 
 def run_dense_by_role(job: Job, split: Split) -> SplitRuns:
@@ -59,18 +59,37 @@ def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
     )
 
 
-def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
-    """Return the sensitivities around dense.
+def probed_of(clips: int) -> int:
+    """Return the number of search clips that are probed: half of them where there are few."""
+    return min(PROBED_CLIPS, max(1, clips // 2))
 
-    Every layer is probed at one factor per axis on the first of the clips. Where drift on all the
-    others ranks layers like these probes do (`TRUSTED`, on every axis), it stands for the deviation
-    of all factors, at a fraction of the cost, scaled by the ratio of the probes to drift on what
-    was probed; elsewhere more factors are probed. With a single clip all of it is of that.
+
+def sensitivities(
+    job: Job,
+    dense: DenseRuns,
+    *,
+    query_factors: Sequence[int] = QUERY_FACTORS,
+    key_value_factors: Sequence[int] = KEY_VALUE_FACTORS,
+    trusted: float = TRUSTED,
+) -> pd.DataFrame:
+    """Return the sensitivities around the dense model.
+
+    Every layer is probed at one factor per axis on the first clips. If drift on all the others
+    ranks layers like these probes, it stands for the deviation at all factors, at a fraction of the
+    cost. It is scaled by the ratio of the probes to drift on the probed clips. Otherwise more
+    factors are probed. A single clip serves both.
+
+    Args:
+        job: The job.
+        dense: Dense runs of the search clips.
+        query_factors: Query factors at which drift is measured.
+        key_value_factors: Key-value factors at which drift is measured.
+        trusted: Least rank correlation of drift with the probes, on every axis.
     """
     few = dense.first(probed_of(len(dense.clips)))
     others = dense.clips[len(few.clips) :] or few.clips
     anchor = {"query_factors": (ANCHOR_FACTOR,), "key_value_factors": (ANCHOR_FACTOR,)}
-    names = {"query_factors": QUERY_FACTORS, "key_value_factors": KEY_VALUE_FACTORS}
+    names = {"query_factors": query_factors, "key_value_factors": key_value_factors}
     total = len(others) + len(few.clips)
     drifts = _drift(job, others, 0, total, **names)
     beside = _drift(job, few.clips, len(others), total, **anchor)
@@ -78,7 +97,7 @@ def sensitivities(job: Job, dense: DenseRuns) -> pd.DataFrame:
     probes = _probes(job, few, step="sensitivity", **anchor)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
     told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
-    if len(agreement) == len(names) and all(each >= TRUSTED for each in agreement.values()):
+    if len(agreement) == len(names) and all(each >= trusted for each in agreement.values()):
         job.reporter.say(
             f"drift ranks layers like probes do (Spearman: {told}) and stands in for them"
         )

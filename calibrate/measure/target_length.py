@@ -12,17 +12,9 @@ from spark3r.reduction.rule import ResolvedRule
 
 from ..budget import Budget, time_text
 from ..clips import Split
+from ..defaults import DENSE_MARGIN, TARGET_LENGTHS, WALL_MARGIN
 from ..settings import Job
 from .timing import time_layers, time_passes
-
-TARGET_LENGTHS = (128, 256, 512, 1024)
-"""Lengths the default target is chosen from, in frames."""
-
-DENSE_MARGIN = 1.5
-"""At the default target length dense takes at least this many times the budget."""
-
-WALL_MARGIN = 1.1
-"""At the default target length the budget is at least this many times the wall."""
 
 
 @dataclass(frozen=True)

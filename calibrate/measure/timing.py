@@ -26,14 +26,12 @@ from spark3r.runner import Runner, autocast
 from spark3r.schedule import LayerRule, Schedule
 from spark3r.timing import Latency, Timer, Treatment
 
+from ..defaults import PREDICTION_ERROR, TIMED_KEY_VALUE_FACTORS, TIMED_QUERY_FACTORS
 from ..progress import Progress, Reporter, no_progress
 from .latency_model import FitReport, LatencyModel, LayerSample, PassSample, check_fit, fit
 
 Pass = Schedule | Literal["dense", "wall"]
 """A whole pass of the model: under a schedule, dense, or with global attention returning zeros."""
-
-TIMED_QUERY_FACTORS = (1, 2, 3, 4, 8)
-TIMED_KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -319,10 +317,6 @@ def _require_alike(attention: Mapping[str, nn.Module]) -> None:
             "the global attention layers differ in class or size, so that one cannot be timed for "
             f"all: {', '.join(shapes)}"
         )
-
-
-PREDICTION_ERROR = 0.03
-"""Error of a prediction, as a share, that single timings are weighed against."""
 
 
 def unrest_of(*timings: Mapping[str, Latency]) -> float:

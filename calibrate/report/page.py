@@ -13,10 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from spark3r.schedule import operators_text
 
 from ..budget import number_text
-from ..defaults import Source
+from ..defaults import OPERATORS, Source
 from ..measure.probe import FAITHFULNESS
 from ..search.optimizer import Found
-from ..settings import OPERATORS
 from ..verify.held_out import VerifiedSchedule
 from .figures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration

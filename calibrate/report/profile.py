@@ -211,7 +211,7 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
 def _notes(
     evidence: Evidence, dense: Verified, decision: Decision | None, points: Sequence[Point]
 ) -> str:
-    asked = evidence.job.settings.asked
+    asked = evidence.job.settings.goal_text
     lines = [f"made by calibrate {asked} on {evidence.split.lengths}: {evidence.budget.text}."]
     if evidence.table.dense_extrapolated and dense.latency is None:
         lines.append("Dense does not fit at this length; its latency is the latency model's word.")

@@ -153,7 +153,7 @@ def as_budget(
     settings: Settings, trial: Trial, latencies: Latencies, minimum_ms: float
 ) -> ResolvedBudget:
     """Return the latency that was found within a deviation as if it had been the budget."""
-    asked = Budget(settings.asked, "clip", trial.latency_ms)
+    asked = Budget(settings.goal_text, "clip", trial.latency_ms)
     return ResolvedBudget(
         asked, latencies.frames, trial.latency_ms, latencies.table.dense_ms, minimum_ms
     )

@@ -11,7 +11,7 @@ from typing import Any
 from spark3r.cli.tables import print_table
 
 from ..budget import number_text, time_text
-from ..defaults import Source
+from ..defaults import ALLOWED, Source
 from ..measure.quality import mean_figures
 from ..measure.score import score
 from ..measure.statistics import Mean, mean_interval
@@ -19,9 +19,6 @@ from ..verify.held_out import Verified, VerifiedSchedule
 from .result import Calibration
 
 SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
-
-ALLOWED = 1.05
-"""What may be measured, as a share of what was asked for, so that it still holds."""
 
 PROFILING = ("drift", "sensitivity", "sensitivity, all factors", "paper's probe")
 SEARCHING = ("search", "search, corrected")

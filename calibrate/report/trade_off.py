@@ -5,23 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..defaults import APART, FRONT_POINTS, TRADE_OFF_CLIPS
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import Quality
 from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
 from ..settings import Job
 from ..verify.correction import Outcome
-
-FRONT_POINTS = 4
-"""Schedules of the trade-off that are kept beside the chosen one."""
-
-
-TRADE_OFF_CLIPS = 8
-"""Clips of the selection that they run on: nothing is decided by them."""
-
-
-APART = 1.06
-"""Ratio of latencies by which points of the trade-off differ at least."""
 
 
 @dataclass(frozen=True)

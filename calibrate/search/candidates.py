@@ -24,19 +24,13 @@ from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.schedule import LayerRule, operators_text
 
+from ..defaults import OFFERED, POWER
 from ..measure.latency_model import LatencyModel
 from ..measure.probe import FAITHFULNESS, SensitivityError
 from .knapsack import Choice
 
 REVISION = 8
 """Raised whenever the same sensitivities come to other choices; earlier searches stay apart."""
-
-POWER = 2.0
-"""Power to which damages are added up: 2 takes them for independent."""
-
-OFFERED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-"""Factors to choose from, with those measured, up to the largest measured of an axis."""
-
 
 Place = tuple[int, str, int]
 """Layer, axis and factor."""
@@ -93,6 +87,9 @@ def choices(
     operators: Sequence[Operators],
     latency: LatencyModel,
     layout: TokenLayout,
+    *,
+    offered: Sequence[int] = OFFERED,
+    power: float = POWER,
 ) -> list[list[Choice]]:
     """Return the knapsack's choices: all pairs of factors that are `OFFERED`.
 
@@ -103,6 +100,8 @@ def choices(
         operators: Which operators a layer may choose from.
         latency: Predicts what a layer costs at the target length.
         layout: Token layout there.
+        offered: Factors offered besides the measured ones.
+        power: Power to which damages are added up.
 
     Raises:
         SensitivityError: As `damages`.
@@ -111,25 +110,27 @@ def choices(
     for each in operators:
         by_factor = damages(table, each)
         for layer in sorted({layer for layer, _, _ in by_factor}):
-            queries = _axis(by_factor, layer, "query")
-            keys = _axis(by_factor, layer, "key_value")
+            queries = _axis(by_factor, layer, "query", offered)
+            keys = _axis(by_factor, layer, "key_value", offered)
             for (query, harm_q), (key_value, harm_kv) in (
                 (q, k) for q in queries.items() for k in keys.items()
             ):
                 rule = LayerRule(query, key_value, each)
                 resolved = rule.resolve(each)
                 cost_ms = latency.layer_ms(resolved, layout)
-                choice = Choice(rule, cost_ms, harm_q**POWER + harm_kv**POWER)
+                choice = Choice(rule, cost_ms, harm_q**power + harm_kv**power)
                 found.setdefault(layer, {}).setdefault(resolved, choice)
     return [list(found[layer].values()) for layer in sorted(found)]
 
 
-def _axis(damage: Mapping[Place, float], layer: int, axis: str) -> dict[int, float]:
+def _axis(
+    damage: Mapping[Place, float], layer: int, axis: str, offered: Sequence[int]
+) -> dict[int, float]:
     """Return the damages of one layer and axis by factor; 0 at factor 1 if it was not measured."""
     measured = sorted((key[2], harm) for key, harm in damage.items() if key[:2] == (layer, axis))
     if not measured:
         return {1: 0.0}
     known, harms = zip(*measured, strict=True)
-    factors = sorted({*known, *(each for each in OFFERED if each < known[-1])})
+    factors = sorted({*known, *(each for each in offered if each < known[-1])})
     between = np.interp(np.log(factors), np.log(known), harms)
     return dict(zip(factors, map(float, between), strict=True))

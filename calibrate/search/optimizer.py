@@ -29,19 +29,14 @@ from spark3r.errors import Spark3rError
 from spark3r.schedule import Schedule
 
 from ..clips import Split
-from ..defaults import TRIALS
+from ..defaults import LOG_WEIGHT, OPERATORS, RANDOM_TRIALS, TRIALS
 from ..measure.cache import table_key
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import mean_figures
-from ..settings import OPERATORS, Job
+from ..settings import Job
 from . import candidates
 from .problem import Goal, Problem, Space, WithinDeviation
 from .storage import Storage, StudyError, check_storage, decode, encode, finished, open_studies
-
-LOG_WEIGHT = 1.5
-"""Bound of a parameter: weights lie between e^-1.5 and e^1.5, a factor of twenty apart."""
-
-_RANDOM_TRIALS = 5  # finished trials before the sampler trusts its model
 
 
 @dataclass(frozen=True)
@@ -275,7 +270,7 @@ def _run_proposed(
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     # The score is constant over whole regions of weights, which a smooth surrogate takes badly.
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
 
 
 def _restored(trial: FrozenTrial, predict_ms: Callable[[Schedule], float]) -> Trial:

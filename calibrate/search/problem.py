@@ -14,16 +14,19 @@ from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.schedule import LengthRule, Schedule
 
-from ..defaults import Source
+from ..defaults import (
+    AIM,
+    KEY_VALUE_FACTORS,
+    KNAPSACK_SHARES,
+    OPERATORS,
+    POWER,
+    QUERY_FACTORS,
+    Source,
+)
 from ..measure.latency_model import LatencyModel
-from ..settings import KEY_VALUE_FACTORS, KNAPSACK_SHARES, OPERATORS, QUERY_FACTORS
 from .baselines import paper_schedules, uniform_schedules
-from .candidates import POWER, choices
+from .candidates import choices
 from .knapsack import Choice, Selection, solve, solve_cheapest
-
-AIM = 0.98
-"""Share of a budget that is searched for: the same schedule takes some percent more or less from
-one pass to the next, and most passes shall keep to the budget."""
 
 
 @dataclass(frozen=True)

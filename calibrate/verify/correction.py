@@ -15,6 +15,7 @@ from torch import Tensor
 from spark3r.timing import Latency
 
 from ..budget import time_text
+from ..defaults import FINALISTS_TIMING, OVER, RESOLVED_PROPOSALS, SLACK
 from ..measure.evaluator import Evaluator, SplitRuns
 from ..measure.timing import LatencyTable, believed_ms, drift_of, unrest_of
 from ..search.optimizer import Found, Optimize
@@ -22,7 +23,6 @@ from ..search.problem import Problem, WithinBudget
 from ..settings import Job
 from .held_out import Verification, time_beside_the_wall, verify
 from .selection import (
-    SLACK,
     Decision,
     Finalist,
     best_so_far,
@@ -31,15 +31,6 @@ from .selection import (
     most_faithful,
     solved,
 )
-
-OVER = 0.02
-"""Share of the budget by which a measured schedule may exceed it before the model is corrected."""
-
-FINALISTS = 1.5
-"""Seconds for timing several finalists, as a share of what other timings may take."""
-
-SOLVED_AGAIN = 5
-"""Proposals of the search that are solved again after that."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +157,11 @@ def _select_and_correct(
     job = context.job
     decision = _decide(context, problem, found, "selection")
     decisions.append((problem, found, decision))
-    share = FINALISTS if found.was_run else 1.0
+    share = FINALISTS_TIMING if found.was_run else 1.0
     latencies = _timed(context, decision, "latency of finalists", share)
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
-        best = [trial for trial in found.ranked() if trial.parameters][:SOLVED_AGAIN]
+        best = [trial for trial in found.ranked() if trial.parameters][:RESOLVED_PROPOSALS]
         resolved = corrected.solved_again({trial.name: trial.parameters for trial in best})
         more = context.optimize(corrected, resolved=resolved)
         if more.is_usable:

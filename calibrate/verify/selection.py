@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..defaults import Source
+from ..defaults import ATTEMPTS, FASTER, SLACK, Source
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.score import LEAST_DEVIATION
 from ..measure.statistics import PairedRatio, paired_ratio
@@ -26,15 +26,6 @@ KINDS = ("uniform", "paper", "knapsack", "search")
 SOLVED = ("knapsack", "search")
 """Kinds that are solved for a budget. They are solved for tighter ones as well, and on the few
 clips of the search one of those may look best: it stands for its kind only if nothing else does."""
-
-SLACK = 0.08
-"""Share of the budget that may be left unused."""
-
-FASTER = 0.98
-"""Latency, as a share of a simpler schedule's, from which on the faster one is preferred."""
-
-ATTEMPTS = 3
-"""Trials of a kind that are run on the selection until one is faithful enough there as well."""
 
 
 @dataclass(frozen=True)

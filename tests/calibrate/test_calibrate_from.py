@@ -50,7 +50,7 @@ def test_from_a_profile_measures_nothing_but_the_answer(
     row = next(row for row in document["schedules"] if row["exported"])
     assert row["predicted_ms"] <= 60
     assert row["measured_ms"] == pytest.approx(row["predicted_ms"])
-    predicted = f"predicted {row['predicted_ms']:.1f} ms, measured"
+    predicted = f"knapsack: predicted {row['predicted_ms']:.1f} ms, measured"
     assert any(line.startswith(predicted) for line in notes.lines)
     first, second = Profile.load(tmp_path / "a.json"), Profile.load(tmp_path / "b.json")
     assert second.sensitivity == first.sensitivity

@@ -107,7 +107,7 @@ def test_from_a_profile_of_a_faster_hour(
             ran["latency"]["median_ms"] *= 2
     path.write_text(json.dumps(document))
     notes = Notes()
-    result = run(tiny_job.make_tiny(), split, settings("85%"), measured=path, reporter=notes)
+    result = run(tiny_job.make_tiny(), split, settings("85%"), from_profile=path, reporter=notes)
     assert not any("corrected" in line for line in notes.lines)  # right at once
     assert result.chosen.latency is not None
     assert 75 < result.chosen.latency.median_ms <= 85 * (1 + 1e-6)
@@ -131,7 +131,7 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
         tiny_job.make_tiny(),
         split,
         settings("75ms/clip"),
-        measured=path,
+        from_profile=path,
         reporter=notes,
         timer=FixedTimer(later=partial(slower, 1.5)),
     )
@@ -175,6 +175,44 @@ def test_one_call_on_a_live_model(clips: list) -> None:
     )
     assert profile.schedule().length.max_frames == 64
     assert "judged by deviation" in profile.notes
+
+
+def test_one_call_takes_what_the_command_takes(clips: list, tmp_path: Path) -> None:
+    call = partial(
+        calibrate.calibrate,
+        tiny_job.make_tiny(),
+        clips,
+        target_frames=64,
+        trials=1,
+        timer=FixedTimer(),
+    )
+    kept = {"storage": tmp_path / "a.journal", "cache": str(tmp_path / "cache")}
+    notes = Notes()
+    first = call(max_deviation=0.05, reporter=notes, **kept)
+    assert "--max-deviation 5%" in first.notes
+    assert list((tmp_path / "cache").iterdir())
+    assert {"drift", "search"} <= set(notes.steps)
+    again = call(max_deviation=0.05, resume=True, timeout_s=1e-9, **kept)
+    assert again.schedules == first.schedules
+    first.save(tmp_path / "a.json")
+    solved = call("85%", from_profile=tmp_path / "a.json")
+    assert "--budget 85%" in solved.notes
+    assert "the latency model of a.json" in solved.notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either a budget or max_deviation"),
+        ({"budget": "75%", "max_deviation": 0.1}, "either a budget or max_deviation"),
+        ({"max_deviation": -0.1}, "max_deviation is -0.1, expected a positive number"),
+        ({"max_deviation": 0.1, "source": "error"}, "judges by deviation, not by error"),
+        ({"budget": "75%", "resume": True}, "give storage as well"),
+    ],
+)
+def test_arguments_that_contradict_each_other(arguments: dict, message: str, clips: list) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibrate.calibrate(tiny_job.make_tiny(), clips, **arguments)
 
 
 def test_a_schedule_that_misses_the_budget_is_solved_again(clips: list) -> None:

@@ -10,8 +10,9 @@ import tiny_job
 from footage_files import write_images, write_video
 from tiny_job import Notes, main
 
-from calibrate.cli.clips import STRETCHES, read_split, reader, rendered_split
+from calibrate.cli.clips import read_split, reader, rendered_split
 from calibrate.clips import Split
+from calibrate.defaults import STRETCHES
 from calibrate.progress import Reporter
 from spark3r import ClipError, Profile
 from spark3r.families.reference import FAMILY

@@ -6,9 +6,10 @@ import torch
 from faulty_runs import make_clip
 from torch import nn
 
+from calibrate.defaults import TRUSTED
 from calibrate.measure.evaluator import run_dense
 from calibrate.measure.probe import COLUMNS, SensitivityError, probe
-from calibrate.measure.residual_drift import TRUSTED, drift, rank_agreement, scale_drift
+from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
 from spark3r import LayerRule, Operators, Schedule, apply
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.runner import Runner

@@ -15,12 +15,13 @@ from tiny_job import Notes
 import calibrate.measure.sensitivity
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
+from calibrate.defaults import ANCHOR_FACTOR, OPERATORS
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.records import sensitivity_records, sensitivity_table
 from calibrate.measure.sensitivity import dense_runs, paper_layers, sensitivities
 from calibrate.progress import Reporter
 from calibrate.search.candidates import choices
-from calibrate.settings import ANCHOR_FACTOR, OPERATORS, Job, Settings
+from calibrate.settings import Job, Settings
 from spark3r.families.reference import FAMILY
 from spark3r.runner import Runner
 
@@ -35,18 +36,12 @@ def split():
     return split_clips(tiny_job.clips())
 
 
-@pytest.mark.parametrize(("agreement", "trusted"), [(0.9, True), (0.5, False)])
-def test_drift_is_trusted_where_it_ranks_like_probes(
-    agreement: float, trusted: bool, split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        calibrate.measure.sensitivity,
-        "rank_agreement",
-        lambda *tables: {"query": agreement, "key_value": 0.95},
-    )
+@pytest.mark.parametrize("trusted", [True, False])
+def test_drift_is_trusted_where_it_ranks_like_probes(trusted: bool, split) -> None:
     said = Notes()
     work = job(said)
-    table = sensitivities(work, dense_runs(work, split.search, "search"))
+    least = -1.0 if trusted else 1.1  # rank correlations lie between -1 and 1
+    table = sensitivities(work, dense_runs(work, split.search, "search"), trusted=least)
     by_metric = table.groupby("metric")["profiler"].unique()
     probed = set(table[table["metric"] == "score.error"]["factor"])
     if trusted:
@@ -89,9 +84,8 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
 
     monkeypatch.setattr(calibrate.measure.sensitivity, "drift", drifts)
     monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probes)
-    monkeypatch.setattr(calibrate.measure.sensitivity, "TRUSTED", -1.0)
     work = job(Reporter())
-    table = sensitivities(work, dense_runs(work, split.search, "search"))
+    table = sensitivities(work, dense_runs(work, split.search, "search"), trusted=-1.0)
     assert len(split.search) > 1
     assert seen["drift"]
     assert seen["probe"]
@@ -116,16 +110,11 @@ def test_an_interrupted_probe_goes_on_at_its_layer(
         return probe(*args, **kwargs)
 
     monkeypatch.setattr(calibrate.measure.sensitivity, "probe", stopped)
-    monkeypatch.setattr(
-        calibrate.measure.sensitivity,
-        "rank_agreement",
-        lambda *tables: {"query": 1.0, "key_value": 1.0},
-    )
     work = job(Reporter(), tmp_path)
     dense = dense_runs(work, split.search, "search")
     with pytest.raises(KeyboardInterrupt):
-        sensitivities(work, dense)
-    sensitivities(work, dense)
+        sensitivities(work, dense, trusted=-1.0)
+    sensitivities(work, dense, trusted=-1.0)
     assert layers == [(0,), (1,), (1,)]
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from calibrate.defaults import OFFERED, POWER
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.probe import COLUMNS, SensitivityError, sensitive_layers
-from calibrate.search.candidates import OFFERED, POWER, choices, damages
+from calibrate.search.candidates import choices, damages
 from calibrate.search.knapsack import solve
 from spark3r import LayerRule, Operators
 from spark3r.layout import TokenLayout
