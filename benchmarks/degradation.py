@@ -25,7 +25,7 @@ from calibrate.budget import parse_budget
 from calibrate.defaults import KEY_VALUE_FACTORS, OFFERED, OPERATORS, QUERY_FACTORS
 from calibrate.measure.sensitivity import sensitivities
 from calibrate.search.candidates import choices
-from calibrate.search.problem import Space, WithinBudget
+from calibrate.search.problem import LatencyLimit, Space
 from calibrate.settings import Job, Settings
 from spark3r import Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
@@ -67,7 +67,7 @@ def main() -> None:
         )
         length = LengthRule("constant", target, cache.frames, target)
         space = Space(layers, OPERATORS, length, table.model.wall_ms(table.layout))
-        goal = WithinBudget(stages.budget_ms(table, percent / 100))
+        goal = LatencyLimit(stages.budget_ms(table, percent / 100))
         schedule = goal.proposed(space, {})
         assert schedule is not None
         found[f"wall + {percent:g} %: {power:g}, {name}"] = schedule

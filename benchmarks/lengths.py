@@ -26,7 +26,7 @@ from results_io import print_markdown, write_result
 from calibrate.defaults import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from calibrate.measure.probe import FAITHFULNESS
 from calibrate.measure.residual_drift import drift
-from calibrate.search.problem import Problem, WithinBudget
+from calibrate.search.problem import LatencyLimit, SearchProblem
 from spark3r import Schedule
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
@@ -108,20 +108,19 @@ def compared(
     table = stages.latency_table(caches[0], stages.folder_of(caches[0]), target)
     schedules: dict[str, Schedule] = {}
     for frames, measured in drifts.items():
-        problem = Problem(
+        problem = SearchProblem(
             sensitivity=measured.assign(metric=FAITHFULNESS),
-            source="deviation",
             latency=table.model,
             layout=table.layout,
             short=caches[-1].layout,  # allows all factors, which short clips lower
             length=LengthRule("constant", target, caches[0].frames, target),
             sensitive=(),
-            goal=WithinBudget(stages.budget_ms(table, percent / 100)),
+            goal=LatencyLimit(stages.budget_ms(table, percent / 100)),
         )
         found = problem.knapsack()
         assert found is not None
         schedules[f"knapsack of {frames} frames"] = found
-    starts = problem.starts(at_the_goal=True)
+    starts = problem.initial_schedules(at_the_goal=True)
     schedules |= {name: each for name, each in starts.items() if name.startswith("uniform")}
     lengths = [each.frames for each in caches]
     deviations: dict[str, dict[int, float]] = {name: {} for name in schedules}

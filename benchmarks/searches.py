@@ -39,7 +39,7 @@ from calibrate.defaults import (
 )
 from calibrate.measure.score import score
 from calibrate.measure.sensitivity import sensitivities
-from calibrate.search.problem import Problem, Space, WithinBudget
+from calibrate.search.problem import LatencyLimit, SearchProblem, Space
 from calibrate.search.storage import decode, encode
 from calibrate.settings import Job, Settings
 from spark3r import LayerRule, Schedule
@@ -121,15 +121,14 @@ class Task:
         self.others = EVALUATION[FIRST_OTHER : FIRST_OTHER + options.clips]
         settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
         job = Job(replace(cache.runner, dtype=settings.dtype), settings, self.mode)
-        problem = Problem(
+        problem = SearchProblem(
             sensitivity=sensitivities(job, cache.dense_of(PROFILED)),
-            source=self.mode,
             latency=self.table.model,
             layout=self.table.layout,
             short=cache.layout,
             length=LengthRule("constant", options.target_frames, cache.frames),
             sensitive=(),
-            goal=WithinBudget(self.budget_ms),
+            goal=LatencyLimit(self.budget_ms),
         )
         knapsack = problem.knapsack()
         assert knapsack is not None  # the budget lies above the least latency

@@ -39,8 +39,8 @@ from .progress import Reporter, StepTimes
 from .report.result import Calibration, as_budget, dense_result, make_result
 from .report.trade_off import run_trade_off
 from .search.optimizer import Optimize, require_result, run_search, search_options, solve
-from .search.problem import Problem, WithinBudget, WithinDeviation, least_latency_ms
-from .search.storage import alone
+from .search.problem import DeviationLimit, LatencyLimit, SearchProblem, least_latency_ms
+from .search.storage import lock_journal
 from .settings import Job, Settings, make_job
 from .verify.correction import CorrectionContext, correct_at_goal, select_and_correct
 
@@ -180,7 +180,7 @@ def run(
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
         # Nothing is searched with an earlier profile, so no storage is needed.
-        with alone(None if from_profile else settings.storage):
+        with lock_journal(None if from_profile else settings.storage):
             result = _run(job, split, from_profile)
     return replace(result, seconds=times.seconds, skipped=split.skipped)
 
@@ -272,18 +272,17 @@ def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> Resolved
 
 def pose(
     job: Job, latencies: Latencies, sensitivities: Sensitivities, budget: ResolvedBudget | None
-) -> Problem:
+) -> SearchProblem:
     """Return the problem of finding a schedule."""
     shortest, frames = latencies.short.frames, latencies.frames
-    return Problem(
+    return SearchProblem(
         sensitivity=sensitivities.table,
-        source=job.source,
         latency=latencies.table.model,
         layout=latencies.table.layout,
         short=latencies.short,
         length=LengthRule("constant", frames, min(shortest, frames), max(shortest, frames)),
         sensitive=sensitivities.sensitive,
-        goal=WithinDeviation(job.settings.max_deviation or 0.0)
+        goal=DeviationLimit(job.settings.max_deviation or 0.0)
         if budget is None
-        else WithinBudget(budget.clip_ms),
+        else LatencyLimit(budget.clip_ms),
     )

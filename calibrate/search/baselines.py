@@ -1,14 +1,14 @@
-"""What a search is compared with: the scaled paper schedule and the best uniform one.
+"""Baselines of a search: scaled paper schedules and uniform ones.
 
-*Scaled paper schedule*: the paper's operators and sensitive layers, tiers (r, 3r), query factors 1
-to 4 everywhere. *Uniform*: any of our operators, one pair of integer factors in all layers. The
-best of all that meet the budget is the one to beat.
+*Scaled paper schedule*: the paper's operators and sensitive layers, tiers (r, 3r), one query factor
+from 1 to 4 in all layers. *Uniform*: any of our operators, one pair of integer factors in all
+layers. The best of all that meet the budget is the one to beat.
 
 Not all of them have to run. Of two such schedules with the same operators and layers, the one whose
-factors are both smaller keeps more of what dense attention sees, and deviates less. So only pairs
-need to run of which neither factor can be made smaller within the budget: the *frontier*. Error is
-not as well behaved: reduction can improve it on long clips, and a pair behind the frontier may then
-be better, which is left to those who ask for a tighter budget.
+factors are both smaller keeps more of what dense attention sees, and deviates less. So a pair only
+needs to run if neither of its factors can be made smaller within the budget. These pairs are the
+*frontier*. Error is not as well behaved: reduction can improve it on long clips, and a pair behind
+the frontier may then be better. A tighter budget finds it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Pair = tuple[int, int]
 def frontier(
     queries: Iterable[int], largest: int, fits: Callable[[int, int], bool]
 ) -> tuple[Pair, ...]:
-    """Return the pairs that fit, and of which neither factor can be smaller.
+    """Return the pairs that fit and of which neither factor can be smaller.
 
     Args:
         queries: Query factors, the smallest first.
         largest: Largest key-value factor.
-        fits: Whether a query and a key-value factor meet the budget; if so, any larger key-value
-            factor does.
+        fits: Function that returns True if a query and a key-value factor meet the budget. If they
+            do, so do larger key-value factors.
     """
     found: list[Pair] = []
     for query in queries:
@@ -56,11 +56,11 @@ def paper_schedules(
     """Return the frontier of the scaled paper schedules, by name.
 
     Args:
-        depth: Global layers of the model.
-        sensitive: Sensitive layers of the paper's probe.
+        depth: Number of global layers.
+        sensitive: Sensitive layers by the paper's probe.
         length: Length rule.
         short: Token layout of the shortest clip, which bounds the factors.
-        fits: Whether a schedule meets the budget.
+        fits: Function that returns True if a schedule meets the budget.
     """
     chosen = set(sensitive)
     largest = largest_factors(Operators(), short)[1]
@@ -81,14 +81,14 @@ def uniform_schedules(
     short: TokenLayout,
     fits: Callable[[Schedule], bool],
 ) -> dict[str, Schedule]:
-    """Return the frontier of the uniform schedules of each choice of operators, by name.
+    """Return the frontiers of the uniform schedules with each of the operators, by name.
 
     Args:
-        depth: Global layers of the model.
+        depth: Number of global layers.
         operators: Operators to choose from.
         length: Length rule.
         short: Token layout of the shortest clip, which bounds the factors.
-        fits: Whether a schedule meets the budget.
+        fits: Function that returns True if a schedule meets the budget.
     """
     found: dict[str, Schedule] = {}
     rules = set()

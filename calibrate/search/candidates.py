@@ -1,19 +1,21 @@
-"""What the sensitivities say: damage of each factor, the knapsack's choices, the paper's rule.
+"""Choices of the knapsack, with their cost and degradation, from latencies and sensitivities.
 
-Damage is deviation from dense, whatever schedules are judged by in the end. Error of a few clips is
-noisy, and much of what looks like a gain is luck; deviation is not, and a knapsack over it finds
-schedules of less error than one over error itself (docs/method/search.md).
+The degradation of a factor is its deviation from dense, whatever schedules are judged by in the
+end. Error on a few clips is noisy, and much of what looks like a gain is luck. Deviation is not,
+and a knapsack over it finds schedules of less error than one over error itself
+(docs/method/search.md).
 
-Within one layer and axis it is made not to fall as the factor grows (isotonic regression), and is
-taken to be linear in the logarithm of the factor between those measured. Layers and axes deviate in
-different directions, so that what they do together is nearer the root of the sum of squares than
-the sum: the knapsack adds up damages to the power of `POWER`. (A mere sum makes it reduce a few
-layers to the utmost.)
+Within one layer and axis the degradation is made not to fall as the factor grows (isotonic
+regression), and is interpolated linearly in the logarithm of the factor. Layers and axes deviate in
+different directions, so their joint deviation is nearer the root of the sum of squares than the
+sum. The knapsack therefore adds up degradations to the power of `POWER`. (A plain sum makes it
+reduce a few layers to the utmost.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -29,24 +31,25 @@ from ..measure.latency_model import LatencyModel
 from ..measure.probe import FAITHFULNESS, SensitivityError
 from .knapsack import Choice
 
-REVISION = 8
-"""Raised whenever the same sensitivities come to other choices; earlier searches stay apart."""
+REVISION = 9
+"""Raised whenever the same sensitivities lead to other choices, so that earlier searches are not
+continued."""
 
 Place = tuple[int, str, int]
 """Layer, axis and factor."""
 
 
-def damages(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
-    """Return the deviation of each factor by layer, axis and factor.
+def degradations(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
+    """Return the degradation of each layer, axis and factor.
 
     Args:
-        table: From `probe` around the dense model, or `residual_drift.scale_drift`.
-        operators: Which operators.
+        table: Sensitivities around the dense model: probes, or drift fitted to probes.
+        operators: The operators.
 
     Raises:
-        SensitivityError: If the table has no such rows, or none at factor 1 to compare with.
+        SensitivityError: If the table has no deviation for these operators, or none at factor 1.
     """
-    own = _differences(table, operators)
+    own = _changes(table, operators)
     if own.empty:
         raise SensitivityError(
             f"the sensitivities have no metric '{FAITHFULNESS}' for these operators"
@@ -57,16 +60,16 @@ def damages(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
         ordered = rows[rows["factor"] > 1].sort_values("factor")
         if not ordered.empty:
             rising = isotonic_regression(ordered["change"].to_numpy()).x
-            for factor, damage in zip(ordered["factor"], rising, strict=True):
-                found[int(layer), str(axis), int(factor)] = max(0.0, float(damage))
+            for factor, change in zip(ordered["factor"], rising, strict=True):
+                found[int(layer), str(axis), int(factor)] = max(0.0, float(change))
     return found
 
 
-def _differences(table: pd.DataFrame, operators: Operators) -> pd.DataFrame:
-    """Return mean changes of deviation from factor 1, a row per place.
+def _changes(table: pd.DataFrame, operators: Operators) -> pd.DataFrame:
+    """Return the mean change of deviation from factor 1, a row per layer, axis and factor.
 
     Raises:
-        SensitivityError: If there is nothing at factor 1 to compare with.
+        SensitivityError: If there is no factor 1 to compare with.
     """
     own = table["operators"] == operators_text(operators)
     part = table[(table["metric"] == FAITHFULNESS) & own]
@@ -76,8 +79,8 @@ def _differences(table: pd.DataFrame, operators: Operators) -> pd.DataFrame:
     if not lacking.empty:
         place = (int(lacking["layer"].iloc[0]), str(lacking["axis"].iloc[0]))
         raise SensitivityError(
-            f"the sensitivities of {place} were measured around another point than dense: they say "
-            "nothing of what a factor does beyond 1"
+            f"the sensitivities of {place} were measured around another point than dense, and say "
+            "nothing about factors beyond 1"
         )
     return both.assign(change=both["mean"] - both["mean_dense"])
 
@@ -91,46 +94,46 @@ def choices(
     offered: Sequence[int] = OFFERED,
     power: float = POWER,
 ) -> list[list[Choice]]:
-    """Return the knapsack's choices: all pairs of factors that are `OFFERED`.
+    """Return the choices of each layer: all pairs of factors, with all operators.
 
-    The damage of a choice is that of its two axes, each to the power of `POWER`.
+    The degradation of a choice is the sum over its two axes of the degradation to the power.
 
     Args:
-        table: Sensitivities around dense.
-        operators: Which operators a layer may choose from.
-        latency: Predicts what a layer costs at the target length.
-        layout: Token layout there.
-        offered: Factors offered besides the measured ones.
-        power: Power to which damages are added up.
+        table: Sensitivities around the dense model.
+        operators: Operators that a layer may choose from.
+        latency: Latency model, for the cost of a choice.
+        layout: Token layout at the target length.
+        offered: Factors offered besides the measured ones, default `OFFERED`.
+        power: Power to which degradations are added up, default `POWER`.
 
     Raises:
-        SensitivityError: As `damages`.
+        SensitivityError: As `degradations`.
     """
     found: dict[int, dict[ResolvedRule, Choice]] = {}
     for each in operators:
-        by_factor = damages(table, each)
-        for layer in sorted({layer for layer, _, _ in by_factor}):
-            queries = _axis(by_factor, layer, "query", offered)
-            keys = _axis(by_factor, layer, "key_value", offered)
-            for (query, harm_q), (key_value, harm_kv) in (
-                (q, k) for q in queries.items() for k in keys.items()
-            ):
+        by_place = degradations(table, each)
+        for layer in sorted({layer for layer, _, _ in by_place}):
+            queries = _axis(by_place, layer, "query", offered)
+            keys = _axis(by_place, layer, "key_value", offered)
+            for query, key_value in product(queries, keys):
                 rule = LayerRule(query, key_value, each)
                 resolved = rule.resolve(each)
                 cost_ms = latency.layer_ms(resolved, layout)
-                choice = Choice(rule, cost_ms, harm_q**power + harm_kv**power)
+                choice = Choice(rule, cost_ms, queries[query] ** power + keys[key_value] ** power)
                 found.setdefault(layer, {}).setdefault(resolved, choice)
     return [list(found[layer].values()) for layer in sorted(found)]
 
 
 def _axis(
-    damage: Mapping[Place, float], layer: int, axis: str, offered: Sequence[int]
+    by_place: Mapping[Place, float], layer: int, axis: str, offered: Sequence[int]
 ) -> dict[int, float]:
-    """Return the damages of one layer and axis by factor; 0 at factor 1 if it was not measured."""
-    measured = sorted((key[2], harm) for key, harm in damage.items() if key[:2] == (layer, axis))
+    """Return the degradations of one layer and axis by factor, only factor 1 if unmeasured."""
+    measured = sorted(
+        (place[2], each) for place, each in by_place.items() if place[:2] == (layer, axis)
+    )
     if not measured:
         return {1: 0.0}
-    known, harms = zip(*measured, strict=True)
+    known, values = zip(*measured, strict=True)
     factors = sorted({*known, *(each for each in offered if each < known[-1])})
-    between = np.interp(np.log(factors), np.log(known), harms)
+    between = np.interp(np.log(factors), np.log(known), values)
     return dict(zip(factors, map(float, between), strict=True))

@@ -1,16 +1,16 @@
-"""The multiple-choice knapsack: one choice per layer, least damage within a budget, exactly.
+"""The multiple-choice knapsack: one choice per layer, least degradation within a budget, exactly.
 
-Costs and damages add up over layers and may be any real numbers (damage below 0 is a gain). The
-solver goes through the layers and keeps, of all partial selections, those that no other undercuts
-in both cost and damage. Nothing is rounded or bucketed, so the answer is exact: sums are float64
-sums in the order of the layers, and a selection fits when such a sum is at most the bound.
+Costs and degradations add up over layers and may be any real numbers (a degradation below 0 is a
+gain). The solver goes through the layers and keeps all partial assignments that no other undercuts
+in both cost and degradation. Nothing is rounded, so the answer is exact: sums are float64 sums in
+the order of the layers, and an assignment fits if such a sum is at most the bound.
 
-Partial selections that a Lagrangian bound proves to be no better than a selection already at hand
-are dropped too. What is left can, in theory, double with every layer; should more than
-`MAX_PARTIAL` partial selections be needed, an error says so, and no approximate answer is given.
-Twenty-four layers of forty choices need some thousands.
+Partial assignments that a Lagrangian bound proves to be no better than a known assignment are
+dropped as well. The rest can in theory double with every layer. If more than `MAX_PARTIAL` are
+needed, an error says so, and no approximate answer is given. Twenty-four layers of forty choices
+need some hundreds.
 
-Of equally good selections the one is returned that is better by the other measure, and of those
+Of equally good assignments the one that is better by the other measure is returned, and of those
 equal in both the one with the earlier choice in the first layer in which they differ.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,17 @@ import numpy.typing as npt
 from spark3r.reduction.operators import Operators
 from spark3r.schedule import LayerRule, Schedule
 
-__all__ = [
-    "MAX_PARTIAL",
-    "Choice",
-    "FrontTooLargeError",
-    "Selection",
-    "solve",
-    "solve_cheapest",
-]
+MAX_PARTIAL = 4_000_000
+"""Most partial assignments after a layer, 32 bytes each (128 MB per layer)."""
+
+_BISECTIONS = 60
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+class FrontTooLargeError(ValueError):
+    """The exact answer needs more partial assignments than are allowed."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +45,35 @@ class Choice:
     """One way to treat a layer.
 
     Attributes:
-        rule: Its factors, and its operators where they differ from the schedule's.
+        rule: Factors of the layer, and its operators if they differ from the schedule's.
         cost_ms: Latency of the layer.
-        damage: What it does to quality; infinite where it is out of the question.
+        degradation: Harm to quality; infinite for a choice that must not be taken.
     """
 
     rule: LayerRule
     cost_ms: float
-    damage: float
+    degradation: float
 
 
 @dataclass(frozen=True)
-class Selection:
+class Assignment:
     """One choice per layer.
 
     Attributes:
-        indices: The choice of each layer, by its place in the layer's list.
+        indices: Index of each layer's choice in the layer's list.
         cost_ms: Sum of the costs.
-        damage: Sum of the damages.
+        degradation: Sum of the degradations.
     """
 
     indices: tuple[int, ...]
     cost_ms: float
-    damage: float
+    degradation: float
 
     def schedule(self, layers: Sequence[Sequence[Choice]], operators: Operators) -> Schedule:
-        """Return the schedule of this selection.
+        """Return the schedule of this assignment.
 
         Args:
-            layers: What was chosen from.
+            layers: The choices of each layer.
             operators: Operators of layers whose choice names none.
         """
         chosen = (layer[index].rule for layer, index in zip(layers, self.indices, strict=True))
@@ -83,105 +86,156 @@ class Selection:
         )
 
 
-def solve(layers: Sequence[Sequence[Choice]], budget_ms: float) -> Selection | None:
-    """Return the selection of least damage that costs at most ``budget_ms``; None if none does.
+def solve(
+    layers: Sequence[Sequence[Choice]], budget_ms: float, *, max_partial: int = MAX_PARTIAL
+) -> Assignment | None:
+    """Return the assignment of least degradation within a budget, None if there is none.
+
+    Args:
+        layers: The choices of each layer.
+        budget_ms: Largest sum of the costs.
+        max_partial: Most partial assignments after a layer, default `MAX_PARTIAL`.
 
     Raises:
+        FrontTooLargeError: If more partial assignments are needed.
         ValueError: If a layer has no choice, a cost is not finite, or a number is NaN.
     """
-    table = _Table.of(layers)
-    found = least_value(table.cost, table.damage, table.place, budget_ms)
-    return None if found is None else _selection(layers, found)
+    return _assignment(layers, _least_value(_options(layers), budget_ms, max_partial))
 
 
-def solve_cheapest(layers: Sequence[Sequence[Choice]], max_damage: float) -> Selection | None:
-    """Return the selection of least cost that does at most ``max_damage``; None if none does.
+def solve_cheapest(
+    layers: Sequence[Sequence[Choice]], max_degradation: float, *, max_partial: int = MAX_PARTIAL
+) -> Assignment | None:
+    """Return the assignment of least cost within a degradation, None if there is none.
+
+    Args:
+        layers: The choices of each layer.
+        max_degradation: Largest sum of the degradations.
+        max_partial: Most partial assignments after a layer, default `MAX_PARTIAL`.
 
     Raises:
+        FrontTooLargeError: If more partial assignments are needed.
         ValueError: As `solve`.
     """
-    table = _Table.of(layers)
-    found = least_value(table.damage, table.cost, table.place, max_damage)
-    return None if found is None else _selection(layers, found)
+    swapped = [_Options(each.value, each.weight, each.choice) for each in _options(layers)]
+    return _assignment(layers, _least_value(swapped, max_degradation, max_partial))
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Per layer the choices worth considering: cost, damage and place in the layer's list."""
-
-    cost: list[Floats]
-    damage: list[Floats]
-    place: list[Integers]
-
-    @classmethod
-    def of(cls, layers: Sequence[Sequence[Choice]]) -> _Table:
-        if not layers:
-            raise ValueError("there is no layer to choose for")
-        table = cls([], [], [])
-        for index, layer in enumerate(layers):
-            for place, choice in enumerate(layer):
-                if math.isfinite(choice.cost_ms) and choice.damage > -math.inf:
-                    continue
-                raise ValueError(
-                    f"layer {index}, choice {place}: cost {choice.cost_ms} ms and damage "
-                    f"{choice.damage}, expected a finite cost, and a damage that is finite or inf"
-                )
-            places = [place for place, choice in enumerate(layer) if choice.damage < math.inf]
-            if not places:
-                raise ValueError(f"layer {index} has no choice of finite damage")
-            table.cost.append(np.array([layer[place].cost_ms for place in places], float))
-            table.damage.append(np.array([layer[place].damage for place in places], float))
-            table.place.append(np.array(places, np.int64))
-        return table
-
-
-def _selection(layers: Sequence[Sequence[Choice]], indices: tuple[int, ...]) -> Selection:
-    cost = damage = 0.0
-    for layer, index in zip(layers, indices, strict=True):
-        cost += layer[index].cost_ms
-        damage += layer[index].damage
-    return Selection(indices, cost, damage)
-
-
-MAX_PARTIAL = 4_000_000
-"""Most partial selections held after a layer, each 32 bytes (128 MB a layer at most)."""
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-
-
-class FrontTooLargeError(ValueError):
-    """What the exact answer needs does not fit."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Partial selections up to one layer, by weight upwards and value downwards.
+class _Options(NamedTuple):
+    """The choices of one layer, ``[C]`` each, without those of infinite degradation.
 
     Attributes:
-        weight: What is bounded, summed, ``[F]``.
-        value: What is minimised, summed, ``[F]``.
-        parent: Row of the partial selection one layer earlier, ``[F]``.
-        place: The layer's choice, ``[F]``.
+        weight: Number whose sum is bounded.
+        value: Number whose sum is minimised.
+        choice: Index in the layer's list.
+    """
+
+    weight: Floats
+    value: Floats
+    choice: Integers
+
+
+def _options(layers: Sequence[Sequence[Choice]]) -> list[_Options]:
+    """Return the choices of each layer, costs being the weights."""
+    if not layers:
+        raise ValueError("there is no layer to choose for")
+    found = []
+    for number, layer in enumerate(layers):
+        for index, choice in enumerate(layer):
+            if not (math.isfinite(choice.cost_ms) and choice.degradation > -math.inf):
+                raise ValueError(
+                    f"layer {number}, choice {index}: cost {choice.cost_ms} ms and degradation "
+                    f"{choice.degradation}, expected a finite cost, and a degradation that is "
+                    "finite or inf"
+                )
+        finite = [place for place, choice in enumerate(layer) if choice.degradation < math.inf]
+        if not finite:
+            raise ValueError(f"layer {number} has no choice of finite degradation")
+        costs = np.array([layer[place].cost_ms for place in finite], float)
+        degradations = np.array([layer[place].degradation for place in finite], float)
+        found.append(_Options(costs, degradations, np.array(finite, np.int64)))
+    return found
+
+
+def _assignment(
+    layers: Sequence[Sequence[Choice]], indices: tuple[int, ...] | None
+) -> Assignment | None:
+    if indices is None:
+        return None
+    chosen = [layer[index] for layer, index in zip(layers, indices, strict=True)]
+    cost_ms = degradation = 0.0
+    for choice in chosen:
+        cost_ms += choice.cost_ms
+        degradation += choice.degradation
+    return Assignment(indices, cost_ms, degradation)
+
+
+class _Front(NamedTuple):
+    """Partial assignments up to one layer, by weight upwards and value downwards.
+
+    Attributes:
+        weight: Sums of the weights, ``[F]``.
+        value: Sums of the values, ``[F]``.
+        parent: Row of the partial assignment one layer earlier, ``[F]``.
+        choice: Index of the layer's choice, ``[F]``.
     """
 
     weight: Floats
     value: Floats
     parent: Integers
-    place: Integers
+    choice: Integers
 
 
-@dataclass(frozen=True)
-class Bound:
-    """What may be dropped in a search for one best selection.
+def _least_value(
+    layers: Sequence[_Options], most: float, max_partial: int
+) -> tuple[int, ...] | None:
+    """Return the indices of least value whose weight is at most ``most``, or None."""
+    if math.isnan(most):
+        raise ValueError("the bound is NaN, expected a number")
+    if _total([each.weight.min() for each in layers]) > most:
+        return None
+    bound = _bound(layers, most)
+    none = np.zeros(1, np.int64)
+    front, fronts = _Front(np.zeros(1), np.zeros(1), none, none), []
+    order = none  # place of each partial assignment in lexicographic order of the choices
+    for number, layer in enumerate(layers):
+        weight = (front.weight[:, None] + layer.weight).ravel()
+        value = (front.value[:, None] + layer.value).ravel()
+        parent = np.repeat(np.arange(len(front.weight)), len(layer.weight))
+        option = np.tile(np.arange(len(layer.weight)), len(front.weight))
+        rank = order[parent] * len(layer.weight) + option
+        kept = np.flatnonzero(bound.keeps(number, weight, value))
+        # Of equal weights the least value comes first, of equal both the earliest choices.
+        kept = kept[np.lexsort((rank[kept], value[kept], weight[kept]))]
+        least_before = np.concatenate(([np.inf], np.minimum.accumulate(value[kept])[:-1]))
+        kept = kept[value[kept] < least_before]
+        if len(kept) > max_partial:
+            raise FrontTooLargeError(
+                f"{len(kept)} partial assignments after layer {number}, expected at most "
+                f"{max_partial}: offer fewer choices per layer"
+            )
+        order = np.empty(len(kept), np.int64)
+        order[np.argsort(rank[kept], kind="stable")] = np.arange(len(kept))
+        front = _Front(weight[kept], value[kept], parent[kept], layer.choice[option[kept]])
+        fronts.append(front)
+    row = int(np.flatnonzero(front.weight <= most)[-1])
+    indices = []
+    for front in reversed(fronts):
+        indices.append(int(front.choice[row]))
+        row = int(front.parent[row])
+    return tuple(reversed(indices))
+
+
+class _Bound(NamedTuple):
+    """A Lagrangian bound on the value of what a partial assignment can become.
 
     Attributes:
         most: Largest weight allowed.
-        best: Value of a selection at hand.
+        best: Value of a known assignment that is allowed.
         price: Lagrange multiplier of the weight.
         rest_weight: Least weight of the layers that follow each layer, ``[L]``.
         rest_value: Least ``value + price * weight`` of the layers that follow, ``[L]``.
-        slack: Rounding error that the tests must bear.
+        slack: Rounding error of the comparisons.
     """
 
     most: float
@@ -192,137 +246,51 @@ class Bound:
     slack: float
 
     def keeps(self, layer: int, weight: Floats, value: Floats) -> npt.NDArray[np.bool_]:
-        """Return which partial selections up to ``layer`` may become the best."""
+        """Return which partial assignments up to ``layer`` may become the best."""
         fits = weight + self.rest_weight[layer] <= self.most + self.slack
         least = value + self.price * (weight - self.most) + self.rest_value[layer]
         return fits & (least <= self.best + self.slack)
 
 
-def least_value(
-    weights: list[Floats], values: list[Floats], places: list[Integers], most: float
-) -> tuple[int, ...] | None:
-    """Return the selection of least value whose weight is at most ``most``, or None."""
-    if math.isnan(most):
-        raise ValueError("the bound is NaN, expected a number")
-    if _total(weights, [int(weight.argmin()) for weight in weights]) > most:
-        return None
-    steps = sweep(weights, values, places, _bound(weights, values, most))
-    fitting = np.flatnonzero(steps[-1].weight <= most)
-    return trace(steps, int(fitting[-1]))
+def _bound(layers: Sequence[_Options], most: float) -> _Bound:
+    """Return the bound at the lowest price at which the best assignment for the price is allowed.
 
-
-def sweep(
-    weights: list[Floats], values: list[Floats], places: list[Integers], bound: Bound
-) -> list[Step]:
-    """Return the fronts of partial selections after each layer, as far as the bound keeps them."""
-    zero, none = np.zeros(1), np.zeros(1, np.int64)
-    step = Step(zero, zero, none, none)
-    order = none  # place of each partial selection among them in lexicographic order
-    steps = []
-    for layer, (weight, value, place) in enumerate(zip(weights, values, places, strict=True)):
-        new_weight = (step.weight[:, None] + weight).ravel()
-        new_value = (step.value[:, None] + value).ravel()
-        parent = np.repeat(np.arange(len(step.weight)), len(weight))
-        chosen = np.tile(np.arange(len(weight)), len(step.weight))
-        rank = order[parent] * len(weight) + chosen
-        kept = np.flatnonzero(bound.keeps(layer, new_weight, new_value))
-        # Of equal weights the least value comes first, of equal both the earliest choices.
-        kept = kept[np.lexsort((rank[kept], new_value[kept], new_weight[kept]))]
-        front = new_value[kept]
-        before = np.concatenate(([np.inf], np.minimum.accumulate(front)[:-1]))
-        kept = kept[front < before]
-        if len(kept) > MAX_PARTIAL:
-            raise FrontTooLargeError(
-                f"{len(kept)} partial selections after layer {layer}, at most {MAX_PARTIAL} are "
-                "held: offer fewer choices per layer"
-            )
-        order = np.empty(len(kept), np.int64)
-        order[np.argsort(rank[kept], kind="stable")] = np.arange(len(kept))
-        step = Step(new_weight[kept], new_value[kept], parent[kept], place[chosen[kept]])
-        steps.append(step)
-    return steps
-
-
-def _bound(weights: list[Floats], values: list[Floats], most: float) -> Bound:
-    """Return the bound of the problem's linear relaxation, and a selection to begin with.
-
-    The relaxation is solved by the greedy way: each layer starts with its lightest choice, and
-    steps along the layers' convex hulls are taken by falling gain per weight.
+    The price is found by bisection. Any price gives a correct bound, this one a tight bound.
     """
-    lightest = [int(np.lexsort((v, w))[0]) for w, v in zip(weights, values, strict=True)]
-    moves: list[tuple[float, int, float, int]] = []
-    for layer, (layer_weight, layer_value) in enumerate(zip(weights, values, strict=True)):
-        for i, j in pairwise(_hull(layer_weight, layer_value)):
-            added = float(layer_weight[j] - layer_weight[i])
-            gain = float(layer_value[i] - layer_value[j])
-            moves.append((-gain / added, layer, added, j))
-    price = 0.0
-    chosen, full = list(lightest), set[int]()
-    weight = _total(weights, chosen)
-    # The slopes of a layer rise along its hull; where rounding makes them equal, the order stays.
-    for slope, layer, added, j in sorted(moves, key=lambda move: move[:2]):
-        if layer in full:
-            continue
-        if weight + added <= most:
-            weight += added
-            chosen[layer] = j
-            continue
-        if not full:
-            price = -slope
-        full.add(layer)
-    if _total(weights, chosen) > most:  # by rounding
-        chosen = lightest
-    reduced = [float((v + price * w).min()) for w, v in zip(weights, values, strict=True)]
-    least = [float(w.min()) for w in weights]
-    if most == math.inf:
-        most = sum(float(w.max()) for w in weights)
-    weight_size = abs(most) + sum(float(np.abs(w).max()) for w in weights)
-    value_size = sum(float(np.abs(v).max()) for v in values)
-    return Bound(
+    low, high, price = 0.0, math.inf, 0.0
+    best = [int(np.lexsort((each.value, each.weight))[0]) for each in layers]  # the lightest
+    for _ in range(_BISECTIONS):
+        chosen = [int((each.value + price * each.weight).argmin()) for each in layers]
+        if _total([each.weight[i] for each, i in zip(layers, chosen, strict=True)]) > most:
+            low = price
+        else:
+            high, best = price, chosen
+        if high == 0:
+            break
+        price = (low + high) / 2 if high < math.inf else max(1.0, 2 * low)
+    price = high if high < math.inf else low
+    weights = [float(np.abs(each.weight).max()) for each in layers]
+    most = min(most, sum(weights))
+    scale = (abs(most) + sum(weights)) * (1 + price)
+    scale += sum(float(np.abs(each.value).max()) for each in layers)
+    return _Bound(
         most=most,
-        best=_total(values, chosen),
+        best=_total([each.value[i] for each, i in zip(layers, best, strict=True)]),
         price=price,
-        rest_weight=_after(least),
-        rest_value=_after(reduced),
-        slack=1e-12 * (weight_size * (1 + price) + value_size),
+        rest_weight=_after([float(each.weight.min()) for each in layers]),
+        rest_value=_after([float((each.value + price * each.weight).min()) for each in layers]),
+        slack=1e-12 * scale,
     )
 
 
-def _total(terms: Sequence[Floats], chosen: Sequence[int]) -> float:
-    """Return the sum of the chosen terms, in the order of the layers."""
+def _total(terms: Sequence[float]) -> float:
+    """Return the sum in the order of the layers, as fronts add up."""
     total = 0.0
-    for term, index in zip(terms, chosen, strict=True):
-        total += float(term[index])
+    for term in terms:
+        total += float(term)
     return total
 
 
 def _after(terms: Sequence[float]) -> list[float]:
     """Return, for each layer, the sum over the layers that follow it."""
     return [math.fsum(terms[layer + 1 :]) for layer in range(len(terms))]
-
-
-def _hull(weight: Floats, value: Floats) -> list[int]:
-    """Return the choices on the lower convex hull, from the lightest to that of least value."""
-    hull: list[int] = []
-    for i in np.lexsort((value, weight)).tolist():
-        if hull and value[i] >= value[hull[-1]]:
-            continue
-        while len(hull) > 1 and _is_above(weight, value, hull[-2], hull[-1], i):
-            hull.pop()
-        hull.append(i)
-    return hull
-
-
-def _is_above(weight: Floats, value: Floats, a: int, b: int, c: int) -> bool:
-    """Whether choice b lies on or above the line from a to c."""
-    down = (value[a] - value[b]) * (weight[c] - weight[a])
-    return bool(down <= (value[a] - value[c]) * (weight[b] - weight[a]))
-
-
-def trace(steps: Sequence[Step], row: int) -> tuple[int, ...]:
-    """Return the choices of a complete selection, by place."""
-    chosen = []
-    for step in reversed(steps):
-        chosen.append(int(step.place[row]))
-        row = int(step.parent[row])
-    return tuple(reversed(chosen))

@@ -1,15 +1,16 @@
-"""The search: weights on the sensitivities, which the knapsack turns into feasible schedules.
+"""The search: weights on the degradations, which the knapsack turns into feasible schedules.
 
-Sensitivities say what each layer bears alone. What they miss are interactions between layers, and
-Optuna corrects them: its parameters are the logarithms of weights on the damages of each layer, of
-the query axis and of all operators but the first. For any weights the knapsack answers with the
-schedule of least weighted damage within the budget, so that every trial is feasible by the latency
-model and uses the budget up. (For the dual, `WithinDeviation`, it answers with the fastest schedule
-of as much damage as is allowed.)
+Sensitivities describe each layer alone. They miss interactions between layers, which Optuna
+corrects: its parameters are the logarithms of weights on the degradations of each layer, of the
+query axis and of all operators but the first. For any weights the knapsack returns the schedule of
+least weighted degradation within the budget, so that every trial is feasible by the latency model
+and uses the budget up. (For a `DeviationLimit` it returns the fastest schedule within the allowed
+degradation.)
 
-The schedules to start from (the knapsack's own answer, which is that of all weights 1, and at other
-budgets, the scaled paper schedule, the best uniform ones) run before. Whatever ran is kept with its
-latency and figures, so that the trade-off between latency and quality comes out of the same search.
+The initial schedules run first: the knapsack's own answer, which is that of all weights 1, its
+answers to other budgets, the scaled paper schedules and the best uniform ones. All trials are
+stored with latency and figures, so that the trade-off between latency and quality comes out of the
+same search.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import mean_figures
 from ..settings import Job
 from . import candidates
-from .problem import Goal, Problem, Space, WithinDeviation
+from .problem import DeviationLimit, Goal, SearchProblem, Space
 from .storage import Storage, StudyError, check_storage, decode, encode, finished, open_studies
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a schedule is.
+    """The score of a schedule.
 
     Attributes:
-        value: What the search minimises.
-        figures: Everything else worth keeping, by name.
-        judged: What schedules are judged by in the end, None where that is ``value``.
+        value: Number that the search minimises.
+        figures: Further figures to store, by name.
+        judged: Mean score by the source that schedules are judged by; None if that is ``value``.
     """
 
     value: float
@@ -64,12 +65,12 @@ class Trial:
     """One schedule that was tried.
 
     Attributes:
-        name: Where it came from, such as ``knapsack`` or ``search 7``.
-        schedule: What was run.
-        latency_ms: What the latency model says of it.
-        score: How good it is, None where it failed.
-        failure: Why it failed, or None.
-        parameters: What the sampler proposed; empty for a schedule that the search started from.
+        name: Origin of the schedule, such as ``knapsack`` or ``search 7``.
+        schedule: The schedule.
+        latency_ms: Predicted latency.
+        score: Its score, None if it failed or did not run.
+        failure: Reason of the failure, or None.
+        parameters: Parameters that the sampler proposed; empty for an initial schedule.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         trials: All finished trials, those of the initial schedules first.
@@ -146,7 +147,7 @@ class SearchOptions:
 
 
 def optimize(
-    problem: Problem,
+    problem: SearchProblem,
     initial: Mapping[str, Schedule],
     objective: Callable[[Schedule], Score],
     options: SearchOptions,
@@ -169,32 +170,32 @@ def optimize(
         StudyError: If the storage cannot be used. Trials that finished before are stored.
     """
     begin = clock()
-    run = _Run(objective, problem.predict_ms, problem.goal, on_trial)
+    state = _SearchState(objective, problem.predict_ms, problem.goal, on_trial)
     studies = open_studies(options.storage, options.name, _sampler(options.seed), options.resume)
-    for study in (studies.starts, studies.proposed):
-        run.done += [_restored(trial, problem.predict_ms) for trial in finished(study)]
-    # Continued searches draw on from where they were, whatever was lost in between.
+    for study in (studies.initial, studies.proposed):
+        state.done += [_restored(trial, problem.predict_ms) for trial in finished(study)]
+    # A continued search draws other parameters than before, even if trials were lost in between.
     studies.proposed.sampler = _sampler(options.seed + len(finished(studies.proposed)))
 
     def is_over() -> bool:
         return options.timeout_s is not None and clock() - begin >= options.timeout_s
 
     try:
-        _run_initial(studies.starts, initial, run)
-        _run_proposed(studies.proposed, problem.space, run, options.trials, is_over)
+        _run_initial(studies.initial, initial, state)
+        _run_proposed(studies.proposed, problem.space, state, options.trials, is_over)
     except KeyboardInterrupt:
-        return Found(tuple(run.done), problem.goal, interrupted=True)
+        return Found(tuple(state.done), problem.goal, interrupted=True)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         raise StudyError(
-            f"the search stopped after {len(run.done)} trials, as the next could not be kept "
-            f"({error}); they are, and --resume goes on there"
+            f"the search stopped after {len(state.done)} trials, because the next could not be "
+            f"stored ({error}). Finished trials are stored, and --resume continues from them"
         ) from error
-    return Found(tuple(run.done), problem.goal)
+    return Found(tuple(state.done), problem.goal)
 
 
 @dataclass
-class _Run:
-    """What the trials of one search share."""
+class _SearchState:
+    """The state that the trials of one search share."""
 
     objective: Callable[[Schedule], Score]
     predict_ms: Callable[[Schedule], float]
@@ -202,8 +203,10 @@ class _Run:
     on_trial: Callable[[Trial], object]
     done: list[Trial] = field(default_factory=list)
 
-    def tell(self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule) -> None:
-        """Run a schedule, once, and store what came of it."""
+    def run_trial(
+        self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule
+    ) -> None:
+        """Run a schedule unless it ran before, and store the result."""
         latency_ms = self.predict_ms(schedule)
         trial.set_user_attr("name", name)
         trial.set_user_attr("schedule", encode(schedule))
@@ -213,7 +216,7 @@ class _Run:
         except BaseException:
             study.tell(trial, state=TrialState.FAIL)
             raise
-        # In every trial that is told: without a constraint Optuna takes it for feasible.
+        # Every trial needs its constraint: Optuna takes a trial without one for feasible.
         mean = None if score is None else score.mean
         trial.set_constraint("excess", self.goal.excess(latency_ms, mean))
         if score is None:
@@ -242,45 +245,45 @@ class _Run:
         return score, None
 
 
-def _run_initial(study: optuna.Study, initial: Mapping[str, Schedule], run: _Run) -> None:
-    known = {trial.schedule for trial in run.done}
+def _run_initial(study: optuna.Study, initial: Mapping[str, Schedule], state: _SearchState) -> None:
+    known = {trial.schedule for trial in state.done}
     for name, schedule in initial.items():
         if schedule not in known:
             known.add(schedule)
-            run.tell(study, study.ask(), name, schedule)
+            state.run_trial(study, study.ask(), name, schedule)
 
 
 def _run_proposed(
-    study: optuna.Study, space: Space, run: _Run, trials: int, is_over: Callable[[], bool]
+    study: optuna.Study, space: Space, state: _SearchState, trials: int, is_over: Callable[[], bool]
 ) -> None:
-    names = run.goal.parameters(space)
+    names = state.goal.parameters(space)
     number = len(finished(study))
-    if number == 0:  # the knapsack's own answer, so that the sampler knows of it
+    if number == 0:  # the knapsack's own answer, so that the sampler learns from it
         study.enqueue_trial(dict.fromkeys(names, 0.0), skip_if_exists=True)
     while number < trials and not is_over():
         trial = study.ask()
         weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
-        schedule = run.goal.proposed(space, weights)
+        schedule = state.goal.proposed(space, weights)
         if schedule is None:
             study.tell(trial, state=TrialState.FAIL)
             return
         number += 1
-        run.tell(study, trial, f"search {number}", schedule)
+        state.run_trial(study, trial, f"search {number}", schedule)
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    # The score is constant over whole regions of weights, which a smooth surrogate takes badly.
+    # The score is constant over whole regions of weights, which does not suit a smooth surrogate.
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
 
 
 def _restored(trial: FrozenTrial, predict_ms: Callable[[Schedule], float]) -> Trial:
-    kept = trial.user_attrs
+    stored = trial.user_attrs
     score = None
-    if "score" in kept:
-        score = Score(kept["score"], kept.get("figures", {}), kept.get("judged"))
-    schedule = decode(kept["schedule"])
-    latency_ms, failure = predict_ms(schedule), kept.get("failure")
-    return Trial(kept["name"], schedule, latency_ms, score, failure, dict(trial.params))
+    if "score" in stored:
+        score = Score(stored["score"], stored.get("figures", {}), stored.get("judged"))
+    schedule = decode(stored["schedule"])
+    latency_ms, failure = predict_ms(schedule), stored.get("failure")
+    return Trial(stored["name"], schedule, latency_ms, score, failure, dict(trial.params))
 
 
 def _value(trial: Trial) -> float:
@@ -291,7 +294,7 @@ class Optimize(Protocol):
     """Searches a problem's answer: `run_search` with its first arguments, or `solve`."""
 
     def __call__(
-        self, problem: Problem, *, resolved: Mapping[str, Schedule] | None = None
+        self, problem: SearchProblem, *, resolved: Mapping[str, Schedule] | None = None
     ) -> Found:
         """Return all trials so far.
 
@@ -347,7 +350,7 @@ def run_search(
     evaluator: Evaluator,
     dense: DenseRuns,
     options: SearchOptions,
-    problem: Problem,
+    problem: SearchProblem,
     *,
     resolved: Mapping[str, Schedule] | None = None,
 ) -> Found:
@@ -362,7 +365,7 @@ def run_search(
         resolved: Further schedules to run after a correction, instead of proposing any.
     """
     step = "search"
-    initial = problem.starts(at_the_goal=resolved is not None)
+    initial = problem.initial_schedules(at_the_goal=resolved is not None)
     if resolved is not None:
         step, initial = "search, corrected", initial | dict(resolved)
         options = replace(options, trials=0, resume=True)
@@ -385,7 +388,7 @@ def run_search(
     return found
 
 
-def solve(problem: Problem, *, resolved: Mapping[str, Schedule] | None = None) -> Found:
+def solve(problem: SearchProblem, *, resolved: Mapping[str, Schedule] | None = None) -> Found:
     """Return the knapsack's answer alone, which is not run; see `Optimize`.
 
     This is all there is with an earlier profile: sensitivities, but no clips to search on.
@@ -397,7 +400,7 @@ def solve(problem: Problem, *, resolved: Mapping[str, Schedule] | None = None) -
     return Found((trial,), problem.goal, was_run=False)
 
 
-def require_result(found: Found, problem: Problem) -> None:
+def require_result(found: Found, problem: SearchProblem) -> None:
     """Raise if a search found nothing to export.
 
     Raises:
@@ -411,18 +414,18 @@ def require_result(found: Found, problem: Problem) -> None:
     raise Spark3rError(_nothing_ran(found, problem))
 
 
-def _nothing_ran(found: Found, problem: Problem) -> str:
-    """Return why a search has nothing to export."""
+def _nothing_ran(found: Found, problem: SearchProblem) -> str:
+    """Return the reason why a search has nothing to export."""
     failures = [trial for trial in found.trials if trial.failure]
     if failures:
         return (
-            f"{len(failures)} of {len(found.trials)} trials failed and no other is allowed, the "
-            f"first ('{failures[0].name}') with {failures[0].failure}"
+            f"{len(failures)} of {len(found.trials)} trials failed, and the goal allows no other. "
+            f"The first failure ('{failures[0].name}') is {failures[0].failure}"
         )
     scores = [trial.score.mean for trial in found.trials if trial.score is not None]
-    if isinstance(problem.goal, WithinDeviation) and scores:
+    if isinstance(problem.goal, DeviationLimit) and scores:
         return (
-            f"no schedule that was tried deviates at most {problem.goal.most:.2%} from dense, the "
-            f"least is {min(scores):.2%}: allow more, or give more --trials"
+            f"every schedule that was tried deviates more than {problem.goal.most:.2%} from dense, "
+            f"at least {min(scores):.2%}: allow more, or give more --trials"
         )
     return "the search was stopped before a schedule within the budget had run"

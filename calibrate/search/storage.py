@@ -1,9 +1,9 @@
-"""Studies: every finished trial of a search kept in an Optuna storage, to go on from after a stop.
+"""Storage of a search's trials in Optuna, so that an interrupted search can be continued.
 
-A search keeps two studies. One holds the schedules it starts from, which have no parameters, the
-other the trials that the sampler proposes: a sampler can only learn from trials that all have the
-same parameters. A trial's schedule, latency and figures stand in its user attributes, so that
-another budget, or a dashboard, finds them there.
+A search has two studies, because a sampler learns only from trials that all have the same
+parameters. One study holds the initial schedules, which have no parameters, the other the trials
+that the sampler proposes. A trial's schedule, latency and figures are its user attributes, where
+another budget, or a dashboard, finds them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from spark3r.reduction.operators import Operators
 from spark3r.schedule import LayerRule, LengthRule, Schedule
 
 Storage = str | Path | optuna.storages.BaseStorage | None
-"""A journal file's path, an Optuna URL (a string with ``://``), a storage at hand, or none."""
+"""Path of a journal file, an Optuna URL (a string with ``://``), an open storage, or None."""
 
-_STARTS = " starts"  # ends the name of the study of starting schedules
+_INITIAL = " starts"  # suffix of the name of the study of initial schedules
 
 
 class StudyError(Spark3rError):
-    """A study that cannot be opened, continued or written."""
+    """A study cannot be opened, continued or written."""
 
 
 @dataclass(frozen=True)
@@ -40,42 +40,42 @@ class Studies:
     """The two studies of one search.
 
     Attributes:
-        starts: Trials of the schedules the search starts from.
-        proposed: Trials of the schedules the sampler proposed.
+        initial: Trials of the initial schedules.
+        proposed: Trials of the schedules that the sampler proposed.
     """
 
-    starts: optuna.Study
+    initial: optuna.Study
     proposed: optuna.Study
 
 
 def open_studies(
     storage: Storage, name: str, sampler: optuna.samplers.BaseSampler, resume: bool
 ) -> Studies:
-    """Open a search's studies, and count trials that a killed process left running as failed.
+    """Open a search's studies, and mark trials that a killed process left running as failed.
 
     Args:
-        storage: Where trials are kept; None keeps nothing after the process.
+        storage: Storage of the trials; None stores nothing beyond the process.
         name: Name of the studies.
-        sampler: Proposes parameters.
-        resume: Whether to go on where studies of this name stopped; where the storage holds
-            nothing at all, it stopped before the first trial.
+        sampler: Sampler of parameters.
+        resume: Whether to continue studies of this name. An empty storage is one that stopped
+            before its first trial.
 
     Raises:
         StudyError: If the storage cannot be opened or written, if studies of this name exist and
             ``resume`` is not set, or if only others exist and it is.
     """
     with _quiet():
-        kept = _opened(storage, name, resume)
+        opened = _opened(storage, name, resume)
         try:
             studies = Studies(
                 *(
                     optuna.create_study(
-                        storage=kept, study_name=each, sampler=sampler, load_if_exists=True
+                        storage=opened, study_name=each, sampler=sampler, load_if_exists=True
                     )
-                    for each in (name + _STARTS, name)
+                    for each in (name + _INITIAL, name)
                 )
             )
-            for study in (studies.starts, studies.proposed):
+            for study in (studies.initial, studies.proposed):
                 for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                     study.tell(trial.number, state=TrialState.FAIL)
         except Exception as error:
@@ -86,38 +86,38 @@ def open_studies(
 
 
 @contextmanager
-def alone(storage: Storage) -> Iterator[None]:
-    """Keep other processes off a journal for as long as this one searches.
+def lock_journal(storage: Storage) -> Iterator[None]:
+    """Lock a journal file against other processes for as long as this one searches.
 
-    What is no journal is not kept, and is for the data base to share.
+    Only journal files are locked; a database handles concurrency itself.
 
     Raises:
-        StudyError: If another process is at it, or its folder cannot be written.
+        StudyError: If another process holds the lock, or the folder cannot be written.
     """
     if not _is_journal(storage):
         yield
         return
-    mark = Path(f"{storage}.busy")
-    lock = FileLock(mark)
+    path = Path(f"{storage}.busy")
+    lock = FileLock(path)
     try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise StudyError(
             f"study storage {storage}: another process is searching there right now; wait for it, "
-            "or choose another --output (or --storage, where that is given)"
+            "or choose another --output (or --storage, if you gave one)"
         ) from error
     except OSError as error:
         raise StudyError(f"study storage {storage}: cannot be written ({error})") from error
     try:
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         lock.release()
 
 
 def check_storage(storage: Storage, name: str, resume: bool) -> None:
-    """Refuse what `open_studies` would, before anything is measured for it; make nothing.
+    """Raise the errors of `open_studies` before anything is measured, and create nothing.
 
     The arguments are those of `open_studies`.
 
@@ -132,25 +132,25 @@ def check_storage(storage: Storage, name: str, resume: bool) -> None:
 
 def _opened(storage: Storage, name: str, resume: bool) -> optuna.storages.BaseStorage | None:
     try:
-        kept = _storage(storage)
-        names = [] if kept is None else optuna.get_all_study_names(storage=kept)
-    except Exception as error:  # whatever the driver of a data base raises
+        opened = _storage(storage)
+        names = [] if opened is None else optuna.get_all_study_names(storage=opened)
+    except Exception as error:  # a database driver may raise anything
         raise StudyError(f"study storage {_shown(storage)}: cannot be opened ({error})") from error
     if name in names and not resume:
         raise StudyError(
-            f"study storage {_shown(storage)} holds a study of this search already: --resume goes "
-            "on with it, another --output (or --storage, where that is given) begins anew"
+            f"study storage {_shown(storage)} holds a study of this search already: --resume "
+            "continues it, another --output (or --storage, if you gave one) begins a new one"
         )
     if resume and names and name not in names:
         raise StudyError(
             f"study storage {_shown(storage)} holds no study of this model, clips, budget and "
-            "settings to go on with; leave out --resume to begin one"
+            "settings to continue; leave out --resume to begin one"
         )
-    return kept
+    return opened
 
 
 def finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
-    """Return the trials that were finished, failed ones among them where they say why."""
+    """Return the finished trials, with those failed ones that store a reason."""
     states = (TrialState.COMPLETE, TrialState.FAIL)
     return tuple(
         trial
@@ -161,7 +161,7 @@ def finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
 
 
 def encode(schedule: Schedule) -> dict[str, Any]:
-    """Return a schedule as JSON takes it."""
+    """Return a schedule as plain JSON values."""
     return {
         "layers": [
             {
@@ -194,7 +194,7 @@ def decode(document: Mapping[str, Any]) -> Schedule:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Optuna's own log lines off the terminal."""
+    """Silence Optuna's own log lines."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -204,7 +204,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _shown(storage: Storage) -> str:
-    """Return a storage as it may be printed: without its password."""
+    """Return a storage's name without its password."""
     return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", str(storage))
 
 
@@ -220,7 +220,7 @@ def _storage(storage: Storage) -> optuna.storages.BaseStorage | None:
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # The journal is marked experimental; its file format is what we rely on, and test.
+        # Optuna marks the journal as experimental. We rely on its file format, and test it.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         backend = JournalFileBackend(str(path))
         return optuna.storages.JournalStorage(backend)

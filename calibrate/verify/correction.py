@@ -19,7 +19,7 @@ from ..defaults import FINALISTS_TIMING, OVER, RESOLVED_PROPOSALS, SLACK
 from ..measure.evaluator import Evaluator, SplitRuns
 from ..measure.timing import LatencyTable, believed_ms, drift_of, unrest_of
 from ..search.optimizer import Found, Optimize
-from ..search.problem import Problem, WithinBudget
+from ..search.problem import LatencyLimit, SearchProblem
 from ..settings import Job
 from .held_out import Verification, time_beside_the_wall, verify
 from .selection import (
@@ -66,14 +66,16 @@ class Outcome:
         interrupted: Whether Ctrl-C cut selection or verification short.
     """
 
-    problem: Problem
+    problem: SearchProblem
     found: Found
     decision: Decision
     verification: Verification
     interrupted: bool = False
 
 
-def correct_at_goal(job: Job, problem: Problem, table: LatencyTable, images: Tensor) -> Problem:
+def correct_at_goal(
+    job: Job, problem: SearchProblem, table: LatencyTable, images: Tensor
+) -> SearchProblem:
     """Return the problem with its latency model corrected by the timing of the knapsack's answer.
 
     A model fitted from the wall to dense may be some percent off in between, where every schedule
@@ -112,7 +114,7 @@ def correct_at_goal(job: Job, problem: Problem, table: LatencyTable, images: Ten
     return problem.corrected(wall_ms, seed, taken_ms)
 
 
-def select_and_correct(context: CorrectionContext, problem: Problem, found: Found) -> Outcome:
+def select_and_correct(context: CorrectionContext, problem: SearchProblem, found: Found) -> Outcome:
     """Choose the schedule to export, and verify it and its rivals.
 
     A schedule that takes more than `OVER` above the budget, or leaves more than `SLACK` of it
@@ -129,7 +131,7 @@ def select_and_correct(context: CorrectionContext, problem: Problem, found: Foun
         problem: The problem.
         found: The trials.
     """
-    decisions: list[tuple[Problem, Found, Decision]] = []
+    decisions: list[tuple[SearchProblem, Found, Decision]] = []
     try:
         return _select_and_correct(context, problem, found, decisions)
     except KeyboardInterrupt:
@@ -149,9 +151,9 @@ def select_and_correct(context: CorrectionContext, problem: Problem, found: Foun
 
 def _select_and_correct(
     context: CorrectionContext,
-    problem: Problem,
+    problem: SearchProblem,
     found: Found,
-    decisions: list[tuple[Problem, Found, Decision]],
+    decisions: list[tuple[SearchProblem, Found, Decision]],
 ) -> Outcome:
     """Decide and verify; every decision is appended to ``decisions`` as soon as it is made."""
     job = context.job
@@ -162,7 +164,7 @@ def _select_and_correct(
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
         best = [trial for trial in found.ranked() if trial.parameters][:RESOLVED_PROPOSALS]
-        resolved = corrected.solved_again({trial.name: trial.parameters for trial in best})
+        resolved = corrected.resolve_proposals({trial.name: trial.parameters for trial in best})
         more = context.optimize(corrected, resolved=resolved)
         if more.is_usable:
             stopped = found.interrupted or more.interrupted
@@ -184,7 +186,7 @@ def _select_and_correct(
 
 def _decide(
     context: CorrectionContext,
-    problem: Problem,
+    problem: SearchProblem,
     found: Found,
     step: str,
     earlier: tuple[Finalist, ...] = (),
@@ -206,8 +208,8 @@ def _timed(
 
 
 def corrected_where_missed(
-    job: Job, problem: Problem, chosen: Finalist, latencies: Mapping[str, Latency]
-) -> Problem | None:
+    job: Job, problem: SearchProblem, chosen: Finalist, latencies: Mapping[str, Latency]
+) -> SearchProblem | None:
     """Return the problem as it was measured, where the chosen schedule misses the budget.
 
     Args:
@@ -225,7 +227,7 @@ def corrected_where_missed(
     if missed is None:
         return None
     allowed_ms, taken_ms = missed
-    assert isinstance(problem.goal, WithinBudget)
+    assert isinstance(problem.goal, LatencyLimit)
     slower = allowed_ms / problem.goal.budget_ms
     wall_ms = believed_ms(
         slower * problem.latency.wall_ms(problem.layout),
@@ -238,18 +240,18 @@ def corrected_where_missed(
         f"and {time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected "
         "and solved once more"
     )
-    goal = WithinBudget(allowed_ms)
+    goal = LatencyLimit(allowed_ms)
     return replace(problem, goal=goal).corrected(wall_ms, chosen.trial.schedule, taken_ms)
 
 
 def _missed(
-    job: Job, problem: Problem, chosen: Finalist, latencies: Mapping[str, Latency]
+    job: Job, problem: SearchProblem, chosen: Finalist, latencies: Mapping[str, Latency]
 ) -> tuple[float, float] | None:
     """Return the milliseconds allowed and taken where the chosen schedule misses, None if not."""
     budget = job.settings.budget
     if budget is None or not latencies.keys() >= {"wall", chosen.kind}:
         return None
-    assert isinstance(problem.goal, WithinBudget)
+    assert isinstance(problem.goal, LatencyLimit)
     allowed_ms = problem.goal.budget_ms
     if "dense" in latencies:
         # A share of dense is one of dense as it is now, not as it was before the search.

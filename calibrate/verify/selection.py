@@ -18,7 +18,7 @@ from ..measure.score import LEAST_DEVIATION
 from ..measure.statistics import PairedRatio, paired_ratio
 from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
-from ..search.problem import Goal, WithinBudget, WithinDeviation
+from ..search.problem import DeviationLimit, Goal, LatencyLimit
 
 KINDS = ("uniform", "paper", "knapsack", "search")
 """Kinds of schedules, the simplest first. A trial's name begins with its kind."""
@@ -110,7 +110,7 @@ def finalists(
             if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
                 chosen.append(finalist)
                 break
-            if isinstance(found.goal, WithinDeviation) and finalist.selection_score:
+            if isinstance(found.goal, DeviationLimit) and finalist.selection_score:
                 # As much as it exceeds the limit here, the next one must stay below it there.
                 most = trial.score.mean * found.goal.most / finalist.selection_score
     progress(len(by_kind), len(by_kind))
@@ -138,7 +138,7 @@ def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:
     """
     ranked = found.ranked()
     by_kind = {kind: [trial for trial in ranked if kind_of(trial) == kind] for kind in KINDS}
-    if isinstance(found.goal, WithinBudget):
+    if isinstance(found.goal, LatencyLimit):
         least_ms = _least_ms(found.goal)
         for kind in SOLVED:
             by_kind[kind].sort(key=lambda trial: trial.latency_ms < least_ms)
@@ -158,7 +158,7 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Deci
     """
     if not candidates:
         raise ValueError("no schedule that is allowed could be run")
-    if not isinstance(goal, WithinBudget):
+    if not isinstance(goal, LatencyLimit):
         return _fastest(candidates)
     least_ms = _least_ms(goal)
     using = [each for each in candidates if each.trial.latency_ms >= least_ms]
@@ -207,7 +207,7 @@ def most_faithful(found: Found) -> Decision:
     )
 
 
-def _least_ms(goal: WithinBudget) -> float:
+def _least_ms(goal: LatencyLimit) -> float:
     """Return the latency below which a schedule leaves too much of the budget unused."""
     return (1 - SLACK) * goal.budget_ms
 

@@ -1,4 +1,4 @@
-"""Toy searches: layers of known cost and damage, no model and no clock."""
+"""Toy searches: layers of known cost and degradation, no model and no clock."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def cost_ms(rule: LayerRule) -> float:
     return 10.0 / (rule.query * rule.key_value)
 
 
-def damage(layer: int, rule: LayerRule) -> float:
+def degradation(layer: int, rule: LayerRule) -> float:
     return (1 + layer) * (0.3 * (rule.query - 1) + 0.01 * (rule.key_value - 1))
 
 
 def space(layers: int = 4) -> Space:
     choices = [
         [
-            Choice(rule, cost_ms(rule), damage(layer, rule) * (1.5 if each == THIN else 1.0))
+            Choice(rule, cost_ms(rule), degradation(layer, rule) * (1.5 if each == THIN else 1.0))
             for each in (STRIDE, THIN)
             for query, key_value in FACTORS
             for rule in [LayerRule(query, key_value, each)]
@@ -44,7 +44,7 @@ def predict_ms(schedule: Schedule) -> float:
 
 
 def additive(schedule: Schedule) -> Score:
-    value = sum(damage(layer, rule) for layer, rule in enumerate(schedule.resolve(10)))
+    value = sum(degradation(layer, rule) for layer, rule in enumerate(schedule.resolve(10)))
     return Score(value, {"twice": 2 * value}, judged=3 * value)
 
 

@@ -12,7 +12,6 @@ import tiny_job
 from optuna.storages.journal import JournalFileBackend
 from tiny_job import JOB, FixedTimer, Notes, main
 
-import calibrate.search.optimizer
 from spark3r import Profile
 
 
@@ -140,15 +139,10 @@ def test_a_disk_that_fills_up_in_the_search_loses_no_finished_trial(
     assert "No space left on device" in err
     assert "Traceback" not in err
 
-    tried: list[object] = []
-    score = calibrate.search.optimizer._Run._score
-    monkeypatch.setattr(
-        calibrate.search.optimizer._Run,
-        "_score",
-        lambda *args: (tried.append(args), score(*args))[1],
-    )
-    assert main([*job, "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["trials"] == kept + len(tried)
+    notes = Notes()
+    assert main([*job, "--resume"], reporter=notes) == 0
+    tried = notes.steps.count("search") - 2  # it is reported before the first and after the last
+    assert json.loads(capsys.readouterr().out)["trials"] == kept + tried
 
 
 def test_figures_are_told_though_the_report_cannot_be_written(
@@ -210,8 +204,8 @@ def test_a_second_process_at_the_same_search_is_refused(
 ) -> None:
     program = (
         "import sys\n"
-        "from calibrate.search.storage import alone\n"
-        f"with alone({str(tmp_path / 'a.journal')!r}):\n"  # as the first process does
+        "from calibrate.search.storage import lock_journal\n"
+        f"with lock_journal({str(tmp_path / 'a.journal')!r}):\n"  # as the first process does
         "    print('searching', flush=True)\n"
         "    sys.stdin.read()\n"
     )

@@ -9,7 +9,7 @@ import pytest
 from calibrate.defaults import OFFERED, POWER
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.probe import COLUMNS, SensitivityError, sensitive_layers
-from calibrate.search.candidates import choices, damages
+from calibrate.search.candidates import choices, degradations
 from calibrate.search.knapsack import solve
 from spark3r import LayerRule, Operators
 from spark3r.layout import TokenLayout
@@ -46,18 +46,18 @@ def made(base: float = 0.5) -> pd.DataFrame:
     )
 
 
-def test_damage_is_the_difference_from_factor_1() -> None:
-    found = damages(made(), PAPER)
+def test_degradation_is_the_difference_from_factor_1() -> None:
+    found = degradations(made(), PAPER)
     assert found[0, "key_value", 1] == 0
     assert found[0, "key_value", 16] == pytest.approx(2)
     assert found[1, "query", 4] == pytest.approx(30)
-    assert damages(made(), FAITHFUL)[1, "query", 4] == pytest.approx(15)
+    assert degradations(made(), FAITHFUL)[1, "query", 4] == pytest.approx(15)
 
 
 def one_layer(means: dict[int, float], spread: float) -> dict[int, float]:
     rows = [row(PAPER, 0, "key_value", factor, mean, spread) for factor, mean in means.items()]
-    found = damages(pd.DataFrame(rows), PAPER)
-    return {factor: damage for (_, _, factor), damage in found.items()}
+    found = degradations(pd.DataFrame(rows), PAPER)
+    return {factor: degradation for (_, _, factor), degradation in found.items()}
 
 
 def test_a_larger_factor_of_a_layer_does_no_less_harm() -> None:
@@ -73,11 +73,11 @@ def test_choices_are_all_pairs_and_what_does_the_same_stands_once() -> None:
     assert len({choice.rule.resolve(PAPER) for choice in layers[0]}) == len(layers[0])
     by_rule = {choice.rule: choice for choice in layers[1]}
     both = by_rule[LayerRule(4, 16, FAITHFUL)]
-    assert both.damage == pytest.approx(15**POWER + 10**POWER)
+    assert both.degradation == pytest.approx(15**POWER + 10**POWER)
     assert both.cost_ms == LATENCY.layer_ms(ResolvedRule(4, 16, FAITHFUL), LAYOUT)
-    assert by_rule[LayerRule(1, 1, PAPER)].damage == 0
+    assert by_rule[LayerRule(1, 1, PAPER)].degradation == 0
     # Half-way between 4 and 16 by their logarithms, where 10 and 20 were measured.
-    assert by_rule[LayerRule(1, 8, PAPER)].damage == pytest.approx(15**POWER)
+    assert by_rule[LayerRule(1, 8, PAPER)].degradation == pytest.approx(15**POWER)
 
 
 def test_queries_unmerged_otherwise_are_another_choice() -> None:
@@ -88,7 +88,7 @@ def test_queries_unmerged_otherwise_are_another_choice() -> None:
     assert [len(layer) for layer in layers] == [2 * offered**2 - offered] * 2
     by_rule = {choice.rule: choice for choice in layers[0]}
     copied, moving = by_rule[LayerRule(4, 1, PAPER)], by_rule[LayerRule(4, 1, moved)]
-    assert moving.damage < copied.damage
+    assert moving.degradation < copied.degradation
     assert LayerRule(1, 4, moved) not in by_rule  # nothing is merged: the same as copying
 
 
@@ -119,11 +119,11 @@ def test_an_axis_that_was_not_measured_stays_dense() -> None:
 def test_tables_without_what_is_asked_for_are_refused() -> None:
     table = made()
     with pytest.raises(SensitivityError, match=r"no metric 'score.deviation'"):
-        damages(table.assign(metric="score.error"), PAPER)
+        degradations(table.assign(metric="score.error"), PAPER)
     with pytest.raises(SensitivityError, match="for these operators"):
-        damages(table, Operators(QueryMerging(group=3)))
+        degradations(table, Operators(QueryMerging(group=3)))
     with pytest.raises(SensitivityError, match="around another point than dense"):
-        damages(table[table["factor"] > 1], PAPER)
+        degradations(table[table["factor"] > 1], PAPER)
     with pytest.raises(SensitivityError, match=r"have none of error.trajectory"):
         sensitive_layers(table)
 

@@ -13,13 +13,13 @@ import pytest
 import toys
 
 from calibrate.search.optimizer import Found, Score, SearchOptions, Trial, optimize
-from calibrate.search.problem import Goal, WithinBudget, WithinDeviation
-from calibrate.search.storage import StudyError, alone, decode, encode
+from calibrate.search.problem import DeviationLimit, Goal, LatencyLimit
+from calibrate.search.storage import StudyError, decode, encode, lock_journal
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
 from spark3r.reduction.operators import QueryMerging
 
 BUDGET_MS = 18.0
-BUDGET = WithinBudget(BUDGET_MS)
+BUDGET = LatencyLimit(BUDGET_MS)
 AIM_MS = BUDGET.aim_ms
 
 
@@ -55,15 +55,15 @@ def test_additive_toy_is_solved_by_the_knapsack() -> None:
 
 def test_a_budget_is_aimed_below_unless_nothing_is_that_fast() -> None:
     space = toys.space()
-    schedule = WithinBudget(BUDGET_MS).proposed(space, {})
+    schedule = LatencyLimit(BUDGET_MS).proposed(space, {})
     assert schedule is not None
     assert toys.predict_ms(schedule) <= AIM_MS
     least_ms = min(toys.predict_ms(Schedule.uniform(4, *pair)) for pair in toys.FACTORS)
-    tight = WithinBudget(least_ms / 0.99)
+    tight = LatencyLimit(least_ms / 0.99)
     kept = tight.proposed(space, {})
     assert kept is not None
     assert tight.aim_ms < toys.predict_ms(kept) <= tight.budget_ms
-    assert WithinBudget(0.99 * least_ms).proposed(space, {}) is None
+    assert LatencyLimit(0.99 * least_ms).proposed(space, {}) is None
 
 
 def test_interactions_are_found() -> None:
@@ -94,7 +94,7 @@ def test_the_dual_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
         for layers in itertools.product(rules, repeat=4)
         if toys.interacting(schedule := Schedule(layers)).value <= most
     ]
-    found = run(toys.interacting, trials=80, goal=WithinDeviation(most))
+    found = run(toys.interacting, trials=80, goal=DeviationLimit(most))
     best = found.ranked()[0]
     assert best.score is not None
     assert best.score.value <= most
@@ -123,18 +123,18 @@ def test_trials_gone_on_with_are_predicted_anew(tmp_path: Path) -> None:
 def test_one_process_at_a_time_is_at_a_journal(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     with (
-        alone(journal),
+        lock_journal(journal),
         pytest.raises(StudyError, match="another process is searching"),
-        alone(journal),
+        lock_journal(journal),
     ):
         raise AssertionError("two are at it")
-    with alone(journal), alone(tmp_path / "other.journal"), alone(None):
+    with lock_journal(journal), lock_journal(tmp_path / "other.journal"), lock_journal(None):
         pass
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with (
         pytest.raises(StudyError, match="cannot be written"),
-        alone(tmp_path / "file" / "a.journal"),
+        lock_journal(tmp_path / "file" / "a.journal"),
     ):
         raise AssertionError("there is no such folder")
 
@@ -268,7 +268,7 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
         import sys, time
         sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
         import toys
-        from calibrate.search.problem import WithinBudget
+        from calibrate.search.problem import LatencyLimit
         from calibrate.search.optimizer import SearchOptions, optimize
         calls = iter(range(100))
         def objective(schedule):
@@ -276,7 +276,7 @@ def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
                 print("in the middle of a trial", flush=True)
                 time.sleep(60)
             return toys.interacting(schedule)
-        optimize(toys.Problem(WithinBudget({BUDGET_MS})), toys.starts(), objective,
+        optimize(toys.Problem(LatencyLimit({BUDGET_MS})), toys.starts(), objective,
                  SearchOptions(9, storage={str(storage)!r}, name="a"))
     """
     process = subprocess.Popen(

@@ -9,13 +9,13 @@ import pytest
 
 from calibrate.report.trade_off import trade_off
 from calibrate.search.optimizer import Found, Score, Trial
-from calibrate.search.problem import WithinBudget, WithinDeviation
+from calibrate.search.problem import DeviationLimit, LatencyLimit
 from calibrate.verify.held_out import verify
 from calibrate.verify.selection import Finalist, best_so_far, choose, finalists, most_faithful
 from spark3r import Schedule
 from spark3r.prediction import PredictionError
 
-BUDGET = WithinBudget(100.0)
+BUDGET = LatencyLimit(100.0)
 NOISE = (-0.01, 0.0, 0.01, 0.005)
 
 
@@ -77,7 +77,7 @@ def test_a_budget_is_there_to_be_used() -> None:
 
 
 def test_within_a_deviation_the_fastest_is_chosen() -> None:
-    goal = WithinDeviation(0.2)
+    goal = DeviationLimit(0.2)
     simple, same = finalist("uniform", 100, 0.1), finalist("search", 99, 0.1)
     assert choose((simple, same), goal, "error").chosen.kind == "uniform"
     assert choose((simple, finalist("search", 90, 0.19)), goal, "error").chosen.kind == "search"
@@ -180,7 +180,7 @@ def test_what_deviates_too_much_on_the_selection_gives_way_to_what_deviates_that
         trial(f"search {n}", 50 + n, 0.1 * factor, factor)
         for n, factor in enumerate((8, 8, 8, 8, 7, 7, 6, 5, 4, 3, 2, 1))
     )
-    (kept,) = finalists(Found(trials, WithinDeviation(0.85)), Harder(), RUNS)  # type: ignore[arg-type]
+    (kept,) = finalists(Found(trials, DeviationLimit(0.85)), Harder(), RUNS)  # type: ignore[arg-type]
     assert kept.trial.schedule.layers[0].key_value == 4
     assert kept.selection_score == pytest.approx(0.8)
 
@@ -204,6 +204,6 @@ def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
 
 def test_where_nothing_is_faithful_enough_on_the_selection_the_most_faithful_is_taken() -> None:
     trials = (trial("uniform 1/2", 50, 0.19), trial("uniform 1/1", 100, 0.0, 1))
-    decision = most_faithful(Found(trials, WithinDeviation(0.2)))
+    decision = most_faithful(Found(trials, DeviationLimit(0.2)))
     assert decision.chosen.trial.name == "uniform 1/1"
     assert "interrupted" not in decision.reasons[0]
