@@ -5,7 +5,7 @@
 Drift needs one dense pass per clip. It is measured on calibration clips and compared with probes
 on held-out clips. The agreement of probes on calibration clips with those on held-out clips is an
 upper bound. *Scaled* is drift with a slope per layer and axis that is fitted to probes at one
-factor on the calibration clips (`residual_drift.scale_drift`). The figure is Spearman's rank
+factor on the calibration clips (`fit_drift_to_probes`). The figure is Spearman's rank
 correlation over layers, factors and operators, for each axis.
 """
 
@@ -25,7 +25,7 @@ from results_io import print_markdown, store_json, write_result
 
 from calibrate.defaults import OPERATORS
 from calibrate.measure.probe import COLUMNS, probe
-from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
+from calibrate.measure.residual_drift import drift, fit_drift_to_probes, rank_agreement
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 400, 5000
@@ -104,7 +104,7 @@ def main() -> None:
         few = probes[probes["factor"].isin((1, SCALED_BY))]
         rankings = {
             "drift": calibration["drift"],
-            "drift, scaled": scale_drift(calibration["drift"], few, metric),
+            "drift, scaled": fit_drift_to_probes(calibration["drift"], few, metric),
             "probe": probes,
             "probe of deviation": first_probe[first_probe["metric"] == METRICS[0]],
         }

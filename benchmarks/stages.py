@@ -29,7 +29,7 @@ from torch import Tensor
 from calibrate import cli
 from calibrate.budget import parse_budget
 from calibrate.clips import Split
-from calibrate.defaults import FRAMES, OPERATORS, SEARCH_CLIPS, SELECTION_CLIPS, Source
+from calibrate.defaults import FRAMES, OPERATORS, SEARCH_CLIPS, VALIDATION_CLIPS, Source
 from calibrate.measure.latency_model import FitReport, PassSample, check_fit
 from calibrate.measure.target_length import clip_of_length
 from calibrate.measure.timing import (
@@ -38,7 +38,7 @@ from calibrate.measure.timing import (
     Pass,
     PassTiming,
     apply_pass,
-    drift_of,
+    machine_slowdown,
     measure_latency,
     resolved_rules,
 )
@@ -210,7 +210,7 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     if not done:
         return None
     timed = {name: Latency(tuple(each[name] for each in done)) for name in treatments}
-    slower, _ = drift_of({"dense": table.dense_ms, "wall": table.wall_ms}, timed)
+    slower, _ = machine_slowdown({"dense": table.dense_ms, "wall": table.wall_ms}, timed)
     samples = []
     for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
         ms = timed[name].median_ms / slower
@@ -260,12 +260,12 @@ def calibration(
     storage: Path | None,
     *,
     search_clips: int = SEARCH_CLIPS,
-    selection_clips: int = SELECTION_CLIPS,
+    validation_clips: int = VALIDATION_CLIPS,
     trials: int | None = None,
 ) -> Calibration:
     """Return a calibration for a budget that is a share of the way from the wall to dense."""
     table, first = plan.table, FIRST_CLIP + 1
-    seeds = CALIBRATION[first : first + search_clips + selection_clips + 1]
+    seeds = CALIBRATION[first : first + search_clips + validation_clips + 1]
     footage = [rendered_clip(seed, plan.cache.frames) for seed in seeds]
     settings = Settings(
         # A share of dense follows the present speed of the machine.
@@ -316,7 +316,7 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
                     "schedule": encode(each.trial.schedule),
                     "predicted_ms": each.trial.latency_ms,
                     "search_score": each.trial.score.value if each.trial.score else None,
-                    "selection_score": each.selection_score,
+                    "validation_score": each.validation_score,
                 }
                 for each in found.decision.finalists
             },
@@ -351,7 +351,7 @@ def twice(plan: Plan) -> bool | None:
                 plan.shares[-1],
                 None,
                 search_clips=4,
-                selection_clips=2,
+                validation_clips=2,
                 trials=8,
             )
             assert found.found is not None

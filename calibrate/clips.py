@@ -1,4 +1,4 @@
-"""Which clips are for what: searching, selecting and, held out from both, reporting."""
+"""Roles of clips: search, validation, and held out for the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spark3r.clips import Clip
 from spark3r.errors import ClipError
 
-from .defaults import FAR_TARGET, FEW_TO_SELECT, LEAST_FRAMES
+from .defaults import FAR_TARGET, FEW_TO_VALIDATE, LEAST_FRAMES
 
 
 @dataclass(frozen=True)
@@ -17,23 +17,23 @@ class Split:
     """Clips by role. No frame has two roles.
 
     Attributes:
-        search: Sensitivities are measured, and trials judged, on these.
-        selection: What is exported is decided on these.
-        held_out: What is reported is measured on these.
-        skipped: What could not be read of them, with the reason.
+        search: Clips that sensitivities are measured and trials judged on.
+        validation: Clips that decide which schedule is exported.
+        held_out: Clips that the reported figures are from.
+        skipped: Frames that could not be read, with the reason.
     """
 
     search: tuple[Clip, ...]
-    selection: tuple[Clip, ...]
+    validation: tuple[Clip, ...]
     held_out: tuple[Clip, ...]
     skipped: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """How many clips have which role, in one line."""
+        """Number of clips by role, in one line."""
         roles = (
             ("search", self.search),
-            ("selection", self.selection),
+            ("validation", self.validation),
             ("held out", self.held_out),
         )
         counts = ", ".join(f"{role} {len(clips)}" for role, clips in roles)
@@ -41,7 +41,7 @@ class Split:
 
     @property
     def lengths(self) -> str:
-        """How long the clips are, in words."""
+        """Length of the clips, in words."""
         frames = {clip.frames for clip in self.clips}
         shortest_and_longest = sorted({min(frames), max(frames)})
         return f"clips of {' to '.join(map(str, shortest_and_longest))} frames"
@@ -49,25 +49,26 @@ class Split:
     @property
     def clips(self) -> tuple[Clip, ...]:
         """All clips."""
-        return (*self.search, *self.selection, *self.held_out)
+        return (*self.search, *self.validation, *self.held_out)
 
     def doubts(self, target_frames: int) -> list[str]:
-        """Return what is to be said of clips that tell little, a line each.
+        """Return warnings about too few or too short clips, a line each.
 
         Args:
-            target_frames: The length that a budget is for.
+            target_frames: Length in frames that the budget is for.
         """
         found = []
-        if len(self.selection) < FEW_TO_SELECT:
+        if len(self.validation) < FEW_TO_VALIDATE:
             found.append(
-                f"{len(self.selection)} clip(s) to select on hardly tell schedules apart, so that "
-                "the simplest is likely to stay: give more footage, or shorter clips by --frames"
+                f"{len(self.validation)} validation clip(s) can hardly tell schedules apart, so "
+                "that the simplest one is likely to be selected: give more footage, or shorter "
+                "clips by --frames"
             )
         if target_frames > FAR_TARGET * self.shortest:
             found.append(
-                f"clips of {self.shortest} frames stand in for {target_frames}, and longer clips "
-                "bear more: what is chosen on longer ones (--frames) is more faithful there, and "
-                "takes longer to find"
+                f"clips of {self.shortest} frames stand in for {target_frames} frames. A schedule "
+                "that is chosen on longer clips (--frames) is more faithful there, and takes "
+                "longer to find"
             )
         return found
 
@@ -83,22 +84,21 @@ def split_clips(
     frames: int | None = None,
     skipped: tuple[str, ...] = (),
 ) -> Split:
-    """Deal out clips: half to the search, a quarter each to selection and to be held out.
+    """Give clips their roles: half are for the search, a quarter each for validation and held out.
 
-    Clips are cut into consecutive stretches where ``frames`` says how long. Fewer clips than four
-    (three with ``held_out``) are always cut, and serve all roles: the first half of each the
-    search, and so on.
+    Clips that are longer than ``frames`` are cut into consecutive stretches. Fewer clips than four
+    (three with ``held_out``) are always cut and serve all roles: the first half of each clip is for
+    the search, and so on.
 
     Args:
         clips: Clips with different names.
-        held_out: Clips that only the report may see; empty holds out some of ``clips``.
-        frames: Frames of a stretch where clips are long enough; None cuts only where it must be,
-            into as few as there are roles.
-        skipped: What could not be read of the footage.
+        held_out: Clips for the report only; empty holds out some of ``clips``.
+        frames: Frames of a stretch; None cuts only if there are too few clips, into as few
+            stretches as there are roles.
+        skipped: Frames that could not be read, with the reason.
 
     Raises:
-        ClipError: If there is no clip, if names repeat, or if a clip is too short to be cut or to
-            be judged.
+        ClipError: If there is no clip, if names repeat, or if a clip is too short.
     """
     names = [clip.name for clip in (*clips, *held_out)]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -124,7 +124,7 @@ def split_clips(
         if clip.frames < LEAST_FRAMES:
             raise ClipError(
                 f"clip '{clip.name}' has {clip.frames} frame(s), expected at least {LEAST_FRAMES}: "
-                "one alone has no pose to judge"
+                "a single frame has no pose to judge"
             )
     return Split((*dealt[0], *dealt[1]), tuple(dealt[2]), reported, skipped)
 

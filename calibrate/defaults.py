@@ -17,19 +17,19 @@ Source = Literal["error", "consistency", "deviation"]
 FRAMES = 24
 """Default of ``--frames``: frames of the clips that quality is measured on."""
 
-SEARCH_CLIPS, SELECTION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
-"""Rendered clips of each role by default. A few suffice to search, because the result is chosen and
-reported on others."""
+SEARCH_CLIPS, VALIDATION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
+"""Rendered clips of each role by default. A few suffice to search, because the result is selected
+and reported on others."""
 
 STRETCHES = 16
-"""Consecutive stretches that a few pieces of footage are cut into. With fewer the selection, which
-gets a quarter of them, could hardly tell schedules apart."""
+"""Consecutive stretches that a few pieces of footage are cut into. A quarter of them are validation
+clips, and fewer could hardly tell schedules apart."""
 
 LEAST_FRAMES = 2
 """Fewest frames of a clip: a single frame has no pose to judge."""
 
-FEW_TO_SELECT = 4
-"""Clips of the selection below which they hardly tell schedules apart."""
+FEW_TO_VALIDATE = 4
+"""Number of validation clips below which the user is told that they hardly tell schedules apart."""
 
 FAR_TARGET = 4
 """Ratio of the target length to the clips' length above which the user is told that the clips are
@@ -136,7 +136,7 @@ FASTER = 0.98
 preferred where a deviation is the limit."""
 
 ATTEMPTS = 3
-"""Trials of a kind that are run on the selection until one is faithful enough there as well."""
+"""Most trials of a kind that run on the validation clips until one is allowed there as well."""
 
 FINALISTS_TIMING = 1.5
 """Time for several finalists, as a share of `TIMING_S`."""
@@ -150,7 +150,7 @@ FRONT_POINTS = 4
 """Schedules of the trade-off that are exported beside the chosen one."""
 
 TRADE_OFF_CLIPS = 8
-"""Clips of the selection that those schedules run on. Nothing is decided by them."""
+"""Validation clips that those schedules run on. Nothing is decided by them."""
 
 APART = 1.06
 """Least ratio of latencies between points of the trade-off."""

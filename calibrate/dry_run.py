@@ -62,8 +62,8 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
         "sensitivity": probes * few,
         "paper's probe": (depth + 1) * min(PROBED_CLIPS, len(split.search)),
         "search": (starts + settings.trials) * len(split.search),
-        "selection": len(KINDS) * len(split.selection),
-        "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, len(split.selection)),
+        "selection": len(KINDS) * len(split.validation),
+        "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, len(split.validation)),
         "verification": len(KINDS) * len(split.held_out),
     }
     run_s = _seconds_per_run(job, split)

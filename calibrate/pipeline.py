@@ -220,7 +220,7 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
         options = search_options(job, split, frames)  # refuses a storage before anything is timed
         latencies = measure_latencies(job, split, frames)
     else:
-        split = replace(split, search=(), selection=())
+        split = replace(split, search=(), validation=())
         latencies = earlier.latencies
     table = latencies.table
     least_ms = least_latency_ms(table.model, table.layout, latencies.short, job.depth)
@@ -252,7 +252,7 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
 
     if budget is None:
         budget = as_budget(settings, outcome.decision.chosen.trial, latencies, least_ms)
-    trade_off = run_trade_off(job, evaluator, dense.selection, outcome)
+    trade_off = run_trade_off(job, evaluator, dense.validation, outcome)
     return make_result(job, split, latencies, sensitivities, budget, outcome, trade_off, origin)
 
 

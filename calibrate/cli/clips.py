@@ -12,7 +12,7 @@ from spark3r.io.clips import Footage, load_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 from ..clips import Split, split_clips
-from ..defaults import HELD_OUT_CLIPS, SEARCH_CLIPS, SELECTION_CLIPS, STRETCHES
+from ..defaults import HELD_OUT_CLIPS, SEARCH_CLIPS, STRETCHES, VALIDATION_CLIPS
 from ..progress import Reporter
 
 if TYPE_CHECKING:
@@ -34,20 +34,20 @@ def rendered_split(
         held_out_alone: Whether to make none to search and select on.
     """
     searched = () if held_out_alone else CALIBRATION[:SEARCH_CLIPS]
-    selection = CALIBRATION[len(searched) : len(searched) + SELECTION_CLIPS * bool(searched)]
-    seeds = (*searched, *selection, *EVALUATION[:HELD_OUT_CLIPS])
+    validation = CALIBRATION[len(searched) : len(searched) + VALIDATION_CLIPS * bool(searched)]
+    seeds = (*searched, *validation, *EVALUATION[:HELD_OUT_CLIPS])
     clips = []
     for number, seed in enumerate(seeds):
         reporter.progress("rendering", number, len(seeds))
         clips.append(read(f"rendered:{seed}", frames).clip)
     reporter.progress("rendering", len(seeds), len(seeds))
     search, rest = clips[: len(searched)], clips[len(searched) :]
-    return Split(tuple(search), tuple(rest[: len(selection)]), tuple(rest[len(selection) :]))
+    return Split(tuple(search), tuple(rest[: len(validation)]), tuple(rest[len(validation) :]))
 
 
 def default_sources() -> list[str]:
     """Return the rendered scenes to search and select on where only held-out footage is given."""
-    return [f"rendered:{seed}" for seed in CALIBRATION[: SEARCH_CLIPS + SELECTION_CLIPS]]
+    return [f"rendered:{seed}" for seed in CALIBRATION[: SEARCH_CLIPS + VALIDATION_CLIPS]]
 
 
 def read_split(

@@ -1,8 +1,8 @@
-"""Tables of sensitivities on disk, so that another budget does not measure again.
+"""Tables of sensitivities on disk, so that another budget does not measure them again.
 
-A table is stored under a hash of everything it depends on, and that key is stored with it. A file
-that cannot be read, or holds another key, is measured anew; a folder that cannot be written costs
-the saving only, which is said.
+A table is stored under a hash of everything that it depends on, together with that key. If a file
+cannot be read, or holds another key, the table is measured again. If the folder cannot be written,
+the user is told, and the calibration goes on.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def table_key(
     operators: Sequence[Operators],
     **settings: object,
 ) -> dict[str, Any]:
-    """Return what a table of sensitivities depends on, as plain JSON values.
+    """Return everything that a table of sensitivities depends on, as plain JSON values.
 
     Args:
-        runner: An unpatched model. All its parameters count, since metrics see its heads as well.
+        runner: An unpatched model. All its parameters count, because metrics see its heads as well.
         clips: The clips, in order.
-        operators: The operators probed.
-        **settings: The profiler's other arguments: factors, operating point, objective.
+        operators: The probed operators.
+        **settings: Other arguments of the profiler: factors, operating point, objective.
     """
     root = runner.root
     parameter = next(iter(root.parameters()), None)
@@ -71,13 +71,13 @@ def cached_table(
     measure: Callable[[], pd.DataFrame],
     say: Say = say_nothing,
 ) -> pd.DataFrame:
-    """Return the table stored under a key, or measure and store it.
+    """Return the table that is stored under a key, or measure and store it.
 
     Args:
-        folder: Where tables are stored; made when it is missing.
-        key: From `table_key`.
-        measure: Measures the table.
-        say: Callback for a message if it could not be stored.
+        folder: Folder of the tables. It is created if it is missing.
+        key: Key from `table_key`.
+        measure: Function that measures the table.
+        say: Callback for a message if the table could not be stored.
     """
     text = json.dumps(key, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
@@ -88,7 +88,7 @@ def cached_table(
     try:
         _write(path, key, table)
     except OSError as error:
-        say(f"the sensitivities could not be stored ({error}), another run measures them again")
+        say(f"the sensitivities could not be stored ({error}): another run measures them again")
     return table
 
 
@@ -98,12 +98,12 @@ def _read(path: Path, key: Mapping[str, Any]) -> pd.DataFrame | None:
         if stored["key"] != key:
             return None
         return pd.DataFrame(stored["rows"], columns=list(COLUMNS))
-    except (OSError, ValueError, KeyError, TypeError):  # no such file, no JSON, or another kind
+    except (OSError, ValueError, KeyError, TypeError):  # missing, not JSON, or something else
         return None
 
 
 def _write(path: Path, key: Mapping[str, Any], table: pd.DataFrame) -> None:
-    """Write the file as a whole or not at all, also when another process writes it too."""
+    """Write the file atomically, even if another process writes it at the same time."""
     rows = table[list(COLUMNS)].to_numpy().tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")

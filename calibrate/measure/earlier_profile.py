@@ -21,7 +21,7 @@ from .latency_model import FORM, LatencyModel
 from .measurements import Latencies, Measurements, Sensitivities
 from .records import sensitivity_table
 from .target_length import clip_of_length
-from .timing import LatencyTable, pace_of
+from .timing import LatencyTable, slowdown_from_model
 
 
 def load_measurements(path: Path, job: Job, split: Split) -> Measurements:
@@ -135,15 +135,15 @@ def _latency_table(
             (each.latency.median_ms, each.predicted_ms) for each in runs if each.latency is not None
         ]
         wall = (measurement.wall.median_ms, model.wall_ms(layout))
-        dense_ms = dense.median_ms / pace_of(timed, wall)
+        dense_ms = dense.median_ms / slowdown_from_model(timed, wall)
     return LatencyTable(
         layout=layout,
         layers=(),
         passes={},
         model=model,
         report=None,
+        largest_error=measurement.latency_model.relative_error,
         dense_ms=dense_ms,
         dense_extrapolated=dense is None,
         wall_ms=model.wall_ms(layout),
-        known_error=measurement.latency_model.relative_error,
     )

@@ -21,12 +21,12 @@ from .score import DEVIATION_WEIGHT, LEAST_DEVIATION, score
 
 @dataclass(frozen=True)
 class DenseRuns:
-    """Clips and what the dense model says of them.
+    """Clips and the runs of the dense model on them.
 
     Attributes:
         clips: The clips, with different names.
-        predictions: The dense model's, in the same order.
-        qualities: Their quality; all deviations are 0.
+        predictions: Prediction for each clip.
+        qualities: Quality of each prediction. All deviations are 0.
     """
 
     clips: tuple[Clip, ...]
@@ -34,7 +34,7 @@ class DenseRuns:
     qualities: tuple[Quality, ...]
 
     def first(self, count: int) -> DenseRuns:
-        """Return those of the first ``count`` clips."""
+        """Return the runs of the first ``count`` clips."""
         return DenseRuns(self.clips[:count], self.predictions[:count], self.qualities[:count])
 
 
@@ -43,13 +43,13 @@ class SplitRuns:
     """Dense runs of all clips, by role.
 
     Attributes:
-        search: Runs of the clips that sensitivities are measured and trials judged on.
-        selection: Runs of the clips that decide which schedule is exported.
-        held_out: Runs of the clips that the reported figures are from.
+        search: Runs of the search clips.
+        validation: Runs of the validation clips.
+        held_out: Runs of the held-out clips.
     """
 
     search: DenseRuns
-    selection: DenseRuns
+    validation: DenseRuns
     held_out: DenseRuns
 
 
@@ -98,7 +98,7 @@ class Evaluator:
     Attributes:
         runner: The model, unpatched between runs.
         source: What schedules are judged by.
-        objective: Which metrics count.
+        objective: Metrics that count.
     """
 
     runner: Runner
@@ -121,11 +121,12 @@ class Evaluator:
         return replace(self, source="deviation").scores(qualities, dense)
 
     def search_value(self, qualities: tuple[Quality, ...], dense: DenseRuns) -> tuple[float, float]:
-        """Return what a search minimises, and the mean score by the source alone."""
+        """Return the number that a search minimises, and the mean score by the source alone."""
         scores = self.scores(qualities, dense).values()
         mean = fmean(scores)
         if self.source == "deviation":
-            # As schedules are compared: a mean of deviations is that of the few hardest clips.
+            # The geometric mean, as in the paired comparison of schedules. An arithmetic mean is
+            # dominated by the hardest clips.
             shifted = geometric_mean(each + LEAST_DEVIATION for each in scores)
             return shifted - LEAST_DEVIATION, mean
         if self.source != "error":
@@ -134,5 +135,5 @@ class Evaluator:
 
 
 def is_failure(error: Exception) -> bool:
-    """Whether an error says that a schedule cannot be run: NaN, or out of memory."""
+    """Return True if an error means that a schedule cannot run: NaN, or out of memory."""
     return isinstance(error, Spark3rError) or is_out_of_memory(error)

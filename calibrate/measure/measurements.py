@@ -22,7 +22,7 @@ from .evaluator import DenseRuns
 from .records import sensitivity_records
 from .sensitivity import paper_layers, sensitivities
 from .target_length import clip_of_length
-from .timing import LatencyTable, measure_latency, unrest_of
+from .timing import LatencyTable, measure_latency, relative_spread
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def measure_latencies(job: Job, split: Split, frames: int) -> Latencies:
     )
     say = job.reporter.say
     say(str(table.report))
-    spread = unrest_of(table.passes)
+    spread = relative_spread(table.passes)
     if spread > BUSY:
         say(
-            f"timings of the same pass differ by {spread:.0%}: the machine is busy, and what is "
-            "measured will hold only roughly"
+            f"timings of the same pass differ by {spread:.0%}: the machine is busy, and the "
+            "results will hold only roughly"
         )
     if table.dense_extrapolated:
-        say(f"dense does not fit at {frames} frames: its latency is the latency model's word")
+        say(f"dense does not fit at {frames} frames: the latency model extrapolates its latency")
     for line in split.doubts(frames):
         say(line)
     shortest = min(split.clips, key=lambda clip: clip.frames)

@@ -1,14 +1,14 @@
-"""Sensitivity: what a layer's reduction does to quality, measured end to end, one layer at a time.
+"""Sensitivity of layers, measured end to end, one layer at a time.
 
 All layers run at an operating point, and one layer's query or key-value factor is changed. The
-result is one table (`COLUMNS`), a row per operators, layer, axis, factor and metric. ``mean`` is
-the metric's mean over clips; ``spread`` the standard deviation over clips of its paired difference
-from the operating point. The operating factor itself is among each layer's rows, so that what a
-factor does is the difference of two means of one layer and axis. Metrics are all figures of
-`.quality` and, as ``score.error`` and so on, the scores of `.score`.
+result is one table (`COLUMNS`) with a row per operators, layer, axis, factor and metric. ``mean``
+is the metric's mean over clips, ``spread`` the standard deviation over clips of its paired
+difference from the operating point. Each layer also has rows for the operating factor, so that the
+effect of a factor is the difference of two means of one layer and axis. Metrics are all figures of
+`.quality`, and the scores of `.score` with names such as ``score.error``.
 
-The paper's probe is the setting ``operating_point=(1, 32)``, ``key_value_factors=(256,)`` with the
-paper's operators; `sensitive_layers` reads its rule off the table.
+The paper's probe has ``operating_point=(1, 32)``, ``key_value_factors=(256,)`` and the paper's
+operators. `sensitive_layers` applies the paper's rule to the table.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ SENSITIVE_RATIO = 1.05
 """Growth of an error above which Spark3R §IV-D calls a layer sensitive."""
 
 PAPER_METRICS = ("error.trajectory", "error.trajectory_step", "error.trajectory_step_deg")
-"""The errors of its probe: ATE, and translation and rotation from frame to frame (RPE)."""
+"""Errors of the paper's probe: ATE, and translation and rotation from frame to frame (RPE)."""
 
 FAITHFULNESS = "score.deviation"
+"""Metric that degradations are taken from."""
 
 
 class SensitivityError(Spark3rError):
-    """A probe that failed, with its layer and factor, or a table that lacks what is asked of it."""
+    """A probe failed, with its layer and factor, or a table of sensitivities lacks something."""
 
 
 def probe(
@@ -65,7 +66,7 @@ def probe(
 ) -> pd.DataFrame:
     """Measure sensitivities end to end.
 
-    Factors beyond what a clip allows are brought down to that, as the runtime does.
+    Factors are brought down to the largest that a clip allows, like in the runtime.
 
     Args:
         runner: An unpatched model.
@@ -74,15 +75,15 @@ def probe(
         query_factors: Query factors to try.
         key_value_factors: Key-value factors to try.
         operating_point: Query and key-value factor of all other layers.
-        layers: Which layers to probe; None for all.
-        objective: Which metrics the scores count.
+        layers: Layers to probe; None for all.
+        objective: Metrics that the scores count.
         progress: Callback(schedules run, their total).
 
     Returns:
-        The table, ``profiler`` being ``probe``.
+        The table. Its profiler is ``probe``.
 
     Raises:
-        SensitivityError: If a run gives NaN or no prediction; the message names layer and factor.
+        SensitivityError: If a run gives NaN or no prediction. The message names layer and factor.
     """
     names = list(runner.attention)
     shortest = min(dense.clips, key=lambda clip: clip.frames)
@@ -123,7 +124,7 @@ def probe(
 def scores_and_figures(
     qualities: Sequence[Quality], dense: DenseRuns, objective: Objective
 ) -> dict[str, list[float]]:
-    """Return every metric that all clips have, clip by clip: figures, and ``score.`` of sources."""
+    """Return every metric that all clips have, by clip: figures, and ``score.`` of each source."""
     tables = [quality.figures() for quality in qualities]
     for table, quality, reference in zip(tables, qualities, dense.qualities, strict=True):
         for source in _SOURCES:
@@ -134,7 +135,7 @@ def scores_and_figures(
 
 
 class _Runs:
-    """Qualities of the schedules that were run; those that do the same are run once."""
+    """Qualities of schedules. Schedules with the same effect run once."""
 
     def __init__(self, runner: Runner, dense: DenseRuns) -> None:
         self._runner, self._dense = runner, dense
@@ -197,10 +198,10 @@ def sensitive_layers(
     metrics: Sequence[str] = PAPER_METRICS,
     ratio: float = SENSITIVE_RATIO,
 ) -> tuple[int, ...]:
-    """Return the layers that Spark3R §IV-D calls sensitive.
+    """Return the layers that are sensitive by the rule of Spark3R §IV-D.
 
-    A layer is sensitive if any of the metrics, at the largest key-value factor of the table, is
-    more than ``ratio`` times what it is at the smallest, the operating point.
+    A layer is sensitive if any of the metrics at the largest key-value factor of the table is more
+    than ``ratio`` times as large as at the smallest, the operating point.
 
     Raises:
         SensitivityError: If the table has none of the metrics on the key-value axis.

@@ -1,10 +1,10 @@
 """Residual drift: sensitivities of all layers and factors from one dense pass per clip.
 
-While the dense model runs, each global attention layer is also run reduced, on the same hidden
-states, for every candidate. Drift is the change of the layer's contribution to the residual stream
-(after output projection and LayerScale), root mean square over tokens and channels, as a share of
-the stream itself. It does not say how much of it reaches the outputs: `scale_drift` learns that
-from a few end-to-end probes.
+While the dense model runs, each global attention layer also runs reduced on the same hidden states,
+for every candidate. Drift is the change of the layer's contribution to the residual stream (after
+output projection and LayerScale), root mean square over tokens and channels, relative to the stream
+itself. It does not show how much of the change reaches the outputs: `fit_drift_to_probes` learns
+that from a few end-to-end probes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..progress import Progress, no_progress
 from .probe import COLUMNS, SensitivityError
 
 METRIC = "drift"
-"""Name of the metric in the table."""
+"""Name of drift in the table's column ``metric``."""
 
 _Candidate = tuple[Operators, str, int]
 
@@ -51,18 +51,18 @@ def drift(
 
     Args:
         runner: An unpatched model.
-        clips: The clips; factors are brought down to what the shortest allows.
+        clips: The clips. Factors are brought down to the largest that the shortest clip allows.
         operators: Operators to try.
         query_factors: Query factors to try.
         key_value_factors: Key-value factors to try.
         progress: Callback(clips run, their total).
 
     Returns:
-        A table as of `calibrate.measure.probe`, ``profiler`` being ``drift`` and the only metric
+        A table like that of `calibrate.measure.probe`. Its profiler and its only metric are
         ``drift``.
 
     Raises:
-        SensitivityError: If a drift is not finite; the message names layer and factor.
+        SensitivityError: If a drift is not finite. The message names layer and factor.
         ValueError: If there is no clip.
     """
     if not clips:
@@ -98,22 +98,24 @@ def drift(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def scale_drift(
+def fit_drift_to_probes(
     drifts: pd.DataFrame, probes: pd.DataFrame, metric: str, beside: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Turn drift into a metric of the outputs by means of a few probes.
+    """Convert drift into a metric of the outputs by means of a few probes.
 
-    Per layer and axis the metric is taken to grow in proportion to drift. The slope is the mean of
-    two least squares fits, to the probes of that layer and axis under any operators and to all
-    probes of the axis: a layer has few probes, and most of what tells its slope from others' is
-    noise (docs/method/sensitivity.md). A layer without probes takes the slope of the axis.
+    The metric is assumed to grow in proportion to drift, with a slope per layer and axis. The slope
+    is the mean of two least squares fits, to the probes of that layer and axis under any operators,
+    and to all probes of the axis. A layer has few probes, and most of the difference of its slope
+    from others is noise (docs/method/sensitivity.md). A layer without probes has the slope of the
+    axis.
 
     Args:
-        drifts: From `drift`.
-        probes: From `calibrate.measure.probe.probe` around the dense model; few factors suffice.
+        drifts: Table from `drift`.
+        probes: Table from `calibrate.measure.probe.probe` around the dense model. A few factors
+            suffice.
         metric: A metric of the probes.
-        beside: Drift of what was probed, on the same clips, so that what sets those clips apart
-            does not go into the slopes; None takes ``drifts``.
+        beside: Drift of the probed candidates on the probed clips, so that the slopes do not depend
+            on the clips; None takes ``drifts``.
 
     Returns:
         The table of drifts with ``metric`` in place of ``drift``, means and spreads in its units.
@@ -150,12 +152,12 @@ def rank_agreement(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> d
     """Return Spearman's rank correlation of drift with a probed metric, per axis.
 
     Args:
-        drifts: From `drift` or `scale_drift`.
-        probes: From `calibrate.measure.probe.probe`, on other clips to be fair.
+        drifts: Table from `drift` or `fit_drift_to_probes`.
+        probes: Table from `calibrate.measure.probe.probe`, on other clips for a fair comparison.
         metric: A metric of the probes.
 
     Returns:
-        A correlation for each axis on which at least three rows above factor 1 are in both tables.
+        The correlation for each axis on which both tables have three rows above factor 1.
     """
     keys = ["operators", "layer", "axis", "factor"]
     both = drifts.merge(probes[probes["metric"] == metric], on=keys, suffixes=("", "_probe"))
@@ -177,7 +179,7 @@ def _keep(
     if not math.isfinite(value):
         raise SensitivityError(
             f"layer {layer} ({where}), {candidate[1]} factor {candidate[2]}: drift is {value}; if "
-            "the model ran in half precision, try float32 or bfloat16"
+            "the model runs in half precision, try float32 or bfloat16"
         )
     samples.setdefault((layer, candidate), []).append(value)
 
@@ -188,7 +190,7 @@ def _candidates(
     key_value_factors: Sequence[int],
     layout: TokenLayout,
 ) -> Mapping[_Candidate, ResolvedRule]:
-    """Return all candidates within the layout, factor 1 of each axis among them."""
+    """Return all candidates within the layout, including factor 1 of each axis."""
     found: dict[_Candidate, ResolvedRule] = {}
     for each in operators:
         for factor in sorted({1, *query_factors} if query_factors else ()):
@@ -209,7 +211,7 @@ def _watch(
     candidates: Mapping[_Candidate, ResolvedRule],
     keep: Callable[[_Candidate, float], None],
 ) -> None:
-    """Hook one layer so that its drifts are kept in the next pass."""
+    """Hook one layer so that ``keep`` gets its drifts in the next pass."""
     stream: list[Tensor] = []
     layer_scale = getattr(block, "ls1", None)
 
@@ -224,7 +226,7 @@ def _watch(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
         dense = scaled(output)
-        # Blocks that take their input in another shape still have as many numbers in it.
+        # Some blocks take their input in another shape, but with as many numbers.
         fits = bool(stream) and stream[0].numel() == dense.numel()
         size = _rms(stream[0].float().reshape(dense.shape) + dense) if fits else _rms(dense)
         known = {ResolvedRule(): 0.0}
@@ -245,6 +247,6 @@ def _rms(values: Tensor) -> Tensor:
 
 def _slope(rows: pd.DataFrame, dense: float) -> float:
     """Return the least squares slope through the dense point of a metric over drift."""
-    drifts, harms = rows["mean"].to_numpy(), rows["mean_probe"].to_numpy() - dense
+    drifts, changes = rows["mean"].to_numpy(), rows["mean_probe"].to_numpy() - dense
     square = float(drifts @ drifts)
-    return float(drifts @ harms) / square if square > 0 else 0.0
+    return float(drifts @ changes) / square if square > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Profiling: dense runs, and the tables of sensitivities that a search needs, cached on disk."""
+"""Profiling: dense runs, and the sensitivities that a search needs, cached on disk."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from ..settings import Job
 from .cache import cached_table, table_key
 from .evaluator import DenseRuns, SplitRuns, run_dense
 from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
-from .residual_drift import drift, rank_agreement, scale_drift
+from .residual_drift import drift, fit_drift_to_probes, rank_agreement
 
 
 def run_dense_by_role(job: Job, split: Split) -> SplitRuns:
     """Return the dense runs of all clips."""
     return SplitRuns(
         dense_runs(job, split.search, "search"),
-        dense_runs(job, split.selection, "selection"),
+        dense_runs(job, split.validation, "validation"),
         dense_runs(job, split.held_out, "held out"),
     )
 
 
 def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
-    """Return the dense runs of clips, with progress; there may be none."""
+    """Return the dense runs of clips, of which there may be none."""
     if not clips:
         return DenseRuns((), (), ())
     step = f"dense, {role}"
@@ -96,16 +96,16 @@ def sensitivities(
     job.reporter.progress("drift", total, total)
     probes = _probes(job, few, step="sensitivity", **anchor)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
-    told = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
+    text = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
     if len(agreement) == len(names) and all(each >= trusted for each in agreement.values()):
         job.reporter.say(
-            f"drift ranks layers like probes do (Spearman: {told}) and stands in for them"
+            f"drift ranks layers like probes do (Spearman: {text}) and stands in for them"
         )
-        scaled = scale_drift(drifts, probes, FAITHFULNESS, beside)
+        scaled = fit_drift_to_probes(drifts, probes, FAITHFULNESS, beside)
         probed = probes[probes["metric"] != FAITHFULNESS]
         return pd.concat([probed, scaled], ignore_index=True)
     job.reporter.say(
-        f"drift does not rank layers like probes do (Spearman: {told or 'too few'}): all probed"
+        f"drift does not rank layers like probes do (Spearman: {text or 'too few'}): all probed"
     )
     return _probes(
         job, few, PROBED_QUERY_FACTORS, PROBED_KEY_VALUE_FACTORS, "sensitivity, all factors"
@@ -115,7 +115,7 @@ def sensitivities(
 def _drift(
     job: Job, clips: Sequence[Clip], before: int, total: int, **factors: Sequence[int]
 ) -> pd.DataFrame:
-    """Return the drift of clips, of which there are ``total`` and ``before`` come first."""
+    """Return the drift on clips that come after ``before`` of ``total`` clips."""
     return _cached(
         job,
         _key(job, clips, OPERATORS, profiler="drift", **factors),
@@ -136,9 +136,9 @@ def _probes(
     key_value_factors: Sequence[int],
     step: str,
 ) -> pd.DataFrame:
-    """Return probes of all layers around dense.
+    """Return probes of all layers around the dense model.
 
-    Each layer is kept on disk as soon as it is measured, so that an interrupted run goes on there.
+    Each layer is stored as soon as it is measured, so that an interrupted run continues there.
     """
     key = _key(
         job,
@@ -172,17 +172,17 @@ def _probes(
 
 
 def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, ...]:
-    """Return the sensitive layers by the paper's probe, its factors brought down to the clips.
+    """Return the sensitive layers by the paper's probe, with its factors brought down to the clips.
 
     Args:
         job: The job.
-        dense: Dense runs of the search's clips.
+        dense: Dense runs of the search clips.
         short: Token layout of the shortest clip.
     """
     few = dense.first(PROBED_CLIPS)
     point = max(1, min(PAPER_POINT, short.frames // PAPER_RAISE))
     if clamp(ResolvedRule(1, PAPER_RAISE * point), short).key_value <= point:
-        return ()  # of one or two frames none can be dropped further
+        return ()  # clips of one or two frames have none to drop
 
     def measure() -> pd.DataFrame:
         return probe(
@@ -209,7 +209,7 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
     )
     try:
         return sensitive_layers(table)
-    except SensitivityError:  # no ground truth: judged by what there is
+    except SensitivityError:  # without ground truth there is no error to judge by
         own = "consistency.log_ratio" if job.source == "consistency" else "deviation.depth_log"
         return sensitive_layers(table, (own, "deviation.trajectory_step_deg"))
 
@@ -217,7 +217,7 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
 def _key(
     job: Job, clips: Sequence[Clip], operators: Sequence[Operators], **settings: object
 ) -> dict[str, Any] | None:
-    """Return what a table depends on, None where none is kept."""
+    """Return everything that a table depends on, None if tables are not stored."""
     if job.settings.cache is None:
         return None
     return table_key(

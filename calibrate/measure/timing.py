@@ -1,7 +1,10 @@
-"""Timing a live model: its global attention layers alone, and whole passes.
+"""Timing of a live model: its global attention layers alone, and whole passes.
 
 Layers are timed through the family's own ``attend`` on the hidden states of a real pass at the
-target length. The global layers of a model are alike, so the first one stands for all.
+target length. All global layers of a model have the same size, so only the first one is timed.
+
+The last functions judge timings: how noisy they are, how much slower the machine has become, and
+what to conclude from a prediction and a timing that differ.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ from ..progress import Progress, Reporter, no_progress
 from .latency_model import FitReport, LatencyModel, LayerSample, PassSample, check_fit, fit
 
 Pass = Schedule | Literal["dense", "wall"]
-"""A whole pass of the model: under a schedule, dense, or with global attention returning zeros."""
+"""A whole pass of the model: under a schedule, dense, or at the wall."""
 
 
 @dataclass(frozen=True)
 class PassTiming:
-    """A whole pass that is timed, for a timer that looks latencies up.
+    """The subject of timing a whole pass, for a timer that looks latencies up.
 
     Attributes:
         what: The pass.
@@ -49,10 +52,10 @@ class PassTiming:
 
 @dataclass(frozen=True)
 class LayerTiming:
-    """A global attention layer that is timed alone, for a timer that looks latencies up.
+    """The subject of timing a global attention layer alone, for a timer that looks latencies up.
 
     Attributes:
-        rule: Its resolved rule, None where it returns zeros.
+        rule: Resolved rule of the layer; None for the layer that returns zeros.
         layout: Token layout of the clip.
     """
 
@@ -62,18 +65,18 @@ class LayerTiming:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What was timed at one length, and the model fitted to it.
+    """Timings at one length, and the latency model that was fitted to them.
 
     Attributes:
-        layout: Token layout of the clips timed.
-        layers: Layers alone: resolved rule (None for the layer that returns zeros), and latency.
-        passes: Whole passes by name, ``dense`` and ``wall`` among them where they fit.
+        layout: Token layout of the timed clips.
+        layers: Resolved rule and latency of layers alone; None for the layer that returns zeros.
+        passes: Latencies of whole passes by name, with ``dense`` and ``wall`` if they fit.
         model: The latency model.
-        report: Its error on passes that it was not fitted on, None where it is a profile's.
-        known_error: Its largest error as a profile has it, where there is no report.
+        report: Its errors on other passes, None for the model of an earlier profile.
+        largest_error: Its largest relative error.
         dense_ms: Dense latency per clip.
-        dense_extrapolated: Whether that is the latency model's word, because dense does not fit.
-        wall_ms: The wall per clip, measured.
+        dense_extrapolated: True if dense latency was extrapolated because dense does not fit.
+        wall_ms: The wall per clip.
     """
 
     layout: TokenLayout
@@ -81,15 +84,10 @@ class LatencyTable:
     passes: Mapping[str, Latency]
     model: LatencyModel
     report: FitReport | None
+    largest_error: float
     dense_ms: float
     dense_extrapolated: bool
     wall_ms: float
-    known_error: float = 0.0
-
-    @property
-    def largest_error(self) -> float:
-        """Largest error of the latency model, as a share."""
-        return self.known_error if self.report is None else self.report.largest_error
 
 
 def measure_latency(
@@ -106,15 +104,14 @@ def measure_latency(
     """Time a model at the target length and fit its latency model.
 
     Args:
-        runner: An unpatched model; it is unpatched again afterwards.
+        runner: An unpatched model. It is unpatched again afterwards.
         images: A clip of the target length, ``[S, 3, H, W]``.
-        operators: The operators that schedules may use, each of which is timed.
+        operators: Operators that schedules may use. Each of them is timed.
         timer: Takes the latencies.
-        query_factors: Query factors of the layer grid.
-        key_value_factors: Key-value factors of the layer grid.
-        limit_s: About how many seconds the layers, and again the passes, may take; None for no
-            limit.
-        reporter: Receives the samples taken.
+        query_factors: Query factors of the timed layers.
+        key_value_factors: Key-value factors of the timed layers.
+        limit_s: Approximate seconds for the layers, and again for the passes; None for no limit.
+        reporter: Receives the progress.
 
     Raises:
         FamilyError: If the global attention layers are not alike, or the wall does not fit.
@@ -141,18 +138,20 @@ def measure_latency(
         [samples[name] for name in fitted if name in samples],
         layout,
     )
-    unseen_passes = [samples[name] for name in checked if name in samples] or [samples["wall"]]
+    others = [samples[name] for name in checked if name in samples] or [samples["wall"]]
+    report = check_fit(latency_model, others, layout)
     dense = passes.get("dense")
     extrapolated_ms = latency_model.predict_ms(Schedule.dense(depth), layout)
     return LatencyTable(
-        layout,
-        layers,
-        passes,
-        latency_model,
-        check_fit(latency_model, unseen_passes, layout),
-        extrapolated_ms if dense is None else dense.median_ms,
-        dense is None,
-        passes["wall"].median_ms,
+        layout=layout,
+        layers=layers,
+        passes=passes,
+        model=latency_model,
+        report=report,
+        largest_error=report.largest_error,
+        dense_ms=extrapolated_ms if dense is None else dense.median_ms,
+        dense_extrapolated=dense is None,
+        wall_ms=passes["wall"].median_ms,
     )
 
 
@@ -164,8 +163,9 @@ def passes_to_time(
 ) -> tuple[dict[str, Pass], dict[str, Pass]]:
     """Return the passes that the model is fitted to, and those it is checked on, by name.
 
-    Fitted: the wall, dense, queries alone, keys and values alone, and both with the operators that
-    are left. Checked: half of the layers on one axis and half on the other.
+    It is fitted to the wall, dense, queries alone, keys and values alone, and both axes with each
+    of the other operators. It is checked with half of the layers reduced on one axis and half on
+    the other.
     """
     middle = (_middle(query_factors), _middle(key_value_factors))
     fitted: dict[str, Pass] = {"wall": "wall", "dense": "dense"}
@@ -185,7 +185,7 @@ def passes_to_time(
 def layer_grid(
     operators: Sequence[Operators], query_factors: Sequence[int], key_value_factors: Sequence[int]
 ) -> tuple[ResolvedRule, ...]:
-    """Return rules that show every term: each axis alone, and the queries at few keys as well."""
+    """Return rules that show every term: each axis alone, and queries with few keys as well."""
     grid: dict[ResolvedRule, None] = {ResolvedRule(): None}
     for each in operators:
         few = _middle(key_value_factors)
@@ -205,16 +205,16 @@ def time_layers(
     limit_s: float | None = None,
     progress: Progress = no_progress,
 ) -> tuple[tuple[ResolvedRule | None, Latency], ...]:
-    """Time a global attention layer alone under resolved rules, and returning zeros (None).
+    """Return latencies of a global attention layer alone, under rules and returning zeros (None).
 
     Rules that do not fit into memory are left out.
 
     Args:
         runner: An unpatched model.
         images: A clip, ``[S, 3, H, W]``.
-        rules: The rules, with their operators.
+        rules: The rules.
         timer: Takes the latencies.
-        limit_s: About how many seconds to take; None for no limit.
+        limit_s: Approximate seconds to take; None for no limit.
         progress: Callback(samples taken, their total).
 
     Raises:
@@ -229,7 +229,7 @@ def time_layers(
     within |= {clamp(rule, layout): None for rule in rules}
 
     def call(rule: ResolvedRule | None) -> object:
-        # A context per call, so that weights are cast in each, as they are in each pass.
+        # Each call has its own context, so that it casts the weights like a pass does.
         with torch.inference_mode(), autocast(device, lowered):
             if rule is None:
                 return zeros(module, layout, *args, **kwargs)
@@ -254,17 +254,17 @@ def time_passes(
     limit_s: float | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Latency]:
-    """Time whole passes under schedules, dense and at the wall, in turns.
+    """Return latencies of whole passes, timed in turns.
 
     Applying a schedule is not timed. Passes that do not fit into memory are left out.
 
     Args:
-        runner: An unpatched model; it is unpatched again afterwards.
+        runner: An unpatched model. It is unpatched again afterwards.
         images: A clip, ``[S, 3, H, W]``.
-        passes: The passes to time, by name.
+        passes: The passes, by name.
         timer: Takes the latencies.
-        limit_s: About how many seconds to take, though not less than
-            `spark3r.timing.samples_to_take` needs; None for no limit.
+        limit_s: Approximate seconds to take, but at least those of
+            `spark3r.timing.samples_to_take`; None for no limit.
         progress: Callback(samples taken, their total).
     """
     layout, images = runner.layout(images), images.to(runner.device)
@@ -286,7 +286,7 @@ def time_passes(
 
 
 def apply_pass(runner: Runner, what: Pass) -> None:
-    """Leave the model under a schedule, at the wall, or dense."""
+    """Put the model under a schedule, at the wall, or back to dense."""
     if isinstance(what, Schedule):
         apply(runner.model, what, family=runner.family)
     elif what == "wall":
@@ -296,7 +296,7 @@ def apply_pass(runner: Runner, what: Pass) -> None:
 
 
 def resolved_rules(what: Pass, depth: int, layout: TokenLayout) -> tuple[ResolvedRule, ...]:
-    """Return the rules that a pass gives ``depth`` layers; none at the wall."""
+    """Return the rules of the ``depth`` layers in a pass, none at the wall."""
     if what == "wall":
         return ()
     schedule = what if isinstance(what, Schedule) else Schedule.dense(depth)
@@ -319,57 +319,59 @@ def _require_alike(attention: Mapping[str, nn.Module]) -> None:
         )
 
 
-def unrest_of(*timings: Mapping[str, Latency]) -> float:
-    """Return how much timings of the same call differ, as a share.
+def relative_spread(*timings: Mapping[str, Latency]) -> float:
+    """Return the spread of repeated timings of the same call, relative to their median.
 
-    The median over calls, and of timings from several times that of the busiest.
+    It is the median over the calls that were timed together, and the largest of several timings.
     """
-    return max(map(_median_share, timings), default=0.0)
+
+    def median(latencies: Mapping[str, Latency]) -> float:
+        shares = [each.spread_ms / each.median_ms for each in latencies.values() if each.n > 1]
+        return statistics.median(shares) if shares else 0.0
+
+    return max(map(median, timings), default=0.0)
 
 
-def drift_of(then_ms: Mapping[str, float], now: Mapping[str, Latency]) -> tuple[float, float]:
-    """Return how much slower a machine has become, and how unsure that is.
+def machine_slowdown(
+    before_ms: Mapping[str, float], now: Mapping[str, Latency]
+) -> tuple[float, float]:
+    """Return how much slower the machine has become, and how much the calls disagree on that.
 
     Args:
-        then_ms: What calls took, by name.
-        now: What they take, by name; one of them at least has to be among them.
+        before_ms: Latencies of calls before, by name.
+        now: Latencies now. They include at least one of the calls.
 
     Returns:
-        What they take together divided by what they took; and by how much that ratio differs
-        between them, as a share.
+        The ratio of the sums of latencies, now ÷ before, and the log of the largest ÷ the smallest
+        ratio of a single call.
     """
-    known = [(now[name].median_ms, took_ms) for name, took_ms in then_ms.items() if name in now]
-    slower = [takes_ms / took_ms for takes_ms, took_ms in known]
-    together = sum(takes_ms for takes_ms, _ in known) / sum(took_ms for _, took_ms in known)
-    return together, math.log(max(slower) / min(slower))
+    both = [(now[name].median_ms, ms) for name, ms in before_ms.items() if name in now]
+    ratios = [now_ms / ms for now_ms, ms in both]
+    together = sum(now_ms for now_ms, _ in both) / sum(ms for _, ms in both)
+    return together, math.log(max(ratios) / min(ratios))
 
 
-def pace_of(timed: Sequence[tuple[float, float]], wall: tuple[float, float]) -> float:
-    """Return how much slower a machine is than a latency model has it.
+def slowdown_from_model(timed: Sequence[tuple[float, float]], wall: tuple[float, float]) -> float:
+    """Return measured ÷ predicted latency: the slowdown of the machine since the latency model.
 
     Args:
-        timed: Measured and predicted latencies of schedules.
-        wall: The same of the wall, which is short and easily disturbed: taken where there is no
-            schedule.
+        timed: Measured and predicted latencies of schedules, of which the median ratio counts.
+        wall: Measured and predicted wall. It is short and easily disturbed, and only counts if
+            there is no schedule.
     """
-    return statistics.median(now_ms / predicted_ms for now_ms, predicted_ms in timed or (wall,))
+    return statistics.median(measured / predicted for measured, predicted in timed or (wall,))
 
 
-def believed_ms(predicted_ms: float, measured_ms: float, unrest: float) -> float:
-    """Return the latency to believe in, between what was predicted and what was measured.
+def shrunk_latency_ms(predicted_ms: float, measured_ms: float, spread: float) -> float:
+    """Return a latency between a prediction and a measurement.
 
-    Their geometric mean, each weighing as the inverse of its squared error: timings of a quiet
-    machine stand, those of a busy one hardly move a prediction that was fitted to many more.
+    It is their geometric mean, each weighted by its inverse squared error. On a quiet machine the
+    measurement dominates, on a noisy one the prediction, which was fitted to many timings.
 
     Args:
-        predicted_ms: What the latency model says.
+        predicted_ms: Prediction of the latency model, with the error `PREDICTION_ERROR`.
         measured_ms: Median of a few timings.
-        unrest: How much timings of the same call differ just then, as a share.
+        spread: Relative spread of timings just then, see `relative_spread`.
     """
-    weight = PREDICTION_ERROR**2 / (PREDICTION_ERROR**2 + unrest**2)
+    weight = PREDICTION_ERROR**2 / (PREDICTION_ERROR**2 + spread**2)
     return predicted_ms * float((measured_ms / predicted_ms) ** weight)
-
-
-def _median_share(latencies: Mapping[str, Latency]) -> float:
-    shares = [each.spread_ms / each.median_ms for each in latencies.values() if each.n > 1]
-    return statistics.median(shares) if shares else 0.0

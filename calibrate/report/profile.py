@@ -198,7 +198,7 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
         return ()
     roles: tuple[tuple[Role, tuple[Clip, ...]], ...] = (
         ("search", split.search),
-        ("validation", split.selection),
+        ("validation", split.validation),
         ("held_out", split.held_out),
     )
     return tuple(

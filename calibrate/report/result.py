@@ -209,7 +209,7 @@ def make_result(
         return result
     gaps = {
         "search": chosen.trial.score.mean if chosen.trial.score else None,
-        "selection": chosen.selection_score,
+        "validation": chosen.validation_score,
         "held out": result.chosen.score,
     }
     return replace(result, gaps={role: gap for role, gap in gaps.items() if gap is not None})

@@ -19,8 +19,8 @@ class Point:
     """A schedule of the trade-off between latency and quality.
 
     Attributes:
-        trial: Its trial on the clips of the search.
-        qualities: On the clips of the selection.
+        trial: Its trial on the search clips.
+        qualities: Quality on some validation clips.
     """
 
     trial: Trial
@@ -43,19 +43,19 @@ class TradeOffRuns:
 
 
 def run_trade_off(
-    job: Job, evaluator: Evaluator, selection: DenseRuns, outcome: Outcome
+    job: Job, evaluator: Evaluator, validation: DenseRuns, outcome: Outcome
 ) -> TradeOffRuns:
     """Run schedules of the search's trade-off, unless the calibration was interrupted already.
 
     Args:
         job: The job.
         evaluator: Runs and scores.
-        selection: Clips of the selection, of which `TRADE_OFF_CLIPS` are run.
+        validation: Dense runs of the validation clips, of which `TRADE_OFF_CLIPS` are taken.
         outcome: The search, and the exported schedule.
     """
     if outcome.interrupted:
         return TradeOffRuns()
-    clips, chosen = selection.first(TRADE_OFF_CLIPS), outcome.decision.chosen.trial
+    clips, chosen = validation.first(TRADE_OFF_CLIPS), outcome.decision.chosen.trial
     try:
         points = trade_off(outcome.found, chosen, evaluator, clips, job.reporter.step("trade-off"))
     except KeyboardInterrupt:
@@ -68,40 +68,40 @@ def trade_off(
     found: Found,
     chosen: Trial,
     evaluator: Evaluator,
-    selection: DenseRuns,
+    validation: DenseRuns,
     progress: Progress = no_progress,
 ) -> tuple[Point, ...]:
-    """Return schedules of the search's trade-off, slower and faster ones, run on the selection.
+    """Return slower and faster schedules of the search's trade-off, run on validation clips.
 
-    What cannot be run there is left out.
+    Schedules that fail there are left out.
 
     Args:
         found: The search.
-        chosen: The exported trial; the others differ from it, and from each other, in latency.
+        chosen: The exported trial. The others differ from it, and from each other, in latency.
         evaluator: Runs and scores.
-        selection: Clips of the selection.
+        validation: Dense runs of the clips.
         progress: Callback(schedules run, their total).
     """
-    kept = [chosen]
+    taken = [chosen]
     front = [trial for trial in found.front() if trial.schedule != chosen.schedule]
-    # The farthest from what is kept first, so that few points span the whole trade-off.
-    while front and len(kept) <= FRONT_POINTS:
+    # The point farthest from those taken comes next, so that few points span the trade-off.
+    while front and len(taken) <= FRONT_POINTS:
         gaps = [
-            min(abs(math.log(trial.latency_ms / other.latency_ms)) for other in kept)
+            min(abs(math.log(trial.latency_ms / other.latency_ms)) for other in taken)
             for trial in front
         ]
         widest = max(range(len(front)), key=gaps.__getitem__)
         if gaps[widest] < math.log(APART):
             break
-        kept.append(front.pop(widest))
-    others = sorted(kept[1:], key=lambda trial: trial.latency_ms)
+        taken.append(front.pop(widest))
+    others = sorted(taken[1:], key=lambda trial: trial.latency_ms)
     if not others:
         return ()
     points = []
     for number, trial in enumerate(others):
         progress(number, len(others))
         try:
-            points.append(Point(trial, evaluator.qualities(trial.schedule, selection)))
+            points.append(Point(trial, evaluator.qualities(trial.schedule, validation)))
         except Exception as error:
             if not is_failure(error):
                 raise

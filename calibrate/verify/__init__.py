@@ -1,1 +1,1 @@
-"""Step 3: choose a schedule, time it, correct once, and run it on held-out clips."""
+"""Step 3: select a schedule, time it, correct the latency model, and run it on held-out clips."""

@@ -1,7 +1,7 @@
-"""Selection, timing, and at most one correction of the latency model by what was timed.
+"""Selection, timing and correction, from the trials of a search to a verified schedule.
 
-The latency model is corrected twice at most: before the search by the knapsack's answer, and after
-the selection if the chosen schedule misses the budget.
+The latency model is corrected by timings twice at most: before the search by the knapsack's answer,
+and after the selection if the chosen schedule misses the budget.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from spark3r.timing import Latency
 from ..budget import time_text
 from ..defaults import FINALISTS_TIMING, OVER, RESOLVED_PROPOSALS, SLACK
 from ..measure.evaluator import Evaluator, SplitRuns
-from ..measure.timing import LatencyTable, believed_ms, drift_of, unrest_of
+from ..measure.timing import (
+    LatencyTable,
+    machine_slowdown,
+    relative_spread,
+    shrunk_latency_ms,
+)
 from ..search.optimizer import Found, Optimize
 from ..search.problem import LatencyLimit, SearchProblem
 from ..settings import Job
@@ -42,8 +47,8 @@ class CorrectionContext:
         evaluator: Runs and scores.
         dense: Dense runs by role.
         images: A clip of the target length, ``[S, 3, H, W]``.
-        optimize: Searches once more, under a corrected latency model.
-        origin: The profile that the measurements are from; None where they were measured.
+        optimize: Search, to be continued under a corrected latency model.
+        origin: Profile that the measurements are from; None if they were measured.
     """
 
     job: Job
@@ -56,13 +61,13 @@ class CorrectionContext:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The decision, and everything that was measured of it.
+    """The decision, and its verification.
 
     Attributes:
-        problem: The problem, with the latency model that was right in the end.
+        problem: The problem, with the last corrected latency model.
         found: All trials.
-        decision: Which schedule is exported.
-        verification: Everything that was measured of it and its rivals, of dense and of the wall.
+        decision: The schedule to export.
+        verification: Measurements of it and its rivals, of dense and of the wall.
         interrupted: Whether Ctrl-C cut selection or verification short.
     """
 
@@ -78,11 +83,11 @@ def correct_at_goal(
 ) -> SearchProblem:
     """Return the problem with its latency model corrected by the timing of the knapsack's answer.
 
-    A model fitted from the wall to dense may be some percent off in between, where every schedule
-    of the search lies, as the knapsack's answer does. If the machine has become slower or faster
-    since the fit, that is taken out, because the budget was resolved before: dense and the wall
-    together show it, or the wall alone where dense does not fit. (The wall is short, and a
-    disturbed one would shift everything.) The less they agree on that, the less the timing counts.
+    A model fitted from the wall to dense may be some percent off in between. All schedules of the
+    search lie there, as the knapsack's answer does. The budget was resolved before, so the slowdown
+    of the machine since then is taken out. Dense and the wall together show it, or the wall alone
+    if dense does not fit. (The wall is short, and a single disturbance would shift everything.)
+    The less they agree, the less the timing counts.
 
     Args:
         job: The job.
@@ -90,41 +95,42 @@ def correct_at_goal(
         table: The timings that its latency model was fitted to.
         images: A clip of the target length, ``[S, 3, H, W]``.
     """
-    seed = problem.knapsack()
-    if seed is None:
+    answer = problem.knapsack()
+    if answer is None:
         return problem
     latencies = time_beside_the_wall(
         job,
-        {"knapsack": seed},
+        {"knapsack": answer},
         images,
         "latency at the goal",
         dense=not table.dense_extrapolated,
     )
     if not latencies.keys() >= {"wall", "knapsack"}:
         return problem
-    wall_ms, predicted_ms = problem.latency.wall_ms(problem.layout), problem.predict_ms(seed)
-    slower, unsure = drift_of({"wall": table.wall_ms, "dense": table.dense_ms}, latencies)
-    measured_ms = latencies["knapsack"].median_ms / slower
-    unrest = max(unrest_of(table.passes, latencies), unsure)
-    taken_ms = believed_ms(predicted_ms, measured_ms, unrest)
+    predicted_ms = problem.predict_ms(answer)
+    before_ms = {"wall": table.wall_ms, "dense": table.dense_ms}
+    slowdown, disagreement = machine_slowdown(before_ms, latencies)
+    measured_ms = latencies["knapsack"].median_ms / slowdown
+    spread = max(relative_spread(table.passes, latencies), disagreement)
+    taken_ms = shrunk_latency_ms(predicted_ms, measured_ms, spread)
     job.reporter.say(
-        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of what is predicted; "
-        f"timings differ by {unrest:.1%}, so that {taken_ms / predicted_ms:.3f} is believed"
+        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of its predicted latency; "
+        f"timings spread by {spread:.1%}, so the latency model moves by {taken_ms / predicted_ms:.3f}"
     )
-    return problem.corrected(wall_ms, seed, taken_ms)
+    return problem.corrected(problem.latency.wall_ms(problem.layout), answer, taken_ms)
 
 
 def select_and_correct(context: CorrectionContext, problem: SearchProblem, found: Found) -> Outcome:
     """Choose the schedule to export, and verify it and its rivals.
 
-    A schedule that takes more than `OVER` above the budget, or leaves more than `SLACK` of it
-    unused although the latency model predicted otherwise, is replaced, as far as the machine was
-    quiet enough to tell: the model is corrected by the timing, and everything is decided once more.
-    The result of that is exported as it is.
+    If the chosen schedule takes more than `OVER` above the budget, or leaves more than `SLACK` of
+    it unused although the latency model predicted otherwise, the model is corrected by the timing,
+    as far as the machine was quiet enough to tell. Then everything is decided once more. The result
+    of that is final.
 
     After Ctrl-C the last decision is verified alone, or the best trial of the search if there was
-    no decision yet. A second Ctrl-C is raised, as is the first one if nothing was searched: then
-    there is nothing but the answer that was interrupted.
+    no decision yet. A second Ctrl-C is raised. So is the first one if nothing was searched, since
+    then there is nothing but the answer that was interrupted.
 
     Args:
         context: Everything to work with.
@@ -138,7 +144,7 @@ def select_and_correct(context: CorrectionContext, problem: SearchProblem, found
         if not found.was_run:
             raise
         context.job.reporter.say(
-            "interrupted: the best so far is verified alone and exported, the study is kept"
+            "interrupted: the best schedule so far is verified alone and exported; the study stays"
         )
         decision = best_so_far(found)
         if decisions:
@@ -155,7 +161,7 @@ def _select_and_correct(
     found: Found,
     decisions: list[tuple[SearchProblem, Found, Decision]],
 ) -> Outcome:
-    """Decide and verify; every decision is appended to ``decisions`` as soon as it is made."""
+    """Decide and verify. Append every decision to ``decisions`` as soon as it is made."""
     job = context.job
     decision = _decide(context, problem, found, "selection")
     decisions.append((problem, found, decision))
@@ -194,7 +200,7 @@ def _decide(
     if context.origin is not None:
         return solved(found, context.origin.name)
     progress = context.job.reporter.step(step)
-    candidates = finalists(found, context.evaluator, context.dense.selection, progress, earlier)
+    candidates = finalists(found, context.evaluator, context.dense.validation, progress, earlier)
     if not candidates:
         return most_faithful(found)
     return choose(candidates, problem.goal, context.job.source)
@@ -210,56 +216,42 @@ def _timed(
 def corrected_where_missed(
     job: Job, problem: SearchProblem, chosen: Finalist, latencies: Mapping[str, Latency]
 ) -> SearchProblem | None:
-    """Return the problem as it was measured, where the chosen schedule misses the budget.
+    """Return the problem with a corrected latency model, None if the budget is not missed.
+
+    A relative budget counts as a share of dense as it is timed now, not as it was before the
+    search. The corrected model is right about the schedule and the wall, as far as the timings can
+    tell.
 
     Args:
         job: The job.
         problem: The problem.
-        chosen: The schedule chosen.
-        latencies: Of it, by its kind, and of dense and the wall, measured beside each other.
-
-    Returns:
-        The problem with a latency model that is right about the schedule and the wall, as far as
-        the timings can tell, and a relative budget taken of dense as it is now; None where nothing
-        was missed.
+        chosen: The chosen schedule.
+        latencies: Latencies of the schedule, by its kind, of dense and of the wall, timed in turns.
     """
-    missed = _missed(job, problem, chosen, latencies)
-    if missed is None:
+    budget, goal = job.settings.budget, problem.goal
+    if budget is None or not isinstance(goal, LatencyLimit):
         return None
-    allowed_ms, taken_ms = missed
-    assert isinstance(problem.goal, LatencyLimit)
-    slower = allowed_ms / problem.goal.budget_ms
-    wall_ms = believed_ms(
-        slower * problem.latency.wall_ms(problem.layout),
-        latencies["wall"].median_ms,
-        unrest_of(latencies),
-    )
+    if not latencies.keys() >= {"wall", chosen.kind}:
+        return None
+    allowed_ms = goal.budget_ms
+    if "dense" in latencies:
+        allowed_ms = budget.clip_ms(problem.layout.frames, latencies["dense"].median_ms)
+    slowdown, spread = allowed_ms / goal.budget_ms, relative_spread(latencies)
+    predicted_ms = chosen.trial.latency_ms
     measured_ms = latencies[chosen.kind].median_ms
+    taken_ms = shrunk_latency_ms(slowdown * predicted_ms, measured_ms, spread)
+    is_over = taken_ms > (1 + OVER) * allowed_ms
+    meant_to_use = predicted_ms >= (1 - SLACK) * goal.budget_ms
+    is_under = meant_to_use and taken_ms < (1 - SLACK) * allowed_ms
+    if not (is_over or is_under):
+        return None
     job.reporter.say(
         f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed "
-        f"and {time_text(chosen.trial.latency_ms)} were predicted: the latency model is corrected "
-        "and solved once more"
+        f"and {time_text(predicted_ms)} were predicted: the latency model is corrected, and "
+        "everything is solved once more"
     )
-    goal = LatencyLimit(allowed_ms)
-    return replace(problem, goal=goal).corrected(wall_ms, chosen.trial.schedule, taken_ms)
-
-
-def _missed(
-    job: Job, problem: SearchProblem, chosen: Finalist, latencies: Mapping[str, Latency]
-) -> tuple[float, float] | None:
-    """Return the milliseconds allowed and taken where the chosen schedule misses, None if not."""
-    budget = job.settings.budget
-    if budget is None or not latencies.keys() >= {"wall", chosen.kind}:
-        return None
-    assert isinstance(problem.goal, LatencyLimit)
-    allowed_ms = problem.goal.budget_ms
-    if "dense" in latencies:
-        # A share of dense is one of dense as it is now, not as it was before the search.
-        allowed_ms = budget.clip_ms(problem.layout.frames, latencies["dense"].median_ms)
-    measured_ms = latencies[chosen.kind].median_ms
-    predicted_ms = chosen.trial.latency_ms * allowed_ms / problem.goal.budget_ms
-    taken_ms = believed_ms(predicted_ms, measured_ms, unrest_of(latencies))
-    meant_to_use = chosen.trial.latency_ms >= (1 - SLACK) * problem.goal.budget_ms
-    over = taken_ms > (1 + OVER) * allowed_ms
-    under = meant_to_use and taken_ms < (1 - SLACK) * allowed_ms
-    return (allowed_ms, taken_ms) if over or under else None
+    wall_ms = shrunk_latency_ms(
+        slowdown * problem.latency.wall_ms(problem.layout), latencies["wall"].median_ms, spread
+    )
+    moved = replace(problem, goal=LatencyLimit(allowed_ms))
+    return moved.corrected(wall_ms, chosen.trial.schedule, taken_ms)

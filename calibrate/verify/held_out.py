@@ -1,6 +1,6 @@
-"""Verification: what is exported and its rivals, measured at the target length and held out.
+"""Verification of the exported schedule and its rivals, at the target length and on held-out clips.
 
-Latencies are taken in turns with dense and the wall, so that all are from the same minutes; quality
+Latencies are taken in turns with dense and the wall, so that all are from the same minutes. Quality
 is measured on clips that neither the search nor the selection saw. Only these figures are reported
 as the result.
 """
@@ -18,7 +18,7 @@ from spark3r.timing import Latency
 
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import Quality
-from ..measure.timing import LatencyTable, Pass, pace_of, time_passes
+from ..measure.timing import LatencyTable, Pass, slowdown_from_model, time_passes
 from ..progress import Progress, no_progress
 from ..settings import Job
 from .selection import Decision
@@ -26,11 +26,11 @@ from .selection import Decision
 
 @dataclass(frozen=True)
 class Verified:
-    """What a treatment measured: dense, the wall, or a schedule.
+    """Measurements of dense, of the wall, or of a schedule.
 
     Attributes:
         name: ``dense``, ``wall`` or a finalist's kind.
-        latency: Latency per clip of the target length; None where the pass does not fit.
+        latency: Latency per clip of the target length; None if the pass does not fit.
         qualities: Quality on each held-out clip; empty for the wall.
         scores: Score on each held-out clip, by the clip's name; empty for the wall.
     """
@@ -42,17 +42,17 @@ class Verified:
 
     @property
     def score(self) -> float | None:
-        """Mean score on the held-out clips, None where quality was not measured."""
+        """Mean score on the held-out clips, None if quality was not measured."""
         return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
 @dataclass(frozen=True)
 class VerifiedSchedule(Verified):
-    """What a schedule measured.
+    """Measurements of a schedule.
 
     Attributes:
         schedule: The schedule.
-        predicted_ms: Latency per clip that the latency model predicts.
+        predicted_ms: Predicted latency per clip.
     """
 
     schedule: Schedule = field(kw_only=True)
@@ -61,7 +61,7 @@ class VerifiedSchedule(Verified):
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was measured at the end of a calibration, within the same minutes.
+    """The measurements at the end of a calibration, all from the same minutes.
 
     Attributes:
         dense: The dense model.
@@ -79,10 +79,10 @@ class Verification:
         return (self.dense, self.wall, *self.schedules)
 
     def slowdown(self, table: LatencyTable) -> float:
-        """Return measured ÷ predicted latency: how much slower the machine is than the model.
+        """Return measured ÷ predicted latency, the slowdown of the machine since the model.
 
         Args:
-            table: The latency model that predicted, and the wall that it was fitted to.
+            table: The latency model, and the wall that it was fitted to.
         """
         timed = [
             (each.latency.median_ms, each.predicted_ms)
@@ -91,7 +91,7 @@ class Verification:
         ]
         wall = self.wall.latency
         wall_ms = table.wall_ms if wall is None else wall.median_ms
-        return pace_of(timed, (wall_ms, table.model.wall_ms(table.layout)))
+        return slowdown_from_model(timed, (wall_ms, table.model.wall_ms(table.layout)))
 
 
 def time_beside_the_wall(
@@ -114,7 +114,7 @@ def time_beside_the_wall(
         share: Seconds to take as a share of `Settings.timing_s`, default 1.
 
     Returns:
-        The latencies by name, ``wall`` and ``dense`` among them; what does not fit is left out.
+        The latencies by name, with ``wall`` and ``dense``, without passes that do not fit.
     """
     passes: dict[str, Pass] = {"wall": "wall", **schedules}
     if dense:
@@ -138,17 +138,17 @@ def verify(
 ) -> Verification:
     """Measure the quality of every finalist on the held-out clips.
 
-    A rival that cannot be run there is left out; if the chosen one cannot, that is an error.
+    A rival that fails there is left out. If the chosen schedule fails, that is an error.
 
     Args:
         evaluator: Runs and scores.
         decision: The finalists.
-        held_out: The held-out clips.
-        latencies: Of dense, the wall and the finalists, by kind.
+        held_out: Dense runs of the held-out clips.
+        latencies: Latencies of dense, the wall and the finalists, by kind.
         progress: Callback(schedules run, their total).
 
     Raises:
-        PredictionError: If the chosen schedule gives NaN there.
+        PredictionError: If the chosen schedule returns NaN there.
     """
     schedules = []
     for number, each in enumerate(decision.finalists):

@@ -1,9 +1,9 @@
-"""Selection: which schedule is exported, decided on clips that the search did not see.
+"""Selection of the exported schedule on validation clips, which the search did not see.
 
-Trials are judged on the clips of the search, and the best of many trials on few clips is partly
-luck. So the best of each kind run again on other clips, the selection, and there the simpler of two
-schedules stays unless the other is better beyond its interval. A budget is there to be used: a
-schedule that leaves more than `SLACK` of it unused has to be better in the same way.
+Trials are judged on the search clips, and the best of many trials on few clips is partly luck. So
+the best trial of each kind runs again on the validation clips. There the simpler of two schedules
+is selected unless the other is better beyond its confidence interval. A budget is there to be used:
+a schedule that leaves more than `SLACK` of it unused must be better in the same way.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ KINDS = ("uniform", "paper", "knapsack", "search")
 """Kinds of schedules, the simplest first. A trial's name begins with its kind."""
 
 SOLVED = ("knapsack", "search")
-"""Kinds that are solved for a budget. They are solved for tighter ones as well, and on the few
-clips of the search one of those may look best: it stands for its kind only if nothing else does."""
+"""Kinds that are solved for a budget, and for tighter ones as well. On the few search clips a
+schedule for a tighter budget may look best. It represents its kind only if there is no other."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,31 @@ class Finalist:
 
     Attributes:
         kind: One of `KINDS`.
-        trial: Its trial on the clips of the search.
-        selection: Its score on each clip of the selection; empty where that was not run.
-        deviation: Its score by deviation there.
+        trial: Its trial on the search clips.
+        validation: Score on each validation clip; empty if it did not run there.
+        deviation: Score by deviation on each validation clip.
     """
 
     kind: str
     trial: Trial
-    selection: Mapping[str, float]
+    validation: Mapping[str, float]
     deviation: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def selection_score(self) -> float | None:
-        """Mean score on the selection, None where that was not run."""
-        if not self.selection:
+    def validation_score(self) -> float | None:
+        """Mean score on the validation clips, None if it did not run there."""
+        if not self.validation:
             return None
-        return math.fsum(self.selection.values()) / len(self.selection)
+        return math.fsum(self.validation.values()) / len(self.validation)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Which finalist is exported, and why.
+    """The finalist to export, and the reasons for it.
 
     Attributes:
         finalists: The best of each kind, the simplest kind first.
-        chosen: The one to export.
+        chosen: The finalist to export.
         reasons: One line per comparison.
     """
 
@@ -75,24 +75,23 @@ def kind_of(trial: Trial) -> str:
 def finalists(
     found: Found,
     evaluator: Evaluator,
-    selection: DenseRuns,
+    validation: DenseRuns,
     progress: Progress = no_progress,
     earlier: tuple[Finalist, ...] = (),
 ) -> tuple[Finalist, ...]:
-    """Return the best trial that is allowed of each kind, run again on the selection.
+    """Return the best allowed trial of each kind, run again on the validation clips.
 
-    Where a deviation is the limit, what exceeds it on the selection is left out, as is what cannot
-    be run there, and the next best takes its place.
+    A trial that fails there, or exceeds the allowed deviation there, is replaced by the next best.
 
     Args:
         found: The search.
         evaluator: Runs and scores.
-        selection: Clips of the selection.
+        validation: Dense runs of the validation clips.
         progress: Callback(kinds done, their total).
-        earlier: Finalists of the same clips, which need not run again.
+        earlier: Finalists on the same clips, which need not run again.
     """
     by_kind = ranked_by_kind(found)
-    known = {each.trial.schedule: each for each in earlier if each.selection}
+    known = {each.trial.schedule: each for each in earlier if each.validation}
     chosen = []
     for number, (kind, trials) in enumerate(by_kind.items()):
         progress(number, len(by_kind))
@@ -103,38 +102,38 @@ def finalists(
             if trial.score is None or trial.score.mean > most:
                 continue
             attempts += 1
-            finalist = known.get(trial.schedule) or _selected(kind, trial, evaluator, selection)
+            finalist = known.get(trial.schedule) or _validated(kind, trial, evaluator, validation)
             if finalist is None:
                 continue
             finalist = replace(finalist, kind=kind, trial=trial)
-            if found.goal.excess(trial.latency_ms, finalist.selection_score) <= 0:
+            if found.goal.excess(trial.latency_ms, finalist.validation_score) <= 0:
                 chosen.append(finalist)
                 break
-            if isinstance(found.goal, DeviationLimit) and finalist.selection_score:
-                # As much as it exceeds the limit here, the next one must stay below it there.
-                most = trial.score.mean * found.goal.most / finalist.selection_score
+            if isinstance(found.goal, DeviationLimit) and finalist.validation_score:
+                # The next one must stay below the limit by the ratio by which this one exceeds it.
+                most = trial.score.mean * found.goal.most / finalist.validation_score
     progress(len(by_kind), len(by_kind))
     return tuple(chosen)
 
 
-def _selected(
-    kind: str, trial: Trial, evaluator: Evaluator, selection: DenseRuns
+def _validated(
+    kind: str, trial: Trial, evaluator: Evaluator, validation: DenseRuns
 ) -> Finalist | None:
-    """Return a trial run on the selection, None where it cannot be run."""
+    """Return a trial run on the validation clips, None if it fails there."""
     try:
-        qualities = evaluator.qualities(trial.schedule, selection)
+        qualities = evaluator.qualities(trial.schedule, validation)
     except Exception as error:
         if not is_failure(error):
             raise
         return None
-    faithful = evaluator.deviations(qualities, selection)
-    return Finalist(kind, trial, evaluator.scores(qualities, selection), faithful)
+    deviations = evaluator.deviations(qualities, validation)
+    return Finalist(kind, trial, evaluator.scores(qualities, validation), deviations)
 
 
 def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:
-    """Return the trials that are allowed by kind, the simplest kind first, the best trial first.
+    """Return the allowed trials by kind, the simplest kind first and the best trial first.
 
-    Of what is solved for a budget, trials that use it come before those that do not.
+    Among kinds that are solved for a budget, trials that use the budget come first.
     """
     ranked = found.ranked()
     by_kind = {kind: [trial for trial in ranked if kind_of(trial) == kind] for kind in KINDS}
@@ -146,18 +145,18 @@ def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:
 
 
 def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Decision:
-    """Return the simplest finalist that no other beats beyond doubt.
+    """Return the simplest finalist that no other beats beyond its confidence interval.
 
     Args:
-        candidates: From `finalists`.
-        goal: What was to be reached.
+        candidates: Finalists from `finalists`.
+        goal: The goal of the search.
         source: What they are judged by.
 
     Raises:
         ValueError: If there is no finalist.
     """
     if not candidates:
-        raise ValueError("no schedule that is allowed could be run")
+        raise ValueError("there is no finalist to choose from")
     if not isinstance(goal, LatencyLimit):
         return _fastest(candidates)
     least_ms = _least_ms(goal)
@@ -169,7 +168,7 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Deci
         is_better, why = _is_better(rival, chosen, source)
         unused = 1 - rival.trial.latency_ms / goal.budget_ms
         note = f" (it leaves {unused:.0%} of the budget unused)" if rival in leaving else ""
-        reasons.append(f"{rival.kind}{note} against {chosen.kind} on the selection: {why}")
+        reasons.append(f"{rival.kind}{note} against {chosen.kind} on the validation clips: {why}")
         if is_better:
             chosen = rival
     return Decision(candidates, chosen, tuple(reasons))
@@ -179,31 +178,31 @@ def solved(found: Found, origin: str) -> Decision:
     """Return the decision for the knapsack's answer, which did not run on any clip.
 
     Args:
-        found: From `calibrate.search.optimizer.solve`.
+        found: The answer, from `calibrate.search.optimizer.solve`.
         origin: Name of the profile that the measurements are from.
     """
-    return _alone(found.trials[0], f"solved by the sensitivities and the latency model of {origin}")
+    return _only(found.trials[0], f"solved by the sensitivities and the latency model of {origin}")
 
 
 def best_so_far(found: Found) -> Decision:
-    """Return the decision for the best trial of the search alone, without a selection."""
-    return _alone(
+    """Return the decision for the best trial on the search clips, without validation."""
+    return _only(
         found.ranked()[0],
-        "interrupted before the selection: the best on the clips of the search",
+        "interrupted before the selection: this is the best schedule on the search clips",
     )
 
 
 def most_faithful(found: Found) -> Decision:
-    """Return the decision where nothing that ran on the selection is allowed there.
+    """Return the decision if no trial that ran on the validation clips is allowed there.
 
-    Of the trials that are allowed on the clips of the search it is the one of least score: within a
-    deviation dense itself, if nothing else.
+    It is the trial of least score among those that are allowed on the search clips. Within a
+    deviation that is dense itself, if nothing else.
     """
     ranked = [trial for trial in found.ranked() if trial.score is not None]
-    return _alone(
+    return _only(
         min(ranked, key=lambda trial: trial.score.mean if trial.score else math.inf),
-        "no schedule that ran on the selection is allowed there: the one of least score on the "
-        "clips of the search",
+        "no schedule that ran on the validation clips is allowed there: this is the one of least "
+        "score on the search clips",
     )
 
 
@@ -212,23 +211,23 @@ def _least_ms(goal: LatencyLimit) -> float:
     return (1 - SLACK) * goal.budget_ms
 
 
-def _alone(trial: Trial, reason: str) -> Decision:
+def _only(trial: Trial, reason: str) -> Decision:
     finalist = Finalist(kind_of(trial), trial, {})
     return Decision((finalist,), finalist, (reason,))
 
 
 def _is_better(rival: Finalist, chosen: Finalist, source: Source) -> tuple[bool, str]:
-    """Return whether a finalist beats a simpler one beyond doubt, and why."""
-    compared = ratio(rival.selection, chosen.selection, source)
+    """Return whether a finalist beats a simpler one beyond its interval, and why."""
+    compared = ratio(rival.validation, chosen.validation, source)
     if compared.is_lower:
         return True, f"{compared}, better beyond its interval"
     if compared.is_higher or source == "deviation" or not (rival.deviation and chosen.deviation):
         return False, f"{compared}, not better beyond its interval"
-    faithful = ratio(rival.deviation, chosen.deviation, "deviation")
-    if faithful.is_lower:
+    deviation = ratio(rival.deviation, chosen.deviation, "deviation")
+    if deviation.is_lower:
         return (
             True,
-            f"{compared}, which does not tell; more faithful beyond its interval: {faithful}",
+            f"{compared}, undecided; more faithful beyond its interval: {deviation}",
         )
     return False, f"{compared}, not better beyond its interval, nor more faithful"
 
@@ -236,7 +235,7 @@ def _is_better(rival: Finalist, chosen: Finalist, source: Source) -> tuple[bool,
 def ratio(
     candidate: Mapping[str, float], baseline: Mapping[str, float], source: Source
 ) -> PairedRatio:
-    """Compare scores clip by clip: deviations as they are, others are logarithms of ratios."""
+    """Compare scores clip by clip: deviations by their ratio, other scores as log ratios."""
     if source == "deviation":
         return paired_ratio(candidate, baseline, tolerance=LEAST_DEVIATION)
     ratios = (
@@ -251,7 +250,7 @@ def _fastest(candidates: tuple[Finalist, ...]) -> Decision:
         share = rival.trial.latency_ms / chosen.trial.latency_ms
         reasons.append(
             f"{rival.kind} takes {share:.3f} times as long as {chosen.kind}; both are faithful "
-            "enough on the selection"
+            "enough on the validation clips"
         )
         if share < FASTER:
             chosen = rival

@@ -15,12 +15,12 @@ def clips() -> list:
 
 def test_clips_are_dealt_out_without_overlap(clips: list) -> None:
     split = split_clips(clips)
-    assert [len(split.search), len(split.selection), len(split.held_out)] == [4, 1, 1]
+    assert [len(split.search), len(split.validation), len(split.held_out)] == [4, 1, 1]
     split = split_clips(clips[:4], clips[4:])
-    assert [len(split.search), len(split.selection), len(split.held_out)] == [3, 1, 2]
+    assert [len(split.search), len(split.validation), len(split.held_out)] == [3, 1, 2]
     long = Clip("long", torch.rand(9, 3, 16, 16))
     cut = split_clips([long])
-    parts = [*cut.search, *cut.selection, *cut.held_out]
+    parts = [*cut.search, *cut.validation, *cut.held_out]
     assert torch.equal(torch.cat([part.images for part in parts]), long.images)
     assert len({part.name for part in parts}) == 4
 

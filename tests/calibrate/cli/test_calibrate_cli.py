@@ -261,7 +261,7 @@ def test_the_fastest_schedule_within_a_deviation(
     document = json.loads(capsys.readouterr().out)
     assert document["judged_by"] == "deviation"
     assert document["score_by_clips"]["search"] <= 0.01
-    assert document["score_by_clips"]["selection"] <= 0.01
+    assert document["score_by_clips"]["validation"] <= 0.01
     exported = next(row for row in document["schedules"] if row["exported"])
     assert exported["measured_ms"] < tiny_job.DENSE_MS
     profile = Profile.load(tmp_path / "tiny-job-make-tiny-within-1pct.json")
@@ -287,7 +287,7 @@ def test_interrupted_after_the_search(
     assert Profile.load(tmp_path / "a.json").default == document["exported"]
     selected = "interrupted before the selection" not in document["decision"][0]
     assert selected == (step != "selection")  # what was chosen by then is what is exported
-    assert ("selection" in document["score_by_clips"]) == selected
+    assert ("validation" in document["score_by_clips"]) == selected
 
 
 def test_interrupted_search_exports_and_resumes(

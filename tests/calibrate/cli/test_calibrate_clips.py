@@ -50,16 +50,16 @@ def test_one_folder_serves_all_roles_in_separate_stretches(tmp_path: Path) -> No
     split, said = read([folder(tmp_path / "walk", 100)], [])
     parts = [f"{first}:{first + 4}" for first in range(0, 64, 4)]
     assert starts(split.search) == parts[:8]
-    assert starts(split.selection) == parts[8:12]
+    assert starts(split.validation) == parts[8:12]
     assert starts(split.held_out) == parts[12:]
     assert sum(clip.frames for clip in split.clips) == STRETCHES * FRAMES
     assert len({clip.digest() for clip in split.clips}) == STRETCHES
-    assert said == ["clips of 4 frames: search 8, selection 4, held out 4"]
+    assert said == ["clips of 4 frames: search 8, validation 4, held out 4"]
 
 
 def test_short_footage_is_cut_as_it_is(tmp_path: Path) -> None:
     split, _ = read([folder(tmp_path / "walk", 9)], [])
-    assert [len(part) for part in (split.search, split.selection, split.held_out)] == [2, 1, 1]
+    assert [len(part) for part in (split.search, split.validation, split.held_out)] == [2, 1, 1]
     assert sum(clip.frames for clip in split.clips) == 9
     with pytest.raises(ClipError, match="has 3 frames, expected at least 8 to cut it into 4"):
         read([folder(tmp_path / "glance", 3)], [])
@@ -76,7 +76,7 @@ def test_a_few_clips_have_one_role_each_and_are_cut(tmp_path: Path) -> None:
     split, _ = read([folder(tmp_path / str(n), 40, seed=n) for n in range(4)], [])
     names = [
         {clip.name.rpartition("/")[2].partition("[")[0] for clip in clips}
-        for clips in (split.search, split.selection, split.held_out)
+        for clips in (split.search, split.validation, split.held_out)
     ]
     assert names == [{"0", "1"}, {"2"}, {"3"}]
     assert [clip.frames for clip in split.clips] == [FRAMES] * STRETCHES
@@ -155,8 +155,8 @@ def test_clips_that_tell_little_are_doubted(tmp_path: Path) -> None:
     split, _ = read([folder(tmp_path / "walk", 100)], [])
     assert split.doubts(16) == []
     (far,) = split.doubts(17)
-    assert far.startswith("clips of 4 frames stand in for 17,")
+    assert far.startswith("clips of 4 frames stand in for 17 frames.")
     assert "--frames" in far
     few, _ = read([folder(tmp_path / "glance", 9)], [])
-    (few_to_select,) = few.doubts(8)
-    assert few_to_select.startswith("1 clip(s) to select on hardly tell schedules apart")
+    (few_to_validate,) = few.doubts(8)
+    assert few_to_validate.startswith("1 validation clip(s) can hardly tell schedules apart")

@@ -9,7 +9,7 @@ from torch import nn
 from calibrate.defaults import TRUSTED
 from calibrate.measure.evaluator import run_dense
 from calibrate.measure.probe import COLUMNS, SensitivityError, probe
-from calibrate.measure.residual_drift import drift, rank_agreement, scale_drift
+from calibrate.measure.residual_drift import drift, fit_drift_to_probes, rank_agreement
 from spark3r import LayerRule, Operators, Schedule, apply
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.runner import Runner
@@ -106,7 +106,9 @@ def test_a_few_probes_give_drift_its_scale() -> None:
         for factor in (1, 4)
     }
     probes |= {(2, "key_value", 1): 0.3, (2, "key_value", 8): 0.3 - 0.5 * 0.21}
-    scaled = scale_drift(table_of(DRIFTS, "drift"), table_of(probes, "score.error"), "score.error")
+    scaled = fit_drift_to_probes(
+        table_of(DRIFTS, "drift"), table_of(probes, "score.error"), "score.error"
+    )
     means = {
         (layer, axis, factor): mean
         for layer, axis, factor, mean in zip(
@@ -124,7 +126,7 @@ def test_a_few_probes_give_drift_its_scale() -> None:
     assert (scaled["spread"] >= 0).all()
     only_queries = table_of({k: v for k, v in probes.items() if k[1] == "query"}, "score.error")
     with pytest.raises(SensitivityError, match="no probe says what drift on axis key_value does"):
-        scale_drift(table_of(DRIFTS, "drift"), only_queries, "score.error")
+        fit_drift_to_probes(table_of(DRIFTS, "drift"), only_queries, "score.error")
 
 
 def test_slopes_are_those_of_the_clips_that_were_probed() -> None:
@@ -134,7 +136,7 @@ def test_slopes_are_those_of_the_clips_that_were_probed() -> None:
     beside = {place: 2 * DRIFTS[place] for place in probes}
     tables = [table_of(each, "drift") for each in (DRIFTS, beside)]
     own, others = (
-        scale_drift(tables[0], table_of(probes, "score.error"), "score.error", each)
+        fit_drift_to_probes(tables[0], table_of(probes, "score.error"), "score.error", each)
         for each in (tables[1], None)
     )
     assert (own["mean"] * 2).to_numpy() == pytest.approx(others["mean"].to_numpy())
@@ -156,7 +158,7 @@ def test_drift_and_probe_fit_together_on_a_real_model(model: nn.Module) -> None:
     dense = run_dense(Runner.of(model), CLIPS)
     probes = probe(Runner.of(model), dense, [PAPER], query_factors=(4,), key_value_factors=(3,))
     drifts = drift(Runner.of(model), CLIPS, [PAPER, FAITHFUL], **FACTORS)
-    scaled = scale_drift(drifts, probes, "score.deviation")
+    scaled = fit_drift_to_probes(drifts, probes, "score.deviation")
     assert len(scaled) == len(drifts)
     keys = ["operators", "layer", "axis", "factor"]
     both = scaled.merge(probes[probes["metric"] == "score.deviation"], on=keys)

@@ -6,22 +6,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.measure.timing import believed_ms, drift_of, pace_of, unrest_of
+from calibrate.measure.timing import (
+    machine_slowdown,
+    relative_spread,
+    shrunk_latency_ms,
+    slowdown_from_model,
+)
 from spark3r.timing import Latency
 
 
 @given(
     predicted=st.floats(1.0, 1e5),
     ratio=st.floats(0.5, 2.0),
-    unrest=st.floats(0.0, 1.0),
+    spread=st.floats(0.0, 1.0),
     more=st.floats(0.0, 1.0),
 )
 def test_a_measured_latency_is_believed_the_less_the_busier_the_machine(
-    predicted: float, ratio: float, unrest: float, more: float
+    predicted: float, ratio: float, spread: float, more: float
 ) -> None:
     measured = ratio * predicted
-    assert believed_ms(predicted, measured, 0.0) == pytest.approx(measured)
-    quiet, busy = (believed_ms(predicted, measured, each) for each in (unrest, unrest + more))
+    assert shrunk_latency_ms(predicted, measured, 0.0) == pytest.approx(measured)
+    quiet, busy = (shrunk_latency_ms(predicted, measured, each) for each in (spread, spread + more))
     distance = [abs(math.log(each / predicted)) for each in (busy, quiet, measured)]
     assert distance == pytest.approx(sorted(distance))
     assert (quiet >= predicted * (1 - 1e-9)) == (ratio >= 1) or quiet == pytest.approx(predicted)
@@ -29,26 +34,32 @@ def test_a_measured_latency_is_believed_the_less_the_busier_the_machine(
 
 def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
     latencies = {"once": Latency((5.0,)), "steady": Latency((2.0, 2.0, 2.0))}
-    assert unrest_of(latencies) == 0.0
-    assert unrest_of(latencies | {"uneven": Latency((8.0, 10.0, 12.0))}) == pytest.approx(0.1)
+    assert relative_spread(latencies) == 0.0
+    assert relative_spread(latencies | {"uneven": Latency((8.0, 10.0, 12.0))}) == pytest.approx(0.1)
     busy = {"then": Latency((8.0, 10.0, 14.0))}
-    assert unrest_of(latencies, busy) == unrest_of(busy, latencies) == pytest.approx(0.3)
-    assert unrest_of({}) == unrest_of() == 0.0
+    assert (
+        relative_spread(latencies, busy) == relative_spread(busy, latencies) == pytest.approx(0.3)
+    )
+    assert relative_spread({}) == relative_spread() == 0.0
 
 
-def test_the_pace_of_a_machine_is_that_of_most_schedules() -> None:
+def test_the_slowdown_from_model_a_machine_is_that_of_most_schedules() -> None:
     timed = [(110.0, 100.0), (33.0, 30.0), (80.0, 40.0)]
-    assert pace_of(timed, (5.0, 1.0)) == pytest.approx(1.1)
-    assert pace_of([], (5.0, 4.0)) == pytest.approx(1.25)
+    assert slowdown_from_model(timed, (5.0, 1.0)) == pytest.approx(1.1)
+    assert slowdown_from_model([], (5.0, 4.0)) == pytest.approx(1.25)
 
 
 def test_calls_that_agree_on_how_slow_a_machine_is_make_it_sure() -> None:
     then_ms = {"wall": 100.0, "dense": 900.0, "did not fit": 9000.0}
-    slower, unsure = drift_of(then_ms, {"wall": Latency((110.0,)), "dense": Latency((990.0,))})
+    slower, unsure = machine_slowdown(
+        then_ms, {"wall": Latency((110.0,)), "dense": Latency((990.0,))}
+    )
     assert slower == pytest.approx(1.1)
     assert unsure == pytest.approx(0.0, abs=1e-12)
     # A short call that was disturbed hardly moves it, and makes it unsure.
-    slower, unsure = drift_of(then_ms, {"wall": Latency((130.0,)), "dense": Latency((900.0,))})
+    slower, unsure = machine_slowdown(
+        then_ms, {"wall": Latency((130.0,)), "dense": Latency((900.0,))}
+    )
     assert slower == pytest.approx(1.03)
     assert unsure == pytest.approx(math.log(1.3))
-    assert drift_of(then_ms, {"wall": Latency((130.0,))}) == (pytest.approx(1.3), 0.0)
+    assert machine_slowdown(then_ms, {"wall": Latency((130.0,))}) == (pytest.approx(1.3), 0.0)

@@ -3,11 +3,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from tiers import examples
@@ -45,6 +46,7 @@ def everything(layers: Layers) -> list[tuple[float, float, tuple[int, ...]]]:
 
 
 @given(any_real, st.floats(-300, 300))
+@example([[choice(0.0, 0.0), choice(sys.float_info.min, -4.0)]], 0.0)
 @settings(max_examples=examples(150))
 def test_solve_is_exact(layers: Layers, budget_ms: float) -> None:
     fitting = [found for found in everything(layers) if found[0] <= budget_ms]

@@ -237,7 +237,7 @@ def test_studies_are_not_mixed_up(tmp_path: Path) -> None:
     run(trials=1, storage=storage, name="a", resume=True)  # stopped before its first trial
     with pytest.raises(StudyError, match="holds no study of this model"):
         run(trials=1, storage=storage, name="c", resume=True)
-    with pytest.raises(StudyError, match="--resume goes on with it"):
+    with pytest.raises(StudyError, match="--resume continues it"):
         run(trials=1, storage=storage, name="a")
     run(trials=1, storage=storage, name="b")
 

@@ -56,13 +56,13 @@ def test_deviations_are_compared_by_their_ratio() -> None:
     # Clip by clip 0.7 times as far from dense; as logarithms they would differ by a percent or less
     # and not be told apart.
     far, near = {"a": 0.002, "b": 0.04, "c": 0.01}, {"a": 0.0014, "b": 0.028, "c": 0.007}
-    simple = replace(finalist("uniform", 99, 0.02), selection=far, deviation=far)
-    rival = replace(finalist("search", 100, 0.015), selection=near, deviation=near)
+    simple = replace(finalist("uniform", 99, 0.02), validation=far, deviation=far)
+    rival = replace(finalist("search", 100, 0.015), validation=near, deviation=near)
     assert choose((simple, rival), BUDGET, "error").chosen.kind == "search"
     decision = choose((simple, rival), BUDGET, "deviation")
     assert decision.chosen.kind == "search"
-    assert "selection: 0.70" in decision.reasons[0]
-    same = replace(rival, selection=far, deviation=far)
+    assert "validation clips: 0.70" in decision.reasons[0]
+    same = replace(rival, validation=far, deviation=far)
     assert choose((simple, same), BUDGET, "deviation").chosen.kind == "uniform"
 
 
@@ -83,12 +83,12 @@ def test_within_a_deviation_the_fastest_is_chosen() -> None:
     assert choose((simple, finalist("search", 90, 0.19)), goal, "error").chosen.kind == "search"
 
 
-def test_without_a_selection_the_best_of_the_search_is_taken() -> None:
+def test_without_validation_the_best_of_the_search_is_taken() -> None:
     trials = (trial("uniform 1/2", 90, 0.3), trial("search 4", 99, 0.1, 3))
     decision = best_so_far(Found(trials, BUDGET))
     assert decision.chosen.kind == "search"
-    assert decision.chosen.selection_score is None
-    with pytest.raises(ValueError, match="no schedule that is allowed"):
+    assert decision.chosen.validation_score is None
+    with pytest.raises(ValueError, match="there is no finalist"):
         choose((), BUDGET, "error")
 
 
@@ -134,7 +134,7 @@ class Broken:
 RUNS = SimpleNamespace(qualities=())
 
 
-def test_what_cannot_be_run_on_the_selection_is_replaced_by_the_next_best() -> None:
+def test_what_cannot_be_run_on_the_validation_clips_is_replaced_by_the_next_best() -> None:
     trials = (
         trial("uniform 1/2", 90, 0.1, 2),
         trial("uniform 1/3", 90, 0.2, 3),
@@ -159,7 +159,7 @@ def test_what_is_solved_for_a_tighter_budget_stands_for_its_kind_only_if_nothing
 
 @dataclass(frozen=True)
 class Harder:
-    """On the selection everything deviates twice as much as on the clips of the search."""
+    """On the validation clips everything deviates twice as much as on the clips of the search."""
 
     source: str = "deviation"
 
@@ -172,9 +172,7 @@ class Harder:
     deviations = scores
 
 
-def test_what_deviates_too_much_on_the_selection_gives_way_to_what_deviates_that_much_less() -> (
-    None
-):
+def test_what_deviates_too_much_in_validation_gives_way_to_what_deviates_that_much_less() -> None:
     # The fastest first; of many at the limit only one is tried before one at half of it.
     trials = tuple(
         trial(f"search {n}", 50 + n, 0.1 * factor, factor)
@@ -182,7 +180,7 @@ def test_what_deviates_too_much_on_the_selection_gives_way_to_what_deviates_that
     )
     (kept,) = finalists(Found(trials, DeviationLimit(0.85)), Harder(), RUNS)  # type: ignore[arg-type]
     assert kept.trial.schedule.layers[0].key_value == 4
-    assert kept.selection_score == pytest.approx(0.8)
+    assert kept.validation_score == pytest.approx(0.8)
 
 
 def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
@@ -202,7 +200,7 @@ def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
         verify(Broken((2,)), decision, RUNS, {})  # type: ignore[arg-type]
 
 
-def test_where_nothing_is_faithful_enough_on_the_selection_the_most_faithful_is_taken() -> None:
+def test_where_nothing_is_faithful_enough_in_validation_the_most_faithful_is_taken() -> None:
     trials = (trial("uniform 1/2", 50, 0.19), trial("uniform 1/1", 100, 0.0, 1))
     decision = most_faithful(Found(trials, DeviationLimit(0.2)))
     assert decision.chosen.trial.name == "uniform 1/1"
