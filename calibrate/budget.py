@@ -1,14 +1,14 @@
-"""Budgets: how long a clip may take, as the user writes it and as ms per clip.
+"""Budgets: the largest latency of a clip, as the user writes it and in ms per clip.
 
 ========================  ==================================================
-``30ms``, ``30ms/frame``  time per frame of the clip, amortised, as frame rates are
+``30ms``, ``30ms/frame``  time per frame of the clip, amortised like a frame rate
 ``1.5s/clip``             time of the whole clip, whatever its length
 ``10x``                   speed-up over dense
 ``25%``                   share of the dense latency
 ========================  ==================================================
 
-A time is in ``ms`` or ``s``. Without ``/frame`` or ``/clip`` it is per frame, in either unit; when
-that reading leaves nothing to do and the other would not, the answer says so.
+A time is in ``ms`` or ``s``. Without ``/frame`` or ``/clip`` it is per frame. If dense meets such a
+budget and would not meet the same time per clip, the message points that out.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _RATIOS = {"x": "a speed-up", "×": "a speed-up", "%": "a share"}
 
 
 class BudgetError(Spark3rError):
-    """A budget that cannot be read, with the form it should have."""
+    """A budget cannot be read. The message shows the right form."""
 
 
 class UnreachableBudgetError(BudgetError):
-    """A budget that no schedule meets.
+    """No schedule meets a budget.
 
     Attributes:
-        minimum_ms: The least latency per clip that can be reached.
+        minimum_ms: Least latency per clip that can be reached.
     """
 
     def __init__(self, message: str, minimum_ms: float) -> None:
@@ -51,13 +51,13 @@ class UnreachableBudgetError(BudgetError):
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget as it was asked for.
+    """A budget as the user wrote it.
 
     Attributes:
-        text: What the user wrote.
-        kind: What the value counts: time per ``frame`` or per ``clip``, ``speed_up`` or ``share``.
-        value: Milliseconds, times as fast as dense, or fraction of dense latency.
-        says_per: Whether a time says what it is per, rather than leaving it to the default.
+        text: Text of the user.
+        kind: Meaning of the value: time per ``frame`` or per ``clip``, ``speed_up`` or ``share``.
+        value: Milliseconds, speed-up over dense, or fraction of dense latency.
+        says_per: Whether the text of a time names ``/frame`` or ``/clip``.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Budget:
     says_per: bool = True
 
     def clip_ms(self, frames: int, dense_ms: float) -> float:
-        """Return the milliseconds a clip may take.
+        """Return the largest latency of a clip in milliseconds.
 
         Args:
             frames: Length of the clip.
@@ -79,13 +79,13 @@ class Budget:
         return dense_ms / self.value if self.kind == "speed_up" else dense_ms * self.value
 
     def like(self, clip_ms: float, frames: int, dense_ms: float, round_up: bool = True) -> str:
-        """Return the budget of ``clip_ms`` in the form of this one, rounded so that it holds.
+        """Return the text of another budget in the form of this one, rounded so that it holds.
 
         Args:
             clip_ms: Latency per clip.
             frames: Length of the clip.
             dense_ms: Dense latency of such a clip.
-            round_up: Whether the budget may be larger, rather than smaller, than ``clip_ms``.
+            round_up: Whether to round to a larger budget than ``clip_ms``; a smaller one if not.
         """
         if self.kind == "speed_up":
             return f"{_rounded(dense_ms / clip_ms, up=not round_up)}x"
@@ -102,12 +102,12 @@ class ResolvedBudget:
     """A budget on one device, for clips of one length.
 
     Attributes:
-        budget: What was asked for.
+        budget: The budget.
         frames: Length of the clips.
-        clip_ms: Milliseconds a clip may take.
-        dense_ms: Dense latency of such a clip.
-        minimum_ms: The least latency that can be reached.
-        suggestion: A budget that would bind, where this one does not and there is one.
+        clip_ms: Largest latency per clip.
+        dense_ms: Dense latency per clip.
+        minimum_ms: Least latency that can be reached.
+        suggestion: Text of a budget that would bind, if this one does not; None if there is none.
     """
 
     budget: Budget
@@ -124,19 +124,19 @@ class ResolvedBudget:
 
     @property
     def speed_up(self) -> float:
-        """Dense latency over the budget."""
+        """Dense latency ÷ budget."""
         return self.dense_ms / self.clip_ms
 
     @property
     def binds(self) -> bool:
-        """Whether dense takes longer than the budget, so that there is something to do."""
+        """Whether dense takes longer than the budget, so that something must be reduced."""
         return self.clip_ms < self.dense_ms
 
     def beside(self, dense: Latency | None) -> float:
-        """Return the milliseconds a clip may take, a relative budget taken of dense as timed.
+        """Return the largest latency of a clip, with a relative budget of a later dense latency.
 
         Args:
-            dense: Dense latency of such a clip, timed later; None where it was not.
+            dense: Dense latency of such a clip, timed later; None if it was not timed.
         """
         if dense is None or not self.binds:
             return self.clip_ms
@@ -144,7 +144,7 @@ class ResolvedBudget:
 
     @property
     def text(self) -> str:
-        """The resolved value in one line."""
+        """The resolved budget in one line."""
         line = (
             f"{time_text(self.frame_ms)}/frame × {self.frames} frames = "
             f"{time_text(self.clip_ms)} per clip, {number_text(self.speed_up)}x dense speed"
@@ -156,10 +156,10 @@ class ResolvedBudget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Return the budget that ``text`` says.
+    """Return the budget in a text.
 
     Raises:
-        BudgetError: If it is none of the forms above. The message shows the right form.
+        BudgetError: If the text has none of the forms above. The message shows the right form.
     """
     given = text.strip()
     if not given:
@@ -204,15 +204,14 @@ def resolve(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> 
     """Return the budget for clips of ``frames`` frames.
 
     Args:
-        budget: What was asked for.
+        budget: The budget.
         frames: Length of the clips.
-        dense_ms: Dense latency of such a clip.
-        minimum_ms: The least latency that can be reached: the wall, or that of the fastest
-            schedule once it is known.
+        dense_ms: Dense latency per clip.
+        minimum_ms: Least latency that can be reached: that of the fastest schedule.
 
     Raises:
-        UnreachableBudgetError: If the budget lies below ``minimum_ms``.
-        ValueError: If a latency is not positive, or ``frames`` not at least 1.
+        UnreachableBudgetError: If the budget is less than ``minimum_ms``.
+        ValueError: If a latency is not positive, or ``frames`` less than 1.
     """
     if frames < 1 or not (dense_ms > 0 and minimum_ms > 0):
         raise ValueError(
@@ -220,7 +219,7 @@ def resolve(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> 
             f"minimum {minimum_ms} ms"
         )
     clip_ms = budget.clip_ms(frames, dense_ms)
-    if clip_ms < minimum_ms * (1 - 1e-9):  # what `Budget.like` says must not fail by rounding
+    if clip_ms < minimum_ms * (1 - 1e-9):  # a budget from `Budget.like` must not fail by rounding
         asked = ResolvedBudget(budget, frames, clip_ms, dense_ms, minimum_ms)
         raise UnreachableBudgetError(
             f"budget '{budget.text}' cannot be reached: it allows {time_text(clip_ms)} per clip of "
@@ -238,7 +237,7 @@ def resolve(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> 
 
 
 def time_text(ms: float) -> str:
-    """Return a time with three digits, in ms or, from a second on, in s."""
+    """Return a time with three digits, in ms, or in s from one second on."""
     return f"{number_text(ms)} ms" if _three_digits(ms) < 1000 else f"{number_text(ms / 1000)} s"
 
 
@@ -255,7 +254,7 @@ def _three_digits(value: float) -> float:
 
 
 def _binding(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> str | None:
-    """Return a budget between dense and the minimum, or None where there is no room for one."""
+    """Return a budget between dense and the minimum, or None if there is no room for one."""
     if not budget.says_per and minimum_ms <= budget.value < dense_ms:
         return f"{budget.text}/clip (a plain time is per frame)"
     middle_ms = math.sqrt(minimum_ms * dense_ms)

@@ -34,7 +34,7 @@ FEW_TO_VALIDATE = 4
 FAR_TARGET = 4
 """Ratio of the target length to the clips' length above which the user is told that the clips are
 short. At a ratio of 10 short clips choose schedules that deviate half as much again at the target,
-at 4 a sixth more (docs/method)."""
+at 4 a sixth more (docs/method/sensitivity.md)."""
 
 # Target length
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars with the time left on a terminal, a line now and then elsewhere."""
+"""Progress and messages of a calibration, and how long each step takes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ class Reporter:
 
 
 class TerminalReporter(Reporter):
-    """Shows progress and messages on stderr. Use it as a context manager, which removes the bars.
+    """Shows progress and messages on stderr.
+
+    On a terminal each step has a bar with the remaining time, elsewhere a line now and then. As a
+    context manager it starts and stops the bars.
 
     Args:
         clock: Function that returns seconds.
@@ -68,7 +71,7 @@ class TerminalReporter(Reporter):
         self._clock = clock
         self._begin = clock()
         self._begun: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._finished: set[str] = set()
         self._bars: Bars | None = None
@@ -114,7 +117,7 @@ class TerminalReporter(Reporter):
                 self._tasks[step] = self._bars.add_task(step, total=total)
             self._bars.update(self._tasks[step], completed=done, total=total)
         else:
-            self._tell(step, done, total)
+            self._print(step, done, total)
 
     def say(self, line: str) -> None:
         """Show a line."""
@@ -123,14 +126,14 @@ class TerminalReporter(Reporter):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _tell(self, step: str, done: int, total: int) -> None:
-        """Print a line when a step is done, and every `EVERY_S` with the time that is left."""
+    def _print(self, step: str, done: int, total: int) -> None:
+        """Print a line when a step is done, and every `EVERY_S` with the remaining time."""
         now = self._clock()
         begun = self._begun.setdefault(step, now)
-        last = self._told.setdefault(step, now)
+        last = self._reported.setdefault(step, now)
         if step in self._finished or (done < total and now - last < EVERY_S):
             return
-        self._told[step] = now
+        self._reported[step] = now
         line = f"[{now - self._begin:6.1f} s] {step}: {done} of {total}"
         if done == total:
             self._finished.add(step)

@@ -1,4 +1,4 @@
-"""What a calibration is asked for, and what it decides by itself."""
+"""The request of a calibration, and the job that every step of it takes."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """A calibration, as every step of it takes it.
+    """A model and the request for it, as every step of a calibration takes them.
 
     Attributes:
-        runner: The model itself, unwrapped, without a schedule between the steps.
-        settings: What is asked for.
+        runner: The model, unwrapped and unpatched between the steps.
+        settings: The request.
         source: What schedules are judged by.
-        reporter: Receives progress and messages, by default nothing is shown.
+        reporter: Receives progress and messages. By default nothing is shown.
         timer: Takes the latencies.
     """
 
@@ -114,21 +114,21 @@ class Job:
 
 
 def default_source(split: Split, settings: Settings) -> Source:
-    """Return what schedules are judged by: what was asked for, or what the clips can tell.
+    """Return what schedules are judged by: `Settings.source`, or what the clips allow.
 
     Without ground truth it is deviation, which on the reference model ranks schedules more like
     error on other clips than consistency does (docs/method/quality.md).
 
     Raises:
-        ClipError: If error is asked for, and a clip has no ground truth.
+        ClipError: If the source is error, and a clip has no ground truth.
     """
     if settings.max_deviation is not None:
         return "deviation"
     lacking = [clip.name for clip in split.clips if not clip.has_ground_truth]
     if settings.source == "error" and lacking:
         raise ClipError(
-            f"clip '{lacking[0]}' has no ground truth, so that there is no error to judge by: "
-            "judge by deviation or consistency, or calibrate on rendered clips"
+            f"clip '{lacking[0]}' has no ground truth, so there is no error to judge by: judge by "
+            "deviation or consistency, or calibrate on rendered clips"
         )
     if settings.source is not None:
         return settings.source
@@ -156,7 +156,7 @@ def make_job(
     runner = Runner.of(root, family, settings.dtype)
     if matmul_dtype(torch.float32, runner.device) != torch.float32:
         raise Spark3rError(
-            "calibrate is called inside torch.autocast, which would also cover what is computed "
-            "from the model's outputs: leave that block and say the precision by dtype="
+            "calibrate is called inside torch.autocast, which would also lower the precision of "
+            "the metrics: leave that block and give the precision as dtype="
         )
     return Job(runner, settings, default_source(split, settings), reporter, timer)

@@ -1,1 +1,1 @@
-"""Step 1: measure how long a model's passes take and how much each layer bears."""
+"""Step 1: measure the latency of passes and the sensitivity of every layer."""

@@ -1,8 +1,8 @@
-"""The latency model: milliseconds of any schedule from realised lengths.
+"""The latency model: milliseconds of any schedule from realised lengths, and its fit to timings.
 
-A pass takes ``rest + Σ over global layers of Σ terms``. The terms of a layer are what the
-arithmetic of reduced attention says, with N the tokens of the clip, n the queries and m the keys
-that remain:
+A pass takes ``rest + Σ over global layers of Σ terms``. The terms of a layer follow from the
+arithmetic of reduced attention, with N tokens in the clip, n remaining queries and m remaining
+keys:
 
 =============  ==========  =================================================================
 term           unit        where the time goes
@@ -17,9 +17,9 @@ term           unit        where the time goes
 ``matched``    10⁶ pairs   comparing sources with destinations inside the groups
 =============  ==========  =================================================================
 
-``rest`` holds everything else: frame attention, heads, and of the global layers what always runs.
-It is the wall. All constants are non-negative, so that more work never is predicted to take less
-time (`calibrate.measure.latency_model`).
+``rest`` holds everything else: frame attention, heads, and the parts of the global layers that
+always run. It is the wall. All constants are non-negative, so that more work is never predicted to
+take less time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from spark3r.schedule import Schedule
 TERMS = ("attention", "queries", "keys", "masked", "gathered", "merged", "moved", "matched")
 
 MOST_GAIN = 3.0
-"""Bound of a correction by one schedule."""
+"""Largest factor by which one schedule corrects the terms."""
 
 FORM = "separable-2"
 """Name of this formula in profiles."""
@@ -54,9 +54,9 @@ class LatencyModel:
     """Latency of any schedule on one model, device, dtype and patch grid.
 
     Attributes:
-        frames: Length of the clips it was fitted on. At another length ``rest`` is taken to be
-            proportional to it.
-        rest_ms: Everything outside the terms, per clip.
+        frames: Length of the clips that it was fitted to. At another length ``rest`` is assumed to
+            be proportional to the length.
+        rest_ms: Latency of everything outside the terms, per clip.
         term_ms: Milliseconds per unit of each term.
     """
 
@@ -65,7 +65,7 @@ class LatencyModel:
     term_ms: Mapping[str, float]
 
     def layer_ms(self, rule: ResolvedRule, layout: TokenLayout) -> float:
-        """Return what a layer takes beyond the wall.
+        """Return the latency of a layer beyond the wall.
 
         Args:
             rule: A resolved rule.
@@ -75,35 +75,35 @@ class LatencyModel:
         return sum(self.term_ms[name] * amount for name, amount in zip(TERMS, amounts, strict=True))
 
     def wall_ms(self, layout: TokenLayout) -> float:
-        """Return what a clip takes when global attention returns zeros."""
+        """Return the latency of a clip when global attention returns zeros."""
         return self.rest_ms * layout.frames / self.frames
 
     def predict_ms(self, schedule: Schedule, layout: TokenLayout) -> float:
-        """Return what a clip takes under a schedule."""
+        """Return the latency of a clip under a schedule."""
         rules = schedule.resolve(layout.frames)
         return self.wall_ms(layout) + math.fsum(self.layer_ms(rule, layout) for rule in rules)
 
     def corrected(
         self, layout: TokenLayout, wall_ms: float, predicted_ms: float, measured_ms: float
     ) -> LatencyModel:
-        """Return the model with another wall, and its terms scaled so that one schedule is right.
+        """Return the model with another wall, and terms scaled to be right about one schedule.
 
         Args:
             layout: Token layout of the clip.
             wall_ms: The wall, measured.
-            predicted_ms: What this model says of a schedule.
-            measured_ms: What the schedule takes, measured beside the wall.
+            predicted_ms: Latency of the schedule as this model predicts it.
+            measured_ms: Latency of the schedule, measured beside the wall.
         """
         work_ms = predicted_ms - self.wall_ms(layout)
         gain = (measured_ms - wall_ms) / work_ms if work_ms > 0 else 1.0
-        gain = min(max(gain, 1 / MOST_GAIN), MOST_GAIN)  # a schedule at the wall says nothing
+        gain = min(max(gain, 1 / MOST_GAIN), MOST_GAIN)  # a schedule at the wall tells nothing
         rest_ms = wall_ms * self.frames / layout.frames
         return LatencyModel(
             self.frames, rest_ms, {name: gain * each for name, each in self.term_ms.items()}
         )
 
     def to_dict(self) -> dict[str, float]:
-        """Return the constants by name, as a profile stores them."""
+        """Return the constants by name, in the form that a profile stores."""
         constants = {f"{name}_ms": self.term_ms[name] for name in TERMS}
         return {"frames": float(self.frames), "rest_ms": self.rest_ms, **constants}
 
@@ -126,10 +126,10 @@ class LatencyModel:
 
 @lru_cache(maxsize=4096)
 def terms(rule: ResolvedRule, layout: TokenLayout) -> tuple[float, ...]:
-    """Return the amounts of `TERMS` of a layer, each in its unit.
+    """Return the amounts of a layer's `TERMS`, each in its unit.
 
     Args:
-        rule: A resolved rule, within what the layout allows.
+        rule: A resolved rule that the layout allows.
         layout: Token layout of the clip.
     """
     cpu = torch.device("cpu")
@@ -156,8 +156,8 @@ def terms(rule: ResolvedRule, layout: TokenLayout) -> tuple[float, ...]:
     )
 
 
-# Residuals beyond so many median absolute deviations count less and less (Huber), so that a
-# handful of disturbed timings does not bend the fit.
+# Residuals beyond this many median absolute deviations count less (Huber), so that a few disturbed
+# timings do not bend the fit.
 _HUBER = 2.0
 _REWEIGHTINGS = 8
 
@@ -169,7 +169,7 @@ class LayerSample:
     """The latency of one global attention layer, timed alone.
 
     Attributes:
-        rule: Its resolved rule, or None where it returned zeros.
+        rule: Its resolved rule, or None for the layer that returns zeros.
         ms: Its latency.
     """
 
@@ -182,7 +182,7 @@ class PassSample:
     """The latency of a whole pass.
 
     Attributes:
-        name: What tables call it.
+        name: Name of the pass.
         rules: The resolved rules of its layers; empty for the wall.
         ms: Its latency.
     """
@@ -198,11 +198,11 @@ def fit(
     """Return the latency model of timings at one length.
 
     Args:
-        layers: Layers timed alone: the one that returns zeros, and reduced ones. Operators that
-            none of them shows are taken to cost nothing of their own.
-        passes: Whole passes, the wall among them. With the wall alone a layer is taken to be as
-            fast inside the model as alone.
-        layout: Token layout of the clips timed.
+        layers: Layers timed alone: the one that returns zeros, and reduced ones. Terms that none of
+            them shows get the constant 0.
+        passes: Whole passes with the wall. With the wall alone a layer is assumed to be as fast
+            inside the model as alone.
+        layout: Token layout of the timed clips.
 
     Raises:
         ValueError: If the wall, or the layer that returns zeros, is missing, or a time is not a
@@ -221,7 +221,7 @@ def fit(
         ]
     )
     taken = np.array([sample.ms for sample in layers])
-    # A layer's error matters in proportion to the pass it is part of, not to the layer.
+    # A layer's error matters relative to the pass, not relative to the layer.
     share_of_rest = statistics.median(walls) / depth
     alone = _robust_nnls(amounts, taken, 1 / (taken + share_of_rest))[1:]
 
@@ -239,16 +239,16 @@ def fit(
 
 @dataclass(frozen=True)
 class FitReport:
-    """How well latencies of whole passes are predicted, as shares of the measured ones.
+    """Errors of predicted latencies of whole passes, relative to the measured ones.
 
     Attributes:
-        names: The passes.
-        predicted_ms: What the model says.
-        measured_ms: What was measured.
+        names: Names of the passes.
+        predicted_ms: Predicted latencies.
+        measured_ms: Measured latencies.
         median_error: Median of |predicted - measured| ÷ measured.
-        largest_error: Largest of the same.
-        constant_median_error: The same of a predictor that always says the median measured.
-        constant_largest_error: Likewise.
+        largest_error: Largest |predicted - measured| ÷ measured.
+        constant_median_error: Median error of a constant, the median of the measured latencies.
+        constant_largest_error: Largest error of that constant.
     """
 
     names: tuple[str, ...]
@@ -268,7 +268,7 @@ class FitReport:
 
 
 def check_fit(model: LatencyModel, passes: Sequence[PassSample], layout: TokenLayout) -> FitReport:
-    """Return how well ``model`` predicts whole passes, best ones it was not fitted on.
+    """Return the errors of a model on whole passes, which should not be those of its fit.
 
     Raises:
         ValueError: If there is no pass.
@@ -295,7 +295,7 @@ def check_fit(model: LatencyModel, passes: Sequence[PassSample], layout: TokenLa
 
 
 def _robust_nnls(amounts: _Floats, taken: _Floats, weight: _Floats) -> _Floats:
-    """Return non-negative constants for ``amounts @ constants ≈ taken``, outliers weighing less.
+    """Return non-negative constants for ``amounts @ constants ≈ taken``, robust to outliers.
 
     Args:
         amounts: ``[R, K]``.

@@ -1,10 +1,10 @@
 """Quality of a run on one clip: error, consistency and deviation, all metrics of each.
 
-- *error*: distances to ground truth, where the clip has it.
+- *error*: distances to ground truth, if the clip has it.
 - *deviation*: the same distances to the dense run.
 - *consistency*: disagreement of the run with itself, and the spreads that vanish in a collapse.
 
-`calibrate.measure.score` makes one number of each.
+`calibrate.measure.score` turns each into one number.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from spark3r.metrics.points import sample_evenly
 from spark3r.prediction import Prediction, PredictionError
 
 PAN = 0.05
-"""Extent of the cameras, as a share of the median depth, below which footage counts as a pan:
-Sim(3) alignment of the trajectories then follows their noise."""
+"""Extent of the cameras relative to the median depth, below which footage counts as a pan. Sim(3)
+alignment of the trajectories then follows their noise."""
 
-_POINTS = 20_000  # pixels that figures of points are taken from, spread evenly over the clip
+_POINTS = 20_000  # pixels for figures of points, spread evenly over the clip
 
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a run is from a target: ground truth, or the dense run.
+    """Distances of a run from a target: ground truth, or the dense run.
 
-    Angles are in degrees; the rest are fractions. Poses are compared over all pairs of frames,
-    which no alignment enters, but for the figures whose names begin with ``trajectory``: those
-    follow Sim(3) alignment of the trajectories.
+    Angles are in degrees, everything else is a fraction. Poses are compared over all pairs of
+    frames, without any alignment. Figures whose names begin with ``trajectory`` follow a Sim(3)
+    alignment of the trajectories.
 
     Attributes:
         depth: AbsRel of depth after one median scale per clip.
-        depth_log: Mean |log ratio| of depth after the same.
+        depth_log: Mean |log ratio| of depth after the same scaling.
         depth_frame: AbsRel after one median scale per frame.
         depth_raw: AbsRel as predicted.
         delta_125: Share of pixels within a factor of 1.25 after one scale per clip.
@@ -57,20 +57,22 @@ class Distances:
         translation_deg: Median direction of relative translation, 0 to 180.
         auc_3: AUC of pose up to 3 degrees.
         auc_30: AUC of pose up to 30 degrees.
-        points: Mean distance of corresponding points over the scene's size, after Sim(3) alignment
-            of the points: a trajectory that is short or badly off would turn the whole scene.
-        accuracy: Mean distance of predicted points to the nearest target point over the scene's
-            size, or None when not asked for.
-        completeness: The same from target points to predicted ones.
-        trajectory: Root mean square distance of the camera centres after Sim(3) alignment over
-            the extent of the target's; None on a pan.
-        trajectory_rotation_deg: Mean angle of the orientations after the same; None on a pan.
-        trajectory_step: Root mean square translation error from frame to frame after the same over
-            the same extent (RPE); None on a pan.
+        points: Mean distance of corresponding points ÷ the scene's size, after Sim(3) alignment of
+            the points. (A trajectory that is short or far off would turn the whole scene.)
+        accuracy: Mean distance of predicted points to the nearest target point ÷ the scene's size;
+            None unless requested.
+        completeness: Mean distance of target points to the nearest predicted point ÷ the scene's
+            size; None unless requested.
+        trajectory: Root mean square distance of the camera centres after Sim(3) alignment ÷ the
+            extent of the target's centres; None on a pan.
+        trajectory_rotation_deg: Mean angle of the orientations after the alignment; None on a pan.
+        trajectory_step: Root mean square translation error from frame to frame (RPE) after the
+            alignment ÷ the extent of the target's centres; None on a pan.
         trajectory_step_deg: Root mean square rotation error from frame to frame (RPE).
-        trajectory_points: As ``points``, after Sim(3) alignment of the trajectories; None on a pan.
-        scale_drift: |log| of how much the scale changes along the clip, None where undefined.
-        is_pan: Whether the target's cameras hardly move.
+        trajectory_points: Like ``points``, after Sim(3) alignment of the trajectories; None on a
+            pan.
+        scale_drift: |log| of the change of scale along the clip; None where it is undefined.
+        is_pan: True if the target's cameras hardly move.
     """
 
     depth: float
@@ -94,7 +96,7 @@ class Distances:
     is_pan: bool
 
     def figures(self) -> dict[str, float]:
-        """Return the figures that are known, by name."""
+        """Return all figures that are not None, by name."""
         return _known(asdict(self))
 
 
@@ -104,7 +106,7 @@ class Quality:
 
     Attributes:
         clip: Name of the clip.
-        error: Distances to ground truth, None where the clip has none.
+        error: Distances to ground truth; None if the clip has none.
         consistency: Disagreement of the run with itself.
         deviation: Distances to the dense run.
     """
@@ -134,9 +136,9 @@ def assess(
     """Return the quality of a run on a clip.
 
     Args:
-        prediction: What the reduced model says of the clip.
+        prediction: Prediction of the reduced model.
         clip: The clip, with or without ground truth.
-        dense: What the dense model says of it.
+        dense: Prediction of the dense model.
         clouds: Whether to compute accuracy and completeness, by far the slowest figures.
 
     Raises:
@@ -176,13 +178,13 @@ def distances(
     *,
     clouds: bool = False,
 ) -> Distances:
-    """Return how far a prediction is from a target.
+    """Return the distances of a prediction from a target.
 
     Args:
         prediction: The prediction.
-        depth: The target's depth, ``[S, H, W]``; pixels not positive and finite are ignored.
-        extrinsics: Its cameras, ``[S, 3, 4]``.
-        points: Its world points, ``[S, H, W, 3]``.
+        depth: Depth of the target, ``[S, H, W]``. Only positive and finite pixels count.
+        extrinsics: Cameras of the target, ``[S, 3, 4]``.
+        points: World points of the target, ``[S, H, W, 3]``.
         clouds: Whether to compute accuracy and completeness.
     """
     valid = torch.isfinite(depth) & (depth > 0)
@@ -190,7 +192,7 @@ def distances(
     pose = pose_metrics(prediction.extrinsics, extrinsics)
     trajectory = trajectory_metrics(prediction.extrinsics, extrinsics)
     is_pan = trajectory.extent < PAN * float(depth[valid].median())
-    # Both clouds have as many points, so the same pixels are taken of both.
+    # Both clouds have the same number of points, so the same pixels are sampled.
     source = sample_evenly(prediction.points[valid], _POINTS)
     target = sample_evenly(points[valid], _POINTS)
     alignment = umeyama(source, target)

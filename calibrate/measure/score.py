@@ -1,36 +1,36 @@
 """One number per clip and source, for a search to minimise.
 
-*Error* and *consistency* are compared with the dense run on the same clip: the score is the
-weighted mean over metrics of ``log((x + tolerance) / (x of dense + tolerance))``, so 0 is dense,
-0.05 about five percent worse, and below 0 better than dense. The tolerance is the size of
-difference that does not matter; it keeps clips on which dense is all but perfect from drowning the
-others, and bounds the logarithm.
+*Error* and *consistency* are compared with the dense run on the same clip. The score is the mean
+over metrics of ``log((x + tolerance) / (x of dense + tolerance))``: 0 is as good as dense, 0.05
+about five percent worse, and a negative score is better than dense. A difference of the size of the
+tolerance does not matter. Without a tolerance, clips on which dense is almost perfect would
+dominate, and the logarithm would be unbounded.
 
-*Deviation* of the dense run is 0, so there the score is ``0.01 × Σ weight × x / tolerance``: 0.01,
-that is 1 %, where every metric is at its tolerance. ``--max-deviation 1%`` means that.
+*Deviation* of the dense run is 0, so the score is ``0.01 × mean of x / tolerance``. It is 0.01, or
+1 %, if every metric is at its tolerance. ``--max-deviation 1%`` means that.
 
 ===============  ==========  ============  ======================================================
 metric           of error    of deviation
 ===============  ==========  ============  ======================================================
-depth            0.002       0.01          AbsRel, mean |log ratio|: one scale per clip
-rotation         0.1°        1°            median over pairs of frames, no alignment
-translation      0.5°        4°            its direction, likewise
-points           0.002       0.01          share of the scene's size
+depth            0.002       0.01          AbsRel or mean |log ratio|, one scale per clip
+rotation         0.1°        1°            median over pairs of frames, without alignment
+translation      0.5°        4°            direction, median over pairs of frames
+points           0.002       0.01          relative to the scene's size
 ===============  ==========  ============  ======================================================
 
-The tolerance of consistency is 0.001. The steps of deviation are about as large as each other: in
-the pilot a depth deviation of 0.01 came with 0.8° of rotation, and four times as many degrees of
+The tolerance of consistency is 0.001. The tolerances of deviation match each other: in early
+measurements a depth deviation of 0.01 came with 0.8° of rotation, and four times as many degrees of
 translation direction.
 
-Error of a few clips is noisy, deviation is not, and ranks schedules like the error of other clips
-(docs/method/quality.md). So a search for error minimises their sum, deviation weighed by
-`DEVIATION_WEIGHT`: about as much as error grows with it, so that each counts half. What is exported
-is decided by error itself.
+Error on a few clips is noisy. Deviation is not, and ranks schedules like the error on other clips
+(docs/method/quality.md). So a search for error minimises their sum. `DEVIATION_WEIGHT` is about the
+growth of error with deviation, so that each counts half. The exported schedule is selected by error
+itself.
 
-Cameras that stop moving and depth that flattens are consistent with themselves. A run whose spread
-of cameras or of depth fell below half of dense's counts as collapsed, and its consistency scores
-`COLLAPSED` on that clip: as if ten times as inconsistent as dense, yet finite, so that a mean over
-clips and a model of the scores remain of use.
+Cameras that stop moving and depth that flattens are consistent with themselves. If the spread of
+cameras or of depth falls below half of that of dense, the run counts as collapsed, and its
+consistency score on that clip is `COLLAPSED`. That is ten times as inconsistent as dense, but
+finite, so that a mean over clips and a model of the scores stay meaningful.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DEVIATION_TOLERANCE: Mapping[str, float] = MappingProxyType(
 CONSISTENCY_TOLERANCE = 0.001
 
 LEAST_DEVIATION = 1e-4
-"""Deviation that does not matter, added before deviations are divided or their logarithms taken."""
+"""Deviation that does not matter. It is added before deviations are divided or logarithms taken."""
 
 DEVIATION_WEIGHT = 10.0
 """Weight of deviation in a search for error."""
@@ -75,19 +75,19 @@ _METRICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def score(
     quality: Quality, dense: Quality, source: Source, objective: Objective = "balanced"
 ) -> float:
-    """Return how bad a run is on one clip; 0 is as dense, smaller is better.
+    """Return the score of a run on one clip: 0 is as good as dense, smaller is better.
 
     Args:
-        quality: Of the reduced run.
-        dense: Of the dense run on the same clip.
-        source: What it is judged by.
-        objective: Which metrics count, alike: ``balanced`` depth, rotation and translation
-            direction, ``pose`` the latter two. Consistency is one figure for depth and poses
-            together, whatever the objective.
+        quality: Quality of the reduced run.
+        dense: Quality of the dense run on the same clip.
+        source: What the run is judged by.
+        objective: Metrics that count, all with the same weight: ``balanced`` takes depth, rotation
+            and translation direction, ``pose`` the latter two. Consistency is one figure for depth
+            and poses together, whatever the objective.
 
     Raises:
         ClipError: If the source is ``error`` and the clip has no ground truth.
-        ValueError: If the two are not of one clip.
+        ValueError: If the qualities are from different clips.
     """
     if quality.clip != dense.clip:
         raise ValueError(f"a run on '{quality.clip}' is compared with one on '{dense.clip}'")
@@ -97,8 +97,8 @@ def score(
         return _consistency(quality.consistency, dense.consistency)
     if quality.error is None or dense.error is None:
         raise ClipError(
-            f"clip '{quality.clip}' has no ground truth to take errors from: take rendered clips, "
-            "or another --objective-from"
+            f"clip '{quality.clip}' has no ground truth to compute errors from: take rendered "
+            "clips, or another --objective-from"
         )
     return _error(quality.error, dense.error, _METRICS[objective])
 
@@ -109,7 +109,7 @@ def mean_score(
     source: Source,
     objective: Objective = "balanced",
 ) -> float:
-    """Return the mean of the scores over clips, of which both lists hold the same in one order.
+    """Return the mean score over clips, which both lists have in the same order.
 
     Raises:
         ClipError: As `score`.
@@ -141,7 +141,7 @@ def _deviation(distances: Distances, metrics: Sequence[str]) -> float:
 
 def _consistency(metrics: ConsistencyMetrics, dense: ConsistencyMetrics) -> float:
     if dense.log_ratio is None:
-        return 0.0  # no two frames of this clip can be compared: nothing is known, nothing counted
+        return 0.0  # no two frames of this clip can be compared
     if metrics.log_ratio is None or collapsed(metrics, dense):
         return COLLAPSED
     ratio = (metrics.log_ratio + CONSISTENCY_TOLERANCE) / (dense.log_ratio + CONSISTENCY_TOLERANCE)

@@ -1,4 +1,4 @@
-"""Means over clips with their intervals, and paired comparison of two schedules."""
+"""Means over clips with confidence intervals, and paired comparison of two schedules."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class PairedRatio:
-    """How much larger a figure is under one schedule than under another, over the same clips.
+    """The ratio of a figure under two schedules, over the same clips.
 
     Attributes:
         ratio: Geometric mean over clips of candidate ÷ baseline.
-        low: Lower end of its interval.
-        high: Upper end.
+        low: Lower end of the confidence interval.
+        high: Upper end of the confidence interval.
         clips: Number of clips.
     """
 
@@ -31,12 +31,12 @@ class PairedRatio:
 
     @property
     def is_lower(self) -> bool:
-        """Whether the candidate's figure is lower beyond doubt."""
+        """Whether the candidate's figure is lower beyond the confidence interval."""
         return self.high < 1
 
     @property
     def is_higher(self) -> bool:
-        """Whether the candidate's figure is higher beyond doubt."""
+        """Whether the candidate's figure is higher beyond the confidence interval."""
         return self.low > 1
 
     def __str__(self) -> str:
@@ -54,13 +54,13 @@ def paired_ratio(
     """Compare a figure by clip: geometric mean of the ratios, with a paired t interval of the logs.
 
     Args:
-        candidate: The figure of each clip, by name, not negative.
-        baseline: The same of the other schedule.
-        tolerance: Added to both, so that figures near 0 do not decide; see `.score`.
-        confidence: Of the interval.
+        candidate: Figure of each clip by the clip's name, not negative.
+        baseline: Figure of each clip under the other schedule.
+        tolerance: Number added to all figures, so that those near 0 do not decide; see `.score`.
+        confidence: Confidence level of the interval, default 0.95.
 
     Returns:
-        The comparison. Of a single clip the interval is from 0 to infinity.
+        The comparison. The interval of a single clip is from 0 to infinity.
 
     Raises:
         ValueError: If the clips differ, there is none, or a figure plus tolerance is not positive.
@@ -89,8 +89,8 @@ class Mean(NamedTuple):
 
     Attributes:
         mean: The mean.
-        low: Lower end of its interval; the mean itself where there is a single clip.
-        high: Upper end.
+        low: Lower end of the confidence interval; the mean itself for a single clip.
+        high: Upper end of the confidence interval.
     """
 
     mean: float

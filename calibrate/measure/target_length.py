@@ -1,4 +1,4 @@
-"""The default target length: the clip length that a budget is to hold for."""
+"""The target length: the clip length that a budget must hold for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .timing import time_layers, time_passes
 
 @dataclass(frozen=True)
 class TargetLength:
-    """The length a budget is to hold for, and the latencies it was chosen by.
+    """The length that a budget must hold for, and the latencies that it was chosen by.
 
     Attributes:
-        frames: The length.
-        dense_ms: Dense latency per clip there.
-        wall_ms: Wall there.
-        meets_rule: Whether both margins hold; otherwise no length meets them and this one comes
+        frames: The length in frames.
+        dense_ms: Dense latency per clip of that length.
+        wall_ms: Wall per clip of that length.
+        meets_rule: Whether both margins hold. If not, no length meets them and this one comes
             nearest.
     """
 
@@ -41,8 +41,8 @@ class TargetLength:
         if self.meets_rule:
             return f"target length {self.frames} frames ({latencies})"
         return (
-            f"target length {self.frames} frames ({latencies}): at no length does the budget lie "
-            "clear of both"
+            f"target length {self.frames} frames ({latencies}): at every length the budget is too "
+            "close to one of them"
         )
 
 
@@ -51,17 +51,18 @@ def choose_target_length(
     latencies: Callable[[int], tuple[float, float]],
     lengths: Sequence[int] = TARGET_LENGTHS,
 ) -> TargetLength:
-    """Return the shortest length at which the budget lies clear of dense and of the wall.
+    """Return the shortest length at which the budget has a margin from dense and from the wall.
 
-    That is where dense takes at least `DENSE_MARGIN` times the budget and the budget at least
-    `WALL_MARGIN` times the wall. If there is none, the length that comes nearest is returned, and
-    `resolve` there says whether the budget is above dense or below the wall.
+    Dense must take at least `DENSE_MARGIN` times the budget, and the budget must be at least
+    `WALL_MARGIN` times the wall. If there is no such length, the one that comes nearest is
+    returned, and `calibrate.budget.resolve` tells whether the budget is above dense or below the
+    wall.
 
     Args:
-        budget: What was asked for.
-        latencies: Dense latency and wall, in ms per clip, of a length. Called in the order of
-            ``lengths``, not beyond the length chosen.
-        lengths: Lengths to choose from, shortest first.
+        budget: The budget.
+        latencies: Function from a length to dense latency and wall, in ms per clip. It is called in
+            the order of ``lengths``, up to the chosen length.
+        lengths: Lengths to choose from, the shortest first.
 
     Raises:
         ValueError: If ``lengths`` is empty.
@@ -84,8 +85,8 @@ def choose_target_length(
 def target_frames(job: Job, split: Split) -> int:
     """Return the target length of a job in frames.
 
-    That is the length asked for. Without one it is the shortest for a deviation, and for a budget
-    the length that `choose_target_length` chooses, which is timed and told to the user.
+    That is `Settings.target_frames`. If it is None, it is the shortest length for a deviation, and
+    for a budget the length that `choose_target_length` returns.
     """
     if job.settings.target_frames is not None:
         return job.settings.target_frames
@@ -97,7 +98,7 @@ def target_frames(job: Job, split: Split) -> int:
 
 
 def measured_target_length(job: Job, budget: Budget, images: Tensor) -> TargetLength:
-    """Return the target length of a job, timing dense and the wall at each length in question.
+    """Return the target length of a budget, with dense and the wall timed at each length.
 
     Args:
         job: The job.
@@ -118,10 +119,10 @@ def measured_target_length(job: Job, budget: Budget, images: Tensor) -> TargetLe
 
 
 def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
-    """Return about how long dense takes, and the wall, in ms per clip.
+    """Return estimates of dense latency and of the wall, in ms per clip.
 
-    Dense is put together from the wall and one layer, which takes a fraction of the time and works
-    where dense does not fit. A layer that does not fit counts as a thousand walls.
+    Dense is estimated from the wall and one layer. That takes a fraction of the time, and works if
+    dense does not fit. A layer that does not fit counts as a thousand walls.
 
     Args:
         job: The job.
@@ -147,7 +148,7 @@ def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
 
 
 def clip_of_length(images: Tensor, frames: int) -> Tensor:
-    """Return ``frames`` frames ``[S, 3, H, W]`` to time, going to and fro over the footage."""
+    """Return ``frames`` frames ``[S, 3, H, W]`` for timing, back and forth over the footage."""
     count = images.shape[0]
     period = max(1, 2 * count - 2)
     order = [i % period if i % period < count else period - i % period for i in range(frames)]

@@ -115,7 +115,8 @@ def correct_at_goal(
     taken_ms = shrunk_latency_ms(predicted_ms, measured_ms, spread)
     job.reporter.say(
         f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of its predicted latency; "
-        f"timings spread by {spread:.1%}, so the latency model moves by {taken_ms / predicted_ms:.3f}"
+        f"timings spread by {spread:.1%}, so the latency model moves by "
+        f"{taken_ms / predicted_ms:.3f}"
     )
     return problem.corrected(problem.latency.wall_ms(problem.layout), answer, taken_ms)
 
