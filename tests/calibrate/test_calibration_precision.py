@@ -149,7 +149,10 @@ def test_what_cannot_be_asked_for() -> None:
     with pytest.raises(ValueError, match=r"dtype is torch.float64, expected torch.float32"):
         Settings(parse_budget("75%"), dtype=torch.float64)
     split = split_clips(tiny_job.clips())
-    with torch.autocast("cpu", BF16), pytest.raises(Spark3rError, match="give the precision as dtype="):
+    with (
+        torch.autocast("cpu", BF16),
+        pytest.raises(Spark3rError, match="give the precision as dtype="),
+    ):
         run(tiny_job.make_tiny(), split, Settings(parse_budget("75%")))
 
 

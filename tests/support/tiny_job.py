@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.quality import Quality, assess
+from calibrate.measure.sensitivity import sensitivities
 from calibrate.measure.timing import LayerTiming, PassTiming
 from calibrate.progress import Reporter
 from spark3r import Clip, Prediction, Schedule
@@ -251,7 +252,8 @@ def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(SENSITIVITIES))
     monkeypatch.setattr("calibrate.cli.clips.STRETCHES", 4)
-    monkeypatch.setattr("calibrate.measure.sensitivity.TRUSTED", -1.0)
+    trusting = partial(sensitivities, trusted=-1.0)
+    monkeypatch.setattr("calibrate.measure.measurements.sensitivities", trusting)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     for picture in ("sensitivity_picture", "schedules_picture", "trade_off_picture"):
         monkeypatch.setattr(f"calibrate.report.page.{picture}", blank_picture)
