@@ -1,4 +1,4 @@
-"""``python -m calibrate``: the same as the command ``calibrate``."""
+"""``python -m calibrate`` is the command ``calibrate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planned work of a calibration, and how long it will take."""
+"""The planned work of a calibration, with its estimated time (``--dry-run``)."""
 
 from __future__ import annotations
 
@@ -28,40 +28,41 @@ from .settings import Job
 from .verify.selection import KINDS
 
 BASELINES = 4
-"""About how many pairs of factors a frontier of baselines has."""
+"""Approximate number of pairs of factors on a frontier of baselines."""
 
 DRIFT_RUNS = 12
-"""About how many reduced runs a pass takes in which every layer is also run at every factor: 10 and
-16 were measured."""
+"""Approximate time of a pass in which every layer also runs at every factor, in reduced runs. 10
+and 16 were measured."""
 
 LAYERS_TIMED = 6
-"""About how many dense layers the layers of the latency model take to time, once."""
+"""Approximate time of all layers of the latency model's fit, in dense layers."""
 
 
 def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
-    """Return what a calibration would do, one line per step, with its estimated time.
+    """Return the steps of a calibration with their estimated time, a line each.
 
-    Quality is estimated from one reduced run on one clip, timing from the wall and one layer at the
-    target length. What is cached from an earlier run takes no time, which is not foreseen.
+    The time of quality is estimated from one reduced run on one clip, that of timing from the wall
+    and one layer at the target length. Sensitivities that are stored already are not taken into
+    account.
 
     Args:
         job: The job.
         split: Clips by role.
-        frames: The target length.
+        frames: The target length in frames.
     """
     settings, depth = job.settings, job.depth
     few = probed_of(len(split.search))
     knapsacks = 1 + len(KNAPSACK_SHARES)
     frontiers = knapsacks if settings.budget is None else 1
-    starts = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
+    initial = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
     rules = {ResolvedRule(*pair, each) for each in OPERATORS for pair in ((2, 1), (1, 2))}
-    probes = depth * len(rules)  # where drift can be trusted
+    probes = depth * len(rules)  # if drift can be trusted
     runs = {
         "dense runs": len(split.clips),
         "drift": DRIFT_RUNS * max(1, len(split.search) - few),
         "sensitivity": probes * few,
         "paper's probe": (depth + 1) * min(PROBED_CLIPS, len(split.search)),
-        "search": (starts + settings.trials) * len(split.search),
+        "search": (initial + settings.trials) * len(split.search),
         "selection": len(KINDS) * len(split.validation),
         "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, len(split.validation)),
         "verification": len(KINDS) * len(split.held_out),
@@ -82,7 +83,7 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
             [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS_TIMING * settings.timing_s
         ),
     }
-    lines = [f"{settings.goal_text}, judged by {job.source}, clips of {frames} frames to time"]
+    lines = [f"{settings.goal_text}, judged by {job.source}, timed on clips of {frames} frames"]
     lines += [f"{step}: about {time_text(1000 * taken_s)}" for step, taken_s in timings.items()]
     lines += [
         f"{step}: {count} runs of {split.shortest} frames, about {time_text(1000 * run_s * count)}"

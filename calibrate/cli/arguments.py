@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spark3r import __version__
 
-from ..defaults import FRAMES, TRIALS
+from ..defaults import FRAMES, TARGET_LENGTHS, TRIALS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -18,10 +18,10 @@ EXAMPLES = """examples:
       --device cuda --dtype bfloat16
         VGGT on your footage, as it is run on a GPU: clips of 500 frames in 15 s
   calibrate --budget 25% --from reference-2.5x.json
-        another budget from what a profile has measured already, in seconds
+        another budget from the measurements in a profile, in seconds
 
-exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 interrupted (once the
-search has begun the best so far is verified and exported; --resume goes on where it stopped)
+exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 interrupted (after the
+search has begun, the best schedule so far is verified and exported; --resume continues the search)
 """
 
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     whole = argparse.ArgumentParser(
         prog="calibrate",
-        description="Profile how much every global attention layer bears, search a schedule that "
+        description="Profile how sensitive every global attention layer is, search a schedule that "
         "meets a latency budget, verify it on held-out clips and write its profile.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,25 +58,25 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
         "--max-deviation",
         type=_percentage,
         metavar="X%",
-        help="instead of a budget: the fastest schedule that deviates so much from dense; 1%% is a "
-        "hundredth of depth, 1 degree of rotation and 4 of direction",
+        help="instead of a budget: the fastest schedule that deviates no more than this from "
+        "dense; 1%% is a hundredth of depth, 1 degree of rotation and 4 of direction",
     )
     group.add_argument(
         "--target-frames",
         type=_count,
         metavar="N",
-        help="frames of the clips that the budget must hold for (default: the shortest of 128, "
-        "256, 512, 1024 where it lies clear of dense and of the wall; 128 with --max-deviation; "
-        "with --from that of the profile)",
+        help="frames of the clips that the budget must hold for (default: the shortest of "
+        f"{', '.join(map(str, TARGET_LENGTHS))} at which the budget has a margin from dense and "
+        f"from the wall; {TARGET_LENGTHS[0]} with --max-deviation; with --from the profile's)",
     )
     group.add_argument(
         "--from",
         dest="profile",
         metavar="PROFILE",
-        help="a measured profile of the same model and device, a file or the name of a shipped "
-        "one: solve for the goal by its "
-        "sensitivities and latency model, measure only the answer; there is no search, so that its "
-        "options do nothing (default: measure all)",
+        help="a measured profile of the same model and device, as a file or the name of a shipped "
+        "one: solve for the goal with its sensitivities and latency model, and measure only the "
+        "answer. Nothing is searched, so the search's options have no effect (default: measure "
+        "everything)",
     )
 
 
@@ -101,8 +101,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         action="append",
         type=_footage,
         metavar="PATH",
-        help="the same, for the reported figures only; may be repeated (default: rendered scenes "
-        "of evaluation seeds, or with --clip a quarter of that footage)",
+        help="footage for the reported figures only; may be repeated (default: rendered scenes of "
+        "evaluation seeds, or with --clip a quarter of that footage)",
     )
     group.add_argument(
         "--skip-bad",
@@ -138,20 +138,21 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--objective",
         choices=("balanced", "depth", "pose", "points"),
         default="balanced",
-        help="which metrics count (default: balanced: depth, rotation, translation direction)",
+        help="metrics that count (default: balanced, that is depth, rotation and translation "
+        "direction)",
     )
     group.add_argument(
         "--objective-from",
         choices=("error", "consistency", "deviation"),
         help="judge by ground truth, by agreement of frames, or by faithfulness to dense "
-        "(default: error where all clips have ground truth, otherwise deviation)",
+        "(default: error if all clips have ground truth, otherwise deviation)",
     )
     group.add_argument(
         "--trials",
         type=_count,
         default=TRIALS,
         metavar="N",
-        help=f"schedules to try beyond those the search starts from (default: {TRIALS})",
+        help=f"schedules to try beyond the initial ones (default: {TRIALS})",
     )
     group.add_argument(
         "--timeout",
@@ -168,10 +169,10 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the search that was interrupted (default: begin one)",
+        help="continue the search that was interrupted (default: begin a new one)",
     )
     group.add_argument(
-        "--seed", type=_whole, default=0, metavar="N", help="of everything random (default: 0)"
+        "--seed", type=_whole, default=0, metavar="N", help="seed of the search (default: 0)"
     )
 
 
@@ -180,17 +181,15 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="the profile, a .json file that must not exist yet (default: MODEL-GOAL.json); the "
-        "report (.html) and its pictures (.png) stand beside it",
+        help="file of the profile, ending in .json, that does not exist yet (default: "
+        "MODEL-GOAL.json); the report (.html) and its pictures (.png) are written beside it",
     )
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the planned work and its time, then stop (default: do it)",
+        help="print the planned work and its estimated time, then stop",
     )
-    group.add_argument(
-        "--quiet", action="store_true", help="no progress on stderr (default: show it)"
-    )
+    group.add_argument("--quiet", action="store_true", help="show no progress on stderr")
     group.add_argument(
         "--json", action="store_true", help="print one JSON object (default: a table)"
     )
@@ -205,7 +204,7 @@ def _count(text: str) -> int:
 def _frames(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 2:
         raise argparse.ArgumentTypeError(
-            f"'{text}', expected an integer of at least 2: one frame alone has no pose to judge"
+            f"'{text}', expected an integer of at least 2: a single frame has no pose to judge"
         )
     return int(text)
 

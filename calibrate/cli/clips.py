@@ -1,4 +1,4 @@
-"""From ``--clip`` and ``--held-out`` to clips by role."""
+"""Clips by role, read from the footage that ``--clip`` and ``--held-out`` name."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     pass
 
 Read = Callable[[str, int], Footage]
-"""Reads footage by name, so many frames of it or all where there are fewer."""
+"""Function(name, frames) that reads the first frames of footage, or all if it has fewer."""
 
 
 def rendered_split(
-    frames: int, read: Read, reporter: Reporter, *, held_out_alone: bool = False
+    frames: int, read: Read, reporter: Reporter, *, held_out_only: bool = False
 ) -> Split:
-    """Return the default: rendered scenes, those that are reported on from seeds of their own.
+    """Return the default: rendered scenes, the held-out ones from seeds of their own.
 
     Args:
-        frames: Of each clip.
-        read: Reads footage.
-        reporter: Receives the clips made.
-        held_out_alone: Whether to make none to search and select on.
+        frames: Frames of each clip.
+        read: Function that reads footage.
+        reporter: Receives the progress.
+        held_out_only: Whether to render held-out clips only.
     """
-    searched = () if held_out_alone else CALIBRATION[:SEARCH_CLIPS]
+    searched = () if held_out_only else CALIBRATION[:SEARCH_CLIPS]
     validation = CALIBRATION[len(searched) : len(searched) + VALIDATION_CLIPS * bool(searched)]
     seeds = (*searched, *validation, *EVALUATION[:HELD_OUT_CLIPS])
     clips = []
@@ -46,7 +46,7 @@ def rendered_split(
 
 
 def default_sources() -> list[str]:
-    """Return the rendered scenes to search and select on where only held-out footage is given."""
+    """Return the rendered scenes for search and validation if only held-out footage is given."""
     return [f"rendered:{seed}" for seed in CALIBRATION[: SEARCH_CLIPS + VALIDATION_CLIPS]]
 
 
@@ -61,11 +61,11 @@ def read_split(
 
     Args:
         sources: Folders of images, videos, or ``rendered:SEED``.
-        held_out: The same for the reported figures; empty keeps some of ``sources`` back.
-        frames: Of each clip. Fewer pieces of footage than `STRETCHES` are read so much longer that
-            they can be cut into as many, or as long as they are.
-        read: Reads footage.
-        reporter: Receives the footage read, and what was skipped.
+        held_out: Footage for the reported figures; empty holds out some of ``sources``.
+        frames: Frames of each clip. Fewer pieces of footage than `STRETCHES` are read at a greater
+            length, so that they can be cut into that many clips.
+        read: Function that reads footage.
+        reporter: Receives the progress, and which frames were skipped.
 
     Raises:
         ClipError: If footage cannot be read, or is too short to be cut.
@@ -93,12 +93,12 @@ def read_split(
 
 
 def reader(family: Family, size: int, skip_bad: bool) -> Read:
-    """Return what reads footage for a family.
+    """Return the function that reads footage for a family.
 
     Args:
         family: The family, whose preprocessing makes the images.
-        size: Height and width of rendered scenes.
-        skip_bad: Whether to leave out what cannot be read.
+        size: Height and width of rendered scenes in pixels.
+        skip_bad: Whether to leave out images that cannot be read.
     """
 
     def read(source: str, frames: int) -> Footage:

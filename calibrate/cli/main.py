@@ -1,4 +1,4 @@
-"""The ``calibrate`` command: parsing, exit status, progress, and how results are told.
+"""The ``calibrate`` command: parsing, inputs, outputs and exit status.
 
 Nothing heavy is imported before arguments are parsed.
 """
@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,13 @@ from ..progress import Reporter, TerminalReporter
 from .arguments import parser
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from spark3r.families.base import Family
 
     from ..clips import Split
     from ..report.result import Calibration
+    from ..settings import Settings
 
 DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -40,8 +44,8 @@ def main(
 ) -> int:
     """Run the command and return its exit status.
 
-    It is 0 when done, 1 when failed, 2 after wrong usage, 3 when the budget is not reachable and
-    130 when interrupted.
+    It is 0 if done, 1 if failed, 2 after wrong usage, 3 if the budget cannot be reached, and 130 if
+    interrupted.
 
     Args:
         arguments: Command-line arguments; None takes those of the process.
@@ -60,27 +64,27 @@ def main(
     if options.max_deviation is not None and options.objective_from not in (None, "deviation"):
         command.error("--max-deviation judges by deviation: leave out --objective-from")
     if options.resume and options.profile is not None:
-        command.error("--resume goes on with a search, and with --from there is none")
+        command.error("--resume continues a search, and with --from there is none")
     if options.dry_run and options.profile is not None:
         command.error("--dry-run plans a whole calibration, and --from measures only the answer")
-    sys.path.append(os.getcwd())  # a model factory may stand beside the user, as with python -m
+    sys.path.append(os.getcwd())  # for a model factory in the working directory, as python -m
     try:
         return _calibrate(options, budget, reporter, timer)
     except KeyboardInterrupt:
         what = "interrupted before there was anything to export"
         if options.profile is None:
-            what += "; --resume goes on where it stopped"
+            what += "; --resume continues where it stopped"
         print(f"calibrate: {what}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if options.debug:
             traceback.print_exc()
         else:
-            print(f"calibrate: {_told(error)}", file=sys.stderr)
+            print(f"calibrate: {_message(error)}", file=sys.stderr)
         return UNREACHABLE if isinstance(error, UnreachableBudgetError) else FAILED
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     from spark3r.memory import is_out_of_memory
 
     if isinstance(error, Spark3rError):
@@ -103,21 +107,61 @@ def _calibrate(
     if not options.dry_run:
         _check_output(output, storage, options.resume)
 
+    from ..pipeline import plan, run
+
+    if reporter is None:
+        reporter = Reporter() if options.quiet else TerminalReporter()
+    with reporter:
+        inputs = _read_inputs(options, budget, storage, reporter)
+        model, split, settings, family = inputs.model, inputs.split, inputs.settings, inputs.family
+        if options.dry_run:
+            lines = plan(model, split, settings, family=family, reporter=reporter, timer=timer)
+            print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
+            return DONE
+        result = run(
+            model,
+            split,
+            settings,
+            from_profile=inputs.from_profile,
+            family=family,
+            reporter=reporter,
+            timer=timer,
+        )
+    return _write(result, output, options)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the options name: the model, the clips, the settings and an earlier profile."""
+
+    model: nn.Module
+    family: Family
+    split: Split
+    settings: Settings
+    from_profile: Path | None
+
+
+def _read_inputs(
+    options: argparse.Namespace, budget: Budget | None, storage: str | Path, reporter: Reporter
+) -> _Inputs:
     import torch
 
     from spark3r.families.registry import detect
     from spark3r.loading.load import about, load_model
     from spark3r.profile import Profile, profile_path
 
-    from ..pipeline import plan, run
     from ..settings import Settings
 
-    measured, frames = None, options.frames or FRAMES
-    if options.profile is not None:  # what cannot be read is said before clips are made
-        measured = profile_path(options.profile)
-        least = Profile.load(measured).schedule().length.min_frames
+    from_profile, frames = None, options.frames or FRAMES
+    if (
+        options.profile is not None
+    ):  # a profile that cannot be read is refused before clips are made
+        from_profile = profile_path(options.profile)
+        least = Profile.load(from_profile).schedule().length.min_frames
         frames = options.frames or max(FRAMES, least)
     known = about(options.model)
+    if known.notice:
+        reporter.say(known.notice)
     model = load_model(options.model, options.device)
     family = detect(model)
     settings = Settings(
@@ -136,45 +180,31 @@ def _calibrate(
         weights=known.weights,
         dtype=getattr(torch, options.dtype),
     )
-    if reporter is None:
-        reporter = Reporter() if options.quiet else TerminalReporter()
-    with reporter:
-        if known.notice:
-            reporter.say(known.notice)
-        patch_size = family.metadata(model).get("patch_size", 8)
-        split = _split(options, frames, family, patch_size, reporter)
-        if options.dry_run:
-            lines = plan(model, split, settings, family=family, reporter=reporter, timer=timer)
-            print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
-            return DONE
-        result = run(
-            model,
-            split,
-            settings,
-            from_profile=measured,
-            family=family,
-            reporter=reporter,
-            timer=timer,
-        )
+    patch_size = family.metadata(model).get("patch_size", 8)
+    split = _split(options, frames, family, patch_size, reporter)
+    return _Inputs(model, family, split, settings, from_profile)
 
+
+def _write(result: Calibration, output: Path, options: argparse.Namespace) -> int:
+    """Write the profile and its report, print the result, and return the exit status."""
     from ..report.page import write_report
     from ..report.summary import print_json, print_summary
 
-    told = print_json if options.json else print_summary
+    show = print_json if options.json else print_summary
     try:
         written = _save(result, output, options.resume)
-    except (OSError, Spark3rError):  # what was measured is told all the same
-        told(result, None, ())
+    except (OSError, Spark3rError):
+        show(result, None, ())  # the measurements are shown even if they cannot be saved
         raise
     report: tuple[Path, ...] = ()
     try:
         report = write_report(result, written)
     except OSError as error:
-        print(f"calibrate: the report could not be written, {_told(error)}", file=sys.stderr)
+        print(f"calibrate: the report could not be written, {_message(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"calibrate: interrupted: {written} is there, its report is not", file=sys.stderr)
         return INTERRUPTED
-    told(result, written, report)
+    show(result, written, report)
     return INTERRUPTED if result.interrupted else DONE
 
 
@@ -187,18 +217,18 @@ def _default_output(options: argparse.Namespace) -> Path:
 
 
 def _check_output(output: Path, storage: str | Path, resume: bool) -> None:
-    """Refuse at once what could not be written after minutes of work.
+    """Refuse at once an output that could not be written after minutes of work.
 
     Raises:
-        Spark3rError: If the file exists, with no search beside it to go on with, or its folder does
-            not or is read-only.
+        Spark3rError: If the file exists and is not to be resumed, or its folder does not exist or
+            is read-only.
     """
     if output.suffix != ".json":
-        raise Spark3rError(f"--output {output} does not end in .json, the form of a profile")
+        raise Spark3rError(f"--output {output} does not end in .json, like every profile")
     if output.exists() and isinstance(storage, Path) and not storage.exists():
         raise Spark3rError(
-            f"{output} exists already, and {storage} does not, so that there is no search to "
-            "--resume: choose another --output"
+            f"{output} exists already, and {storage} does not, so there is no search to --resume: "
+            "choose another --output"
         )
     if output.exists() and not resume:
         raise Spark3rError(
@@ -223,14 +253,14 @@ def _split(
 
     read = reader(family, options.size or 8 * patch_size, options.skip_bad)
     if not options.clip and not options.held_out:
-        alone = options.profile is not None  # nothing is searched then
-        return rendered_split(frames, read, reporter, held_out_alone=alone)
+        held_out_only = options.profile is not None  # nothing is searched then
+        return rendered_split(frames, read, reporter, held_out_only=held_out_only)
     sources = options.clip or default_sources()
     return read_split(sources, options.held_out or (), frames, read, reporter)
 
 
 def _save(result: Calibration, output: Path, resume: bool) -> Path:
-    """Write the profile, under another name where another process was faster; return its path."""
+    """Write the profile and return its path. A name that is taken meanwhile gets a number."""
     path = output
     for number in range(2, 100):
         try:
@@ -239,4 +269,4 @@ def _save(result: Calibration, output: Path, resume: bool) -> Path:
             path = output.with_stem(f"{output.stem}-{number}")
         else:
             return path
-    raise Spark3rError(f"{output} and 98 more names are taken: choose another --output")
+    raise Spark3rError(f"{output} and 98 numbered names exist already: choose another --output")

@@ -1,1 +1,1 @@
-"""Step 4: write the profile, the summary, the figures and the page."""
+"""Step 4: export the profile, and report the result as text, pictures and a page."""

@@ -21,23 +21,23 @@ COLOURS: Mapping[str, str] = {
     "dense": "#222222",
     "wall": "#888888",
 }
-"""Colour of each kind of schedule, the same in all pictures."""
+"""Colour of each kind of schedule in all pictures."""
 
 CEILING = 2.0
-"""Scores above so many times the worst one verified are drawn at the edge: a ruined schedule of the
-search would press all others together."""
+"""Ratio to the worst verified score above which scores are drawn at the edge. A ruined schedule of
+the search would squeeze all others together."""
 
 _AXES = {"query": "queries", "key_value": "keys and values"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a schedule lies in the trade-off.
+    """The place of a schedule in the trade-off.
 
     Attributes:
-        name: The schedule's; its first word is the kind, which says the colour.
-        latency_ms: Per clip.
-        score: Mean over clips.
+        name: Name of the schedule. Its first word is the kind, which determines the colour.
+        latency_ms: Latency per clip.
+        score: Mean score over clips.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Place:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """What the picture of the trade-off shows.
+    """The content of the trade-off's picture.
 
     Attributes:
-        trials: Trials of the search, on its clips.
-        verified: What was measured at the end, on held-out clips.
+        trials: Trials of the search, on search clips.
+        verified: Verified schedules, on held-out clips.
         budget_ms: The budget.
         dense_ms: Dense latency.
         wall_ms: The wall.
         chosen: Name of the exported schedule.
-        source: What the scores are by.
+        source: Source of the scores.
     """
 
     trials: Sequence[Place]
@@ -71,14 +71,14 @@ class TradeOff:
 def sensitivity_picture(
     table: pd.DataFrame, metric: str, names: Mapping[tuple[str, str], str]
 ) -> Figure:
-    """Draw what each factor does, layers down and factors across, a panel per axis and operators.
+    """Draw the sensitivities, layers down and factors across, in a panel per axis and operators.
 
-    Operators between which an axis does not tell share a panel.
+    Operators that do the same on an axis share a panel.
 
     Args:
-        table: Sensitivities around dense.
-        metric: Which metric, such as ``score.error``.
-        names: What to call operators, by axis and their text in the table.
+        table: Sensitivities around the dense model.
+        metric: The metric, such as ``score.error``.
+        names: Names of operators, by axis and their text in the table.
     """
     part = table[(table["metric"] == metric) & (table["factor"] > 1)]
     panels: list[tuple[str, pd.DataFrame]] = []
@@ -122,14 +122,15 @@ def sensitivity_picture(
 def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
     """Draw the factors of schedules by layer, queries above, keys and values below.
 
-    Keys and values that are thinned inside frames have open marks, whole frames filled ones.
+    Open marks stand for keys and values that are thinned inside frames, filled ones for whole
+    frames.
     """
     figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    ordered = sorted(schedules, key=lambda name: name == chosen)  # the chosen one on top
+    ordered = sorted(schedules, key=lambda name: name == chosen)  # draws the chosen one on top
     for number, name in enumerate(ordered):
         schedule = schedules[name]
-        # Side by side within a layer, so that equal factors do not hide each other.
+        # Schedules are side by side within a layer, so that equal factors do not hide each other.
         layers = np.arange(len(schedule.layers)) + 0.12 * (number - (len(ordered) - 1) / 2)
         colour = _colour(name)
         label = f"{name} (exported)" if name == chosen else name
@@ -164,7 +165,7 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
 
 
 def trade_off_picture(shown: TradeOff) -> Figure:
-    """Draw score against latency of the trials, and of what was verified."""
+    """Draw score against latency of the trials and the verified schedules."""
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
     worst = max((each.score for each in shown.verified), default=0.0)
@@ -209,8 +210,8 @@ def trade_off_picture(shown: TradeOff) -> Figure:
     axis.set_xlabel("latency per clip, ms")
     axis.set_ylabel(f"{shown.source}, % (dense is 0, smaller is better)")
     axis.set_title(
-        "Dots: trials, predicted (at the same pace), clips of the search. "
-        "Large: measured, held-out clips",
+        "Dots: trials, predicted latency (at the same machine speed), search clips. "
+        "Large: measured latency, held-out clips",
         fontsize=9,
     )
     figure.legend(loc="outside right upper", fontsize=8)

@@ -1,4 +1,4 @@
-"""The report of a calibration: pictures beside the profile, and a page that needs nothing else."""
+"""The report of a calibration: pictures beside the profile, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DPI = 130
 def write_report(result: Calibration, output: Path) -> tuple[Path, ...]:
     """Write the pictures and the page beside a profile, and return their paths.
 
-    Where dense meets the budget there is nothing to draw, and nothing is written.
+    If dense meets the budget there is nothing to draw, and nothing is written.
 
     Args:
         result: The calibration.
-        output: The profile's file; names are made from its stem.
+        output: File of the profile. Names of the other files begin with its stem.
 
     Raises:
         OSError: If a file cannot be written.
@@ -54,7 +54,7 @@ def write_report(result: Calibration, output: Path) -> tuple[Path, ...]:
 
 
 def draw(result: Calibration) -> dict[str, Figure]:
-    """Return the pictures by name; none where dense meets the budget."""
+    """Return the pictures by name, none if dense meets the budget."""
     if result.sensitivity is None or result.decision is None:
         return {}
     names = {("query", operators_text(each)): each.query.describe() for each in OPERATORS}
@@ -72,10 +72,10 @@ def draw(result: Calibration) -> dict[str, Figure]:
 
 
 def _trade_off(result: Calibration, found: Found) -> TradeOff:
-    """Return what is drawn of the trade-off.
+    """Return the content of the trade-off's picture.
 
-    The trials' latencies are predicted, and the machine may be faster or slower now than the
-    latency model: they are drawn as if it had been as fast then.
+    The latencies of trials are predicted. They are multiplied by the slowdown of the machine since
+    the latency model, so that they compare with those of the verified schedules.
     """
     slowdown = result.verification.slowdown(result.latency)
     return TradeOff(
@@ -98,19 +98,19 @@ def _trade_off(result: Calibration, found: Found) -> TradeOff:
 
 
 def _fullest(table: pd.DataFrame, source: Source) -> str:
-    """Return the score to draw: the source's, or deviation where more factors have that."""
+    """Return the score to draw: the source's, or deviation if that has more factors."""
     counts = table.groupby("metric")["factor"].nunique()
     own = f"score.{source}"
     return own if counts.get(own, 0) >= counts.get(FAITHFULNESS, 0) else FAITHFULNESS
 
 
 def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> str:
-    """Return the page, pictures and all, as HTML.
+    """Return the page as HTML, with the pictures in it.
 
     Args:
         result: The calibration.
         profile: Name of the profile's file.
-        pictures: PNG files by name.
+        pictures: Contents of the PNG files by name.
     """
     environment = Environment(
         loader=PackageLoader("calibrate.report", "templates"),

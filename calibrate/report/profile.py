@@ -1,4 +1,4 @@
-"""Export: the profile of what was found, with the evidence for it."""
+"""Export of the profile, with the evidence for it."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ BASELINES = ("uniform", "paper")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What all parts of a profile's evidence have in common.
+    """The context of a profile's evidence.
 
     Attributes:
-        job: The model, and what was asked for.
+        job: The model and the request.
         split: Clips by role.
-        table: Latencies at the target length, and the latency model that was right in the end.
-        budget: The budget there.
+        table: Latencies at the target length, and the last corrected latency model.
+        budget: The budget at that length.
     """
 
     job: Job
@@ -67,17 +67,17 @@ def make_profile(
     sensitivity: Sequence[Sensitivity],
     trade_off: TradeOffRuns,
 ) -> Profile:
-    """Return the profile of the chosen schedule, its rivals, and the trade-off around it.
+    """Return the profile of the chosen schedule, its rivals, and the trade-off.
 
     Args:
-        evidence: What was measured on.
-        verification: Everything that was measured at the end.
-        decision: Which schedule is the default; None where dense met the budget.
-        sensitivity: The sensitivities.
+        evidence: Context of the evidence.
+        verification: Measurements at the end.
+        decision: The schedule that becomes the default; None if dense met the budget.
+        sensitivity: Records of the sensitivities.
         trade_off: Slower and faster schedules.
 
     Raises:
-        ProfileError: If the parts make no valid profile.
+        ProfileError: If the parts do not make a valid profile.
     """
     job, table = evidence.job, evidence.table
     runner, family = job.runner, job.runner.family
@@ -106,9 +106,9 @@ def make_profile(
             schedules[each.name] = each.schedule
             runs.append(_schedule_run(each, each.predicted_ms, dense, evidence))
     dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
-    pace = verification.slowdown(table)
+    slowdown = verification.slowdown(table)
     for point in trade_off.points:
-        name = f"{dense_ms / (pace * point.trial.latency_ms):.2f}x"
+        name = f"{dense_ms / (slowdown * point.trial.latency_ms):.2f}x"
         if point.trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = point.trial.schedule
             runs.append(_point_run(point, name))
@@ -138,7 +138,7 @@ def make_profile(
         schedules=tuple(runs),
         baselines=tuple(baselines),
         clips=_clips(evidence.split, used=decision is not None),
-        # By way of JSON, where a list is as good as a tuple.
+        # Validated from JSON, which has lists for tuples.
         environment=EnvironmentRecord.model_validate_json(json.dumps(environment())),
         seed=job.settings.seed,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -211,10 +211,12 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
 def _notes(
     evidence: Evidence, dense: Verified, decision: Decision | None, points: Sequence[Point]
 ) -> str:
-    asked = evidence.job.settings.goal_text
-    lines = [f"made by calibrate {asked} on {evidence.split.lengths}: {evidence.budget.text}."]
+    goal = evidence.job.settings.goal_text
+    lines = [f"made by calibrate {goal} on {evidence.split.lengths}: {evidence.budget.text}."]
     if evidence.table.dense_extrapolated and dense.latency is None:
-        lines.append("Dense does not fit at this length; its latency is the latency model's word.")
+        lines.append(
+            "Dense does not fit at this length; the latency model extrapolates its latency."
+        )
     if decision is None:
         lines.append("Dense meets the budget, so nothing is reduced.")
     else:
@@ -224,14 +226,14 @@ def _notes(
         lines.append(f"{len(evidence.split.skipped)} frames could not be read and were skipped.")
     if points:
         lines.append(
-            "Schedules named by their speed-up are other points of the search's trade-off: their "
-            "latency is predicted, and their figures are from the selection's clips."
+            "Schedules named by their speed-up are other points of the search's trade-off. Their "
+            "latency is predicted, and their figures are from validation clips."
         )
     return " ".join(lines)
 
 
 def figure_records(qualities: Sequence[Quality]) -> tuple[Figures, ...]:
-    """Return the quality of a run, clip by clip, as a profile keeps it."""
+    """Return the quality of a run on each clip, in the form that a profile stores."""
     records = []
     for quality in qualities:
         sources: dict[str, dict[str, float]] = {}

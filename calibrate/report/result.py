@@ -1,4 +1,4 @@
-"""The result of a calibration: a profile and everything it was made of."""
+"""The result of a calibration: a profile and everything that was measured for it."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from .trade_off import TradeOffRuns
 
 @dataclass(frozen=True)
 class Calibration:
-    """A profile and everything it was made of.
+    """A profile and everything that was measured for it.
 
     Attributes:
         profile: The profile.
         budget: The budget on this device.
         source: What schedules were judged by.
-        objective: Which metrics counted.
-        latency: What was timed before the search, and the latency model that was right in the end.
-        verification: Everything that was measured at the end.
-        sensitivity: The sensitivities, None where dense met the budget.
-        found: The search, likewise.
-        decision: Which schedule is exported, likewise.
-        gaps: Mean score of the chosen schedule on search, selection and held-out clips.
+        objective: Metrics that counted.
+        latency: Timings before the search, and the last corrected latency model.
+        verification: Measurements at the end.
+        sensitivity: Sensitivities; None if dense met the budget.
+        found: The search; None if dense met the budget, or with an earlier profile.
+        decision: The exported schedule and the reasons; None if dense met the budget.
+        gaps: Mean score of the exported schedule on the clips of each role.
         was_stopped: Whether Ctrl-C cut selection, verification or the trade-off short.
-        seconds: How long each step took, by name.
-        searched_clips: Number of clips of the search.
-        sensitive: Layers that are sensitive by the paper's probe, where that ran.
-        max_deviation: The largest deviation asked for, None where there was a budget.
-        origin: The earlier profile whose sensitivities and latency model were taken; None where
-            they were measured.
-        skipped: What could not be read of the footage, with the reason.
+        seconds: Time of each step by name.
+        searched_clips: Number of search clips.
+        sensitive: Sensitive layers by the paper's probe; empty if it did not run.
+        max_deviation: Largest deviation; None if there was a budget.
+        origin: Earlier profile whose sensitivities and latency model were taken; None if they were
+            measured.
+        skipped: Frames that could not be read, with the reason.
     """
 
     profile: Profile
@@ -68,7 +68,7 @@ class Calibration:
 
     @property
     def chosen(self) -> Verified:
-        """What the exported schedule measured; dense where it met the budget."""
+        """Measurements of the exported schedule, or of dense if that met the budget."""
         if self.decision is None:
             return self.verification.dense
         kind = self.decision.chosen.kind
@@ -76,12 +76,12 @@ class Calibration:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C stopped the search or what follows it."""
+        """Whether Ctrl-C stopped the search or a later step."""
         return self.was_stopped or (self.found is not None and self.found.interrupted)
 
     @property
     def dense_then_and_now(self) -> float | None:
-        """Dense latency beside the verified schedules over that before the search, if timed."""
+        """Dense latency at the end ÷ before the search; None if it was not timed twice."""
         now = self.verification.dense.latency
         if now is None or self.latency.dense_extrapolated:
             return None
@@ -89,28 +89,28 @@ class Calibration:
 
     @property
     def dense_ms(self) -> float:
-        """Dense latency, beside the verified schedules where it was timed there."""
+        """Dense latency, from the end of the calibration if it was timed there."""
         now = self.verification.dense.latency
         return self.latency.dense_ms if now is None else now.median_ms
 
     @property
     def dense_extrapolated(self) -> bool:
-        """Whether dense was nowhere timed, since it does not fit at the target length."""
+        """Whether dense was never timed, because it does not fit at the target length."""
         return self.verification.dense.latency is None and self.latency.dense_extrapolated
 
     @property
     def wall_ms(self) -> float:
-        """The wall, likewise."""
+        """The wall, from the end of the calibration if it was timed there."""
         now = self.verification.wall.latency
         return self.latency.wall_ms if now is None else now.median_ms
 
     @property
     def allowed_ms(self) -> float:
-        """The budget, a relative one taken of dense as it was beside the verified schedules."""
+        """Largest latency, with a relative budget of dense latency at the end."""
         return self.budget.beside(self.verification.dense.latency)
 
-    def forwards(self, *steps: str) -> float | None:
-        """Return how many dense runs of a calibration clip, with its quality, steps were worth."""
+    def dense_runs(self, *steps: str) -> float | None:
+        """Return the time of steps in dense runs of a search clip with its quality, if they ran."""
         runs = self.seconds.get("dense, search")
         taken = [self.seconds[step] for step in steps if step in self.seconds]
         if not runs or not taken:
@@ -121,17 +121,17 @@ class Calibration:
 def dense_result(
     job: Job, split: Split, latencies: Latencies, budget: ResolvedBudget, origin: Path | None
 ) -> Calibration:
-    """Return the result where dense meets the budget as it is.
+    """Return the result if dense meets the budget.
 
     Args:
         job: The job.
         split: Clips by role.
         latencies: Latencies at the target length.
-        budget: The budget there.
-        origin: The earlier profile that was solved from, None if latencies were measured.
+        budget: The budget at that length.
+        origin: Earlier profile that the latency model is from, None if it was fitted.
     """
     table = latencies.table
-    if not table.passes:  # an earlier profile's latency model has no timings of today
+    if not table.passes:  # an earlier profile has no timings of today
         timed = time_beside_the_wall(job, {}, latencies.images, "latency")
         table = replace(table, passes=timed)
     verification = Verification(
@@ -152,7 +152,7 @@ def dense_result(
 def as_budget(
     settings: Settings, trial: Trial, latencies: Latencies, minimum_ms: float
 ) -> ResolvedBudget:
-    """Return the latency that was found within a deviation as if it had been the budget."""
+    """Return the latency found within a deviation as a budget."""
     asked = Budget(settings.goal_text, "clip", trial.latency_ms)
     return ResolvedBudget(
         asked, latencies.frames, trial.latency_ms, latencies.table.dense_ms, minimum_ms
@@ -177,9 +177,9 @@ def make_result(
         latencies: Latencies at the target length.
         sensitivities: Sensitivities of the layers.
         budget: The budget.
-        outcome: The decision and what was measured of it.
-        trade_off: Other schedules.
-        origin: The earlier profile that was solved from, None if everything was measured.
+        outcome: The decision and its verification.
+        trade_off: Slower and faster schedules.
+        origin: Earlier profile that the measurements are from, None if they were measured.
     """
     chosen, found = outcome.decision.chosen, outcome.found
     table = replace(latencies.table, model=outcome.problem.latency)

@@ -1,4 +1,4 @@
-"""The result of a calibration on stdout: a table for people, or one JSON object."""
+"""The result of a calibration on stdout: a table, or one JSON object."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SEARCHING = ("search", "search, corrected")
 
 
 def rows(result: Calibration) -> list[dict[str, Any]]:
-    """Return what every treatment measured, as plain values.
+    """Return the measurements of every treatment as plain values.
 
-    ``scores`` holds, by source, the mean over held-out clips with its 95 % interval.
+    ``scores`` holds the mean over held-out clips with its 95 % interval, by source.
     """
     found = []
     for each in result.verification.treatments:
@@ -52,16 +52,16 @@ def rows(result: Calibration) -> list[dict[str, Any]]:
 
 
 def missed(result: Calibration) -> str | None:
-    """Return how what was measured misses what was asked for, None if it holds."""
+    """Return how the measurements miss the budget or deviation, None if they meet it."""
     chosen = result.chosen
     if not result.budget.binds:
         return None
     if result.max_deviation is not None:
-        deviates = chosen.score
-        if deviates is None or deviates <= ALLOWED * result.max_deviation:
+        score = chosen.score
+        if score is None or score <= ALLOWED * result.max_deviation:
             return None
         return (
-            f"the exported schedule deviates by {deviates:.2%} on the held-out clips where "
+            f"the exported schedule deviates by {score:.2%} on the held-out clips, and "
             f"{result.max_deviation:.2%} are allowed"
         )
     if chosen.latency is None:
@@ -69,39 +69,39 @@ def missed(result: Calibration) -> str | None:
     if chosen.latency.median_ms <= ALLOWED * result.allowed_ms:
         return None
     return (
-        f"the exported schedule takes {number_text(chosen.latency.median_ms)} ms per clip where "
+        f"the exported schedule takes {number_text(chosen.latency.median_ms)} ms per clip, and "
         f"{number_text(result.allowed_ms)} ms are allowed"
     )
 
 
 def latency_text(result: Calibration) -> str:
-    """Return how far the latency model and dense latency can be trusted, in a few sentences."""
+    """Return the errors of the latency model and the change of dense latency, in one line."""
     report = result.latency.report
     lines = [] if report is None else [str(report)]
     if result.dense_extrapolated:
         lines.append(
-            f"dense does not fit at {result.budget.frames} frames: its latency is the latency "
-            "model's word"
+            f"dense does not fit at {result.budget.frames} frames: the latency model extrapolates "
+            "its latency"
         )
     if result.origin is not None:
         lines.append(
-            f"the latency model of {result.origin.name} was off by at most "
-            f"{result.latency.largest_error:.1%} where it was checked"
+            f"the latency model of {result.origin.name} had errors of at most "
+            f"{result.latency.largest_error:.1%}"
         )
-    drift = result.dense_then_and_now
-    if drift is not None and (result.latency.passes or result.origin is not None):
-        before = "took before the search"
+    ratio = result.dense_then_and_now
+    if ratio is not None and (result.latency.passes or result.origin is not None):
+        before = "before the search"
         if result.origin is not None:
-            before = f"takes by {result.origin.name}"
+            before = f"in {result.origin.name}"
         lines.append(
             f"dense takes {time_text(result.dense_ms)} beside the verified schedules, "
-            f"{drift:.2f} of what it {before}"
+            f"{ratio:.2f} times as long as {before}"
         )
     return "; ".join(lines)
 
 
 def percent_text(mean: Mapping[str, float] | None, source: str) -> str:
-    """Return a mean score with its interval in percent, a dash where there is none."""
+    """Return a mean score with its interval in percent, a dash if there is none."""
     if mean is None:
         return "-"
     sign = "" if source == "deviation" else "+"
@@ -112,11 +112,11 @@ def percent_text(mean: Mapping[str, float] | None, source: str) -> str:
 
 
 def work_text(result: Calibration) -> str | None:
-    """Return what profiling and search were worth in dense runs, None where neither ran."""
+    """Return the time of profiling and search, also in dense runs, None if neither ran."""
     parts = [
-        f"{name} {seconds:.0f} s ({forwards:.0f} dense runs)"
+        f"{name} {seconds:.0f} s ({runs:.0f} dense runs)"
         for name, steps in (("profiling", PROFILING), ("search", SEARCHING))
-        if (forwards := result.forwards(*steps)) is not None
+        if (runs := result.dense_runs(*steps)) is not None
         for seconds in [sum(result.seconds.get(step, 0.0) for step in steps)]
     ]
     if not parts:
@@ -125,12 +125,12 @@ def work_text(result: Calibration) -> str | None:
 
 
 def print_summary(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
-    """Print the table, what does not hold, and how the profile is used.
+    """Print the table, warnings, and how to use the profile.
 
     Args:
         result: The calibration.
-        output: The profile's file, None where it could not be written.
-        report: Pictures and page.
+        output: File of the profile; None if it could not be written.
+        report: Files of the pictures and the page.
     """
     table = rows(result)
     sources = [name for name in SOURCES if any(name in row["scores"] for row in table)]
@@ -155,7 +155,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
         print(
             f"latency per clip of {result.budget.frames} frames; quality on {clips} held-out "
             f"clip{'s, with 95 % intervals' * (clips > 1)}: error and consistency against dense "
-            "(0 is as good), deviation from dense (1 is where every metric is at its tolerance); "
+            "(0 is as good), deviation from dense (1 if every metric is at its tolerance); "
             "smaller is better"
         )
         print(f"judged by {result.source}")
@@ -172,7 +172,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
     if not result.budget.binds:
         print(f"nothing is reduced: {result.budget.text}")
     elif (why := missed(result)) is not None:
-        print(f"what was asked for does not hold as measured: {why}")
+        print(f"the goal is missed: {why}")
     names = result.profile.schedule_names()
     if len(names) > 1:
         print(f"schedules in the profile: {', '.join(names)}")
@@ -184,7 +184,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
 
 
 def print_json(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
-    """Print the result as one JSON object; the arguments are those of `print_summary`."""
+    """Print the result as one JSON object. The arguments are those of `print_summary`."""
     budget, latency = result.budget, result.latency.report
     trials = () if result.found is None else result.found.trials
     document = {
@@ -195,7 +195,7 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
         "interrupted": result.interrupted,
         "holds": missed(result) is None,
         "budget": {
-            "asked": budget.budget.text,
+            "text": budget.budget.text,
             "frames": budget.frames,
             "clip_ms": budget.clip_ms,
             "frame_ms": budget.frame_ms,
@@ -223,8 +223,8 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
         "failed_trials": sum(trial.score is None for trial in trials),
         "seconds": result.seconds,
         "dense_runs": {
-            "profiling": result.forwards(*PROFILING),
-            "search": result.forwards(*SEARCHING),
+            "profiling": result.dense_runs(*PROFILING),
+            "search": result.dense_runs(*SEARCHING),
         },
     }
     print(json.dumps(document, indent=2))
