@@ -1,11 +1,11 @@
-"""Clip length, noise and learning rate of each training step."""
+"""Clip length, image size, sources and learning rate of each training step."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 FRAMES_PER_PROCESS = 16
-FLICKER_STEPS = 18_000
 WARM_UP_STEPS = 150
 MUON_RATE = 0.012
 ADAM_RATE = 0.0015
@@ -19,30 +19,48 @@ STAGES: tuple[tuple[int, dict[int, float]], ...] = (
     (3000, {2: 0.1, 4: 0.2, 8: 0.5, 16: 0.15, 24: 0.05}),
 )
 
+# Height and width in pixels, and the probability of each: what footage of 1:1, 4:3, 16:9, 9:16 and
+# 3:4 becomes at about 64 patches of 8x8.
+SIZES: dict[tuple[int, int], float] = {
+    (64, 64): 0.3,
+    (56, 72): 0.3,
+    (48, 88): 0.18,
+    (88, 48): 0.14,
+    (72, 56): 0.08,
+}
 
-def clip_shape(step: int, seed: int) -> tuple[int, int]:
-    """Return the size of a step's batch, which is the same in every process.
+# The share of each source among a step's clips; sources that the pool lacks at a step's size and
+# length leave theirs to the others.
+SOURCES: dict[str, float] = {"v1": 0.3, "v2": 0.55, "path": 0.45}
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The size of a step's batch, which is the same in every process.
+
+    Attributes:
+        clips: Clips per process.
+        frames: Frames per clip.
+        size: Height and width of a frame in pixels.
+    """
+
+    clips: int
+    frames: int
+    size: tuple[int, int]
+
+
+def batch_shape(step: int, seed: int) -> BatchShape:
+    """Return the size of a step's batch.
 
     Args:
         step: Index of the step.
         seed: Seed of the run.
-
-    Returns:
-        Clips per process and frames per clip.
     """
     lengths = next(mix for start, mix in reversed(STAGES) if step >= start)
     draw = random.Random(seed * 1_000_003 + step)
     frames = draw.choices(list(lengths), list(lengths.values()))[0]
-    return max(1, FRAMES_PER_PROCESS // frames), frames
-
-
-def flicker(step: int) -> float:
-    """Return the strength of noise and changes of exposure, 0 from `FLICKER_STEPS` on.
-
-    Args:
-        step: Index of the step.
-    """
-    return 1.0 if step < FLICKER_STEPS else 0.0
+    size = draw.choices(list(SIZES), list(SIZES.values()))[0]
+    return BatchShape(max(1, FRAMES_PER_PROCESS // frames), frames, size)
 
 
 def rate_factor(step: int, elapsed: float, length: float, decay: float) -> float:

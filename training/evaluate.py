@@ -1,9 +1,12 @@
-"""Score the reference model on held-out scenes: `python -m training.evaluate --frames 8`.
+"""Score the reference model on scenes and footage that it has not seen.
 
-The scores are those of 8 key frames that are spread evenly over the path, and of all their pairs,
-without any alignment. Pose errors are medians and depth errors means over a clip; both are then
-averaged over the clips. More frames sample the same path more densely, and the same key frames are
-scored.
+`python -m training.evaluate --frames 8` scores the old generator's held-out scenes: 8 key frames
+that are spread evenly over the path, and all their pairs, without any alignment. Pose errors are
+medians and depth errors means over a clip; both are then averaged over the clips. More frames
+sample the same path more densely, and the same key frames are scored.
+
+`--rooms FOLDER` adds path-traced rooms and `--kitchen FOLDER` a real kitchen. There all pairs of 48
+frames are scored, and depth after one median scale per clip.
 """
 
 from __future__ import annotations
@@ -30,6 +33,15 @@ from spark3r.reference.scenes.render import focal_length, render_path
 from spark3r.reference.scenes.scene import random_scene
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.reference.weights import load
+
+from .footage import (
+    KITCHEN_STARTS,
+    FootageScores,
+    mean_scores,
+    read_kitchen,
+    read_rooms,
+    score_footage,
+)
 
 KEY_FRAMES = 8
 SIDE = 64
@@ -233,50 +245,83 @@ def _mean(scores: list[Scores]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _print(result: dict[str, float | int]) -> None:
-    """Print a table with one metric per row."""
-    table = Table(title=f"{result['scenes']} held-out scenes, {result['frames']} frames")
-    table.add_column("8 key frames, not aligned unless stated")
-    table.add_column("constant depth, identity pose", justify="right")
-    table.add_column("reference model", justify="right")
-    for name in (field.name for field in fields(Scores)):
-        table.add_row(name, f"{result[f'trivial_{name}']:.3f}", f"{result[name]:.3f}")
+def _print(result: dict[str, float | int], footage: dict[str, dict[str, FootageScores]]) -> None:
+    """Print the table of all clips, and what several frames gain over one."""
+    table = Table(title="the reference model on clips that it has not seen")
+    table.add_column("clips")
+    for column in ("AUC@30", "rotation", "translation", "AbsRel", "δ<1.25"):
+        table.add_column(column, justify="right")
     console = Console()
+    if result:
+        clips = f"{result['scenes']} procedural scenes, {result['frames']} frames"
+        for name, prefix in (("constant depth, identity pose", "trivial_"), (clips, "")):
+            row = {field.name: float(result[prefix + field.name]) for field in fields(Scores)}
+            names = (field.name for field in fields(FootageScores))
+            table.add_row(name, *_cells(FootageScores(**{n: row[n] for n in names})))
+    for kind, clips_by_name in footage.items():
+        for name, scores in clips_by_name.items():
+            table.add_row(f"  {name}", *_cells(scores))
+        mean = mean_scores(list(clips_by_name.values()))
+        table.add_row(f"{kind}, mean of {len(clips_by_name)}", *_cells(mean))
     console.print(table)
-    console.print(
-        "aligned AbsRel, all frames together against each alone: "
-        f"{result['multi_view_gain']:+.1%} (95 % interval "
-        f"{result['multi_view_gain_low']:+.1%} to {result['multi_view_gain_high']:+.1%})"
-    )
+    if result:
+        console.print(
+            "procedural, aligned AbsRel, all frames together against each alone: "
+            f"{result['multi_view_gain']:+.1%} (95 % interval "
+            f"{result['multi_view_gain_low']:+.1%} to {result['multi_view_gain_high']:+.1%})"
+        )
+
+
+def _cells(scores: FootageScores) -> list[str]:
+    return [
+        f"{scores.auc_30:.3f}",
+        f"{scores.rotation_deg:.1f}°",
+        f"{scores.translation_deg:.1f}°",
+        f"{scores.abs_rel:.3f}",
+        f"{scores.delta_125:.3f}",
+    ]
 
 
 def main() -> None:
     """Score the model and print a table, or one JSON object."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, default=KEY_FRAMES, help="per clip (default: 8)")
-    parser.add_argument("--scenes", type=int, default=320, help="how many (default: 320)")
-    parser.add_argument(
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--frames", type=int, default=KEY_FRAMES, help="per procedural clip (default: 8)")
+    add("--scenes", type=int, default=320, help="number of procedural scenes (default: 320)")
+    add(
         "--seeds",
         choices=("evaluation", "calibration"),
         default="evaluation",
         help="range of the scenes' seeds (default: evaluation)",
     )
-    parser.add_argument("--weights", default="shipped", help="shipped (default), random, or a file")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
+    add("--rooms", type=Path, help="folder of path-traced clips, each a folder of its own")
+    add("--kitchen", type=Path, help="folder of the kitchen's frames, poses and depth")
+    add("--weights", default="shipped", help="shipped (default), random, or a file")
+    add("--device", default="cpu", help="default: cpu")
     default = Path.home() / ".cache" / "spark3r" / "scenes"
-    parser.add_argument("--cache", type=Path, default=default, help="folder of rendered clips")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--cache", type=Path, default=default, help="folder of rendered clips")
+    add("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     model = load(options.device, options.weights)
     seeds = {"evaluation": EVALUATION, "calibration": CALIBRATION}[options.seeds]
     chosen: Iterable[int] | Iterator[int] = seeds[: options.scenes]
     if not options.json:
         chosen = track(chosen, description="scenes", console=Console(stderr=True))
-    result = evaluate(model, chosen, options.frames, options.cache)
+    result = evaluate(model, chosen, options.frames, options.cache) if options.scenes else {}
+    footage: dict[str, dict[str, FootageScores]] = {}
+    if options.rooms:
+        rooms = read_rooms(options.rooms)
+        footage["path-traced rooms"] = {clip.name: score_footage(model, clip) for clip in rooms}
+    if options.kitchen:
+        stretches = [read_kitchen(options.kitchen, start) for start in KITCHEN_STARTS]
+        footage["kitchen"] = {clip.name: score_footage(model, clip) for clip in stretches}
     if options.json:
-        print(json.dumps(result))
+        rows = {k: {n: asdict(row) for n, row in v.items()} for k, v in footage.items()}
+        print(json.dumps(result | rows))
     else:
-        _print(result)
+        _print(result, footage)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _pose_losses(encoding: Tensor, batch: Batch) -> dict[str, Tensor]:
     rotation = quaternion_to_matrix(encoding[..., 3:7])
     target_rotation, target = batch.extrinsics[..., :3], batch.extrinsics[..., 3]
     translation = encoding[..., :3]
-    fov = (encoding[..., 7:].log() - batch.fov.log()[:, None, None]).abs().mean()
+    fov = (encoding[..., 7:].log() - batch.fov.log()[:, None]).abs().mean()
     frames = encoding.shape[1]
     if frames == 1:
         return {"fov": fov}
@@ -180,8 +180,9 @@ def world_points(batch: Batch, start: int, step: int) -> tuple[Tensor, Tensor]:
     y = torch.arange(start, height, step, device=depth.device) + 0.5 - height / 2
     x = torch.arange(start, width, step, device=depth.device) + 0.5 - width / 2
     yx = torch.cartesian_prod(y, x)
-    scale = torch.tan(batch.fov / 2) / (height / 2)  # inverse focal length
-    ray = torch.stack([yx[:, 1], yx[:, 0]], dim=1) * scale[:, None, None]  # [B, n, 2]
+    half = torch.tensor([height / 2, width / 2], device=depth.device)
+    inverse_focal = torch.tan(batch.fov / 2) / half  # [B, 2]
+    ray = (yx * inverse_focal[:, None]).flip(-1)  # [B, n, 2]
     ray = torch.cat([ray, torch.ones_like(ray[..., :1])], dim=2)
     points = depth[..., None] * ray[:, None] - batch.extrinsics[:, :, None, :, 3]
     return depth, points @ batch.extrinsics[..., :3]
@@ -198,7 +199,8 @@ def _project(world: Tensor, batch: Batch, target: Tensor) -> tuple[Tensor, Tenso
     points = world @ pose[..., :3].transpose(2, 3) + pose[:, :, None, :, 3]
     depth = points[..., 2]
     plane = points[..., :2] / depth.clamp(min=0.05)[..., None]
-    return plane / torch.tan(batch.fov / 2)[:, None, None, None], depth, depth > 0.05
+    half = torch.tan(batch.fov / 2).flip(-1)  # horizontal, vertical
+    return plane / half[:, None, None], depth, depth > 0.05
 
 
 def _correspondence(

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Barrier
 from types import MethodType
@@ -32,7 +34,8 @@ from spark3r.rope import Rope
 
 from .batches import Pool
 from .checkpoints import export_weights, load_checkpoint, save_checkpoint
-from .curriculum import ADAM_RATE, MUON_RATE, clip_shape, flicker, rate_factor
+from .curriculum import ADAM_RATE, MUON_RATE, BatchShape, batch_shape, rate_factor
+from .footage import mean_scores, read_rooms, score_footage
 from .losses import (
     ATTENTION_BLOCKS,
     FLOW_BLOCK,
@@ -61,6 +64,8 @@ class Options:
     compile: bool
     seed: int
     checkpoint_minutes: float
+    validation: Path | None
+    validation_minutes: float
     resume: Path | None
 
 
@@ -83,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="compile the blocks; saves a quarter of the time")
     add("--seed", type=int, default=0, help="of weights and batches (default: 0)")
     add("--checkpoint-minutes", type=float, default=4.0, help="between checkpoints (default: 4)")
+    add("--validation", type=Path, help="folder of path-traced clips that choose the best weights")
+    add("--validation-minutes", type=float, default=30.0, help="between validations (default: 30)")
     add("--resume", type=Path, help="checkpoint to resume from (default: the run folder's latest)")
     return result
 
@@ -199,6 +206,9 @@ def _train(rank: int, options: Options, shared: Shared) -> None:
     shared.barrier.wait()
     begin, earlier = time.monotonic(), float(progress["seconds"])
     length, saved, log = 60.0 * options.minutes, 0.0, LossLog(options.run / "log.jsonl")
+    validation = None
+    if options.validation and rank == 0:
+        validation = Validation(options.validation, options.run, options.validation_minutes)
     with Progress(disable=rank > 0) as bar:
         task = bar.add_task("training", total=length)
         while True:
@@ -211,23 +221,27 @@ def _train(rank: int, options: Options, shared: Shared) -> None:
                 save_checkpoint(decayed if decaying else stable, modules, optimiser, progress)
                 export_weights(options.run / "weights.safetensors", modules["model"])
                 saved = elapsed
+                if validation:
+                    validation.run(progress, elapsed)
             if elapsed >= length:
                 break
             step = int(progress["step"])
-            losses, clips, frames = compute(step)
+            losses, shape = compute(step)
             shared.barrier.wait()
             factor = rate_factor(step, elapsed, length, options.decay)
             norm = optimiser.step(step, factor * MUON_RATE, factor * ADAM_RATE)
             progress["step"] = step + 1
-            progress["clips"] += clips * shared.world
-            progress["frames"] += clips * frames * shared.world
+            progress["clips"] += shape.clips * shared.world
+            progress["frames"] += shape.clips * shape.frames * shared.world
             progress["seconds"] = earlier + elapsed
             if rank == 0:
-                log.add(progress, frames, losses, norm, factor)
+                log.add(progress, shape.frames, losses, norm, factor)
                 bar.update(task, completed=elapsed)
     if rank == 0:
         save_checkpoint(decayed if options.decay > 0 else stable, modules, optimiser, progress)
         export_weights(options.run / "weights.safetensors", modules["model"])
+        if validation:
+            validation.run(progress, math.inf)
 
 
 class _Gradients:
@@ -246,20 +260,58 @@ class _Gradients:
         if options.compile:
             _compile_blocks(model)
 
-    def __call__(self, step: int) -> tuple[dict[str, Tensor], int, int]:
-        """Run forward and backward and return the losses, the clips and the frames per clip."""
+    def __call__(self, step: int) -> tuple[dict[str, Tensor], BatchShape]:
+        """Run forward and backward and return the losses and the size of the batch."""
         if step % POOL_STEPS == 0:
             self._pool.refresh()
-        clips, frames = clip_shape(step, self._seed)
+        shape = batch_shape(step, self._seed)
         generator = torch.Generator().manual_seed((self._seed << 32) + step * 64 + self._rank)
-        batch = self._pool.sample(clips, frames, generator, flicker(step)).to(self._device)
+        batch = self._pool.sample(shape, generator).to(self._device)
         self._optimiser.zero_grad()
         with _precision(self._device):
             predictions = self._model(batch.images)
-        shift = 1 + step % max(1, frames - 1)
+        shift = 1 + step % max(1, shape.frames - 1)
         losses = training_losses(predictions, self._recorder.take(), self._heads, batch, shift)
         weighted_sum(losses).backward()
-        return losses, clips, frames
+        return losses, shape
+
+
+class Validation:
+    """Scores exported weights on path-traced clips and keeps the best weights.
+
+    Args:
+        folder: Folder of the clips; none of them may be from a training or judging seed.
+        run: Folder of the run. `validation.jsonl` gets a line per validation, and
+            `best.safetensors` the weights with the highest AUC@30 so far.
+        minutes: Least time between two validations.
+    """
+
+    def __init__(self, folder: Path, run: Path, minutes: float) -> None:
+        self._clips, self._run, self._seconds = read_rooms(folder), run, 60.0 * minutes
+        self._log, self._last = run / "validation.jsonl", 0.0
+        self._best = 0.0
+        if self._log.exists():
+            lines = self._log.read_text().splitlines()
+            self._best = max((json.loads(line)["auc_30"] for line in lines), default=0.0)
+
+    def run(self, progress: dict[str, int | float], elapsed: float) -> None:
+        """Validate the run's exported weights, unless it is too early.
+
+        Args:
+            progress: Progress that the line in the log repeats.
+            elapsed: Seconds since the session began.
+        """
+        if elapsed - self._last < self._seconds:
+            return
+        self._last = elapsed
+        weights = self._run / "weights.safetensors"
+        model = load(weights=weights)
+        scores = mean_scores([score_footage(model, clip) for clip in self._clips])
+        with self._log.open("a") as file:
+            file.write(json.dumps(progress | asdict(scores)) + "\n")
+        if scores.auc_30 > self._best:
+            self._best = scores.auc_30
+            shutil.copyfile(weights, self._run / "best.safetensors")
 
 
 class LossLog:

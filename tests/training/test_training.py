@@ -7,24 +7,12 @@ from torch import nn
 
 from spark3r.geometry import encode_pose
 from spark3r.reference import load
-from spark3r.reference.scenes.seeds import CALIBRATION
-from training import pool
 from training.batches import Pool
 from training.checkpoints import export_weights, load_checkpoint, save_checkpoint
-from training.curriculum import clip_shape, rate_factor
-from training.losses import WEIGHTS, AuxiliaryHeads, training_losses, world_points
+from training.curriculum import SIZES, BatchShape, batch_shape, rate_factor
+from training.losses import WEIGHTS, AuxiliaryHeads, training_losses, weighted_sum
 from training.optimiser import FlatOptimiser, new_state, orthogonalise
 from training.train import ActivationRecorder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pool")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(pool, "SHARD_SCENES", 3)
-    pool.render_shard(path, 0, 4)
-    patch.undo()
-    return path
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -36,54 +24,20 @@ def modules() -> nn.ModuleDict:
     return nn.ModuleDict({"model": load(weights="random").train(), "heads": AuxiliaryHeads()})
 
 
-def test_pool_holds_training_seeds_only(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not training seeds"):
-        pool.render_shard(tmp_path, CALIBRATION[0], 4)
-
-
-def test_batches_are_in_the_models_units_and_consistent(folder: Path) -> None:
-    batch = Pool(folder).sample(6, 3, generator())
-    assert batch.images.shape == (6, 3, 3, 64, 64)
-    torch.testing.assert_close(batch.depth[:, 0].mean(dim=(1, 2)), torch.ones(6))
-    torch.testing.assert_close(batch.extrinsics[:, 0], torch.eye(3, 4).expand(6, 3, 4))
-    # Mirrored or not, the cameras are rotations, and frames agree on where the scene is: the point
-    # that frame 1 sees at its centre has, in frame 0, the depth that frame 0 sees there.
-    rotation = batch.extrinsics[..., :3]
-    assert (torch.linalg.det(rotation) > 0.99).all()
-    _, world = world_points(batch, 1, 2)
-    points = world[:, 1]  # in the axes of frame 0
-    focal = 32 / torch.tan(batch.fov / 2)
-    pixel = (points[..., :2] / points[..., 2:] * focal[:, None, None] + 32).floor().long()
-    inside = ((pixel >= 0) & (pixel < 64)).all(-1) & (points[..., 2] > 0)
-    pixel = pixel.clamp(0, 63)
-    seen = batch.depth[:, 0].flatten(1).gather(1, pixel[..., 1] * 64 + pixel[..., 0])
-    error = ((seen - points[..., 2]).abs() / points[..., 2])[inside]
-    assert error.median() < 0.03
-
-
-def test_batches_follow_the_seed(folder: Path) -> None:
-    first, again = (Pool(folder).sample(2, 3, generator(4)) for _ in range(2))
-    assert torch.equal(first.images, again.images)
-    assert not torch.equal(first.images, Pool(folder).sample(2, 3, generator(5)).images)
-
-
-def test_clips_that_no_shard_holds_are_an_error(folder: Path) -> None:
-    with pytest.raises(ValueError, match="no clips of 5 frames"):
-        Pool(folder).sample(1, 5, generator())
-
-
-def test_perfect_predictions_have_no_loss(folder: Path) -> None:
-    batch = Pool(folder).sample(2, 3, generator())
+@pytest.mark.parametrize("size", [(64, 64), (56, 72), (88, 48)])
+def test_perfect_predictions_have_no_loss(pool: Path, size: tuple[int, int]) -> None:
+    batch = Pool(pool).sample(BatchShape(2, 3, size), generator())
     both = modules()
     recorder = ActivationRecorder(both["model"])
     both["model"](batch.images)
-    focal = 32 / torch.tan(batch.fov / 2)
+    half = torch.tensor(size) / 2
+    focal = half / torch.tan(batch.fov / 2)
     intrinsics = torch.zeros(2, 3, 3, 3)
-    intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = focal[:, None]
-    intrinsics[..., 0, 2] = intrinsics[..., 1, 2] = 32
+    intrinsics[..., 1, 1], intrinsics[..., 0, 0] = focal[:, :1], focal[:, 1:]
+    intrinsics[..., 0, 2], intrinsics[..., 1, 2] = half[1], half[0]
     intrinsics[..., 2, 2] = 1
     exact = {
-        "pose_enc": encode_pose(batch.extrinsics, intrinsics, (64, 64)),
+        "pose_enc": encode_pose(batch.extrinsics, intrinsics, size),
         "depth": batch.depth[..., None],
         "depth_conf": torch.full_like(batch.depth, 2.0),
     }
@@ -92,6 +46,28 @@ def test_perfect_predictions_have_no_loss(folder: Path) -> None:
     for name in ("depth", "gradient", "rotation", "translation", "relative", "fov"):
         assert losses[name] < 2e-3, name
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_steps_on_two_sizes_lower_the_loss(pool: Path) -> None:
+    both = modules()
+    count = sum(p.numel() for p in both.parameters())
+    optimiser = FlatOptimiser(both, new_state(count, 1, torch.device("cpu")), 0, 1, True)
+    recorder = ActivationRecorder(both["model"])
+    batches = [
+        Pool(pool).sample(BatchShape(2, 2, size), generator()) for size in ((56, 72), (88, 48))
+    ]
+    history: list[list[float]] = [[], []]
+    for step in range(12):
+        which = step % 2
+        optimiser.zero_grad()
+        predictions = both["model"](batches[which].images)
+        losses = training_losses(predictions, recorder.take(), both["heads"], batches[which], 1)
+        loss = weighted_sum(losses)
+        loss.backward()
+        optimiser.step(step, 0.01, 0.001)
+        history[which].append(loss.item())
+    for values in history:
+        assert values[-1] < 0.8 * values[0]
 
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
@@ -166,13 +142,14 @@ def test_checkpoints_are_small_and_restore(tmp_path: Path) -> None:
 
 
 def test_curriculum_is_seeded_and_grows() -> None:
-    assert [clip_shape(s, 1) for s in range(50)] == [clip_shape(s, 1) for s in range(50)]
-    early = [clip_shape(step, 0)[1] for step in range(200)]
-    late = [clip_shape(step, 0)[1] for step in range(20_000, 20_200)]
+    assert [batch_shape(s, 1) for s in range(50)] == [batch_shape(s, 1) for s in range(50)]
+    early = [batch_shape(step, 0).frames for step in range(200)]
+    late = [batch_shape(step, 0).frames for step in range(20_000, 20_200)]
+    assert {batch_shape(step, 0).size for step in range(200)} == set(SIZES)
     assert max(early) == 4
     assert max(late) == 24
     state = random.getstate()
-    clip_shape(5, 0)
+    batch_shape(5, 0)
     assert random.getstate() == state
 
 

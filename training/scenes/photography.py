@@ -36,7 +36,6 @@ def random_camera(
     frames: int,
     generator: torch.Generator,
     moments: torch.Generator,
-    strength: float = 1.0,
 ) -> Camera:
     """Draw cameras and how they are handled.
 
@@ -45,7 +44,6 @@ def random_camera(
         frames: Frames per clip, S.
         generator: CPU generator of what a clip's frames share.
         moments: CPU generator of what is each frame's own; may be the same.
-        strength: Of noise, blur and of what changes from frame to frame, 0 to 1.
 
     Returns:
         The cameras.
@@ -61,15 +59,15 @@ def random_camera(
     return Camera(
         exposure=torch.exp(0.3 * normal(clips, 1) + 0.25),
         adaptation=uniform(clips, 1).square() * (uniform(clips, 1) < 0.7),
-        drift=torch.exp(strength * uniform(clips, 1, high=0.06) * own[..., 0]),
+        drift=torch.exp(uniform(clips, 1, high=0.06) * own[..., 0]),
         white=torch.exp(
             0.12 * normal(clips, 1, 3) * uniform(clips, 1, 1)
-            + 0.01 * strength * own[..., 1:] * uniform(clips, 1, 1)
+            + 0.01 * own[..., 1:] * uniform(clips, 1, 1)
         ),
         vignette=uniform(clips, 1, high=0.35) * uniform(clips, 1),
-        blur=_kernels(generator, torch.rand(clips, frames, 2, 1, 1, generator=moments), strength),
-        shot=strength * 0.02 * uniform(clips, 1).square(),
-        read=strength * 0.008 * uniform(clips, 1).square(),
+        blur=_kernels(generator, torch.rand(clips, frames, 2, 1, 1, generator=moments)),
+        shot=0.02 * uniform(clips, 1).square(),
+        read=0.008 * uniform(clips, 1).square(),
         gamma=uniform(clips, 1, low=1.9, high=2.5),
         contrast=uniform(clips, 1, low=0.1, high=1.0),
         black=0.03 * normal(clips, 1).expand(clips, 3) + 0.008 * normal(clips, 3),
@@ -78,11 +76,11 @@ def random_camera(
     )
 
 
-def _kernels(generator: torch.Generator, own: Tensor, strength: float) -> Tensor:
+def _kernels(generator: torch.Generator, own: Tensor) -> Tensor:
     """Draw blur of lens and motion, `[B, S, 5, 5]`, each summing to 1; own is `[B, S, 2, 1, 1]`."""
     line = torch.arange(5.0) - 2
     fast, sharp, edge = torch.rand(3, len(own), 1, 1, 1, generator=generator)
-    angle, length = torch.pi * own[:, :, 0], 1.2 * strength * fast**3 * own[:, :, 1]
+    angle, length = torch.pi * own[:, :, 0], 1.2 * fast**3 * own[:, :, 1]
     spread = 0.03 + 0.2 * sharp**2  # variance in pixels
     along = angle.cos() * line + angle.sin() * line[:, None]
     across = angle.cos() * line[:, None] - angle.sin() * line

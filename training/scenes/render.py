@@ -84,11 +84,11 @@ def _recorded(seed: int, time: Tensor, frame: Tensor, first: Tensor) -> Tensor:
     return photograph(frame[None, None], camera, brightness(first[None]), moments)[0]
 
 
-def focal_lengths(scene: Scene, height: int, width: int) -> tuple[float, float]:
-    """Return a scene's focal lengths in pixels, horizontal and vertical.
+def field_of_view(scene: Scene, height: int, width: int) -> tuple[float, float]:
+    """Return a scene's vertical and horizontal field of view in radians.
 
-    The lens covers the same diagonal whatever the aspect ratio. Pixels are nearly square: footage
-    is resized to sides of whole patches.
+    The lens covers the same diagonal whatever the aspect ratio. Pixels are nearly square, because
+    footage is resized to sides of whole patches.
 
     Args:
         scene: The scene.
@@ -97,7 +97,13 @@ def focal_lengths(scene: Scene, height: int, width: int) -> tuple[float, float]:
     """
     wide = width * scene.squeeze
     half = scene.diagonal / math.hypot(wide, height)
-    return width / (2 * half * wide), 1 / (2 * half)
+    return 2 * math.atan(half * height), 2 * math.atan(half * wide)
+
+
+def focal_lengths(scene: Scene, height: int, width: int) -> tuple[float, float]:
+    """Return a scene's horizontal and vertical focal length in pixels; as `field_of_view`."""
+    vertical, horizontal = field_of_view(scene, height, width)
+    return width / 2 / math.tan(horizontal / 2), height / 2 / math.tan(vertical / 2)
 
 
 def render_path(scene: Scene, u: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,13 +76,12 @@ def test_each_effect_changes_the_image() -> None:
         assert ((changed >= 0) & (changed <= 1)).all()
 
 
-def test_strength_zero_leaves_nothing_that_changes_from_frame_to_frame() -> None:
-    camera = random_camera(2, 3, generator(), generator(), strength=0.0)
-    assert (camera.shot == 0).all()
-    assert (camera.read == 0).all()
-    torch.testing.assert_close(camera.drift, torch.ones(2, 3))
-    torch.testing.assert_close(camera.white, camera.white[:, :1].expand(2, 3, 3))
-    torch.testing.assert_close(camera.blur, camera.blur[:, :1].expand(2, 3, 5, 5))
+def test_frames_of_a_clip_share_what_is_the_cameras() -> None:
+    first, second = (random_camera(1, 1, generator(2), generator(seed)) for seed in (5, 6))
+    shared = {"exposure", "adaptation", "vignette", "shot", "read", "gamma", "contrast", "black"}
+    for field in fields(Camera):
+        same = torch.equal(getattr(first, field.name), getattr(second, field.name))
+        assert same == (field.name in shared | {"saturation", "quality"}), field.name
 
 
 def test_jpeg_of_the_best_quality_is_near_and_of_the_worst_is_not() -> None:
