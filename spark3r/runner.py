@@ -217,56 +217,6 @@ class Runner:
         return found[0]
 
 
-def run(
-    model: nn.Module,
-    images: Tensor,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """Return `Runner.run` of a model."""
-    return Runner.of(model, family, dtype).run(images)
-
-
-def predict(
-    model: nn.Module,
-    clip: Clip,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-) -> Prediction:
-    """Return `Runner.predict` of a model."""
-    return Runner.of(model, family, dtype).predict(clip)
-
-
-def layout_of(
-    model: nn.Module,
-    images: Tensor,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-) -> TokenLayout:
-    """Return `Runner.layout` of a model."""
-    return Runner.of(model, family, dtype).layout(images)
-
-
-def precision_of(
-    model: nn.Module,
-    images: Tensor,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-) -> torch.dtype:
-    """Return `Runner.precision` of a model."""
-    return Runner.of(model, family, dtype).precision(images)
-
-
-def first_attention_call(
-    model: nn.Module,
-    images: Tensor,
-    family: Family | None = None,
-    dtype: torch.dtype | None = None,
-) -> AttentionCall:
-    """Return `Runner.first_attention_call` of a model."""
-    return Runner.of(model, family, dtype).first_attention_call(images)
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter, the CPU if it has none."""
     parameter = next(iter(model.parameters()), None)

@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import spark3r
 from spark3r import Schedule
 from spark3r.reduction import merging
-from spark3r.runner import Runner, run
+from spark3r.runner import Runner
 
 STEPS = ("compiled", "head", "merged")
 
@@ -33,7 +33,7 @@ def past_the_wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def depth(model: nn.Module, images: Tensor) -> Tensor:
-    return run(model, images)["depth"]
+    return Runner.of(model).run(images)["depth"]
 
 
 @pytest.mark.parametrize("kind", ["reference", "vggt"])
@@ -46,9 +46,9 @@ def test_where_no_query_is_merged_nothing_changes(
     step = past_the_wall.steps(Runner.of(model), backend="eager")[0]["merged"]
     layers = len(spark3r.families.detect(model).attention(model))
     with spark3r.apply(model, Schedule.uniform(layers, 1, key_value)):
-        before = run(model, images)
+        before = Runner.of(model).run(images)
         with step():
-            after = run(model, images)
+            after = Runner.of(model).run(images)
     for name in ("depth", "pose_enc"):
         assert torch.equal(before[name], after[name])
 
@@ -65,9 +65,9 @@ def test_merged_tokens_share_one_update(past_the_wall: ModuleType, monkeypatch: 
     block.attn.register_forward_hook(lambda _, args, output: attended.append(output))
     step = past_the_wall.steps(Runner.of(model), backend="eager")[0]["merged"]
     with spark3r.apply(model, Schedule.uniform(1, 4, 2)):
-        run(model, make_images(4))
+        Runner.of(model).run(make_images(4))
         with step():
-            run(model, make_images(4))
+            Runner.of(model).run(make_images(4))
     assert torch.equal(places[0], places[1])
     (x, plain), (again, found) = passes
     assert torch.equal(x, again)
