@@ -165,7 +165,7 @@ class PixelHead(nn.Module):
 
 
 def pose_encoding(tokens: Tensor) -> Tensor:
-    """A head from a token per frame [B, S, C] to a valid pose encoding."""
+    """Return a valid pose encoding made of a token per frame [B, S, C]."""
     turn = F.normalize(tokens[..., 3:7] + torch.tensor([0.0, 0.0, 0.0, 3.0]), dim=-1)
     return torch.cat((tokens[..., :3], turn, 1.0 + 0.1 * tokens[..., 7:9].tanh()), dim=-1)
 

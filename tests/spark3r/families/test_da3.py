@@ -44,7 +44,10 @@ def test_reference_view_moves_to_the_first_slot(case: Case) -> None:
         middle = run(model, clip, ref_view_strategy="middle")
         by_hand = run(model, clip[:, order], ref_view_strategy="first")
     back = torch.tensor(order).argsort()
-    assert difference(middle, {name: value[:, back] for name, value in by_hand.items()}) == 0.0
+    expected = {name: value[:, back] for name, value in by_hand.items()}
+    assert torch.equal(middle["depth"], expected["depth"])
+    # Upstream inverts all poses at once, which rounds by a frame's place, dense as well.
+    assert difference(middle, expected) < 1e-6
 
 
 @pytest.mark.parametrize("case", [case for case in DA3 if case.needs], ids=str)
