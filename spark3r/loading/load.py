@@ -11,8 +11,9 @@ from torch import nn
 
 from ..errors import FamilyError, WeightsError
 from ..families.base import unwrap
-from ..families.registry import FAMILIES, detect
+from ..families.registry import FAMILIES
 from ..identity import remember_name
+from ..runner import Runner
 from .checkpoints import SUFFIXES, fill, read_checkpoint
 from .hub import HUB_NAME, fetch
 from .upstream import UPSTREAMS, Upstream
@@ -116,7 +117,7 @@ def _published(name: str, upstream: Upstream, weights: str) -> nn.Module:
             model = upstream.random(_variant(upstream, weights))
         else:
             model = _with_checkpoint(upstream, weights)
-        found = detect(model)
+        found = Runner.of(model).family
     except (FamilyError, WeightsError) as error:
         raise type(error)(f"model '{name}': {error}") from error
     if found is not FAMILIES[upstream.family]:
