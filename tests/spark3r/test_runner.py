@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from patched import REDUCED
-from small_models import make_images
+from small_models import make_images, make_model
 from torch import nn
 
 import spark3r
@@ -163,7 +163,8 @@ def test_a_runner_recognises_a_model_or_takes_a_family_by_its_name(model: nn.Mod
         Runner.of(model, "referenc")
 
 
-def test_a_compiled_model_runs_compiled(model: nn.Module) -> None:
+def test_a_compiled_model_runs_compiled() -> None:
+    model = make_model(pairs=1)
     compiled = torch.compile(model, backend="eager")
     runner = Runner.of(compiled)
     assert runner.root is model

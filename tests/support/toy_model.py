@@ -27,6 +27,6 @@ class ToyAttention(nn.Module):
         self.qkv = nn.Linear(8, 24)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
         attended: Tensor = nn.functional.scaled_dot_product_attention(q, k, v)
         return attended.transpose(1, 2).flatten(2)

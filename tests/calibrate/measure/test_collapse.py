@@ -17,7 +17,7 @@ from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import EVALUATION
 from spark3r.runner import Runner
 
-FRAMES, CLIPS, LAYERS = 12, 4, 8
+FRAMES, CLIPS, LAYERS = 8, 3, 8
 ONE_QUERY = Schedule.uniform(LAYERS, query=64, operators=Operators(QueryMerging(group=1)))
 """All patches of a frame ask one question, so that its depth flattens and cameras stop moving."""
 SOUND = Schedule.uniform(LAYERS, key_value=2)

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,16 +44,11 @@ def test_help_is_there_before_torch() -> None:
         "    heavy = {'torch', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
         "    print('heavy:', sorted(heavy), file=sys.stderr)\n"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
-        assert answer.returncode == 0
-        assert answer.stderr == "heavy: []\n"
-        for word in ("list", "show", "check", "examples:"):
-            assert word in answer.stdout
-    assert min(seconds) < 0.3
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.returncode == 0
+    assert answer.stderr == "heavy: []\n"
+    for word in ("list", "show", "check", "examples:"):
+        assert word in answer.stdout
 
 
 def test_list_and_check_need_no_torch() -> None:

@@ -142,9 +142,11 @@ def _area_means(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
             total = weight = 0.0
             for y in range(pixels.shape[0]):
                 tall = min(y + 1, (row + 1) * down) - max(y, row * down)
+                if tall <= 0:
+                    continue
                 for x in range(pixels.shape[1]):
                     wide = min(x + 1, (column + 1) * across) - max(x, column * across)
-                    if tall > 0 and wide > 0:
+                    if wide > 0:
                         total = total + tall * wide * pixels[y, x]
                         weight += tall * wide
             means[row, column] = total / weight

@@ -8,6 +8,7 @@ import torch._dynamo
 from qkv import reduced
 from small_models import make_images, make_model
 from torch._dynamo.testing import CompileCounterWithBackend
+from toy_model import ToyModel
 
 import spark3r
 from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
@@ -28,6 +29,7 @@ FAITHFUL = Schedule(
     ),
 )
 ONE = Schedule((LayerRule(3, 2),), Operators(QueryMerging(group=4)))
+TOY = generic("attn", patch_size=8)
 LENGTHS = range(4, 16)
 FEW_LENGTHS = (4, 9, 15)  # a short group, a group and a short one, whole groups
 
@@ -111,13 +113,12 @@ def test_compiled_parts_of_an_eager_model_find_their_pass(model):
 
 
 def test_the_generic_family_compiles():
-    model = make_model(pairs=1)
-    family = generic("aggregator.global_blocks.*.attn", entry="aggregator", patch_size=8, special=5)
-    spark3r.apply(model, ONE, family=family)
+    model = ToyModel()
+    spark3r.apply(model, ONE, family=TOY)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    images = make_images(8, 16, 16)
+    images = make_images(8, 16, 16)[None]
     with torch.no_grad():
-        torch.testing.assert_close(compiled(images)["depth"], model(images)["depth"])
+        torch.testing.assert_close(compiled(images), model(images))
 
 
 def test_graph_breaks_and_the_recompile_limit_only_cost_speed():
@@ -137,19 +138,20 @@ def test_graph_breaks_and_the_recompile_limit_only_cost_speed():
 
 
 def test_warnings_reach_the_user_of_a_compiled_model():
-    model = make_model(pairs=1)
-    spark3r.apply(model, Schedule.uniform(1, 1, 50))
+    model = ToyModel()
+    spark3r.apply(model, Schedule.uniform(1, 1, 50), family=TOY)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad(), pytest.warns(Spark3rWarning, match="larger than a clip of 3 frames"):
-        compiled(make_images(3, 16, 16))
+        compiled(make_images(3, 16, 16)[None])
 
 
 def test_a_compiled_pass_knows_its_precision():
-    model = make_model(pairs=1)
-    Handle(Runner.of(model), ONE, dtypes=frozenset({"bfloat16"})).install()
+    model = ToyModel()
+    Handle(Runner.of(model, TOY), ONE, dtypes=frozenset({"bfloat16"})).install()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
+    images = make_images(5, 16, 16)[None]
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            compiled(make_images(5, 16, 16))  # warnings are errors here
+            compiled(images)  # warnings are errors here
         with pytest.warns(Spark3rWarning, match="measured in bfloat16, this pass runs in float32"):
-            compiled(make_images(5, 16, 16))
+            compiled(images)

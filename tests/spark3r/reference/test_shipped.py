@@ -43,8 +43,8 @@ def test_weights_are_small_and_in_half_precision() -> None:
 
 
 def test_better_than_constant_depth_and_still_cameras(model: ReferenceModel) -> None:
-    result = evaluate(model, CALIBRATION[:6], 8)
-    assert result["scenes"] == 6
+    result = evaluate(model, CALIBRATION[:3], 8)
+    assert result["scenes"] == 3
     assert result["abs_rel"] < 0.6 * result["trivial_abs_rel"]
     assert result["rotation_deg"] < 0.6 * result["trivial_rotation_deg"]
     assert result["translation_deg"] < 45
