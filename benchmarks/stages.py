@@ -47,7 +47,7 @@ from calibrate.report.result import Calibration
 from calibrate.search.storage import decode, encode
 from calibrate.settings import Settings
 from spark3r import Schedule
-from spark3r.patching.patch import remove
+from spark3r.patching.apply import remove
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
 from spark3r.timing import Call, Latency, Timer, Treatment, interleaved, measure

@@ -11,7 +11,7 @@ from torch import nn
 
 from spark3r.errors import ClipError, Spark3rError
 from spark3r.families.base import Family, unwrap
-from spark3r.patching.patch import is_applied
+from spark3r.patching.apply import is_applied
 from spark3r.runner import HALF, Runner, matmul_dtype
 from spark3r.timing import Timer
 

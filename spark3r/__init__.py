@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .io import load_clip as load_clip
     from .layout import TokenLayout as TokenLayout
     from .loading import load_model as load_model
+    from .patching.apply import apply as apply
+    from .patching.apply import is_applied as is_applied
+    from .patching.apply import remove as remove
     from .patching.handle import Handle as Handle
-    from .patching.patch import apply as apply
-    from .patching.patch import is_applied as is_applied
-    from .patching.patch import remove as remove
     from .prediction import Prediction as Prediction
     from .profile import Profile as Profile
     from .profile import load_profile as load_profile

@@ -17,7 +17,7 @@ from .families.base import Family
 from .memory import is_out_of_memory, peak_extra_mb
 from .metrics import depth_metrics, point_deviation, pose_metrics, scale_drift, umeyama
 from .metrics.points import sample_evenly
-from .patching.patch import apply
+from .patching.apply import apply
 from .prediction import Prediction
 from .runner import Runner
 from .timing import make_stopwatch

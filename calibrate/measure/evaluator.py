@@ -9,7 +9,7 @@ from statistics import fmean, geometric_mean
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rError
 from spark3r.memory import is_out_of_memory
-from spark3r.patching.patch import apply
+from spark3r.patching.apply import apply
 from spark3r.prediction import Prediction
 from spark3r.runner import Runner
 from spark3r.schedule import Schedule

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spark3r.errors import FamilyError
 from spark3r.layout import TokenLayout
-from spark3r.patching.patch import apply, remove
+from spark3r.patching.apply import apply, remove
 from spark3r.patching.wall import apply_wall, wall_attend
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp

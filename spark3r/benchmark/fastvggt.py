@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
+from ..patching.apply import replace_attention
 from ..patching.handle import Patch
-from ..patching.patch import replace_attention
 from ..reduction import merging
 from ..reduction.rule import ResolvedRule
 from ..reduction.steps import step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..memory import fits_into_memory, peak_extra_mb
-from ..patching.patch import remove
+from ..patching.apply import remove
 from ..runner import Runner
 from ..timing import TIMER, Latency, Timer, Treatment
 from .breakdown import PassBreakdown, SDPACall, profile_pass

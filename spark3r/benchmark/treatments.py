@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..errors import ScheduleError
+from ..patching.apply import apply
 from ..patching.handle import Patch
-from ..patching.patch import apply
 from ..patching.wall import apply_wall
 from ..reduction.operators import Operators, TokenStride
 from ..runner import Runner

@@ -167,7 +167,7 @@ def _refuse_without_pillow() -> None:
 
 def _refuse_misfit(runner: Runner, profile: Profile, schedule: str | None) -> None:
     """Raise an error for a profile that does not fit the model, before footage is decoded."""
-    from ..patching.patch import apply
+    from ..patching.apply import apply
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself gives them

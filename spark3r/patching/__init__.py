@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .apply import apply, is_applied, remove, replace_attention
 from .handle import Handle, Patch
-from .patch import apply, is_applied, remove, replace_attention
 from .wall import apply_wall, wall_attend
 
 __all__ = [

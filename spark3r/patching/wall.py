@@ -21,8 +21,8 @@ from ..reduction.operators import Operators, TemporalStride, TokenStride
 from ..reduction.rule import ResolvedRule
 from ..runner import Runner
 from ..sdpa import ReplaceSDPA
+from .apply import replace_attention
 from .handle import Attend, Patch
-from .patch import replace_attention
 
 
 def apply_wall(runner: Runner) -> Patch:

@@ -25,7 +25,7 @@ from calibrate.measure.timing import LayerTiming, PassTiming
 from calibrate.progress import Reporter
 from spark3r import Clip, Prediction, Schedule
 from spark3r.layout import TokenLayout
-from spark3r.patching.patch import is_applied
+from spark3r.patching.apply import is_applied
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.runner import Runner, dtype_of
 from spark3r.timing import Latency, Timer, Treatment

@@ -11,7 +11,7 @@ import spark3r
 from spark3r import LayerRule, PatchError, Schedule
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
-from spark3r.patching.patch import replace_attention
+from spark3r.patching.apply import replace_attention
 from spark3r.patching.wall import apply_wall, fewest_keys
 from spark3r.reduction.plans import key_value_length
 from spark3r.runner import Runner
