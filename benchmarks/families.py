@@ -32,7 +32,7 @@ from spark3r.layout import TokenLayout
 from spark3r.loading.load import load_model
 from spark3r.memory import peak_extra_mb
 from spark3r.patching.apply import replace_attention
-from spark3r.patching.handle import Patch
+from spark3r.patching.patch import Patch
 from spark3r.patching.wall import apply_wall
 from spark3r.profile import load_profile
 from spark3r.reduction.rule import ResolvedRule

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..patching.apply import replace_attention
-from ..patching.handle import Patch
+from ..patching.patch import Patch
 from ..reduction import merging
 from ..reduction.rule import ResolvedRule
 from ..reduction.steps import step

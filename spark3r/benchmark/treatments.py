@@ -11,7 +11,7 @@ from functools import partial
 
 from ..errors import ScheduleError
 from ..patching.apply import apply
-from ..patching.handle import Patch
+from ..patching.patch import Patch
 from ..patching.wall import apply_wall
 from ..reduction.operators import Operators, TokenStride
 from ..runner import Runner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .apply import apply, is_applied, remove, replace_attention
-from .handle import Handle, Patch
+from .patch import Handle, Patch
 from .wall import apply_wall, wall_attend
 
 __all__ = [

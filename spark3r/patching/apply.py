@@ -13,7 +13,7 @@ from ..families.base import Family, unwrap
 from ..identity import name_of
 from ..runner import Runner
 from ..schedule import Schedule
-from .handle import HANDLE, Attend, Handle, Patch
+from .patch import HANDLE, Attend, Handle, Patch
 
 if TYPE_CHECKING:
     from ..profile import Profile

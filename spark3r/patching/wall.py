@@ -22,7 +22,7 @@ from ..reduction.rule import ResolvedRule
 from ..runner import Runner
 from ..sdpa import ReplaceSDPA
 from .apply import replace_attention
-from .handle import Attend, Patch
+from .patch import Attend, Patch
 
 
 def apply_wall(runner: Runner) -> Patch:
