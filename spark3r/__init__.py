@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .patching.apply import apply as apply
     from .patching.apply import is_applied as is_applied
     from .patching.apply import remove as remove
-    from .patching.patch import Handle as Handle
+    from .patching.handle import Handle as Handle
     from .prediction import Prediction as Prediction
     from .profile import Profile as Profile
     from .profile import load_profile as load_profile

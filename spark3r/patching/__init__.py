@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .apply import apply, is_applied, remove, replace_attention
-from .patch import Handle, Patch
+from .handle import Handle
+from .patch import Patch
 from .wall import apply_wall, wall_attend
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,12 +13,11 @@ from ..families.base import Family, unwrap
 from ..identity import name_of
 from ..runner import Runner
 from ..schedule import Schedule
-from .patch import HANDLE, Attend, Handle, Patch
+from .handle import Handle
+from .patch import HANDLE, Attend, AttentionReplacement, Patch
 
 if TYPE_CHECKING:
     from ..profile import Profile
-
-P = TypeVar("P", bound=Patch)
 
 
 def apply(
@@ -64,7 +63,7 @@ def apply(
             raise PatchError(
                 "schedule= names one of a profile's schedules, but a Schedule was given"
             )
-        return _install(Handle(runner, profile, saves_memory=save_memory))
+        return Handle(runner, profile, saves_memory=save_memory).install()
     from ..profile import load_profile  # pydantic is not needed for a Schedule
 
     loaded = load_profile(profile)
@@ -72,7 +71,7 @@ def apply(
     _check(loaded, runner, strict)
     grids = frozenset(entry.grid for entry in loaded.measurements)
     dtypes = frozenset(entry.dtype for entry in loaded.measurements)
-    return _install(Handle(runner, chosen, grids, dtypes, save_memory))
+    return Handle(runner, chosen, grids, dtypes, save_memory).install()
 
 
 def replace_attention(runner: Runner, attend: Attend) -> Patch:
@@ -88,28 +87,7 @@ def replace_attention(runner: Runner, attend: Attend) -> Patch:
     Raises:
         PatchError: If a forward pass is under way.
     """
-    return _install(Patch(runner, attend))
-
-
-def _install(new: P) -> P:
-    """Put a patch in the place of an earlier one."""
-    root = new.root
-    if isinstance(new, Handle) and len(new.schedule.layers) != len(new.layers):
-        raise PatchError(
-            f"the schedule has {len(new.schedule.layers)} layer rules, but {type(root).__name__} "
-            f"has {len(new.layers)} global attention layers"
-        )
-    earlier: Patch | None = root.__dict__.get(HANDLE)
-    if earlier is not None:
-        earlier.refuse_if_running()
-        earlier.remove()
-    try:
-        new.install()
-    except BaseException:
-        if earlier is not None:
-            earlier.install()
-        raise
-    return new
+    return AttentionReplacement(runner, attend).install()
 
 
 def remove(model: nn.Module) -> None:

@@ -4,32 +4,27 @@ Only instances are changed: each global attention module gets a bound ``forward`
 place among them, and the family's entry module gets a pre-hook that derives the token layout of a
 pass. No module is wrapped, no class is changed, and ``state_dict`` keys stay as they are.
 
-`Patch` is the mechanism, and replaces every layer by one function. `Handle` is a patch that follows
-a schedule.
+`Patch` is the mechanism; a subclass says what a layer runs. `AttentionReplacement` runs one
+function in every layer, and a `Handle` follows a schedule.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ..compiling import assume_constant_result
-from ..errors import PatchError, Spark3rWarning
+from ..errors import PatchError
 from ..layout import TokenLayout
-from ..reduction.operators import Operators
-from ..reduction.rule import ResolvedRule
-from ..runner import Runner, dtype_name, dtype_of, matmul_dtype
-from ..schedule import Schedule
+from ..runner import Runner
 from .passes import Pass, Passes
 
 if TYPE_CHECKING:
@@ -43,10 +38,10 @@ HANDLE = "_spark3r_handle"  # on the root module
 PLACE = "_spark3r_place"  # on each global attention module
 
 
-class Patch:
-    """A replacement of a model's global attention, until it is removed.
+class Patch(ABC):
+    """A change of a model's global attention, from `install` until `remove`.
 
-    Made by `replace_attention`. As a context manager it removes itself at the end.
+    As a context manager it removes itself at the end.
 
     Attributes:
         family: Family of the model.
@@ -55,15 +50,14 @@ class Patch:
         saves_memory: True if the family's lossless memory savers are part of the patch.
     """
 
-    def __init__(self, runner: Runner, attend: Attend, saves_memory: bool = True) -> None:
+    def __init__(self, runner: Runner, saves_memory: bool = True) -> None:
         self.family = runner.family
         self.saves_memory = saves_memory
         self.root = runner.root
-        self._attend = attend
         self._modules = runner.attention
         self._entry = self.family.entry(self.root)
         self.layers = tuple(self._modules)
-        self._undo: list[_Undo] = []
+        self._undo: list[Callable[[], None]] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -90,7 +84,7 @@ class Patch:
     def remove(self) -> None:
         """Restore the model bit for bit. A second call does nothing."""
         while self._undo:
-            self._undo.pop().run()
+            self._undo.pop()()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -119,14 +113,35 @@ class Patch:
     ) -> None:
         self.remove()
 
-    def install(self) -> None:
+    def install(self) -> Self:
+        """Put the patch on the model, in the place of an earlier one, and return it.
+
+        If anything fails the model is left as it was.
+
+        Raises:
+            PatchError: If a forward pass of an earlier patch is under way in this thread, or a
+                module cannot be patched.
+        """
+        earlier: Patch | None = self.root.__dict__.get(HANDLE)
+        if earlier is not None:
+            earlier._refuse_if_running()
+            earlier.remove()
+        try:
+            self._patch_modules()
+        except BaseException:
+            if earlier is not None:
+                earlier._patch_modules()
+            raise
+        return self
+
+    def _patch_modules(self) -> None:
         """Patch every module, or none."""
         try:
             self._set(self.root, HANDLE, self)
             hook = self._entry.register_forward_pre_hook(self._open, with_kwargs=True)
-            self._undo.append(_Undo(hook.remove))
+            self._undo.append(hook.remove)
             hook = self._entry.register_forward_hook(self._close, always_call=True)
-            self._undo.append(_Undo(hook.remove))
+            self._undo.append(hook.remove)
             for index, (name, module) in enumerate(self._modules.items()):
                 if "forward" in module.__dict__ and self._replaces(index):
                     raise PatchError(
@@ -148,10 +163,10 @@ class Patch:
 
     def _set(self, module: nn.Module, name: str, value: object) -> None:
         before = module.__dict__.get(name, _ABSENT)
-        self._undo.append(_Undo(_restore, (module, name, before)))
+        self._undo.append(partial(_restore, module, name, before))
         module.__dict__[name] = value
 
-    def refuse_if_running(self) -> None:
+    def _refuse_if_running(self) -> None:
         """Raise a PatchError if this thread is inside a pass of the model."""
         if self._passes.are_running():
             raise PatchError(
@@ -176,7 +191,7 @@ class Patch:
         if not torch.compiler.is_compiling():
             self._passes.end(output)
 
-    # A patch that follows a schedule overrides the four methods below.
+    # A subclass defines `_run`. One that follows a schedule overrides the other three as well.
 
     def _replaces(self, index: int) -> bool:
         """Return True if a layer may run another function than its own forward."""
@@ -190,6 +205,7 @@ class Patch:
         """Return the pass that begins in a compiled graph."""
         return Pass(layout, ())
 
+    @abstractmethod
     def _run(
         self,
         module: nn.Module,
@@ -199,69 +215,14 @@ class Patch:
         kwargs: dict[str, Any],
     ) -> Tensor | None:
         """Return a layer's output, or None if the layer is to run its own forward."""
-        return self._attend(module, current.layout, *args, **kwargs)
 
 
-class Handle(Patch):
-    """A schedule on a model: prints its layers, pauses, and is removed again.
+class AttentionReplacement(Patch):
+    """A patch that replaces every layer by one function. Made by `replace_attention`."""
 
-    Made by `apply`. As a context manager it removes itself at the end.
-
-    Attributes:
-        schedule: The schedule.
-        grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
-        dtypes: Precisions, such as ``bfloat16``, that it was measured in; empty when unknown.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        schedule: Schedule,
-        grids: frozenset[tuple[int, int]] = frozenset(),
-        dtypes: frozenset[str] = frozenset(),
-        saves_memory: bool = True,
-    ) -> None:
-        super().__init__(runner, runner.family.attend, saves_memory)
-        self.schedule = schedule
-        self.grids = grids
-        self.dtypes = dtypes
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._resolved: dict[TokenLayout, tuple[ResolvedRule, ...]] = {}
-        self._warned: set[str] = set()
-        self._number = next(_NUMBERS)
-        _HANDLES[self._number] = self
-
-    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned", "_number")
-
-    def __str__(self) -> str:
-        state = "" if self.is_active else " (removed)"
-        width = max(len(name) for name in self.layers)
-        lines = [
-            f"spark3r on {type(self.root).__name__}{state}: family {self.family.name}, "
-            f"{len(self.layers)} global layers, length rule {self.schedule.length.mode}",
-            f"operators: {_words(self.schedule.operators)}",
-            f"{'layer':<{width}}  query  key-value",
-        ]
-        for name, rule in zip(self.layers, self.schedule.layers, strict=True):
-            own = "" if rule.operators is None else f"  {_words(rule.operators)}"
-            lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
-        return "\n".join(lines)
-
-    def _replaces(self, index: int) -> bool:
-        return not self.schedule.layers[index].is_dense or self.schedule.length.mode == "paper"
-
-    def _begun(self, layout: TokenLayout, device: str) -> Pass:
-        rules = self._resolved.get(layout)
-        if rules is None:
-            rules = self._resolved[layout] = self.schedule.resolve_within(layout)
-            self._warn(layout, rules, device)
-        return Pass(layout, rules)
-
-    def _traced(self, layout: TokenLayout, device: str) -> Pass:
-        _warn_when_traced(self._number, device, *layout.fields)
-        return Pass(layout, self.schedule.resolve_within(layout))
+    def __init__(self, runner: Runner, attend: Attend) -> None:
+        super().__init__(runner)
+        self._attend = attend
 
     def _run(
         self,
@@ -270,61 +231,8 @@ class Handle(Patch):
         current: Pass,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Tensor | None:
-        rule = current.rules[index]
-        if rule.is_dense:
-            return None
-        return self._attend(module, current.layout, rule, *args, **kwargs)
-
-    def _warn(self, layout: TokenLayout, rules: tuple[ResolvedRule, ...], device: str) -> None:
-        asked = self.schedule.resolve(layout.frames)
-        if any(
-            a.query > b.query or a.key_value > b.key_value
-            for a, b in zip(asked, rules, strict=True)
-        ):
-            self._warn_once(
-                "clamped",
-                f"some factors are larger than a clip of {layout.frames} frames of "
-                f"{layout.height}x{layout.width} patches allows; the largest possible are used",
-            )
-        longest = self.schedule.length.max_frames
-        if longest is not None and layout.frames > longest:
-            self._warn_once(
-                "length",
-                f"a clip of {layout.frames} frames is longer than the {longest} that the schedule "
-                "was measured up to; its factors are used anyway",
-            )
-        if self.grids and (layout.height, layout.width) not in self.grids:
-            self._warn_once(
-                "grid",
-                f"the schedule was not measured on frames of {layout.height}x{layout.width} "
-                "patches; its factors are used anyway",
-            )
-        if self.dtypes:
-            own = dtype_of(next(iter(self._modules.values())))
-            running = dtype_name(matmul_dtype(own, device))
-            if running not in self.dtypes:
-                self._warn_once(
-                    "dtype",
-                    f"the schedule was measured in {' or '.join(sorted(self.dtypes))}, this pass "
-                    f"runs in {running}; its factors are used anyway",
-                )
-
-    def _warn_once(self, subject: str, message: str) -> None:
-        if subject not in self._warned:
-            self._warned.add(subject)
-            warnings.warn(message, Spark3rWarning, stacklevel=2)
-
-
-@dataclass(frozen=True)
-class _Undo:
-    """One step of removing a patch; plain data, so that a patched model can be copied."""
-
-    function: Callable[..., None]
-    arguments: tuple[Any, ...] = ()
-
-    def run(self) -> None:
-        self.function(*self.arguments)
+    ) -> Tensor:
+        return self._attend(module, current.layout, *args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -337,26 +245,6 @@ class _Place:
 
 
 _ABSENT = "<absent>"
-
-
-def _words(operators: Operators) -> str:
-    return f"{operators.key_value.describe()}; queries {operators.query.describe()}"
-
-
-_NUMBERS = itertools.count()
-_HANDLES: WeakValueDictionary[int, Handle] = WeakValueDictionary()
-
-
-@assume_constant_result
-def _warn_when_traced(number: int, device: str, *fields: Any) -> bool:
-    """Warn in a traced pass as in an eager one. The result is a constant to the compiler.
-
-    The handle is named by its number, because Dynamo takes only constants here up to torch 2.8.
-    """
-    handle = _HANDLES[number]
-    layout = TokenLayout(*fields)
-    handle._warn(layout, handle.schedule.resolve_within(layout), device)
-    return True
 
 
 def _restore(module: nn.Module, name: str, before: object) -> None:

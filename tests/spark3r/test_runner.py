@@ -16,7 +16,7 @@ from spark3r import Clip, FamilyError, Schedule, Spark3rError, Spark3rWarning
 from spark3r.families import generic
 from spark3r.families.registry import FAMILIES
 from spark3r.layout import TokenLayout
-from spark3r.patching.patch import Handle
+from spark3r.patching.handle import Handle
 from spark3r.reconstruction import reconstruct
 from spark3r.runner import Runner, autocast, matmul_dtype
 

@@ -14,7 +14,7 @@ import spark3r
 from spark3r import LayerRule, Operators, Schedule, Spark3rWarning
 from spark3r.families import generic
 from spark3r.layout import TokenLayout
-from spark3r.patching.patch import Handle
+from spark3r.patching.handle import Handle
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner

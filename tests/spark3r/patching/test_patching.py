@@ -15,7 +15,7 @@ from spark3r import FamilyError, LayerRule, LayoutError, PatchError, Schedule
 from spark3r.families import generic
 from spark3r.families.registry import detect
 from spark3r.layout import TokenLayout
-from spark3r.patching.patch import Handle
+from spark3r.patching.handle import Handle
 from spark3r.reduction.rule import ResolvedRule
 
 

@@ -21,7 +21,7 @@ from spark3r import (
 )
 from spark3r.families.registry import detect
 from spark3r.identity import describe
-from spark3r.patching.patch import Handle
+from spark3r.patching.handle import Handle
 from spark3r.runner import Runner
 
 

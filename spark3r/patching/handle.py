@@ -1,0 +1,162 @@
+"""The patch that follows a schedule, as `spark3r.apply` returns it."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+from weakref import WeakValueDictionary
+
+from torch import Tensor, nn
+
+from ..compiling import assume_constant_result
+from ..errors import PatchError, Spark3rWarning
+from ..layout import TokenLayout
+from ..reduction.operators import Operators
+from ..reduction.rule import ResolvedRule
+from ..runner import Runner, dtype_name, dtype_of, matmul_dtype
+from ..schedule import Schedule
+from .passes import Pass
+from .patch import Patch
+
+
+class Handle(Patch):
+    """A schedule on a model: prints its layers, pauses, and is removed again.
+
+    Made by `apply`. As a context manager it removes itself at the end.
+
+    Attributes:
+        schedule: The schedule.
+        grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
+        dtypes: Precisions, such as ``bfloat16``, that it was measured in; empty when unknown.
+
+    Raises:
+        PatchError: If the schedule and the model have different numbers of layers.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        schedule: Schedule,
+        grids: frozenset[tuple[int, int]] = frozenset(),
+        dtypes: frozenset[str] = frozenset(),
+        saves_memory: bool = True,
+    ) -> None:
+        super().__init__(runner, saves_memory)
+        if len(schedule.layers) != len(self.layers):
+            raise PatchError(
+                f"the schedule has {len(schedule.layers)} layer rules, but "
+                f"{type(self.root).__name__} has {len(self.layers)} global attention layers"
+            )
+        self.schedule = schedule
+        self.grids = grids
+        self.dtypes = dtypes
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._resolved: dict[TokenLayout, tuple[ResolvedRule, ...]] = {}
+        self._warned: set[str] = set()
+        self._number = next(_NUMBERS)
+        _HANDLES[self._number] = self
+
+    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned", "_number")
+
+    def __str__(self) -> str:
+        state = "" if self.is_active else " (removed)"
+        width = max(len(name) for name in self.layers)
+        lines = [
+            f"spark3r on {type(self.root).__name__}{state}: family {self.family.name}, "
+            f"{len(self.layers)} global layers, length rule {self.schedule.length.mode}",
+            f"operators: {_words(self.schedule.operators)}",
+            f"{'layer':<{width}}  query  key-value",
+        ]
+        for name, rule in zip(self.layers, self.schedule.layers, strict=True):
+            own = "" if rule.operators is None else f"  {_words(rule.operators)}"
+            lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
+        return "\n".join(lines)
+
+    def _replaces(self, index: int) -> bool:
+        return not self.schedule.layers[index].is_dense or self.schedule.length.mode == "paper"
+
+    def _begun(self, layout: TokenLayout, device: str) -> Pass:
+        rules = self._resolved.get(layout)
+        if rules is None:
+            rules = self._resolved[layout] = self.schedule.resolve_within(layout)
+            self._warn(layout, rules, device)
+        return Pass(layout, rules)
+
+    def _traced(self, layout: TokenLayout, device: str) -> Pass:
+        _warn_when_traced(self._number, device, *layout.fields)
+        return Pass(layout, self.schedule.resolve_within(layout))
+
+    def _run(
+        self,
+        module: nn.Module,
+        index: int,
+        current: Pass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor | None:
+        rule = current.rules[index]
+        if rule.is_dense:
+            return None
+        return self.family.attend(module, current.layout, rule, *args, **kwargs)
+
+    def _warn(self, layout: TokenLayout, rules: tuple[ResolvedRule, ...], device: str) -> None:
+        asked = self.schedule.resolve(layout.frames)
+        if any(
+            a.query > b.query or a.key_value > b.key_value
+            for a, b in zip(asked, rules, strict=True)
+        ):
+            self._warn_once(
+                "clamped",
+                f"some factors are larger than a clip of {layout.frames} frames of "
+                f"{layout.height}x{layout.width} patches allows; the largest possible are used",
+            )
+        longest = self.schedule.length.max_frames
+        if longest is not None and layout.frames > longest:
+            self._warn_once(
+                "length",
+                f"a clip of {layout.frames} frames is longer than the {longest} that the schedule "
+                "was measured up to; its factors are used anyway",
+            )
+        if self.grids and (layout.height, layout.width) not in self.grids:
+            self._warn_once(
+                "grid",
+                f"the schedule was not measured on frames of {layout.height}x{layout.width} "
+                "patches; its factors are used anyway",
+            )
+        if self.dtypes:
+            own = dtype_of(next(iter(self._modules.values())))
+            running = dtype_name(matmul_dtype(own, device))
+            if running not in self.dtypes:
+                self._warn_once(
+                    "dtype",
+                    f"the schedule was measured in {' or '.join(sorted(self.dtypes))}, this pass "
+                    f"runs in {running}; its factors are used anyway",
+                )
+
+    def _warn_once(self, subject: str, message: str) -> None:
+        if subject not in self._warned:
+            self._warned.add(subject)
+            warnings.warn(message, Spark3rWarning, stacklevel=2)
+
+
+def _words(operators: Operators) -> str:
+    return f"{operators.key_value.describe()}; queries {operators.query.describe()}"
+
+
+_NUMBERS = itertools.count()
+_HANDLES: WeakValueDictionary[int, Handle] = WeakValueDictionary()
+
+
+@assume_constant_result
+def _warn_when_traced(number: int, device: str, *fields: Any) -> bool:
+    """Warn in a traced pass as in an eager one. The result is a constant to the compiler.
+
+    The handle is named by its number, because Dynamo takes only constants here up to torch 2.8.
+    """
+    handle = _HANDLES[number]
+    layout = TokenLayout(*fields)
+    handle._warn(layout, handle.schedule.resolve_within(layout), device)
+    return True
