@@ -262,7 +262,9 @@ def search_all(plan: Plan) -> Found:
 def show_figures(
     title: str, runs: Runs, schedules: Mapping[str, Schedule], ms: Mapping[str, float]
 ) -> None:
-    """Print every metric as a Markdown table."""
+    """Print every metric as a Markdown table; nothing without runs."""
+    if not runs:
+        return
     rows = []
     for name, means in mean_figures(runs).items():
         cells = [f"{means[column]:.4g}" if column in means else "" for column in SHOWN]

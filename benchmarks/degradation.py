@@ -13,7 +13,7 @@ factors that `calibrate` measures. Every variant is compared by clip with plain 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 
 import stages
@@ -21,12 +21,9 @@ from calibration_acceptance import compare, mean_figures
 from quality_cache import add_arguments, factors, open_cache
 from results_io import print_markdown, write_result
 
-from calibrate.budget import parse_budget
 from calibrate.defaults import KEY_VALUE_FACTORS, OFFERED, OPERATORS, QUERY_FACTORS
-from calibrate.measure.sensitivity import sensitivities
 from calibrate.search.candidates import choices
 from calibrate.search.problem import LatencyLimit, Space
-from calibrate.settings import Job, Settings
 from spark3r import Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
@@ -47,19 +44,13 @@ def main() -> None:
     add_arguments(parser, frames=24, output="degradation.json")
     options = parser.parse_args()
     cache = open_cache(options)
-    folder = stages.folder_of(cache)
-    table = stages.latency_table(cache, folder, options.target_frames)
-    settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-    job = Job(replace(cache.runner, dtype=settings.dtype), settings, "deviation")
+    table = stages.latency_table(cache, stages.folder_of(cache), options.target_frames)
     target = options.target_frames
     found: dict[str, Schedule] = {}
     tables = {}
     for name, ((query_factors, key_value_factors), _) in MEASURED.items():
-        tables[name] = sensitivities(
-            job,
-            cache.dense_of(PROBED),
-            query_factors=query_factors,
-            key_value_factors=key_value_factors,
+        tables[name] = stages.sensitivity_table(
+            cache, "deviation", PROBED, query_factors, key_value_factors
         )
     for percent, power, (name, (_, offered)) in product(options.budgets, POWERS, MEASURED.items()):
         layers = choices(

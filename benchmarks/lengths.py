@@ -33,9 +33,6 @@ from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule, operators_text
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 300, 5100
-FRAMES_A_LENGTH = 192
-"""Frames of all clips of a length together, at least one clip; twice as many are held out."""
-
 SHOWN_FACTORS = (4, 8)
 
 
@@ -46,26 +43,31 @@ def main() -> None:
     )
     stages.add_target_frames(parser)
     stages.add_budgets(parser, [25, 10])
+    parser.add_argument(
+        "--total-frames",
+        type=int,
+        default=192,
+        help="frames of all clips of one length together; twice as many are held out "
+        "(default: 192)",
+    )
     add_arguments(parser, frames=24, output="lengths.json")
     options = parser.parse_args()
     shortest = open_cache(options)
     caches = [replace(shortest, frames=frames) for frames in options.lengths]
-    drifts = {each.frames: measured_drift(each) for each in caches}
+    drifts = {each.frames: measured_drift(each, options.total_frames) for each in caches}
     rows = drift_rows(drifts)
     show_drift(rows, options.lengths)
     document = {
         "target_frames": options.target_frames,
         "drift": rows,
-        "budgets": [
-            compared(caches, drifts, percent, options.target_frames) for percent in options.budgets
-        ],
+        "budgets": [compared(caches, drifts, percent, options) for percent in options.budgets],
     }
     write_result(shortest.record() | document, options.output)
 
 
-def measured_drift(cache: QualityCache) -> pd.DataFrame:
+def measured_drift(cache: QualityCache, total_frames: int) -> pd.DataFrame:
     """Return the drift of all factors on clips of one length."""
-    count = max(1, FRAMES_A_LENGTH // cache.frames)
+    count = max(1, total_frames // cache.frames)
     seeds = CALIBRATION[FIRST_CALIBRATION : FIRST_CALIBRATION + count]
     return drift(
         cache.runner,
@@ -96,15 +98,20 @@ def show_drift(rows: list[dict[str, Any]], lengths: list[int]) -> None:
     known = {(row["what"], row["factor"], row["frames"]): row["drift"] for row in rows}
     for what in dict.fromkeys(row["what"] for row in rows):
         for factor in SHOWN_FACTORS:
-            drifts = (f"{100 * known[what, factor, frames]:.2f}" for frames in lengths)
-            cells.append((f"{what}, factor {factor}", *drifts))
+            drifts = (known.get((what, factor, frames)) for frames in lengths)
+            texts = ("" if drift is None else f"{100 * drift:.2f}" for drift in drifts)
+            cells.append((f"{what}, factor {factor}", *texts))
     print_markdown(("drift, %", *lengths), cells)
 
 
 def compared(
-    caches: list[QualityCache], drifts: dict[int, pd.DataFrame], percent: float, target: int
+    caches: list[QualityCache],
+    drifts: dict[int, pd.DataFrame],
+    percent: float,
+    options: argparse.Namespace,
 ) -> dict[str, object]:
     """Run the knapsacks of all lengths and uniform schedules at all lengths, and print them."""
+    target = options.target_frames
     table = stages.latency_table(caches[0], stages.folder_of(caches[0]), target)
     schedules: dict[str, Schedule] = {}
     for frames, measured in drifts.items():
@@ -125,7 +132,7 @@ def compared(
     lengths = [each.frames for each in caches]
     deviations: dict[str, dict[int, float]] = {name: {} for name in schedules}
     for cache in caches:
-        count = max(2, 2 * FRAMES_A_LENGTH // cache.frames)
+        count = max(2, 2 * options.total_frames // cache.frames)
         seeds = EVALUATION[FIRST_HELD_OUT : FIRST_HELD_OUT + count]
         runs = cache.complete(seeds, schedules)
         for name in schedules if runs else ():

@@ -20,7 +20,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
 import optuna
@@ -28,7 +27,6 @@ import stages
 from quality_cache import OutOfTimeError, QualityCache, add_arguments, open_cache
 from results_io import print_markdown, provenance, store_json
 
-from calibrate.budget import parse_budget
 from calibrate.defaults import (
     KEY_VALUE_FACTORS,
     LOG_WEIGHT,
@@ -38,10 +36,8 @@ from calibrate.defaults import (
     Source,
 )
 from calibrate.measure.score import score
-from calibrate.measure.sensitivity import sensitivities
 from calibrate.search.problem import LatencyLimit, SearchProblem, Space
 from calibrate.search.storage import decode, encode
-from calibrate.settings import Job, Settings
 from spark3r import LayerRule, Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from spark3r.schedule import LengthRule
@@ -119,10 +115,8 @@ class Task:
         self.budget_ms = stages.budget_ms(self.table, options.budget / 100)
         self.searched = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + options.search_clips]
         self.others = EVALUATION[FIRST_OTHER : FIRST_OTHER + options.clips]
-        settings = Settings(parse_budget("50%"), cache=folder / "sensitivities")
-        job = Job(replace(cache.runner, dtype=settings.dtype), settings, self.mode)
         problem = SearchProblem(
-            sensitivity=sensitivities(job, cache.dense_of(PROFILED)),
+            sensitivity=stages.sensitivity_table(cache, self.mode, PROFILED),
             latency=self.table.model,
             layout=self.table.layout,
             short=cache.layout,

@@ -8,29 +8,38 @@ are to be predicted only.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import pandas as pd
 from baselines import comparable_baselines
 from quality_cache import OutOfTimeError, QualityCache, effect
 from results_io import replace_file, store_json
 from stratified import stratified_schedules
 from torch import Tensor
 
-from calibrate import cli
 from calibrate.budget import parse_budget
 from calibrate.clips import Split
-from calibrate.defaults import FRAMES, OPERATORS, SEARCH_CLIPS, VALIDATION_CLIPS, Source
+from calibrate.defaults import (
+    FRAMES,
+    KEY_VALUE_FACTORS,
+    OPERATORS,
+    QUERY_FACTORS,
+    SEARCH_CLIPS,
+    VALIDATION_CLIPS,
+    Source,
+)
 from calibrate.measure.latency_model import FitReport, PassSample, check_fit
+from calibrate.measure.sensitivity import sensitivities
 from calibrate.measure.target_length import clip_of_length
 from calibrate.measure.timing import (
     LatencyTable,
@@ -45,7 +54,7 @@ from calibrate.measure.timing import (
 from calibrate.pipeline import run
 from calibrate.report.result import Calibration
 from calibrate.search.storage import decode, encode
-from calibrate.settings import Settings
+from calibrate.settings import Job, Settings
 from spark3r import Schedule
 from spark3r.patching.apply import remove
 from spark3r.reference.scenes.render import rendered_clip
@@ -145,6 +154,31 @@ def latency_table(
         replace_file(path, pickle.dumps(table))
     found: LatencyTable = pickle.loads(path.read_bytes())  # a file that this program wrote
     return found
+
+
+def sensitivity_table(
+    cache: QualityCache,
+    source: Source,
+    seeds: Sequence[int],
+    query_factors: Sequence[int] = QUERY_FACTORS,
+    key_value_factors: Sequence[int] = KEY_VALUE_FACTORS,
+) -> pd.DataFrame:
+    """Return the sensitivities on rendered clips, which are measured once.
+
+    Args:
+        cache: The model.
+        source: The quality source.
+        seeds: Seeds of the clips.
+        query_factors: Query factors of drift, by default those of `calibrate`.
+        key_value_factors: Key-value factors of drift, by default those of `calibrate`.
+    """
+    # Sensitivities do not depend on the budget, which a job needs.
+    settings = Settings(parse_budget("50%"), cache=folder_of(cache) / "sensitivities")
+    job = Job(replace(cache.runner, dtype=settings.dtype), settings, source)
+    dense = cache.dense_of(seeds)
+    return sensitivities(
+        job, dense, query_factors=query_factors, key_value_factors=key_value_factors
+    )
 
 
 def budget_ms(table: LatencyTable, share: float) -> float:
@@ -363,7 +397,7 @@ def twice(plan: Plan) -> bool | None:
 
 
 def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
-    """Return the time of `calibrate --budget` without other options, with its JSON summary.
+    """Return the time of the command `calibrate --budget`, with its JSON summary.
 
     The profile is stored beside it. None if it did not run and the deadline has passed.
     """
@@ -375,23 +409,22 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
             output = path.with_suffix(".profile.json")
             for earlier in (output, output.with_suffix(".journal")):
                 earlier.unlink(missing_ok=True)
-            printed = io.StringIO()
+            command = [sys.executable, "-m", "calibrate", "--budget", budget, "--json"]
             begin = time.monotonic()
-            with (
-                patch.dict("os.environ", {"XDG_CACHE_HOME": folder}),
-                contextlib.redirect_stdout(printed),
-            ):
-                status = cli.main(["--budget", budget, "--output", str(output), "--json"])
+            printed = subprocess.run(
+                [*command, "--output", str(output)],
+                env={**os.environ, "XDG_CACHE_HOME": folder},  # without earlier sensitivities
+                stdout=subprocess.PIPE,
+                check=True,
+            ).stdout
             total_s = time.monotonic() - begin
-            if status != 0:
-                raise RuntimeError(f"calibrate --budget {budget} exited with status {status}")
         clip = rendered_clip(CALIBRATION[0], FRAMES)
         dense = measure(lambda: plan.cache.runner.predict(clip), rounds=5)
         document = {
             "budget": budget,
             "total_s": total_s,
             "dense_forward_s": dense.median_ms / 1000,
-            "summary": json.loads(printed.getvalue()),
+            "summary": json.loads(printed),
         }
         store_json(path, document)
     found: dict[str, Any] = json.loads(path.read_text())
