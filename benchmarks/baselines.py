@@ -45,8 +45,9 @@ def comparable_baselines(found: Calibration, short: TokenLayout) -> dict[str, Sc
             scales[schedule.operators] * ms <= measured_ms(ours)
         )
 
+    sensitive = found.sensitivities.sensitive if found.sensitivities else ()
     depth, length = len(ours.schedule.layers), ours.schedule.length
     return {
-        **paper_schedules(depth, found.sensitive, length, short, fits),
+        **paper_schedules(depth, sensitive, length, short, fits),
         **uniform_schedules(depth, OPERATORS, length, short, fits),
     }

@@ -21,7 +21,7 @@ from spark3r.profile import Profile, profile_path
 from spark3r.schedule import LengthRule
 from spark3r.timing import Timer
 
-from .budget import ResolvedBudget, parse_budget, resolve
+from .budget import Budget, ResolvedBudget, parse_budget, resolve
 from .clips import Split, split_clips
 from .defaults import TRIALS, Objective, Source
 from .dry_run import plan_lines
@@ -36,7 +36,7 @@ from .measure.measurements import (
 from .measure.sensitivity import run_dense_by_role
 from .measure.target_length import target_frames
 from .progress import Reporter, StepTimes
-from .report.result import Calibration, as_budget, dense_result, make_result
+from .report.result import Calibration, make_result
 from .report.trade_off import run_trade_off
 from .search.optimizer import Optimize, require_result, run_search, search_options, solve
 from .search.problem import DeviationLimit, LatencyLimit, SearchProblem, least_latency_ms
@@ -182,7 +182,7 @@ def run(
         # Nothing is searched with an earlier profile, so no storage is needed.
         with lock_journal(None if from_profile else settings.storage):
             result = _run(job, split, from_profile)
-    return replace(result, seconds=times.seconds, skipped=split.skipped)
+    return replace(result, seconds=times.seconds)
 
 
 def plan(
@@ -226,7 +226,7 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
     least_ms = least_latency_ms(table.model, table.layout, latencies.short, job.depth)
     budget = resolved_budget(job, latencies, least_ms)
     if budget is not None and not budget.binds:
-        return dense_result(job, split, latencies, budget, origin)
+        return make_result(job, split, latencies, budget, origin)
 
     evaluator = Evaluator(job.runner, job.source, settings.objective)
     dense = run_dense_by_role(job, split)
@@ -250,10 +250,12 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
     context = CorrectionContext(job, evaluator, dense, latencies.images, optimize, origin)
     outcome = select_and_correct(context, problem, found)
 
-    if budget is None:
-        budget = as_budget(settings, outcome.decision.chosen.trial, latencies, least_ms)
+    if budget is None:  # the latency that was found within the deviation counts as the budget
+        found_ms = outcome.decision.chosen.trial.latency_ms
+        text = Budget(settings.goal_text, "clip", found_ms)
+        budget = ResolvedBudget(text, latencies.frames, found_ms, table.dense_ms, least_ms)
     trade_off = run_trade_off(job, evaluator, dense.validation, outcome)
-    return make_result(job, split, latencies, sensitivities, budget, outcome, trade_off, origin)
+    return make_result(job, split, latencies, budget, origin, sensitivities, outcome, trade_off)
 
 
 def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> ResolvedBudget | None:

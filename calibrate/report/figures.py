@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from spark3r.schedule import Schedule
+
+from ..search.optimizer import Found
+from .result import Calibration
 
 COLOURS: Mapping[str, str] = {
     "search": "#c1272d",
@@ -28,44 +30,6 @@ CEILING = 2.0
 the search would squeeze all others together."""
 
 _AXES = {"query": "queries", "key_value": "keys and values"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """The place of a schedule in the trade-off.
-
-    Attributes:
-        name: Name of the schedule. Its first word is the kind, which determines the colour.
-        latency_ms: Latency per clip.
-        score: Mean score over clips.
-    """
-
-    name: str
-    latency_ms: float
-    score: float
-
-
-@dataclass(frozen=True)
-class TradeOff:
-    """The content of the trade-off's picture.
-
-    Attributes:
-        trials: Trials of the search, on search clips.
-        verified: Verified schedules, on held-out clips.
-        budget_ms: The budget.
-        dense_ms: Dense latency.
-        wall_ms: The wall.
-        chosen: Name of the exported schedule.
-        source: Source of the scores.
-    """
-
-    trials: Sequence[Place]
-    verified: Sequence[Place]
-    budget_ms: float
-    dense_ms: float
-    wall_ms: float
-    chosen: str
-    source: str
 
 
 def sensitivity_picture(
@@ -164,41 +128,55 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
     return figure
 
 
-def trade_off_picture(shown: TradeOff) -> Figure:
-    """Draw score against latency of the trials and the verified schedules."""
+def trade_off_picture(result: Calibration, found: Found) -> Figure:
+    """Draw score against latency of the trials and the verified schedules.
+
+    The latencies of trials are predicted. They are multiplied by the slowdown of the machine since
+    the latency model, so that they compare with those of the verified schedules.
+
+    Args:
+        result: The calibration.
+        found: Its search.
+    """
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
-    worst = max((each.score for each in shown.verified), default=0.0)
+    verified = [
+        (each.name, each.latency.median_ms, each.score)
+        for each in result.verification.schedules
+        if each.latency is not None and each.score is not None
+    ]
+    worst = max((score for _, _, score in verified), default=0.0)
     ceiling = CEILING * worst if worst > 0 else np.inf
-    beyond = sum(each.score > ceiling for each in shown.trials)
-    for each in shown.trials:
-        place = (each.latency_ms, 100 * min(each.score, ceiling))
-        marker = "^" if each.score > ceiling else "o"
-        axis.scatter(*place, s=16, marker=marker, alpha=0.5, color=_colour(each.name))
-    best = np.inf
+    slowdown = result.verification.slowdown(result.latency)
+    beyond, best = 0, np.inf
     front: list[tuple[float, float]] = []
-    for each in sorted(shown.trials, key=lambda each: (each.latency_ms, each.score)):
-        if each.score < best:
-            best = each.score
-            front.append((each.latency_ms, 100 * each.score))
+    scored = [(trial.latency_ms, trial.score.mean, trial) for trial in found.trials if trial.score]
+    for latency_ms, score, trial in sorted(scored, key=lambda each: each[:2]):
+        place = (slowdown * latency_ms, 100 * min(score, ceiling))
+        marker = "^" if score > ceiling else "o"
+        axis.scatter(*place, s=16, marker=marker, alpha=0.5, color=_colour(trial.name))
+        beyond += score > ceiling
+        if score < best:
+            best = score
+            front.append((place[0], 100 * score))
     if front:
         places = zip(*front, strict=True)
         axis.step(*places, where="post", color="#999999", lw=1, label="best of the trials")
-    for each in shown.verified:
-        chosen = each.name == shown.chosen
+    for name, latency_ms, score in verified:
+        chosen = name == result.chosen.name
         axis.scatter(
-            each.latency_ms,
-            100 * each.score,
+            latency_ms,
+            100 * score,
             s=260 if chosen else 80,
             marker="*" if chosen else "D",
-            color=_colour(each.name),
+            color=_colour(name),
             edgecolor="black",
             zorder=5 if chosen else 4,
-            label=f"{each.name}{' (exported)' * chosen}",
+            label=f"{name}{' (exported)' * chosen}",
         )
-    axis.scatter(shown.dense_ms, 0.0, marker="s", color=COLOURS["dense"], label="dense", zorder=3)
-    axis.axvline(shown.wall_ms, color=COLOURS["wall"], linestyle=":", label="wall")
-    axis.axvline(shown.budget_ms, color="black", linestyle="--", linewidth=1, label="budget")
+    axis.scatter(result.dense_ms, 0.0, marker="s", color=COLOURS["dense"], label="dense", zorder=3)
+    axis.axvline(result.wall_ms, color=COLOURS["wall"], linestyle=":", label="wall")
+    axis.axvline(result.allowed_ms, color="black", linestyle="--", linewidth=1, label="budget")
     axis.axhline(0.0, color="black", linewidth=0.5)
     if beyond:
         axis.set_ylim(top=105 * ceiling)
@@ -208,7 +186,7 @@ def trade_off_picture(shown: TradeOff) -> Figure:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("latency per clip, ms")
-    axis.set_ylabel(f"{shown.source}, % (dense is 0, smaller is better)")
+    axis.set_ylabel(f"{result.source}, % (dense is 0, smaller is better)")
     axis.set_title(
         "Dots: trials, predicted latency (at the same machine speed), search clips. "
         "Large: measured latency, held-out clips",

@@ -15,9 +15,8 @@ from spark3r.schedule import operators_text
 from ..budget import number_text
 from ..defaults import OPERATORS, Source
 from ..measure.probe import FAITHFULNESS
-from ..search.optimizer import Found
 from ..verify.held_out import VerifiedSchedule
-from .figures import Place, TradeOff, schedules_picture, sensitivity_picture, trade_off_picture
+from .figures import schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
 from .summary import SOURCES, latency_text, missed, percent_text, rows, work_text
 
@@ -55,46 +54,19 @@ def write_report(result: Calibration, output: Path) -> tuple[Path, ...]:
 
 def draw(result: Calibration) -> dict[str, Figure]:
     """Return the pictures by name, none if dense meets the budget."""
-    if result.sensitivity is None or result.decision is None:
+    if result.sensitivities is None:
         return {}
+    table = result.sensitivities.table
     names = {("query", operators_text(each)): each.query.describe() for each in OPERATORS}
     names |= {("key_value", operators_text(each)): each.key_value.describe() for each in OPERATORS}
     schedules = {each.name: each.schedule for each in result.verification.schedules}
     pictures = {
-        "sensitivity": sensitivity_picture(
-            result.sensitivity, _fullest(result.sensitivity, result.source), names
-        ),
+        "sensitivity": sensitivity_picture(table, _fullest(table, result.source), names),
         "schedules": schedules_picture(schedules, result.chosen.name),
     }
     if result.found is not None:
-        pictures["trade-off"] = trade_off_picture(_trade_off(result, result.found))
+        pictures["trade-off"] = trade_off_picture(result, result.found)
     return pictures
-
-
-def _trade_off(result: Calibration, found: Found) -> TradeOff:
-    """Return the content of the trade-off's picture.
-
-    The latencies of trials are predicted. They are multiplied by the slowdown of the machine since
-    the latency model, so that they compare with those of the verified schedules.
-    """
-    slowdown = result.verification.slowdown(result.latency)
-    return TradeOff(
-        trials=[
-            Place(trial.name, slowdown * trial.latency_ms, trial.score.mean)
-            for trial in found.trials
-            if trial.score is not None
-        ],
-        verified=[
-            Place(each.name, each.latency.median_ms, each.score)
-            for each in result.verification.schedules
-            if each.latency is not None and each.score is not None
-        ],
-        budget_ms=result.allowed_ms,
-        dense_ms=result.dense_ms,
-        wall_ms=result.wall_ms,
-        chosen=result.chosen.name,
-        source=result.source,
-    )
 
 
 def _fullest(table: pd.DataFrame, source: Source) -> str:
@@ -131,23 +103,16 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         model=result.profile.model,
         measurement=measurement,
         environment=measurement.environment.model_dump(),
-        budget=result.budget,
+        result=result,
         missed=missed(result),
-        source=result.source,
         sources=[name for name in SOURCES if any(name in row["scores"] for row in table)],
         rows=table,
         figures=list(dict.fromkeys(name for row in table for name in row["figures"])),
-        reasons=() if result.decision is None else result.decision.reasons,
-        gaps=result.gaps,
         latency_report=latency_text(result),
         work=work_text(result),
-        schedules=result.profile.schedule_names(),
-        skipped=len(result.skipped),
-        trials=result.found.trials if result.found else (),
-        origin=None if result.origin is None else result.origin.name,
         drawn_by=None
-        if result.sensitivity is None
-        else _fullest(result.sensitivity, result.source).removeprefix("score."),
+        if result.sensitivities is None
+        else _fullest(result.sensitivities.table, result.source).removeprefix("score."),
         layers=result.chosen.schedule.resolve(result.budget.frames)
         if isinstance(result.chosen, VerifiedSchedule)
         else (),

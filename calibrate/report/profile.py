@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from spark3r.clips import Clip
 from spark3r.env import device_name, environment
@@ -38,39 +37,28 @@ from ..measure.timing import LatencyTable
 from ..settings import Job
 from ..verify.held_out import Verification, Verified, VerifiedSchedule
 from ..verify.selection import Decision
-from .trade_off import Point, TradeOffRuns
+from .trade_off import TradeOff
 
 BASELINES = ("uniform", "paper")
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The context of a profile's evidence.
-
-    Attributes:
-        job: The model and the request.
-        split: Clips by role.
-        table: Latencies at the target length, and the last corrected latency model.
-        budget: The budget at that length.
-    """
-
-    job: Job
-    split: Split
-    table: LatencyTable
-    budget: ResolvedBudget
-
-
 def make_profile(
-    evidence: Evidence,
+    job: Job,
+    split: Split,
+    table: LatencyTable,
+    budget: ResolvedBudget,
     verification: Verification,
     decision: Decision | None,
     sensitivity: Sequence[Sensitivity],
-    trade_off: TradeOffRuns,
+    trade_off: TradeOff,
 ) -> Profile:
     """Return the profile of the chosen schedule, its rivals, and the trade-off.
 
     Args:
-        evidence: Context of the evidence.
+        job: The model and the request.
+        split: Clips by role.
+        table: Latencies at the target length, and the last corrected latency model.
+        budget: The budget at that length.
         verification: Measurements at the end.
         decision: The schedule that becomes the default; None if dense met the budget.
         sensitivity: Records of the sensitivities.
@@ -79,7 +67,6 @@ def make_profile(
     Raises:
         ProfileError: If the parts do not make a valid profile.
     """
-    job, table = evidence.job, evidence.table
     runner, family = job.runner, job.runner.family
     record = describe(
         family.name,
@@ -89,30 +76,36 @@ def make_profile(
         weights=job.settings.weights,
     )
     dense, wall = verification.dense, verification.wall
+    budget_ms = budget.beside(dense.latency)
     schedules: dict[str, Schedule] = {}
     runs: list[ScheduleRun] = []
     baselines: list[BaselineRun] = []
     chosen = "dense" if decision is None else decision.chosen.kind
     if decision is None:
-        frames = evidence.budget.frames
+        frames = budget.frames
         schedules["dense"] = Schedule.uniform(
             job.depth, length=LengthRule("constant", frames, 1, frames)
         )
-        runs.append(_schedule_run(dense, table.dense_ms, dense, evidence))
+        runs.append(_schedule_run(dense, table.dense_ms, budget_ms))
     for each in sorted(verification.schedules, key=lambda each: each.name != chosen):
         if each.name in BASELINES and each.name != chosen:
             baselines.append(_baseline(each, chosen))
         elif each.schedule not in schedules.values():
             schedules[each.name] = each.schedule
-            runs.append(_schedule_run(each, each.predicted_ms, dense, evidence))
+            runs.append(_schedule_run(each, each.predicted_ms, budget_ms))
     dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
     slowdown = verification.slowdown(table)
-    for point in trade_off.points:
-        name = f"{dense_ms / (slowdown * point.trial.latency_ms):.2f}x"
-        if point.trial.schedule not in schedules.values() and name not in schedules:
-            schedules[name] = point.trial.schedule
-            runs.append(_point_run(point, name))
-    images = evidence.split.held_out[0].images
+    for trial, qualities in trade_off.points:
+        name = f"{dense_ms / (slowdown * trial.latency_ms):.2f}x"
+        if trial.schedule not in schedules.values() and name not in schedules:
+            schedules[name] = trial.schedule
+            figures = figure_records(qualities)
+            runs.append(
+                ScheduleRun(
+                    schedule=name, predicted_ms=trial.latency_ms, latency=None, figures=figures
+                )
+            )
+    images = split.held_out[0].images
     measurement = Measurement(
         device=device_name(runner.device),
         dtype=dtype_name(runner.precision(images)),
@@ -122,7 +115,7 @@ def make_profile(
                 implementation=f"torch sdpa ({runner.device.type})",
             ),
         ),
-        frames=evidence.budget.frames,
+        frames=budget.frames,
         grid=(table.layout.height, table.layout.width),
         latency_model=LatencyModelRecord(
             form=FORM,
@@ -137,7 +130,7 @@ def make_profile(
         or Timing(median_ms=table.wall_ms, spread_ms=0.0, n=1),
         schedules=tuple(runs),
         baselines=tuple(baselines),
-        clips=_clips(evidence.split, used=decision is not None),
+        clips=() if decision is None else _clips(split),
         # Validated from JSON, which has lists for tuples.
         environment=EnvironmentRecord.model_validate_json(json.dumps(environment())),
         seed=job.settings.seed,
@@ -148,30 +141,19 @@ def make_profile(
         schedules,
         status="measured",
         default=chosen,
-        notes=_notes(evidence, dense, decision, trade_off.points),
+        notes=_notes(job, split, table, budget, dense, decision, trade_off),
         measurements=(measurement,),
         sensitivity=sensitivity,
     )
 
 
-def _schedule_run(
-    each: Verified, predicted_ms: float, dense: Verified, evidence: Evidence
-) -> ScheduleRun:
+def _schedule_run(each: Verified, predicted_ms: float, budget_ms: float) -> ScheduleRun:
     return ScheduleRun(
         schedule=each.name,
         predicted_ms=predicted_ms,
         latency=_timing(each.latency),
-        budget_ms=evidence.budget.beside(dense.latency),
+        budget_ms=budget_ms,
         figures=figure_records(each.qualities),
-    )
-
-
-def _point_run(point: Point, name: str) -> ScheduleRun:
-    return ScheduleRun(
-        schedule=name,
-        predicted_ms=point.trial.latency_ms,
-        latency=None,
-        figures=figure_records(point.qualities),
     )
 
 
@@ -193,9 +175,7 @@ def _timing(latency: Latency | None) -> Timing | None:
     return Timing(median_ms=latency.median_ms, spread_ms=latency.spread_ms, n=latency.n)
 
 
-def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
-    if not used:
-        return ()
+def _clips(split: Split) -> tuple[ClipRecord, ...]:
     roles: tuple[tuple[Role, tuple[Clip, ...]], ...] = (
         ("search", split.search),
         ("validation", split.validation),
@@ -209,22 +189,27 @@ def _clips(split: Split, *, used: bool) -> tuple[ClipRecord, ...]:
 
 
 def _notes(
-    evidence: Evidence, dense: Verified, decision: Decision | None, points: Sequence[Point]
+    job: Job,
+    split: Split,
+    table: LatencyTable,
+    budget: ResolvedBudget,
+    dense: Verified,
+    decision: Decision | None,
+    trade_off: TradeOff,
 ) -> str:
-    goal = evidence.job.settings.goal_text
-    lines = [f"made by calibrate {goal} on {evidence.split.lengths}: {evidence.budget.text}."]
-    if evidence.table.dense_extrapolated and dense.latency is None:
+    lines = [f"made by calibrate {job.settings.goal_text} on {split.lengths}: {budget.text}."]
+    if table.dense_extrapolated and dense.latency is None:
         lines.append(
             "Dense does not fit at this length; the latency model extrapolates its latency."
         )
     if decision is None:
         lines.append("Dense meets the budget, so nothing is reduced.")
     else:
-        lines.append(f"Schedules were judged by {evidence.job.source}.")
+        lines.append(f"Schedules were judged by {job.source}.")
         lines += [f"{reason}." for reason in decision.reasons]
-    if evidence.split.skipped:
-        lines.append(f"{len(evidence.split.skipped)} frames could not be read and were skipped.")
-    if points:
+    if split.skipped:
+        lines.append(f"{len(split.skipped)} frames could not be read and were skipped.")
+    if trade_off.points:
         lines.append(
             "Schedules named by their speed-up are other points of the search's trade-off. Their "
             "latency is predicted, and their figures are from validation clips."

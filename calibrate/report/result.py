@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pandas as pd
-
 from spark3r.profile import Profile
 
-from ..budget import Budget, ResolvedBudget
+from ..budget import ResolvedBudget
 from ..clips import Split
-from ..defaults import Objective, Source
+from ..defaults import Source
 from ..measure.measurements import Latencies, Sensitivities
 from ..measure.timing import LatencyTable
-from ..search.optimizer import Found, Trial
+from ..search.optimizer import Found
 from ..settings import Job, Settings
 from ..verify.correction import Outcome
 from ..verify.held_out import Verification, Verified, time_beside_the_wall
 from ..verify.selection import Decision
-from .profile import Evidence, make_profile
-from .trade_off import TradeOffRuns
+from .profile import make_profile
+from .trade_off import TradeOff
 
 
 @dataclass(frozen=True)
@@ -29,42 +27,41 @@ class Calibration:
 
     Attributes:
         profile: The profile.
-        budget: The budget on this device.
+        settings: The request.
         source: What schedules were judged by.
-        objective: Metrics that counted.
+        split: Clips by role.
+        budget: The budget at the target length. Within a deviation it is the latency found.
         latency: Timings before the search, and the last corrected latency model.
         verification: Measurements at the end.
-        sensitivity: Sensitivities; None if dense met the budget.
-        found: The search; None if dense met the budget, or with an earlier profile.
-        decision: The exported schedule and the reasons; None if dense met the budget.
-        gaps: Mean score of the exported schedule on the clips of each role.
-        was_stopped: Whether Ctrl-C cut selection, verification or the trade-off short.
+        sensitivities: Sensitivities of the layers; None if dense met the budget.
+        outcome: The search and its decision; None if dense met the budget.
+        origin: Earlier profile that the measurements are from; None if they were measured.
+        interrupted: Whether Ctrl-C stopped the search or a later step.
         seconds: Time of each step by name.
-        searched_clips: Number of search clips.
-        sensitive: Sensitive layers by the paper's probe; empty if it did not run.
-        max_deviation: Largest deviation; None if there was a budget.
-        origin: Earlier profile whose sensitivities and latency model were taken; None if they were
-            measured.
-        skipped: Frames that could not be read, with the reason.
     """
 
     profile: Profile
-    budget: ResolvedBudget
+    settings: Settings
     source: Source
-    objective: Objective
+    split: Split
+    budget: ResolvedBudget
     latency: LatencyTable
     verification: Verification
-    sensitivity: pd.DataFrame | None = None
-    found: Found | None = None
-    decision: Decision | None = None
-    gaps: dict[str, float] = field(default_factory=dict)
-    was_stopped: bool = False
+    sensitivities: Sensitivities | None
+    outcome: Outcome | None
+    origin: Path | None
+    interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
-    searched_clips: int = 1
-    sensitive: tuple[int, ...] = ()
-    max_deviation: float | None = None
-    origin: Path | None = None
-    skipped: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> Decision | None:
+        """The exported schedule and the reasons for it; None if dense met the budget."""
+        return None if self.outcome is None else self.outcome.decision
+
+    @property
+    def found(self) -> Found | None:
+        """The search; None if nothing was searched."""
+        return self.outcome.found if self.outcome and self.outcome.found.was_run else None
 
     @property
     def chosen(self) -> Verified:
@@ -75,9 +72,17 @@ class Calibration:
         return next(each for each in self.verification.schedules if each.name == kind)
 
     @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C stopped the search or a later step."""
-        return self.was_stopped or (self.found is not None and self.found.interrupted)
+    def gaps(self) -> dict[str, float]:
+        """Mean score of the exported schedule on the clips of each role; empty without a search."""
+        if self.decision is None or self.found is None:
+            return {}
+        trial = self.decision.chosen.trial
+        scores = {
+            "search": None if trial.score is None else trial.score.mean,
+            "validation": self.decision.chosen.validation_score,
+            "held out": self.chosen.score,
+        }
+        return {role: score for role, score in scores.items() if score is not None}
 
     @property
     def dense_then_and_now(self) -> float | None:
@@ -115,101 +120,62 @@ class Calibration:
         taken = [self.seconds[step] for step in steps if step in self.seconds]
         if not runs or not taken:
             return None
-        return sum(taken) / (runs / self.searched_clips)
-
-
-def dense_result(
-    job: Job, split: Split, latencies: Latencies, budget: ResolvedBudget, origin: Path | None
-) -> Calibration:
-    """Return the result if dense meets the budget.
-
-    Args:
-        job: The job.
-        split: Clips by role.
-        latencies: Latencies at the target length.
-        budget: The budget at that length.
-        origin: Earlier profile that the latency model is from, None if it was fitted.
-    """
-    table = latencies.table
-    if not table.passes:  # an earlier profile has no timings of today
-        timed = time_beside_the_wall(job, {}, latencies.images, "latency")
-        table = replace(table, passes=timed)
-    verification = Verification(
-        Verified("dense", table.passes.get("dense")), Verified("wall", table.passes.get("wall"))
-    )
-    evidence = Evidence(job, split, table, budget)
-    return Calibration(
-        profile=make_profile(evidence, verification, None, (), TradeOffRuns()),
-        budget=budget,
-        source=job.source,
-        objective=job.settings.objective,
-        latency=table,
-        verification=verification,
-        origin=origin,
-    )
-
-
-def as_budget(
-    settings: Settings, trial: Trial, latencies: Latencies, minimum_ms: float
-) -> ResolvedBudget:
-    """Return the latency found within a deviation as a budget."""
-    asked = Budget(settings.goal_text, "clip", trial.latency_ms)
-    return ResolvedBudget(
-        asked, latencies.frames, trial.latency_ms, latencies.table.dense_ms, minimum_ms
-    )
+        return sum(taken) / (runs / len(self.split.search))
 
 
 def make_result(
     job: Job,
     split: Split,
     latencies: Latencies,
-    sensitivities: Sensitivities,
     budget: ResolvedBudget,
-    outcome: Outcome,
-    trade_off: TradeOffRuns,
     origin: Path | None,
+    sensitivities: Sensitivities | None = None,
+    outcome: Outcome | None = None,
+    trade_off: TradeOff | None = None,
 ) -> Calibration:
-    """Return the result of a calibration that exports a schedule.
+    """Return the result of a calibration.
 
     Args:
         job: The job.
         split: Clips by role.
         latencies: Latencies at the target length.
-        sensitivities: Sensitivities of the layers.
-        budget: The budget.
-        outcome: The decision and its verification.
-        trade_off: Slower and faster schedules.
+        budget: The budget at that length.
         origin: Earlier profile that the measurements are from, None if they were measured.
+        sensitivities: Sensitivities of the layers, None if dense meets the budget.
+        outcome: The search and its decision, None if dense meets the budget.
+        trade_off: Slower and faster schedules, None if there are none.
     """
-    chosen, found = outcome.decision.chosen, outcome.found
-    table = replace(latencies.table, model=outcome.problem.latency)
-    result = Calibration(
+    table = latencies.table
+    if outcome is not None:
+        table = replace(table, model=outcome.problem.latency)
+        verification = outcome.verification
+    else:
+        if not table.passes:  # an earlier profile has no timings of today
+            timed = time_beside_the_wall(job, {}, latencies.images, "latency")
+            table = replace(table, passes=timed)
+        dense, wall = (Verified(name, table.passes.get(name)) for name in ("dense", "wall"))
+        verification = Verification(dense, wall)
+    trade_off = trade_off or TradeOff()
+    stopped = outcome is not None and (outcome.interrupted or outcome.found.interrupted)
+    return Calibration(
         profile=make_profile(
-            Evidence(job, split, table, budget),
-            outcome.verification,
-            outcome.decision,
-            sensitivities.records,
+            job,
+            split,
+            table,
+            budget,
+            verification,
+            None if outcome is None else outcome.decision,
+            () if sensitivities is None else sensitivities.records,
             trade_off,
         ),
-        budget=budget,
+        settings=job.settings,
         source=job.source,
-        objective=job.settings.objective,
+        split=split,
+        budget=budget,
         latency=table,
-        verification=outcome.verification,
-        sensitivity=sensitivities.table,
-        found=found if found.was_run else None,
-        decision=outcome.decision,
-        was_stopped=outcome.interrupted or trade_off.interrupted,
-        searched_clips=len(split.search),
-        sensitive=sensitivities.sensitive,
-        max_deviation=job.settings.max_deviation,
+        verification=verification,
+        sensitivities=sensitivities,
+        outcome=outcome,
         origin=origin,
+        interrupted=stopped or trade_off.interrupted,
     )
-    if not found.was_run:
-        return result
-    gaps = {
-        "search": chosen.trial.score.mean if chosen.trial.score else None,
-        "validation": chosen.validation_score,
-        "held out": result.chosen.score,
-    }
-    return replace(result, gaps={role: gap for role, gap in gaps.items() if gap is not None})

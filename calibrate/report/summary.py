@@ -56,13 +56,14 @@ def missed(result: Calibration) -> str | None:
     chosen = result.chosen
     if not result.budget.binds:
         return None
-    if result.max_deviation is not None:
+    most = result.settings.max_deviation
+    if most is not None:
         score = chosen.score
-        if score is None or score <= ALLOWED * result.max_deviation:
+        if score is None or score <= ALLOWED * most:
             return None
         return (
             f"the exported schedule deviates by {score:.2%} on the held-out clips, and "
-            f"{result.max_deviation:.2%} are allowed"
+            f"{most:.2%} are allowed"
         )
     if chosen.latency is None:
         return "the exported schedule does not fit into memory at the target length"
@@ -164,8 +165,8 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
     if result.gaps:
         gaps = ", ".join(f"{name} {100 * value:+.2f} %" for name, value in result.gaps.items())
         print(f"{result.source} of the exported schedule on each set of clips: {gaps}")
-    if result.skipped:
-        print(f"{len(result.skipped)} images could not be read and were left out")
+    if result.split.skipped:
+        print(f"{len(result.split.skipped)} images could not be read and were left out")
     for line in (latency_text(result), work_text(result)):
         if line:
             print(line)
@@ -215,7 +216,7 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
         },
         "dense_then_and_now": result.dense_then_and_now,
         "dense_extrapolated": result.dense_extrapolated,
-        "skipped": list(result.skipped),
+        "skipped": list(result.split.skipped),
         "schedules": rows(result),
         "decision": [] if result.decision is None else list(result.decision.reasons),
         "score_by_clips": result.gaps,
@@ -231,14 +232,14 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
 
 
 def _scores(each: Verified, result: Calibration) -> dict[Source, Mean]:
-    dense = result.verification.dense.qualities
+    dense, objective = result.verification.dense.qualities, result.settings.objective
     if not each.qualities or not dense:
         return {}
     found: dict[Source, Mean] = {}
     for source in SOURCES:
         if source != "error" or all(quality.error is not None for quality in dense):
             pairs = zip(each.qualities, dense, strict=True)
-            values = [score(quality, before, source, result.objective) for quality, before in pairs]
+            values = [score(quality, before, source, objective) for quality, before in pairs]
             found[source] = mean_interval(values)
     return found
 

@@ -8,44 +8,32 @@ from dataclasses import dataclass
 from ..defaults import APART, FRONT_POINTS, TRADE_OFF_CLIPS
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import Quality
-from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
 from ..settings import Job
 from ..verify.correction import Outcome
 
 
 @dataclass(frozen=True)
-class Point:
-    """A schedule of the trade-off between latency and quality.
+class TradeOff:
+    """Slower and faster schedules than the exported one.
 
     Attributes:
-        trial: Its trial on the search clips.
-        qualities: Quality on some validation clips.
+        points: Trials of the search with their quality on some validation clips.
+        dense: Quality of the dense run on these clips.
+        interrupted: Whether Ctrl-C stopped their runs.
     """
 
-    trial: Trial
-    qualities: tuple[Quality, ...]
-
-
-@dataclass(frozen=True)
-class TradeOffRuns:
-    """The schedules of the trade-off.
-
-    Attributes:
-        points: Slower and faster schedules than the exported one.
-        dense: Quality of the dense run on the clips that the points' figures are from.
-        interrupted: Whether Ctrl-C stopped them.
-    """
-
-    points: tuple[Point, ...] = ()
+    points: tuple[tuple[Trial, tuple[Quality, ...]], ...] = ()
     dense: tuple[Quality, ...] = ()
     interrupted: bool = False
 
 
 def run_trade_off(
     job: Job, evaluator: Evaluator, validation: DenseRuns, outcome: Outcome
-) -> TradeOffRuns:
-    """Run schedules of the search's trade-off, unless the calibration was interrupted already.
+) -> TradeOff:
+    """Run schedules of the trade-off. After Ctrl-C there are none.
+
+    Schedules that fail are left out.
 
     Args:
         job: The job.
@@ -53,34 +41,32 @@ def run_trade_off(
         validation: Dense runs of the validation clips, of which `TRADE_OFF_CLIPS` are taken.
         outcome: The search, and the exported schedule.
     """
-    if outcome.interrupted:
-        return TradeOffRuns()
-    clips, chosen = validation.first(TRADE_OFF_CLIPS), outcome.decision.chosen.trial
+    trials = points(outcome.found, outcome.decision.chosen.trial)
+    if outcome.interrupted or not trials:
+        return TradeOff()
+    clips, found = validation.first(TRADE_OFF_CLIPS), []
+    progress = job.reporter.step("trade-off")
     try:
-        points = trade_off(outcome.found, chosen, evaluator, clips, job.reporter.step("trade-off"))
+        for number, trial in enumerate(trials):
+            progress(number, len(trials))
+            try:
+                found.append((trial, evaluator.qualities(trial.schedule, clips)))
+            except Exception as error:
+                if not is_failure(error):
+                    raise
+        progress(len(trials), len(trials))
     except KeyboardInterrupt:
         job.reporter.say("interrupted: exported without other schedules of the trade-off")
-        return TradeOffRuns(interrupted=True)
-    return TradeOffRuns(points, clips.qualities if points else ())
+        return TradeOff(interrupted=True)
+    return TradeOff(tuple(found), clips.qualities if found else ())
 
 
-def trade_off(
-    found: Found,
-    chosen: Trial,
-    evaluator: Evaluator,
-    validation: DenseRuns,
-    progress: Progress = no_progress,
-) -> tuple[Point, ...]:
-    """Return slower and faster schedules of the search's trade-off, run on validation clips.
-
-    Schedules that fail there are left out.
+def points(found: Found, chosen: Trial) -> list[Trial]:
+    """Return a few trials of a search's trade-off, from the fastest to the slowest.
 
     Args:
         found: The search.
         chosen: The exported trial. The others differ from it, and from each other, in latency.
-        evaluator: Runs and scores.
-        validation: Dense runs of the clips.
-        progress: Callback(schedules run, their total).
     """
     taken = [chosen]
     front = [trial for trial in found.front() if trial.schedule != chosen.schedule]
@@ -94,16 +80,4 @@ def trade_off(
         if gaps[widest] < math.log(APART):
             break
         taken.append(front.pop(widest))
-    others = sorted(taken[1:], key=lambda trial: trial.latency_ms)
-    if not others:
-        return ()
-    points = []
-    for number, trial in enumerate(others):
-        progress(number, len(others))
-        try:
-            points.append(Point(trial, evaluator.qualities(trial.schedule, validation)))
-        except Exception as error:
-            if not is_failure(error):
-                raise
-    progress(len(others), len(others))
-    return tuple(points)
+    return sorted(taken[1:], key=lambda trial: trial.latency_ms)

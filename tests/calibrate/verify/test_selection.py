@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from calibrate.report.trade_off import trade_off
+from calibrate.progress import Reporter
+from calibrate.report.trade_off import points, run_trade_off
 from calibrate.search.optimizer import Found, Score, Trial
 from calibrate.search.problem import DeviationLimit, LatencyLimit
 from calibrate.verify.held_out import verify
@@ -92,20 +93,12 @@ def test_without_validation_the_best_of_the_search_is_taken() -> None:
         choose((), BUDGET, "error")
 
 
-class Judged:
-    """Says nothing of quality."""
-
-    def qualities(self, schedule: Schedule, dense: object) -> tuple:
-        return ()
-
-
 def test_the_trade_off_spans_the_front_with_few_points() -> None:
     latencies = [50, 51, 60, 70, 80, 90, 99, 100, 120, 150, 200]
     trials = [trial(f"search {n}", ms, 1 / ms, n + 1) for n, ms in enumerate(latencies)]
     dominated = trial("uniform 1/99", 110, 5.0, 99)
     found = Found((*trials, dominated), BUDGET)
-    points = trade_off(found, trials[7], Judged(), None)  # type: ignore[arg-type]
-    kept = [point.trial.latency_ms for point in points]
+    kept = [trial.latency_ms for trial in points(found, trials[7])]
     assert len(kept) == 4
     assert kept == sorted(kept)
     assert kept[0] == 50
@@ -185,8 +178,15 @@ def test_what_deviates_too_much_in_validation_gives_way_to_what_deviates_that_mu
 
 def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
     trials = (trial("uniform 1/2", 90, 0.1, 2), trial("a", 50, 0.5, 6), trial("b", 70, 0.4, 7))
-    points = trade_off(Found(trials, BUDGET), trials[0], Broken((6,)), RUNS)  # type: ignore[arg-type]
-    assert [point.trial.name for point in points] == ["b"]
+    outcome = SimpleNamespace(
+        found=Found(trials, BUDGET),
+        decision=best_so_far(Found(trials[:1], BUDGET)),
+        interrupted=False,
+    )
+    job = SimpleNamespace(reporter=Reporter())
+    clips = SimpleNamespace(first=lambda count: RUNS)
+    found = run_trade_off(job, Broken((6,)), clips, outcome)  # type: ignore[arg-type]
+    assert [each.name for each, _ in found.points] == ["b"]
 
 
 def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
