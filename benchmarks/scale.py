@@ -4,7 +4,7 @@
     python benchmarks/scale.py da3          # about 6 minutes; needs depth-anything-3
     python benchmarks/scale.py peer         # about 4 minutes
     python benchmarks/scale.py deviation    # about 15 minutes
-    python benchmarks/scale.py report       # tables, plot and bars from what was committed
+    python benchmarks/scale.py report       # tables, plot and criteria from the committed data
     python benchmarks/scale.py gpu          # about 20 minutes on an H100, an estimate
 
 ``reference`` and ``da3`` run `spark3r.benchmark.bench` on the reference model and on the code of
