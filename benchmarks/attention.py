@@ -109,7 +109,7 @@ def reduced_calls(
 
         def matching() -> torch.Tensor:
             places = merging.match(query, plan)
-            return merging.unmerge(merging.merge(query, places, plan.kept.shape[0]), places)
+            return merging.copy_back(merging.merge(query, places, plan.kept.shape[0]), places)
 
         calls[f"matching {factors}"] = matching
     return calls
@@ -129,7 +129,7 @@ def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, An
     )
     selection = select(layout, ResolvedRule(1, 8, operators), torch.device("cpu"))
     assert selection is not None
-    mass = selection.mass
+    mass = selection.logit_bias
     assert mass is not None
     query = torch.randn(1, HEADS, layout.tokens, DIM)
     key, value = torch.randn(2, 1, HEADS, selection.length, DIM).unbind(0)

@@ -94,11 +94,11 @@ def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
         "index in the lowest bits": ("arg-max", partial(match, search=packed)),
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),
         "embedding bag (ours)": ("merge", lambda: merging.merge(query, places, length)),
-        "copying, one index (ours)": ("unmerge", lambda: merging.unmerge(merged, places)),
+        "copying, one index (ours)": ("unmerge", lambda: merging.copy_back(merged, places)),
         "linear: the fit": ("unmerge", lambda: linear.fit(merged, merged, plan)),
         "linear (ours)": (
             "unmerge",
-            lambda: linear.restore(query, merged, merged, places, plan),
+            lambda: linear.unmerge(query, merged, merged, places, plan),
         ),
         "attention, r_KV = 39": ("beside it", attention(merged, 39)),
         "attention, r_KV = 13": ("beside it", attention(merged, 13)),

@@ -179,7 +179,7 @@ class KeepMerged(Unmerging):
     name: ClassVar[str] = "merged"
     places: list[Tensor] = field(default_factory=list, compare=False)
 
-    def restore(
+    def unmerge(
         self, query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
     ) -> Tensor:
         """Return the outputs of the merged queries, ``[B, H, K, D]``."""
@@ -200,7 +200,7 @@ def merged_block(self: Any, keep: KeepMerged, x: Tensor, *args: Any, **kwargs: A
     places = keep.places.pop()
     hidden = merging.merge(x.unsqueeze(1), places, attended.shape[1]).squeeze(1)
     update = attended + self.ls2(self.mlp(self.norm2(hidden + attended)))
-    return x + merging.unmerge(update.unsqueeze(1), places).squeeze(1)
+    return x + merging.copy_back(update.unsqueeze(1), places).squeeze(1)
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def terms(rule: ResolvedRule, layout: TokenLayout) -> tuple[float, ...]:
     queries, keys = query_length(layout, rule), key_value_length(layout, rule)
     selection, merge_plan = select(layout, rule, cpu), plan(layout, rule, cpu)
     products = queries * keys / 1e6
-    has_bias = selection is not None and selection.mass is not None
+    has_bias = selection is not None and selection.logit_bias is not None
     by_index = selection is not None and selection.index is not None
     merged = 0.0 if merge_plan is None else layout.tokens / 1e3
     pairs = 0

@@ -48,14 +48,14 @@ class JointPlan:
     Attributes:
         destinations: Positions of the destinations in the full sequence, ``[d]``.
         sources: Positions of the sources, ``[s]``.
-        restore: Index of each of the N tokens in the sequence of destinations, protected tokens and
-            sources, ``[N]``.
+        place_of_token: Index of each of the N tokens in the sequence of destinations, protected
+            tokens and sources, ``[N]``.
         kept: Number of destinations and protected tokens.
     """
 
     destinations: Tensor
     sources: Tensor
-    restore: Tensor
+    place_of_token: Tensor
     kept: int
 
 
@@ -102,10 +102,13 @@ def _build(layout: TokenLayout, device: torch.device) -> JointPlan:
         mask.nonzero().squeeze(1)
         for mask in (is_destination, stays & ~is_destination, ~stays & ~is_destination)
     ]
-    restore = torch.empty(layout.tokens, dtype=torch.int64)
-    restore[torch.cat(parts)] = torch.arange(layout.tokens)
+    place_of_token = torch.empty(layout.tokens, dtype=torch.int64)
+    place_of_token[torch.cat(parts)] = torch.arange(layout.tokens)
     return JointPlan(
-        parts[0].to(device), parts[2].to(device), restore.to(device), len(parts[0]) + len(parts[1])
+        parts[0].to(device),
+        parts[2].to(device),
+        place_of_token.to(device),
+        len(parts[0]) + len(parts[1]),
     )
 
 
@@ -119,7 +122,7 @@ def joint_places(hidden: Tensor, plan: JointPlan) -> Tensor:
         for i in range(0, sources.shape[1], CHUNK)
     ]
     own = torch.arange(plan.kept, device=hidden.device).expand(hidden.shape[0], -1)
-    return torch.cat((own, *best), dim=1).index_select(1, plan.restore)
+    return torch.cat((own, *best), dim=1).index_select(1, plan.place_of_token)
 
 
 def _attend(
@@ -130,4 +133,4 @@ def _attend(
         step("merging", merging.merge, tokens, places, plan.kept) for tokens in (query, key, value)
     )
     output = F.scaled_dot_product_attention(query, key, value, **kwargs)
-    return step("unmerging", merging.unmerge, output, places)
+    return step("unmerging", merging.copy_back, output, places)

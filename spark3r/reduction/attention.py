@@ -51,8 +51,8 @@ def attend(
     places = step("matching", merging.match, query, merge_plan, operator.features)
     merged = step("merging", merging.merge, query, places, merge_plan.kept.shape[0])
     output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
-    restore = operator.unmerging.restore
-    return step("unmerging", restore, query, merged, output, places, merge_plan)
+    unmerge = operator.unmerging.unmerge
+    return step("unmerging", unmerge, query, merged, output, places, merge_plan)
 
 
 def attention_share(rules: Iterable[ResolvedRule], layout: TokenLayout) -> float:

@@ -54,19 +54,22 @@ class MergePlan:
         kept: Positions in the full sequence of the merged sequence's tokens, ``[K]``: first the
             tokens that are never merged, then the destinations group by group.
         sources: Positions in the full sequence of the sources, ``[M]``, group by group.
-        restore: Place of each of the N tokens in ``kept`` followed by ``sources``, ``[N]``.
+        place_of_token: Place of each of the N tokens in ``kept`` followed by ``sources``, ``[N]``.
         blocks: Runs of groups of equal size.
     """
 
     kept: Tensor
     sources: Tensor
-    restore: Tensor
+    place_of_token: Tensor
     blocks: tuple[GroupBlock, ...]
 
     def to(self, device: torch.device) -> MergePlan:
         """Return the plan with its tensors on a device."""
         return MergePlan(
-            self.kept.to(device), self.sources.to(device), self.restore.to(device), self.blocks
+            self.kept.to(device),
+            self.sources.to(device),
+            self.place_of_token.to(device),
+            self.blocks,
         )
 
 
@@ -106,9 +109,9 @@ def make_plan(
     none = torch.empty(0, dtype=torch.int64, device="cpu")
     kept = torch.cat((aside.nonzero().squeeze(1), *joined))
     source = torch.cat((none, *sources))
-    restore = torch.empty(layout.tokens, dtype=torch.int64, device="cpu")
-    restore[torch.cat((kept, source))] = torch.arange(layout.tokens, device="cpu")
-    return MergePlan(kept, source, restore, _blocks(shapes, int(aside.sum())))
+    place_of_token = torch.empty(layout.tokens, dtype=torch.int64, device="cpu")
+    place_of_token[torch.cat((kept, source))] = torch.arange(layout.tokens, device="cpu")
+    return MergePlan(kept, source, place_of_token, _blocks(shapes, int(aside.sum())))
 
 
 def merged_length(
@@ -176,7 +179,7 @@ def match(
             best = search(source, destination, 1).squeeze(3)  # [B, n, s]
             first = block.first_destination + d * torch.arange(n, device=query.device)
             places.append((best + first.view(1, n, 1)).flatten(1))
-    return torch.cat(places, dim=1).index_select(1, plan.restore)
+    return torch.cat(places, dim=1).index_select(1, plan.place_of_token)
 
 
 def merge(query: Tensor, places: Tensor, length: int) -> Tensor:
@@ -198,7 +201,7 @@ def merge(query: Tensor, places: Tensor, length: int) -> Tensor:
     return means.view(batch, length, heads, dim).transpose(1, 2)
 
 
-def unmerge(output: Tensor, places: Tensor) -> Tensor:
+def copy_back(output: Tensor, places: Tensor) -> Tensor:
     """Return outputs ``[B, H, K, D]`` copied to all tokens of their places, ``[B, H, N, D]``."""
     batch, heads, length, dim = output.shape
     side_by_side = output.transpose(1, 2).reshape(batch * length, heads * dim)

@@ -45,7 +45,7 @@ class Unmerging(ABC):
     fits_map: ClassVar[bool] = False
 
     @abstractmethod
-    def restore(
+    def unmerge(
         self, query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
     ) -> Tensor:
         """Return the outputs of all tokens, ``[B, H, N, D]`` in the dtype of ``output``.
@@ -69,13 +69,13 @@ class CopyUnmerging(Unmerging):
 
     name: ClassVar[str] = "copy"
 
-    def restore(
+    def unmerge(
         self, query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
     ) -> Tensor:
-        """Return the output of each token's place; see `Unmerging.restore`."""
+        """Return the output of each token's place; see `Unmerging.unmerge`."""
         from . import merging
 
-        return merging.unmerge(output, places)
+        return merging.copy_back(output, places)
 
     def describe(self) -> str:
         """Return ``copied back``."""
@@ -101,14 +101,14 @@ class LinearUnmerging(Unmerging):
     partners: int = 2
     ridge: float = 0.1
 
-    def restore(
+    def unmerge(
         self, query: Tensor, merged: Tensor, output: Tensor, places: Tensor, plan: MergePlan
     ) -> Tensor:
-        """Return the output of each token's place, moved by the map; see `Unmerging.restore`."""
+        """Return the output of each token's place, moved by the map; see `Unmerging.unmerge`."""
         from . import unmerging
 
         slope = self.fit(merged, output, plan)
-        return unmerging.unmerge(query, merged, output, places, slope)
+        return unmerging.move_by_map(query, merged, output, places, slope)
 
     def fit(self, merged: Tensor, output: Tensor, plan: MergePlan) -> Tensor:
         """Return the fitted map, ``[B, H·D, H·D]``; see `unmerging.fit`."""

@@ -106,8 +106,8 @@ def _build_selection(
     found = make(*operator).select(TokenLayout(*layout), factor)
     kept = None if found.index is None else found.index.to(device)
     exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
-    mass = None if found.mass is None else found.mass.to(device, exact)
-    return found.length, found.frames, found.frame_stride, kept, mass
+    bias = None if found.logit_bias is None else found.logit_bias.to(device, exact)
+    return found.length, found.frames, found.frame_stride, kept, bias
 
 
 @lru_cache(maxsize=64)

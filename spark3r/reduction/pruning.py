@@ -21,19 +21,20 @@ class KeySelection:
         frame_stride: Distance between kept frames if whole frames at equal distances are kept, and
             nothing else. `take` then reads a strided view and needs no index.
         index: Positions of the kept tokens in the sequence otherwise, ``[M]`` int64.
-        mass: Bias of mass correction on their attention logits, ``[M]``: more than 0 for a token
-            that also stands for dropped ones. None if no token does, or if it is switched off.
+        logit_bias: Bias of mass correction on their attention logits, ``[M]``: more than 0 for a
+            token that also stands for dropped ones. None if no token does, or if it is switched
+            off.
     """
 
     length: int
     frames: int
     frame_stride: int | None = None
     index: Tensor | None = None
-    mass: Tensor | None = None
+    logit_bias: Tensor | None = None
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """Return the bias of mass correction on the logits of the kept keys, ``[M]``, or None."""
-        return None if self.mass is None else self.mass.to(dtype)
+        return None if self.logit_bias is None else self.logit_bias.to(dtype)
 
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
         """Return the kept tokens of ``[..., N, ...]`` along a ``dim`` >= 0 as ``[..., M, ...]``."""
@@ -78,17 +79,17 @@ def thinned(
     kept = _in_sequence(layout, patches, specials, tail=True)
     length = int(kept.sum())
 
-    mass = None
+    bias = None
     if mass_correction > 0:
         masses = (_log_mass(patches, whole), _log_mass(specials, whole))
         if any(part.any() for part in masses):
-            mass = mass_correction * _in_sequence(layout, *masses, tail=0.0)[kept]
+            bias = mass_correction * _in_sequence(layout, *masses, tail=0.0)[kept]
 
     stride = torch.zeros(layout.frames, layout.tokens_per_frame, dtype=torch.bool, device="cpu")
     stride[::factor] = True
     if layout.tail == 0 and torch.equal(kept, stride.flatten()):
-        return KeySelection(length, layout.frames, frame_stride=factor, mass=mass)
-    return KeySelection(length, layout.frames, index=kept.nonzero().squeeze(1), mass=mass)
+        return KeySelection(length, layout.frames, frame_stride=factor, logit_bias=bias)
+    return KeySelection(length, layout.frames, index=kept.nonzero().squeeze(1), logit_bias=bias)
 
 
 def thinned_length(

@@ -18,7 +18,9 @@ from . import merging
 from .merging import MergePlan, head_mean, nearest, precisely
 
 
-def unmerge(query: Tensor, merged: Tensor, output: Tensor, places: Tensor, slope: Tensor) -> Tensor:
+def move_by_map(
+    query: Tensor, merged: Tensor, output: Tensor, places: Tensor, slope: Tensor
+) -> Tensor:
     """Return the outputs of all tokens: the output of each token's place, moved by a linear map.
 
     Args:
@@ -36,8 +38,8 @@ def unmerge(query: Tensor, merged: Tensor, output: Tensor, places: Tensor, slope
     limit = torch.finfo(dtype).max
     slope = slope.clamp(-limit, limit).to(dtype)
     # In place, because these tensors are as long as the clip and nothing else holds them.
-    apart = merging.unmerge(merged, places).sub_(query).to(dtype)  # zero where nothing was merged
-    moved = _side_by_side(merging.unmerge(output, places))
+    apart = merging.copy_back(merged, places).sub_(query).to(dtype)  # zero where nothing was merged
+    moved = _side_by_side(merging.copy_back(output, places))
     moved.baddbmm_(_side_by_side(apart), slope, alpha=-1)
     return moved.unflatten(2, (output.shape[1], output.shape[3])).transpose(1, 2)
 
@@ -124,7 +126,7 @@ def regress(apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float) ->
 
 def _differences(merged: Tensor, one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``[B, H, K, D]`` at places ``other`` minus that at ``one``, as ``[B, R, H·D]``."""
-    taken = (_side_by_side(merging.unmerge(merged, places)).to(dtype) for places in (other, one))
+    taken = (_side_by_side(merging.copy_back(merged, places)).to(dtype) for places in (other, one))
     return torch.sub(*taken)
 
 

@@ -35,7 +35,7 @@ few = settings(max_examples=examples(40), deadline=None)
 
 def merge_and_unmerge(query, plan):
     places = merging.match(query, plan)
-    return merging.unmerge(merging.merge(query, places, plan.kept.shape[0]), places)
+    return merging.copy_back(merging.merge(query, places, plan.kept.shape[0]), places)
 
 
 @pytest.mark.parametrize("factor", [*range(1, 26), 32])
