@@ -83,10 +83,10 @@ def forced(runner: Runner) -> Patch:
     """Return a patch under which layers run spark3r's own path with factors 1."""
     dense = ResolvedRule()
 
-    def attend(attn: nn.Module, layout: TokenLayout, *args: Any, **kwargs: Any) -> Tensor:
-        return runner.family.attend(attn, layout, dense, *args, **kwargs)
+    def forward(attn: nn.Module, layout: TokenLayout, *args: Any, **kwargs: Any) -> Tensor:
+        return runner.family.reduced_forward(attn, layout, dense, *args, **kwargs)
 
-    return replace_attention(runner, attend)
+    return replace_attention(runner, forward)
 
 
 def guarded(what: Callable[[], Any]) -> Any:

@@ -232,7 +232,7 @@ def _watch(
         known = {ResolvedRule(): 0.0}
         for candidate, rule in candidates.items():
             if rule not in known:
-                reduced = scaled(family.attend(module, layout, rule, *args, **kwargs))
+                reduced = scaled(family.reduced_forward(module, layout, rule, *args, **kwargs))
                 known[rule] = float(_rms(reduced - dense) / size)
             keep(candidate, known[rule])
 

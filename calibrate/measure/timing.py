@@ -1,7 +1,7 @@
 """Timing of a live model: its global attention layers alone, and whole passes.
 
-Layers are timed through the family's own ``attend`` on the hidden states of a real pass at the
-target length. All global layers of a model have the same size, so only the first one is timed.
+Layers are timed through the family's own ``reduced_forward`` on the hidden states of a real pass at
+the target length. All global layers of a model have the same size, so only the first one is timed.
 
 The last functions judge timings: how noisy they are, how much slower the machine has become, and
 what to conclude from a prediction and a timing that differ.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spark3r.errors import FamilyError
 from spark3r.layout import TokenLayout
 from spark3r.patching.apply import apply, remove
-from spark3r.patching.wall import apply_wall, wall_attend
+from spark3r.patching.wall import apply_wall, wall_forward
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import Runner, autocast
@@ -224,7 +224,7 @@ def time_layers(
     _require_alike(runner.attention)
     layout = runner.layout(images)
     module, args, kwargs, lowered = runner.first_attention_call(images)
-    zeros = wall_attend(family)
+    zeros = wall_forward(family)
     within: dict[ResolvedRule | None, None] = {None: None}
     within |= {clamp(rule, layout): None for rule in rules}
 
@@ -235,7 +235,7 @@ def time_layers(
                 return zeros(module, layout, *args, **kwargs)
             if rule.is_dense:
                 return module(*args, **kwargs)
-            return family.attend(module, layout, rule, *args, **kwargs)
+            return family.reduced_forward(module, layout, rule, *args, **kwargs)
 
     treatments = [
         Treatment(str(number), partial(call, rule), subject=LayerTiming(rule, layout))

@@ -63,13 +63,13 @@ def apply_fastvggt(runner: Runner) -> Patch:
     """Let the model's global attention merge as FastVGGT does until the patch is removed."""
     dense = ResolvedRule()
 
-    def attend(
+    def forward(
         attn: nn.Module, layout: TokenLayout, x: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         with ReplaceSDPA(partial(_attend, x, joint_plan(layout, x.device))):
-            return runner.family.attend(attn, layout, dense, x, *args, **kwargs)
+            return runner.family.reduced_forward(attn, layout, dense, x, *args, **kwargs)
 
-    return replace_attention(runner, attend)
+    return replace_attention(runner, forward)
 
 
 def joint_plan(layout: TokenLayout, device: torch.device) -> JointPlan:

@@ -39,9 +39,9 @@ class Family:
         entry: Return the module that every supported call goes through. Its pre-hook sees the
             input.
         layout: Return batch size B and token layout from the entry module's arguments.
-        attend: Replacement of a global attention module's forward,
-            ``attend(module, layout, rule, *args, **kwargs)`` with the module's own arguments. It
-            returns the module's output, reduced by a `ResolvedRule`.
+        reduced_forward: Replacement of a global attention module's forward,
+            ``reduced_forward(module, layout, rule, *args, **kwargs)`` with the module's own
+            arguments. It returns the module's output, reduced by a `ResolvedRule`.
         call: Run the model on one clip of images ``[S, 3, H, W]`` in [0, 1] and return its output.
             It normalises the images where the model leaves that to its caller.
         predict: Return a Prediction from the model's output and the clip's images
@@ -63,7 +63,7 @@ class Family:
     attention: Callable[[nn.Module], dict[str, nn.Module]]
     entry: Callable[[nn.Module], nn.Module]
     layout: LayoutFunction
-    attend: Callable[..., Tensor]
+    reduced_forward: Callable[..., Tensor]
     call: Callable[[nn.Module, Tensor], Any] = lambda model, images: model(images[None])
     predict: Callable[[Any, Tensor], Prediction] | None = None
     preprocess: Preprocess | None = None

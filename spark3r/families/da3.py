@@ -120,7 +120,7 @@ def _layout(
     )
 
 
-def _attend(
+def _reduced_forward(
     attn: Any,
     layout: TokenLayout,
     rule: ResolvedRule,
@@ -167,7 +167,7 @@ FAMILY = Family(
     attention=_attention,
     entry=lambda root: _backbone(root)[1],
     layout=_layout,
-    attend=_attend,
+    reduced_forward=_reduced_forward,
     call=_call,
     predict=_predict,
     preprocess=longest_side,

@@ -73,7 +73,7 @@ def generic(
         attention=lambda root: _find(root, attention),
         entry=lambda root: _get(root, entry),
         layout=find_layout,
-        attend=_attend,
+        reduced_forward=_reduced_forward,
         metadata=lambda root: (
             {"special_tokens": special} | ({} if patch_size is None else {"patch_size": patch_size})
         ),
@@ -180,7 +180,7 @@ class _Reduced:
         return attend(query, key, value, self.layout, self.rule, selection, scale=scale)
 
 
-def _attend(
+def _reduced_forward(
     attn: nn.Module, layout: TokenLayout, rule: ResolvedRule, *args: Any, **kwargs: Any
 ) -> Tensor:
     reduced = _Reduced(layout, rule)

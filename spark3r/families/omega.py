@@ -45,13 +45,13 @@ def _alternates(module: Any) -> bool:
     return has(module, *parts, _START, "patch_size") and bool(_global(module))
 
 
-def _global(aggregator: Any) -> dict[str, nn.Module]:
+def _global(entry: Any) -> dict[str, nn.Module]:
     """Return the global attention modules by their name inside the aggregator."""
-    modules = attentions(aggregator.inter_frame_blocks)
+    modules = attentions(entry.inter_frame_blocks)
     return {
         f"inter_frame_blocks.{i}.attn": attn
         for i, (attn, kind) in enumerate(
-            zip(modules, aggregator.inter_frame_attention_types, strict=False)
+            zip(modules, entry.inter_frame_attention_types, strict=False)
         )
         if kind == "global"
     }
@@ -75,12 +75,12 @@ def _aggregator(root: nn.Module) -> tuple[str, Any]:
 
 
 def _attention(root: nn.Module) -> dict[str, nn.Module]:
-    path, aggregator = _aggregator(root)
+    path, entry = _aggregator(root)
     prefix = f"{path}." if path else ""
-    return {prefix + name: attn for name, attn in _global(aggregator).items()}
+    return {prefix + name: attn for name, attn in _global(entry).items()}
 
 
-def _attend(
+def _reduced_forward(
     attn: Any,
     layout: TokenLayout,
     rule: ResolvedRule,
@@ -101,10 +101,10 @@ def _attend(
 
 def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
     # Upstream drops the outputs of layers that no head reads by itself.
-    aggregator = _aggregator(root)[1]
-    blocks, kinds = aggregator.inter_frame_blocks, aggregator.inter_frame_attention_types
+    entry = _aggregator(root)[1]
+    blocks, kinds = entry.inter_frame_blocks, entry.inter_frame_attention_types
     whole = [block for block, kind in zip(blocks, kinds, strict=False) if kind == "global"]
-    return aggregator_in_pieces(aggregator, whole)
+    return aggregator_in_pieces(entry, whole)
 
 
 FAMILY = Family(
@@ -115,7 +115,7 @@ FAMILY = Family(
     attention=_attention,
     entry=lambda root: _aggregator(root)[1],
     layout=partial(aggregator.layout, start=_START),
-    attend=_attend,
+    reduced_forward=_reduced_forward,
     predict=aggregator.predict,
     preprocess=balanced,
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),

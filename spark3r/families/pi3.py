@@ -79,7 +79,7 @@ def _layout(root: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
     )
 
 
-def _attend(
+def _reduced_forward(
     attn: Any,
     layout: TokenLayout,
     rule: ResolvedRule,
@@ -135,7 +135,7 @@ FAMILY = Family(
     attention=_attention,
     entry=lambda root: root,
     layout=_layout,
-    attend=_attend,
+    reduced_forward=_reduced_forward,
     predict=_predict,
     preprocess=first_image_area,
     metadata=_metadata,

@@ -33,7 +33,7 @@ def _attention(root: Any) -> dict[str, nn.Module]:
     return {f"aggregator.global_blocks.{i}.attn": block.attn for i, block in enumerate(blocks)}
 
 
-def _attend(
+def _reduced_forward(
     attn: Any, layout: TokenLayout, rule: ResolvedRule, x: Tensor, rope: tuple[Tensor, Tensor]
 ) -> Tensor:
     selection = select(layout, rule, x.device)
@@ -57,7 +57,7 @@ FAMILY = Family(
     attention=_attention,
     entry=lambda root: root.get_submodule("aggregator"),
     layout=partial(aggregator.layout, start=_START),
-    attend=_attend,
+    reduced_forward=_reduced_forward,
     predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
     preprocess=partial(balanced, resolution=64, patch=8),  # it was trained at 64x64 pixels
     metadata=lambda root: aggregator.metadata(root.get_submodule("aggregator"), start=_START),

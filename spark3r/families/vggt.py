@@ -67,13 +67,13 @@ def _aggregator(root: nn.Module) -> tuple[str, Any]:
 
 
 def _attention(root: nn.Module) -> dict[str, nn.Module]:
-    path, aggregator = _aggregator(root)
+    path, entry = _aggregator(root)
     prefix = f"{path}." if path else ""
-    modules = attentions(aggregator.global_blocks)
+    modules = attentions(entry.global_blocks)
     return {f"{prefix}global_blocks.{i}.attn": attn for i, attn in enumerate(modules)}
 
 
-def _attend(
+def _reduced_forward(
     attn: Any, layout: TokenLayout, rule: ResolvedRule, x: Tensor, pos: Tensor | None = None
 ) -> Tensor:
     refuse_dropout(attn)
@@ -94,7 +94,7 @@ FAMILY = Family(
     attention=_attention,
     entry=lambda root: _aggregator(root)[1],
     layout=partial(aggregator.layout, start=_START),
-    attend=_attend,
+    reduced_forward=_reduced_forward,
     predict=aggregator.predict,
     preprocess=crop_width,
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),

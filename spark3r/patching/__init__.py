@@ -5,7 +5,7 @@ from __future__ import annotations
 from .apply import apply, is_applied, remove, replace_attention
 from .handle import Handle
 from .patch import Patch
-from .wall import apply_wall, wall_attend
+from .wall import apply_wall, wall_forward
 
 __all__ = [
     "Handle",
@@ -15,5 +15,5 @@ __all__ = [
     "is_applied",
     "remove",
     "replace_attention",
-    "wall_attend",
+    "wall_forward",
 ]

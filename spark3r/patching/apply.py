@@ -14,7 +14,7 @@ from ..identity import name_of
 from ..runner import Runner
 from ..schedule import Schedule
 from .handle import Handle
-from .patch import HANDLE, Attend, AttentionReplacement, Patch
+from .patch import HANDLE, AttentionReplacement, LayerForward, Patch
 
 if TYPE_CHECKING:
     from ..profile import Profile
@@ -74,20 +74,20 @@ def apply(
     return Handle(runner, chosen, grids, dtypes, save_memory).install()
 
 
-def replace_attention(runner: Runner, attend: Attend) -> Patch:
+def replace_attention(runner: Runner, forward: LayerForward) -> Patch:
     """Replace the forward of every global attention module, until the patch is removed.
 
     An earlier patch or schedule is replaced. If anything fails the model is left as it was.
 
     Args:
         runner: The model.
-        attend: The replacement: ``attend(module, layout, *args, **kwargs)`` with the token layout
+        forward: The replacement: ``forward(module, layout, *args, **kwargs)`` with the token layout
             of the pass and the module's own arguments returns the module's output.
 
     Raises:
         PatchError: If a forward pass is under way.
     """
-    return AttentionReplacement(runner, attend).install()
+    return AttentionReplacement(runner, forward).install()
 
 
 def remove(model: nn.Module) -> None:

@@ -100,7 +100,7 @@ class Handle(Patch):
         rule = current.rules[index]
         if rule.is_dense:
             return None
-        return self.family.attend(module, current.layout, rule, *args, **kwargs)
+        return self.family.reduced_forward(module, current.layout, rule, *args, **kwargs)
 
     def _warn(self, layout: TokenLayout, rules: tuple[ResolvedRule, ...], device: str) -> None:
         asked = self.schedule.resolve(layout.frames)

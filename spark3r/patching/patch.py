@@ -30,8 +30,8 @@ from .passes import Pass, Passes
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Attend = Callable[..., Tensor]
-"""``attend(module, layout, *args, **kwargs)`` with a global attention module and the arguments of
+LayerForward = Callable[..., Tensor]
+"""``forward(module, layout, *args, **kwargs)`` with a global attention module and the arguments of
 its forward; returns what the forward would."""
 
 HANDLE = "_spark3r_handle"  # on the root module
@@ -220,9 +220,9 @@ class Patch(ABC):
 class AttentionReplacement(Patch):
     """A patch that replaces every layer by one function. Made by `replace_attention`."""
 
-    def __init__(self, runner: Runner, attend: Attend) -> None:
+    def __init__(self, runner: Runner, forward: LayerForward) -> None:
         super().__init__(runner)
-        self._attend = attend
+        self._layer_forward = forward
 
     def _run(
         self,
@@ -232,7 +232,7 @@ class AttentionReplacement(Patch):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
-        return self._attend(module, current.layout, *args, **kwargs)
+        return self._layer_forward(module, current.layout, *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ embedding, output projection and MLP. Keys and values are projected for the toke
 frame, the fewest that every family's own code accepts; of 256 frames that is 0.4 % of their
 projection.
 
-Each global attention module runs the family's ``attend``, in which
+Each global attention module runs the family's ``reduced_forward``, in which
 `F.scaled_dot_product_attention` returns zeros. A family needs no code for it.
 """
 
@@ -22,7 +22,7 @@ from ..reduction.rule import ResolvedRule
 from ..runner import Runner
 from ..sdpa import ReplaceSDPA
 from .apply import replace_attention
-from .patch import Attend, Patch
+from .patch import LayerForward, Patch
 
 
 def apply_wall(runner: Runner) -> Patch:
@@ -31,17 +31,17 @@ def apply_wall(runner: Runner) -> Patch:
     An earlier schedule on the model is replaced. The patch is used like the handle that
     `spark3r.apply` returns: ``with apply_wall(runner): ...``.
     """
-    return replace_attention(runner, wall_attend(runner.family))
+    return replace_attention(runner, wall_forward(runner.family))
 
 
-def wall_attend(family: Family) -> Attend:
+def wall_forward(family: Family) -> LayerForward:
     """Return a replacement of a global attention module's forward that attends to nothing."""
 
-    def attend(attn: nn.Module, layout: TokenLayout, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(attn: nn.Module, layout: TokenLayout, *args: Any, **kwargs: Any) -> Tensor:
         with ReplaceSDPA(_zeros):
-            return family.attend(attn, layout, fewest_keys(layout), *args, **kwargs)
+            return family.reduced_forward(attn, layout, fewest_keys(layout), *args, **kwargs)
 
-    return attend
+    return forward
 
 
 def fewest_keys(layout: TokenLayout) -> ResolvedRule:

@@ -276,14 +276,14 @@ def _count_calls(monkeypatch: pytest.MonkeyPatch, case: Case) -> list[None]:
     from spark3r.families.registry import FAMILIES
 
     calls: list[None] = []
-    attend = FAMILIES[case.family].attend
+    reduced_forward = FAMILIES[case.family].reduced_forward
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
         calls.append(None)
-        return attend(*args, **kwargs)
+        return reduced_forward(*args, **kwargs)
 
     # The record is frozen for users, but a test may replace a field.
-    monkeypatch.setitem(FAMILIES[case.family].__dict__, "attend", counted)
+    monkeypatch.setitem(FAMILIES[case.family].__dict__, "reduced_forward", counted)
     return calls
 
 

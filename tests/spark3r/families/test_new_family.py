@@ -39,7 +39,7 @@ def _heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _attend(attn: nn.Module, layout: TokenLayout, rule: ResolvedRule, x: Tensor) -> Tensor:
+def _reduced_forward(attn: nn.Module, layout: TokenLayout, rule: ResolvedRule, x: Tensor) -> Tensor:
     query, key, value = _heads(attn, x)
     selection = select(layout, rule, x.device)
     if selection is not None:
@@ -54,7 +54,7 @@ FAMILY = Family(
     attention=lambda root: {"attn": root.get_submodule("attn")},
     entry=lambda root: root,
     layout=_layout,
-    attend=_attend,
+    reduced_forward=_reduced_forward,
     metadata=lambda root: {"patch_size": PATCH, "special_tokens": 0},
 )
 

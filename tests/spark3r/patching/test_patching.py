@@ -63,7 +63,7 @@ def test_ones_forced_through_our_own_path_change_nothing(model):
     assert len(captured) == 2
     for module, (args, output) in captured.items():
         with torch.no_grad():
-            ours = family.attend(module, layout, ResolvedRule(), *args)
+            ours = family.reduced_forward(module, layout, ResolvedRule(), *args)
         assert torch.equal(ours, output)
 
 
@@ -75,9 +75,11 @@ def test_keys_projected_after_pruning_are_those_pruned_after_projection(model):
     module = next(iter(family.attention(model).values()))
     rule = ResolvedRule(1, 2)
     with torch.no_grad():
-        ours = family.attend(module, layout, rule, x, rope)
+        ours = family.reduced_forward(module, layout, rule, x, rope)
         module.qkv.register_forward_hook(lambda *_: None)  # no longer sliceable
-        assert torch.allclose(family.attend(module, layout, rule, x, rope), ours, atol=1e-6, rtol=0)
+        assert torch.allclose(
+            family.reduced_forward(module, layout, rule, x, rope), ours, atol=1e-6, rtol=0
+        )
 
 
 def test_disabled_is_dense_for_a_while(model):

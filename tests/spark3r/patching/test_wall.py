@@ -113,13 +113,13 @@ def test_any_function_replaces_attention_and_the_earlier_schedule_is_back_if_it_
     runner = Runner.of(model)
     seen: list[TokenLayout] = []
 
-    def attend(attn: nn.Module, layout: TokenLayout, x: Tensor, rope: object) -> Tensor:
+    def forward(attn: nn.Module, layout: TokenLayout, x: Tensor, rope: object) -> Tensor:
         seen.append(layout)
         return type(attn).forward(attn, x, rope)
 
     dense = runner.run(images)["depth"]
     handle = spark3r.apply(model, Schedule.uniform(LAYERS, 1, 2))
-    patch = replace_attention(runner, attend)
+    patch = replace_attention(runner, forward)
     assert not handle.is_active
     assert torch.equal(runner.run(images)["depth"], dense)
     assert seen == [runner.layout(images)] * LAYERS
@@ -138,5 +138,5 @@ def test_any_function_replaces_attention_and_the_earlier_schedule_is_back_if_it_
         model, Schedule((LayerRule(1, 2), LayerRule()))
     )  # a dense layer may have a forward of its own
     with pytest.raises(PatchError, match="has a forward of its own"):
-        replace_attention(runner, attend)
+        replace_attention(runner, forward)
     assert handle.is_active
