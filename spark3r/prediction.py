@@ -178,8 +178,6 @@ class Prediction:
         local_points: Tensor,
         confidence: Tensor,
         camera_to_world: Tensor,
-        *,
-        pixel_centre: float = PIXEL_CENTRE,
     ) -> Prediction:
         """Make a prediction from points in camera coordinates, as π³ returns them.
 
@@ -190,7 +188,6 @@ class Prediction:
             local_points: ``[S, H, W, 3]``, OpenCV axes of each camera.
             confidence: ``[S, H, W]`` or ``[S, H, W, 1]``.
             camera_to_world: ``[S, 3, 4]`` or ``[S, 4, 4]``.
-            pixel_centre: Offset of the sampled point inside a pixel.
 
         Returns:
             The prediction, in float32 or wider.
@@ -204,7 +201,7 @@ class Prediction:
                 f"local_points has shape {list(local_points.shape)} and camera_to_world "
                 f"{list(camera_to_world.shape)}, expected [S, H, W, 3] and [S, 3, 4] or [S, 4, 4]"
             )
-        intrinsics = _fit_intrinsics(local_points, pixel_centre)
+        intrinsics = _fit_intrinsics(local_points)
         points = local_points @ pose[:, None, :, :3].transpose(-1, -2) + pose[:, None, None, :, 3]
         depth, confidence = local_points[..., 2], _drop_channel(_widen(confidence))
         return cls(depth, confidence, invert_pose(pose), intrinsics, points)
@@ -231,7 +228,7 @@ def _check_rotations(rotation: Tensor) -> None:
         )
 
 
-def _fit_intrinsics(local_points: Tensor, pixel_centre: float) -> Tensor:
+def _fit_intrinsics(local_points: Tensor) -> Tensor:
     """Return intrinsics ``[S, 3, 3]`` fitted to points in front of the camera."""
     frames, height, width, _ = local_points.shape
     depth = local_points[..., 2:]
@@ -242,7 +239,7 @@ def _fit_intrinsics(local_points: Tensor, pixel_centre: float) -> Tensor:
         torch.zeros_like(local_points[..., :2]),
     )
     centre = local_points.new_tensor([width / 2, height / 2])
-    offset = pixel_grid(height, width, like=local_points, pixel_centre=pixel_centre)[..., :2]
+    offset = pixel_grid(height, width, like=local_points)[..., :2]
     offset = offset - centre
     focal = (slope * offset).sum(dim=(1, 2)) / slope.square().sum(dim=(1, 2))
     intrinsics = torch.zeros(frames, 3, 3, dtype=focal.dtype, device=focal.device)

@@ -43,7 +43,6 @@ def bench(
     dense_up_to: int | None = None,
     once_from: int | None = None,
     rounds: int = MIN_ROUNDS,
-    limit_s: float | None = None,
     cpu_time: bool = False,
     seed: int = 0,
     family: Family | str | None = None,
@@ -71,8 +70,6 @@ def bench(
             lengths at which it is; None measures it everywhere.
         once_from: Length from which on ``dense`` and ``fastvggt`` run a single time; None for none.
         rounds: Samples of each treatment, default 3.
-        limit_s: Approximate seconds for the samples at one length; None takes ``rounds`` of each.
-            Short of time a treatment has at least 3 samples, 2 if it takes 3 s, 1 if it takes 10 s.
         cpu_time: True counts the time that the process computes, summed over its threads, instead
             of the time that passes. It allows comparisons on a CPU that other processes keep busy.
         seed: Seed of the random images, default 0.
@@ -112,7 +109,6 @@ def bench(
                 images,
                 {name: chosen[name] for name in chosen if not (too_long and name == "dense")},
                 once=("dense", "fastvggt") if once else (),
-                limit_s=limit_s,
                 timer=timer,
                 progress=progress,
             )

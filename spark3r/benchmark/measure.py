@@ -41,7 +41,6 @@ def measure_side_by_side(
     treatments: Mapping[str, Apply],
     *,
     once: Collection[str] = (),
-    limit_s: float | None = None,
     timer: Timer = TIMER,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, TreatmentResult]:
@@ -52,7 +51,6 @@ def measure_side_by_side(
         images: ``[S, 3, H, W]`` on the model's device.
         treatments: The treatments by name. One that runs out of memory is left out.
         once: Names of treatments that run a single time, which gives their whole result.
-        limit_s: Approximate seconds for the samples of all treatments; None for no limit.
         timer: The timer of the latencies.
         progress: Callback(message).
     """
@@ -81,7 +79,6 @@ def measure_side_by_side(
         latencies = timer.time_in_turns(
             timed,
             device=device,
-            limit_s=limit_s,
             warmed_up=True,
             progress=lambda done, total: progress(
                 f"{len(images)} frames: {done} of {total} timed runs"

@@ -213,18 +213,15 @@ def _depth_spread(depth: Tensor, usable: Tensor) -> float:
     return float(square.sqrt()[count > 0].mean())
 
 
-def collapsed(
-    candidate: ConsistencyMetrics, dense: ConsistencyMetrics, *, keep: float = 0.5
-) -> tuple[str, ...]:
+def collapsed(candidate: ConsistencyMetrics, dense: ConsistencyMetrics) -> tuple[str, ...]:
     """Return the guards which show that a run's consistency comes from a collapse.
 
     Args:
         candidate: Metrics of the reduced run.
         dense: Metrics of the dense run on the same clip.
-        keep: Share of the dense run's spreads and visible share that a sound run keeps, a fraction.
 
     Returns:
-        Names of the figures below ``keep`` times those of the dense run; empty without a collapse.
+        Names of the figures below half of those of the dense run; empty without a collapse.
         A figure that is negligible in the dense run (below 1e-3, or 0.1 degrees for rotation), as
         on footage from a tripod, does not count.
     """
@@ -237,5 +234,5 @@ def collapsed(
     return tuple(
         name
         for name, floor in floors.items()
-        if getattr(dense, name) > floor and getattr(candidate, name) < keep * getattr(dense, name)
+        if getattr(dense, name) > floor and getattr(candidate, name) < 0.5 * getattr(dense, name)
     )

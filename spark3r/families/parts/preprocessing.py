@@ -138,23 +138,16 @@ def longest_side(images: Iterable[Image], *, side: int = 504, patch: int = 14) -
     return _stacked([_centre(*each, height, width) for each in made])
 
 
-def balanced(
-    images: Iterable[Image],
-    *,
-    resolution: int = 512,
-    patch: int = 16,
-    aspects: tuple[float, float] = (0.5, 2.0),
-) -> Preprocessed:
+def balanced(images: Iterable[Image], *, resolution: int = 512, patch: int = 16) -> Preprocessed:
     """Return frames with about the same number of patches at any aspect ratio.
 
-    Transparent pixels become white, extreme aspect ratios are cropped around the centre, and images
-    of different sizes are padded with white.
+    Transparent pixels become white. Images more than twice as high as wide, or as wide as high, are
+    cropped around the centre. Images of different sizes are padded with white.
 
     Args:
         images: Images of the frames.
         resolution: Side in pixels of the square with that number of patches.
         patch: Side of a patch in pixels.
-        aspects: Least and largest height ÷ width.
 
     Raises:
         UnfitImageError: If an image is smaller than a patch.
@@ -164,7 +157,7 @@ def balanced(
     made = []
     for image in images:
         _check_side(image, patch)
-        left, top, right, bottom = _box_within(image.size, *aspects)
+        left, top, right, bottom = _box_within(image.size, 0.5, 2.0)
         cut = _on_white(image).crop((left, top, right, bottom))
         patches = (resolution // patch) ** 2
         columns = math.sqrt(patches / (cut.height / cut.width))
