@@ -27,7 +27,7 @@ from quality_cache import add_arguments, factors, open_cache
 from results_io import print_markdown, write_result
 from scipy.stats import rankdata
 
-from calibrate.defaults import Objective, Source
+from calibrate.defaults import SOURCES, Objective
 from calibrate.measure.quality import Quality
 from calibrate.measure.score import score
 from spark3r import LayerRule, Operators, Schedule
@@ -42,7 +42,6 @@ HALF = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass
 LEVELS = {"mild": (1, 2, 4), "middle": (2, 4, 8, 16), "harsh": (8, 16, 32, 64)}
 QUERY_LEVELS = {"mild": (1, 2), "middle": (2, 3, 4), "harsh": (4, 8, 16)}
 OBJECTIVES: tuple[Objective, ...] = ("balanced", "depth", "pose", "points")
-SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 SINGLE = ("depth_log", "rotation_deg", "translation_deg", "points")
 COLUMNS = ("balanced", "depth", "pose", "points", "auc_30")
 SPLITS = 1000

@@ -49,7 +49,6 @@ from calibrate.measure.timing import (
     apply_pass,
     machine_slowdown,
     measure_latency,
-    resolved_rules,
 )
 from calibrate.pipeline import run
 from calibrate.report.result import Calibration
@@ -248,7 +247,7 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     samples = []
     for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
         ms = timed[name].median_ms / slower
-        samples.append(PassSample(name, resolved_rules(schedule, depth, table.layout), ms))
+        samples.append(PassSample(name, schedule.resolve_within(table.layout), ms))
     return check_fit(table.model, samples, table.layout)
 
 

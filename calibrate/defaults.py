@@ -12,6 +12,9 @@ Objective = Literal["balanced", "depth", "pose", "points"]
 Source = Literal["error", "consistency", "deviation"]
 """What schedules are judged by."""
 
+SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
+"""All sources, the one closest to the truth first."""
+
 # Clips
 
 FRAMES = 24

@@ -56,6 +56,11 @@ class Spark3rWarning(UserWarning):
     """Something works, but not quite as the user may expect."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 for _public in (
     Spark3rError,
     LayoutError,

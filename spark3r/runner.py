@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .clips import Clip
-from .errors import FamilyError, Spark3rError
+from .errors import FamilyError, Spark3rError, first_line
 from .families.base import Family, unwrap
 from .families.registry import detect, named_family
 from .identity import describe
@@ -226,16 +226,15 @@ def device_of(model: nn.Module) -> torch.device:
 def _does_not_run(
     error: Exception, own: torch.dtype, running: torch.dtype, device: torch.device
 ) -> str:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if own in HALF:
         return (
             f"the model does not run on {device.type} with its parameters cast to "
-            f"{dtype_name(own)} ({first_line}): leave them in float32 and let dtype say the "
+            f"{dtype_name(own)} ({reason}): leave them in float32 and let dtype say the "
             "precision, which is autocast"
         )
     return (
-        f"the model does not run in {dtype_name(running)} on {device.type} ({first_line}): use "
-        "float32"
+        f"the model does not run in {dtype_name(running)} on {device.type} ({reason}): use float32"
     )
 
 

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from spark3r import __version__
+from spark3r.cli.arguments import DTYPES
 
 from ..defaults import FRAMES, TARGET_LENGTHS, TRIALS
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """examples:
   calibrate --budget 2.5x

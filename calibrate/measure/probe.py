@@ -28,13 +28,11 @@ from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import Runner
 from spark3r.schedule import LayerRule, Schedule, operators_text
 
-from ..defaults import Objective, Source
+from ..defaults import SOURCES, Objective
 from ..progress import Progress, no_progress
 from .evaluator import DenseRuns, evaluate
 from .quality import Quality
 from .score import score
-
-_SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 
 COLUMNS = ("profiler", "operators", "layer", "axis", "factor", "metric", "mean", "spread", "clips")
 
@@ -127,7 +125,7 @@ def scores_and_figures(
     """Return every metric that all clips have, by clip: figures, and ``score.`` of each source."""
     tables = [quality.figures() for quality in qualities]
     for table, quality, reference in zip(tables, qualities, dense.qualities, strict=True):
-        for source in _SOURCES:
+        for source in SOURCES:
             if source != "error" or quality.error is not None:
                 table[f"score.{source}"] = score(quality, reference, source, objective)
     names = [name for name in tables[0] if all(name in table for table in tables)]

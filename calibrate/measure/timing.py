@@ -300,7 +300,7 @@ def resolved_rules(what: Pass, depth: int, layout: TokenLayout) -> tuple[Resolve
     if what == "wall":
         return ()
     schedule = what if isinstance(what, Schedule) else Schedule.dense(depth)
-    return tuple(clamp(rule, layout) for rule in schedule.resolve(layout.frames))
+    return schedule.resolve_within(layout)
 
 
 def _middle(factors: Sequence[int]) -> int:

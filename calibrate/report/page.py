@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from spark3r.schedule import operators_text
 
 from ..budget import number_text
-from ..defaults import OPERATORS, Source
+from ..defaults import OPERATORS, SOURCES, Source
 from ..measure.probe import FAITHFULNESS
 from ..verify.held_out import VerifiedSchedule
 from .figures import schedules_picture, sensitivity_picture, trade_off_picture
 from .result import Calibration
-from .summary import SOURCES, latency_text, missed, percent_text, rows, work_text
+from .summary import latency_text, missed, percent_text, rows, work_text
 
 if TYPE_CHECKING:
     import pandas as pd

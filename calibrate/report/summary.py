@@ -11,14 +11,12 @@ from typing import Any
 from spark3r.cli.tables import print_table
 
 from ..budget import number_text, time_text
-from ..defaults import ALLOWED, Source
+from ..defaults import ALLOWED, SOURCES, Source
 from ..measure.quality import mean_figures
 from ..measure.score import score
 from ..measure.statistics import Mean, mean_interval
 from ..verify.held_out import Verified, VerifiedSchedule
 from .result import Calibration
-
-SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 
 PROFILING = ("drift", "sensitivity", "sensitivity, all factors", "paper's probe")
 SEARCHING = ("search", "search, corrected")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Choices of ``--dtype``, the precision of a pass by autocast."""
+
 
 def add_profile(command: argparse.ArgumentParser) -> None:
     """Declare PROFILE."""

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Spark3rError
-from .arguments import add_json, add_model, parse_count, parse_grid
+from ..errors import Spark3rError, first_line
+from .arguments import DTYPES, add_json, add_model, parse_count, parse_grid
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 SCHEDULES = ("dense", "paper", "wall")
-DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("auto", "fastest", "flash", "efficient", "cudnn", "math")
 
 
@@ -175,8 +174,7 @@ def _device(name: str) -> str:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise Spark3rError(f"device '{name}' cannot be used: {reason}") from error
+        raise Spark3rError(f"device '{name}' cannot be used: {first_line(error)}") from error
     if device.type == "meta":
         raise Spark3rError("device 'meta' computes nothing: use cpu or cuda")
     return name

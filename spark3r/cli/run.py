@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .arguments import add_json, add_model, parse_count
+from .arguments import DTYPES, add_json, add_model, parse_count
 
 if TYPE_CHECKING:
     from ..io.clips import Footage
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DTYPES = ("float32", "bfloat16", "float16")
 RENDERED_PATCHES = 8
 """Rows and columns of patches of the frames of a rendered scene."""
 

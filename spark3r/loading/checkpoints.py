@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import WeightsError
+from ..errors import WeightsError, first_line
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
@@ -74,7 +74,7 @@ def _pickle(path: Path) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path} is not a whole PyTorch checkpoint ({_first_line(error)}): download it again, "
+            f"{path} is not a whole PyTorch checkpoint ({first_line(error)}): download it again, "
             "it may be truncated"
         ) from error
     if not isinstance(content, Mapping):
@@ -82,10 +82,6 @@ def _pickle(path: Path) -> Mapping[str, Any]:
             f"{path} holds an object of type {type(content).__name__}, expected named tensors"
         )
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str, unused: Iterable[str]) -> None:

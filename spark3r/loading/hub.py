@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import WeightsError
+from ..errors import WeightsError, first_line
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
 """``owner/name``, or ``owner/name/file``."""
@@ -46,7 +46,7 @@ def fetch(name: str) -> Path:
     except Exception as error:  # network, access rights, cache: the user must see all of them
         raise WeightsError(
             f"'{name}' is not a file on this machine, and its download from Hugging Face failed "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). For a gated "
+            f"({type(error).__name__}: {first_line(error)[:200]}). For a gated "
             "model, accept its terms there and run `hf auth login`; without a network, give the "
             "path of a checkpoint"
         ) from error

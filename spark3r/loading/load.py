@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import FamilyError, WeightsError
+from ..errors import FamilyError, WeightsError, first_line
 from ..families.base import unwrap
 from ..families.registry import FAMILIES
 from ..identity import remember_name
@@ -178,7 +178,7 @@ def _moved(name: str, model: nn.Module, device: torch.device | str) -> nn.Module
         return model.to(device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise FamilyError(
-            f"model '{name}' cannot be moved to device '{device}': {str(error).splitlines()[0]}"
+            f"model '{name}' cannot be moved to device '{device}': {first_line(error)}"
         ) from error
 
 

@@ -22,7 +22,6 @@ from calibrate.measure.latency_model import (
 from calibrate.measure.timing import (
     layer_grid,
     measure_latency,
-    resolved_rules,
     time_layers,
     time_passes,
 )
@@ -74,7 +73,7 @@ def layer_samples(noise: float, seed: int, outliers: int = 0) -> list[LayerSampl
 
 def pass_sample(name: str, schedule: Schedule, noise: float, rng: random.Random) -> PassSample:
     ms = TRUTH.predict_ms(schedule, LAYOUT) * rng.lognormvariate(0, noise)
-    return PassSample(name, resolved_rules(schedule, DEPTH, LAYOUT), ms)
+    return PassSample(name, schedule.resolve_within(LAYOUT), ms)
 
 
 def anchors(noise: float, seed: int, dense: bool = True) -> list[PassSample]:
