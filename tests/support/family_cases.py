@@ -16,6 +16,7 @@ from typing import Any
 import stand_ins
 import torch
 import upstream_models as upstream
+from small_models import make_model
 from torch import Tensor, nn
 
 from spark3r import LayerRule, Schedule
@@ -49,6 +50,7 @@ class Case:
 
 DA3_PACKAGES = ("depth_anything_3", "addict", "omegaconf", "einops")
 ALL_CASES = (
+    Case("reference", "reference", make_model, 2, patch_size=8),
     Case("vggt-stand-in", "vggt", stand_ins.Vggt, 3),
     Case("pi3-stand-in", "pi3", stand_ins.Pi3, 3),
     Case("pi3x-stand-in", "pi3", stand_ins.Pi3X, 3),

@@ -19,7 +19,11 @@ TOLERANCE = 1e-5
 DECIDED = 1e-6
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# The oracle rotates by positions, but layers of the reference model are given tables.
+WITH_POSITIONS = [case for case in CASES if case.family != "reference"]
+
+
+@pytest.mark.parametrize("case", WITH_POSITIONS, ids=str)
 @pytest.mark.parametrize(
     ("frames", "rows", "columns"), [(7, 2, 3), (104, 1, 2)], ids=["uniform", "paper"]
 )
