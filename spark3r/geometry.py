@@ -171,7 +171,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     """Return the rotation matrices of quaternions, which need not have unit length.
 
-    Differentiable everywhere, the zero quaternion included: it maps to the identity.
+    It is differentiable everywhere. The zero quaternion maps to the identity.
 
     Args:
         quaternion: ``[..., 4]``, order XYZW (scalar last).

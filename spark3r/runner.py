@@ -269,7 +269,7 @@ def matmul_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
 
     Without autocast that is ``dtype``.
     """
-    # A product itself is asked, because versions of torch differ in how autocast is asked.
+    # The precision is that of a product, because versions of torch differ in how they report it.
     one = torch.ones(1, 1, dtype=dtype, device=device)
     return (one @ one).dtype
 

@@ -301,7 +301,10 @@ def measure(
 def warm_up(
     call: Call, stopwatch: Stopwatch, seconds: float, clock: Clock = time.perf_counter
 ) -> None:
-    """Repeat a call until the seconds are over, at least once; 0 or less is not at all."""
+    """Repeat a call until the seconds are over, at least once.
+
+    With 0 seconds or less the call is not made.
+    """
     begin = clock()
     while clock() - begin < seconds:
         stopwatch(call)

@@ -100,7 +100,7 @@ def measure_side_by_side(
 def bare_attention(calls: tuple[SDPACall, ...], device: torch.device) -> Callable[[], None]:
     """Return a function that computes attention calls one after the other on random numbers.
 
-    Calls of equal shapes share their numbers. A bias is one of zeros, which costs as much.
+    Calls of equal shapes share their numbers. A bias is replaced by zeros, which cost as much.
     """
 
     def random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -171,7 +171,7 @@ def point_metrics(
     origin = flat_target.double().mean(dim=0)
 
     def normalise(points: Tensor) -> Tensor:
-        # Around 0 and of the order of 1, so that float32 resolves 1e-7 of the scene.
+        # Points lie around 0 and are of the order of 1, so float32 resolves 1e-7 of the scene.
         return ((points.double() - origin) / size).float()
 
     source = normalise(alignment.apply(sample_evenly(flat_predicted, max_points)))

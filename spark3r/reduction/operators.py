@@ -84,7 +84,7 @@ class CopyUnmerging(Unmerging):
 
 @dataclass(frozen=True)
 class LinearUnmerging(Unmerging):
-    """A linear map, fitted in the pass, tells the outputs of merged queries apart again.
+    """A linear map, fitted in the pass, gives tokens of a merged query different outputs again.
 
     See `unmerging` for the mathematics and docs/method/queries.md for the choice of the defaults.
 

@@ -49,7 +49,8 @@ def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> Merge
         return None
     operator = rule.operators.query
     found = _plan(layout.fields, index(rule.query), type(operator), operator.values, device)
-    return found if found.blocks else None  # a clip of the anchor frame alone, left alone
+    # Nothing is merged if the anchor frame is the whole clip and takes no part.
+    return found if found.blocks else None
 
 
 def key_value_length(layout: TokenLayout, rule: ResolvedRule) -> int:
@@ -105,7 +106,7 @@ def _build_selection(
 ) -> _Parts:
     found = make(*operator).select(TokenLayout(*layout), factor)
     kept = None if found.index is None else found.index.to(device)
-    exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
+    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     bias = None if found.logit_bias is None else found.logit_bias.to(device, exact)
     return found.length, found.frames, found.frame_stride, kept, bias
 

@@ -28,7 +28,7 @@ def observed(observer: Observer) -> Iterator[None]:
 def step(name: str, function: Callable[..., T], *args: object) -> T:
     """Return ``function(*args)``, run as a step of this name.
 
-    Without an observer this is the plain call; to a compiler the absence is a constant.
+    Without an observer this is the plain call, and that is also what a compiler traces.
     """
     if _observer is None:
         return function(*args)

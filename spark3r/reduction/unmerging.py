@@ -1,4 +1,4 @@
-"""Linear unmerging: the outputs of the tokens of one merged query are told apart again.
+"""Linear unmerging: the tokens of one merged query get outputs that differ again.
 
 Attention is smooth in the query. Near a merged query q̄ its output is about o(q̄) + (q - q̄)·J. The
 matrix J is fitted to results that the pass already has: destinations are compared with the most
@@ -61,7 +61,7 @@ def fit(merged: Tensor, output: Tensor, one: Tensor, other: Tensor, ridge: float
         dtype = torch.promote_types(merged.dtype, torch.float32)
         apart = _differences(merged, one, other, dtype)
         output_apart = _differences(output, one, other, dtype)
-        # Queries that differ by rounding alone carry no information.
+        # Differences that come from rounding alone carry no information.
         size = merged.to(dtype).square().mean(dim=(1, 2, 3))
         rounding = torch.finfo(merged.dtype).eps ** 2 * size
         return regress(apart, output_apart, one.shape[1] * rounding, ridge)
@@ -93,7 +93,7 @@ def similar_pairs(
             count = min(d, math.ceil(d * share))
             chosen = torch.arange(count, device=device) * d // count  # evenly over the group
             group = compared.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
-            # The most similar one is the destination itself or a twin, which carries nothing.
+            # The most similar one is the destination itself or an equal one: it is left out.
             found = nearest(group.index_select(2, chosen), group, min(d, 1 + partners))[..., 1:]
             first = block.first_destination + d * torch.arange(n, device=device).view(n, 1, 1)
             other.append((first + found).flatten(1))
@@ -116,7 +116,7 @@ def regress(apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float) ->
     square = apart.transpose(1, 2) @ apart
     diagonal = square.diagonal(dim1=1, dim2=2)
     added = ridge * diagonal.mean(dim=1) + least
-    # Without it, queries that do not differ at all would divide zero by zero.
+    # Without this term, queries that do not differ at all would divide zero by zero.
     added = (added + torch.finfo(added.dtype).tiny ** 0.5).unsqueeze(1)
     # A failure is not raised, because that would wait for the device.
     factor, failed = torch.linalg.cholesky_ex(square + torch.diag_embed(added.expand_as(diagonal)))

@@ -167,7 +167,7 @@ def fit(
     place = {members[0]: place for place, members in enumerate(sets)}
     groups = [[place[token] for token in tokens] for tokens, _ in merge_groups(layout, rule)]
     width = merged.shape[0] * merged.shape[2]
-    if not groups:  # a clip of the anchor frame alone, left alone
+    if not groups:  # the anchor frame is the whole clip and takes no part
         return torch.zeros(width, width, dtype=torch.float64)
     wanted = unmerging.compared_per_feature * width
     share = wanted / sum(len(places) for places in groups)

@@ -59,7 +59,7 @@ def _layers(
 ) -> _Layers:
     """Return patch tokens ``[B, S, h * w, 2C]`` and camera token ``[B, S, 2C]`` of each layer.
 
-    Stands in for the method of upstream's transformer.
+    It replaces the method of upstream's transformer.
     """
     if torch.is_grad_enabled():
         output: _Layers = type(self).get_intermediate_layers(

@@ -89,7 +89,7 @@ def _is_plain(module: nn.Module) -> bool:
 def _look_up(self: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
     """Rotate ``[B, H, N, D]`` by integer positions ``[B, N, 2]``, row and column.
 
-    Stands in for the forward of upstream's embedding.
+    It replaces the forward of upstream's embedding.
     """
     half = tokens.shape[-1] // 2
     cos, sin = _all_positions(half, base_frequency(self), tokens.dtype, tokens.device)
