@@ -1,4 +1,4 @@
-"""Queries against keys and values: what Figures 1 and 5 of the Spark3R paper show, on our model.
+"""Queries against keys and values: Figures 1 and 5 of the Spark3R paper on the reference model.
 
     python benchmarks/asymmetry.py --clips 24 --frames 48
 
@@ -37,15 +37,14 @@ from rich.table import Table
 from torch import Tensor
 
 import spark3r
+from spark3r import LayerRule, Operators, QueryMerging, Schedule
 from spark3r.benchmark.treatments import THINNED
 from spark3r.families.registry import detect
 from spark3r.geometry import decode_pose
 from spark3r.identity import fingerprint
 from spark3r.metrics import log_depth_deviation, relative_pose_errors
-from spark3r.reduction.operators import Operators, QueryMerging
 from spark3r.reference import ReferenceModel, load
 from spark3r.reference.scenes.seeds import EVALUATION
-from spark3r.schedule import LayerRule, Schedule
 from training.evaluate import evaluation_clip, path_times, score, select
 
 FACTORS = (2, 3, 4, 8, 16, 32)

@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 from results_io import write_result
 
+from spark3r import Operators, TokenLayout, TokenStride
 from spark3r.benchmark.result import growth_exponent
-from spark3r.layout import TokenLayout
 from spark3r.memory import peak_extra_mb
 from spark3r.reduction import merging, plans
 from spark3r.reduction.attention import attend
-from spark3r.reduction.operators import Operators, TokenStride
 from spark3r.reduction.plans import key_value_length, query_length, select
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.timing import Latency, interleaved

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from calibrate import Calibration
 from calibrate.defaults import OPERATORS
-from calibrate.report.result import Calibration
 from calibrate.search.baselines import paper_schedules, uniform_schedules
 from calibrate.verify.held_out import VerifiedSchedule
-from spark3r import Schedule
-from spark3r.layout import TokenLayout
+from spark3r import Schedule, TokenLayout
 
 
 def comparable_baselines(found: Calibration, short: TokenLayout) -> dict[str, Schedule]:

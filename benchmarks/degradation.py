@@ -24,9 +24,8 @@ from results_io import print_markdown, write_result
 from calibrate.defaults import KEY_VALUE_FACTORS, OFFERED, OPERATORS, QUERY_FACTORS
 from calibrate.search.candidates import choices
 from calibrate.search.problem import LatencyLimit, Space
-from spark3r import Schedule
+from spark3r import LengthRule, Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
-from spark3r.schedule import LengthRule
 
 PROBED, FIRST_CLIP = CALIBRATION[300:308], 5100
 POWERS = (1.0, 1.5, 2.0)

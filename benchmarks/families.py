@@ -27,14 +27,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spark3r
-from spark3r import Schedule
-from spark3r.layout import TokenLayout
-from spark3r.loading.load import load_model
+from spark3r import Schedule, TokenLayout, load_model, load_profile
 from spark3r.memory import peak_extra_mb
 from spark3r.patching.apply import replace_attention
 from spark3r.patching.patch import Patch
 from spark3r.patching.wall import apply_wall
-from spark3r.profile import load_profile
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner
 from spark3r.timing import Timer, Treatment

@@ -27,10 +27,10 @@ from calibrate.defaults import KEY_VALUE_FACTORS, OPERATORS, QUERY_FACTORS
 from calibrate.measure.probe import FAITHFULNESS
 from calibrate.measure.residual_drift import drift
 from calibrate.search.problem import LatencyLimit, SearchProblem
-from spark3r import Schedule
+from spark3r import LengthRule, Schedule
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
-from spark3r.schedule import LengthRule, operators_text
+from spark3r.schedule import operators_text
 
 FIRST_CALIBRATION, FIRST_HELD_OUT = 300, 5100
 SHOWN_FACTORS = (4, 8)

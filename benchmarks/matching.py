@@ -23,8 +23,8 @@ from operators import all_heads, first_head, random_projection
 from results_io import write_result
 from torch import Tensor
 
+from spark3r import TokenLayout
 from spark3r.cli.tables import print_table
-from spark3r.layout import TokenLayout
 from spark3r.reduction import merging, plans
 from spark3r.reduction.operators import LinearUnmerging
 from spark3r.reduction.rule import ResolvedRule

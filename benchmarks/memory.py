@@ -36,11 +36,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import spark3r
-from spark3r import Operators, Schedule
+from spark3r import Operators, QueryMerging, Schedule, load_profile
 from spark3r.loading.upstream import UPSTREAMS
 from spark3r.memory import peak_extra_mb
-from spark3r.profile import load_profile
-from spark3r.reduction.operators import QueryMerging
 from spark3r.sdpa import ReplaceSDPA
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))

@@ -24,20 +24,21 @@ from results_io import write_result
 from torch import Tensor
 
 import spark3r
-from spark3r import Clip, Operators, Prediction, Schedule
+from spark3r import (
+    Clip,
+    Operators,
+    Prediction,
+    QueryMerging,
+    Schedule,
+    TemporalStride,
+    TokenLayout,
+    TokenStride,
+)
 from spark3r.identity import fingerprint
-from spark3r.layout import TokenLayout
 from spark3r.metrics import depth_metrics, log_depth_deviation, pose_metrics
 from spark3r.reduction import lattice, unmerging
 from spark3r.reduction.merging import MergePlan
-from spark3r.reduction.operators import (
-    UNMERGINGS,
-    KeyValuePruning,
-    LinearUnmerging,
-    QueryMerging,
-    TemporalStride,
-    TokenStride,
-)
+from spark3r.reduction.operators import UNMERGINGS, KeyValuePruning, LinearUnmerging
 from spark3r.reference import load
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION

@@ -36,15 +36,13 @@ from allocator import keep_freed_memory
 from results_io import write_result
 from torch import Tensor, nn
 
-from spark3r import Clip, Prediction
+from spark3r import Clip, FamilyError, Prediction, Spark3rError, load_model
 from spark3r.benchmark.api import GRID, REFERENCE_GRID
 from spark3r.benchmark.treatments import Apply, treatments
 from spark3r.cli.arguments import parse_grid
 from spark3r.cli.tables import print_table
 from spark3r.env import device_name
-from spark3r.errors import FamilyError, Spark3rError
 from spark3r.families.parts.recognition import has, locate
-from spark3r.loading.load import load_model
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reduction import merging
 from spark3r.reduction.merging import MergePlan

@@ -22,10 +22,8 @@ from safetensors.torch import load_file, save
 
 from calibrate.measure.evaluator import DenseRuns, evaluate, run_dense
 from calibrate.measure.quality import Distances, Quality, assess
-from spark3r import Prediction, Schedule
-from spark3r.errors import Spark3rWarning
+from spark3r import Prediction, Schedule, Spark3rWarning, TokenLayout
 from spark3r.identity import fingerprint
-from spark3r.layout import TokenLayout
 from spark3r.metrics import ConsistencyMetrics
 from spark3r.reduction.operators import OPERATORS_REVISION
 from spark3r.reduction.rule import clamp

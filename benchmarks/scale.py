@@ -43,7 +43,7 @@ from scale_acceptance import (
     reference_criteria,
 )
 
-from spark3r import Prediction
+from spark3r import Prediction, load_model
 from spark3r.benchmark.api import bench
 from spark3r.benchmark.breakdown import PARTS
 from spark3r.benchmark.result import COLUMNS, Row, cells, part_cells
@@ -51,7 +51,6 @@ from spark3r.benchmark.treatments import treatments
 from spark3r.cli.arguments import parse_grid
 from spark3r.cli.tables import print_table
 from spark3r.identity import fingerprint
-from spark3r.loading.load import load_model
 from spark3r.metrics import log_depth_deviation, pose_metrics
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION

@@ -38,9 +38,8 @@ from calibrate.defaults import (
 from calibrate.measure.score import score
 from calibrate.search.problem import LatencyLimit, SearchProblem, Space
 from calibrate.search.storage import decode, encode
-from spark3r import LayerRule, Schedule
+from spark3r import LayerRule, LengthRule, Schedule
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
-from spark3r.schedule import LengthRule
 
 FIRST_SEARCHED, FIRST_OTHER = 300, 4000  # among calibration and evaluation seeds
 PROFILED = CALIBRATION[FIRST_SEARCHED : FIRST_SEARCHED + 8]

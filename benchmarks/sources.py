@@ -30,14 +30,13 @@ from scipy.stats import rankdata
 from calibrate.defaults import SOURCES, Objective
 from calibrate.measure.quality import Quality
 from calibrate.measure.score import score
-from spark3r import LayerRule, Operators, Schedule
+from spark3r import LayerRule, Operators, QueryMerging, Schedule, TokenStride
+from spark3r.benchmark.treatments import THINNED
 from spark3r.metrics import collapsed
-from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reference.scenes.seeds import EVALUATION
 
 FIRST_CLIP = 2000  # among the evaluation seeds, beyond those of training.evaluate and other scripts
 PAPER = Operators()
-GRID = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0))
 HALF = Operators(key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=0.5))
 LEVELS = {"mild": (1, 2, 4), "middle": (2, 4, 8, 16), "harsh": (8, 16, 32, 64)}
 QUERY_LEVELS = {"mild": (1, 2), "middle": (2, 3, 4), "harsh": (4, 8, 16)}
@@ -76,22 +75,22 @@ def schedules(layers: int, seed: int = 0) -> dict[str, Schedule]:
 
     for factor in (2, 4, 8, 16, 32):
         uniform("keys", 1, factor, PAPER, "frames")
-        uniform("keys", 1, factor, GRID, "patches")
+        uniform("keys", 1, factor, THINNED, "patches")
     uniform("keys", 1, 8, HALF, "patches, half mass")
     for factor in (2, 4, 8, 16):
         uniform("queries", factor, 1, PAPER, "groups")
     for query, key_value in ((2, 4), (2, 16), (4, 8), (8, 32)):
         uniform("both", query, key_value, PAPER, "frames")
-        uniform("both", query, key_value, GRID, "patches")
+        uniform("both", query, key_value, THINNED, "patches")
     for level in LEVELS:
         for _ in range(2):
             drawn("keys", level, [PAPER], "frames")
-            drawn("keys", level, [GRID], "patches")
+            drawn("keys", level, [THINNED], "patches")
             drawn("queries", level, [PAPER], "groups")
             drawn("both", level, [PAPER], "frames")
-            drawn("both", level, [GRID], "patches")
-        drawn("keys", level, [PAPER, GRID, HALF], "mixed")
-        drawn("both", level, [PAPER, GRID, HALF], "mixed")
+            drawn("both", level, [THINNED], "patches")
+        drawn("keys", level, [PAPER, THINNED, HALF], "mixed")
+        drawn("both", level, [PAPER, THINNED, HALF], "mixed")
     # These may collapse: keys and values of frame 0 only, and one query per frame.
     uniform("keys", 1, 10_000, PAPER, "frames")
     uniform("queries", 64, 1, Operators(QueryMerging(group=1)), "inside a frame")

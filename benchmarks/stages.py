@@ -27,6 +27,7 @@ from results_io import replace_file, store_json
 from stratified import stratified_schedules
 from torch import Tensor
 
+from calibrate import Calibration, Settings, run
 from calibrate.budget import parse_budget
 from calibrate.clips import Split
 from calibrate.defaults import (
@@ -50,12 +51,9 @@ from calibrate.measure.timing import (
     machine_slowdown,
     measure_latency,
 )
-from calibrate.pipeline import run
-from calibrate.report.result import Calibration
 from calibrate.search.storage import decode, encode
-from calibrate.settings import Job, Settings
-from spark3r import Schedule
-from spark3r.patching.apply import remove
+from calibrate.settings import Job
+from spark3r import Schedule, remove
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.reference.scenes.seeds import CALIBRATION
 from spark3r.timing import Call, Latency, Timer, Treatment, interleaved, measure

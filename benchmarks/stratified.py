@@ -6,10 +6,8 @@ import random
 from collections.abc import Sequence
 
 from calibrate.measure.latency_model import LatencyModel
-from spark3r.layout import TokenLayout
-from spark3r.reduction.operators import Operators
+from spark3r import LayerRule, Operators, Schedule, TokenLayout
 from spark3r.reduction.rule import ResolvedRule
-from spark3r.schedule import LayerRule, Schedule
 
 _DRAWS = 600
 
