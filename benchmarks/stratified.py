@@ -60,7 +60,7 @@ def stratified_schedules(
             factors = [(rng.choice(some_queries), rng.choice(some_keys)) for _ in range(depth)]
             if any(pair != (1, 1) for pair in factors):
                 schedule = Schedule(tuple(LayerRule(*pair) for pair in factors), each)
-                drawn[kind][schedule] = wall_ms + sum(layer_ms[(*pair, each)] for pair in factors)
+                drawn[kind][schedule] = wall_ms + sum(layer_ms[q, kv, each] for q, kv in factors)
     chosen: list[Schedule] = []
     for number in range(count):
         wanted_ms = wall_ms + (dense_ms - wall_ms) * (number + 0.5) / count

@@ -33,6 +33,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PYTHON_FILE = re.compile(r"(?<![\w./-])(?:[\w-]+/)+[\w-]+\.py\b")
 PYTHON_MODULE = re.compile(r"python3? -m (\w[\w.]*)")
 INLINE_COMMAND = re.compile(r"`(spark3r|calibrate)( [^`]+)`")
+SCRIPT = re.compile(r"python3?\s+(?:-m\s+)?(benchmarks|training)[/.](\w+)(?:\.py)?([^`#|]*)")
 OURS = ("spark3r", "calibrate", "training", "benchmarks", "tests", "examples", "profiles")
 SHELL_ENDS = ("&&", "||", "|", ";")
 
@@ -118,6 +119,14 @@ def test_the_commands_that_a_page_shows_are_understood(page: str) -> None:
     for name, rest in INLINE_COMMAND.findall(FENCE.sub("", text_of(page))):
         unknown = set(re.findall(r"--[a-z][\w-]*", rest)) - options_of(parser_of(name))
         assert not unknown, f"{page} shows `{name}{rest}`; {name} has no {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_the_options_of_scripts_that_a_page_shows_exist(page: str) -> None:
+    for folder, name, rest in SCRIPT.findall(text_of(page).replace("\\\n", " ")):
+        sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.py"))
+        for option in re.findall(r"--[a-z][\w-]*", rest):
+            assert f'"{option}"' in sources, f"{page} shows {option} of {folder}/{name}.py"
 
 
 @pytest.mark.parametrize("page", NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics.points import spread_indices
@@ -29,7 +30,7 @@ def depth_range(depth: Tensor) -> tuple[float, float]:
     return float(values[round(_CLIPPED * last)]), float(values[round((1 - _CLIPPED) * last)])
 
 
-def coloured_depth(depth: Tensor, near: float, far: float) -> np.ndarray:
+def coloured_depth(depth: Tensor, near: float, far: float) -> NDArray[np.uint8]:
     """Return colours ``[H, W, 3]`` uint8 of one frame's depth ``[H, W]``.
 
     Colours follow inverse depth from ``1 / far`` to ``1 / near``. Pixels whose depth is not

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import ClipError
@@ -182,7 +183,7 @@ def to_tensor(image: Image) -> Tensor:
     return _from_levels(np.array(image))
 
 
-def _from_levels(pixels: np.ndarray) -> Tensor:
+def _from_levels(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div(255)
 
 
@@ -216,7 +217,7 @@ def _nearest_multiple(length: int, patch: int) -> int:
     return (length + patch // 2) // patch * patch
 
 
-def _resize_levels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize_levels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return 8-bit ``[H, W, 3]`` resized as OpenCV does: cubic if a side grows, else area means."""
     height, width = pixels.shape[:2]
     if size == (height, width):
