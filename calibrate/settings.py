@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from spark3r.errors import ClipError, Spark3rError
 from spark3r.families.base import Family, unwrap
+from spark3r.identity import fingerprint
 from spark3r.patching.apply import is_applied
 from spark3r.runner import HALF, Runner, matmul_dtype
 from spark3r.timing import Timer
@@ -111,6 +113,11 @@ class Job:
     def depth(self) -> int:
         """Number of global attention layers."""
         return self.runner.depth
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of all parameters of the model, None if they have no values."""
+        return fingerprint({"model": self.runner.root})
 
 
 def default_source(split: Split, settings: Settings) -> Source:

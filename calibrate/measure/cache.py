@@ -20,11 +20,10 @@ import torch
 
 import spark3r
 from spark3r.clips import Clip
-from spark3r.identity import fingerprint
 from spark3r.reduction.operators import OPERATORS_REVISION, Operators
-from spark3r.runner import Runner, dtype_name
+from spark3r.runner import dtype_name
 
-from ..progress import Say, say_nothing
+from ..settings import Job
 from .probe import COLUMNS
 
 REVISION = 1
@@ -32,55 +31,47 @@ REVISION = 1
 
 
 def table_key(
-    runner: Runner,
-    clips: Sequence[Clip],
-    operators: Sequence[Operators],
-    **settings: object,
+    job: Job, clips: Sequence[Clip], operators: Sequence[Operators], **settings: object
 ) -> dict[str, Any]:
     """Return everything that a table of sensitivities depends on, as plain JSON values.
 
     Args:
-        runner: An unpatched model. All its parameters count, because metrics see its heads as well.
+        job: The job. All parameters of its model count, because metrics see the heads as well.
         clips: The clips, in order.
         operators: The probed operators.
-        **settings: Other arguments of the profiler: factors, operating point, objective.
+        **settings: Other arguments of the profiler: factors, operating point.
     """
-    root = runner.root
-    parameter = next(iter(root.parameters()), None)
+    runner = job.runner
+    parameter = next(iter(runner.root.parameters()), None)
     key = {
         "revision": REVISION,
         "operators_revision": OPERATORS_REVISION,
         "spark3r": spark3r.__version__,
         "torch": torch.__version__,
         "family": runner.family.name,
-        "model": fingerprint({"model": root}),
+        "model": job.fingerprint,
         "parameters": None if parameter is None else dtype_name(parameter.dtype),
         "autocast": dtype_name(runner.dtype or torch.float32),
         "device": None if parameter is None else parameter.device.type,
         "clips": [[clip.name, clip.digest(), clip.has_ground_truth] for clip in clips],
         "operators": [each.to_dict() for each in operators],
-        "settings": settings,
+        "settings": {"objective": job.settings.objective, **settings},
     }
     plain: dict[str, Any] = json.loads(json.dumps(key, sort_keys=True))
     return plain
 
 
 def cached_table(
-    folder: Path,
-    key: Mapping[str, Any],
-    measure: Callable[[], pd.DataFrame],
-    say: Say = say_nothing,
+    job: Job, key: Mapping[str, Any], measure: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """Return the table that is stored under a key, or measure and store it.
+    """Return the table that is stored under a key from `table_key`, or measure and store it.
 
-    Args:
-        folder: Folder of the tables. It is created if it is missing.
-        key: Key from `table_key`.
-        measure: Function that measures the table.
-        say: Callback for a message if the table could not be stored.
+    Without `Settings.cache` nothing is stored. The folder is created if it is missing.
     """
+    if job.settings.cache is None:
+        return measure()
     text = json.dumps(key, sort_keys=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    path = job.settings.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     stored = _read(path, key)
     if stored is not None:
         return stored
@@ -88,7 +79,9 @@ def cached_table(
     try:
         _write(path, key, table)
     except OSError as error:
-        say(f"the sensitivities could not be stored ({error}): another run measures them again")
+        job.reporter.say(
+            f"the sensitivities could not be stored ({error}): another run measures them again"
+        )
     return table
 
 

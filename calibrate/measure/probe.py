@@ -21,12 +21,11 @@ from typing import Any
 import pandas as pd
 
 from spark3r.errors import Spark3rError
-from spark3r.layout import TokenLayout
 from spark3r.prediction import PredictionError
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import Runner
-from spark3r.schedule import LayerRule, Schedule, operators_text
+from spark3r.schedule import Schedule, operators_text
 
 from ..defaults import SOURCES, Objective
 from ..progress import Progress, no_progress
@@ -87,35 +86,35 @@ def probe(
     shortest = min(dense.clips, key=lambda clip: clip.frames)
     layout = runner.layout(shortest.images)
     chosen = range(len(names)) if layers is None else tuple(layers)
-    plan: list[tuple[Operators, int, str, int]] = []
-    for each in operators:
-        point = _point(operating_point, each, layout)
+    axes = (("query", query_factors), ("key_value", key_value_factors))
+    points = {each: clamp(ResolvedRule(*operating_point, each), layout) for each in operators}
+    plan: list[tuple[Operators, int, str, list[int]]] = []
+    for each, point in points.items():
         for layer in chosen:
-            for axis, factors in (("query", query_factors), ("key_value", key_value_factors)):
-                within = {_within(axis, factor, each, layout) for factor in factors}
-                plan += [(each, layer, axis, f) for f in sorted(within - {point[axis]})]
-    compared: set[tuple[Operators, int, str, int]] = set()
-    done = _Runs(runner, dense)
+            for axis, factors in axes:
+                rules = [clamp(ResolvedRule(operators=each, **{axis: f}), layout) for f in factors]
+                tried = {getattr(rule, axis) for rule in rules} - {getattr(point, axis)}
+                if tried:
+                    plan.append((each, layer, axis, sorted(tried)))
+    total, done = sum(len(factors) for *_, factors in plan), 0
+    progress(0, total)
+    runs = _Runs(runner, dense)
     rows: list[dict[str, Any]] = []
-    progress(0, len(plan))
-    for number, (each, layer, axis, factor) in enumerate(plan):
-        point = _point(operating_point, each, layout)
-        base = Schedule.uniform(len(names), point["query"], point["key_value"], operators=each)
-        reference = done.quality(base, f"all layers at factors {tuple(point.values())}")
-        at_point = (each, layer, axis, point[axis])
-        if at_point not in compared:
-            compared.add(at_point)
-            rows += _rows(at_point, reference, reference, dense, objective)
-        rules = list(base.layers)
-        rules[layer] = (
-            LayerRule(factor, point["key_value"])
-            if axis == "query"
-            else LayerRule(point["query"], factor)
-        )
-        changed = replace(base, layers=tuple(rules))
-        found = done.quality(changed, f"layer {layer} ({names[layer]}), {axis} factor {factor}")
-        rows += _rows((each, layer, axis, factor), found, reference, dense, objective)
-        progress(number + 1, len(plan))
+    for each, layer, axis, factors in plan:
+        point = points[each]
+        base = Schedule.uniform(len(names), point.query, point.key_value, operators=each)
+        reference = runs.quality(base, f"all layers at factors {point.query}/{point.key_value}")
+        place = (each, layer, axis, getattr(point, axis))
+        rows += _rows(place, reference, reference, dense, objective)
+        for factor in factors:
+            change: dict[str, Any] = {axis: factor}
+            changed = list(base.layers)
+            changed[layer] = replace(changed[layer], **change)
+            name = f"layer {layer} ({names[layer]}), {axis} factor {factor}"
+            found = runs.quality(replace(base, layers=tuple(changed)), name)
+            rows += _rows((each, layer, axis, factor), found, reference, dense, objective)
+            done += 1
+            progress(done, total)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -149,16 +148,6 @@ class _Runs:
             except PredictionError as error:
                 raise SensitivityError(f"{what}: {error}") from error
         return self._known[key]
-
-
-def _within(axis: str, factor: int, operators: Operators, layout: TokenLayout) -> int:
-    rule = clamp(ResolvedRule(operators=operators, **{axis: factor}), layout)
-    return rule.query if axis == "query" else rule.key_value
-
-
-def _point(factors: tuple[int, int], operators: Operators, layout: TokenLayout) -> dict[str, int]:
-    rule = clamp(ResolvedRule(*factors, operators), layout)
-    return {"query": rule.query, "key_value": rule.key_value}
 
 
 def _rows(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
 from spark3r.clips import Clip
 from spark3r.layout import TokenLayout
-from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 
 from ..clips import Split
@@ -24,8 +23,8 @@ from ..defaults import (
     PROBED_QUERY_FACTORS,
     QUERY_FACTORS,
     TRUSTED,
+    Source,
 )
-from ..progress import Progress
 from ..settings import Job
 from .cache import cached_table, table_key
 from .evaluator import DenseRuns, SplitRuns, run_dense
@@ -116,16 +115,13 @@ def _drift(
     job: Job, clips: Sequence[Clip], before: int, total: int, **factors: Sequence[int]
 ) -> pd.DataFrame:
     """Return the drift on clips that come after ``before`` of ``total`` clips."""
-    return _cached(
-        job,
-        _key(job, clips, OPERATORS, profiler="drift", **factors),
-        lambda: drift(
-            job.runner,
-            clips,
-            OPERATORS,
-            progress=lambda done, _: job.reporter.progress("drift", before + done, total),
-            **factors,
-        ),
+
+    def progress(done: int, _: int) -> None:
+        job.reporter.progress("drift", before + done, total)
+
+    key = table_key(job, clips, OPERATORS, profiler="drift", **factors)
+    return cached_table(
+        job, key, lambda: drift(job.runner, clips, OPERATORS, progress=progress, **factors)
     )
 
 
@@ -140,34 +136,25 @@ def _probes(
 
     Each layer is stored as soon as it is measured, so that an interrupted run continues there.
     """
-    key = _key(
-        job,
-        dense.clips,
-        OPERATORS,
-        profiler="probe",
-        point=(1, 1),
-        query_factors=query_factors,
-        key_value_factors=key_value_factors,
-    )
-    tables = []
-    for layer in range(job.depth):
+    factors = {"query_factors": query_factors, "key_value_factors": key_value_factors}
+    key = table_key(job, dense.clips, OPERATORS, profiler="probe", point=(1, 1), **factors)
 
-        def progress(done: int, total: int, layer: int = layer) -> None:
-            job.reporter.progress(step, layer * total + done, job.depth * total)
+    def measure(layer: int) -> pd.DataFrame:
+        return probe(
+            job.runner,
+            dense,
+            OPERATORS,
+            query_factors=query_factors,
+            key_value_factors=key_value_factors,
+            layers=(layer,),
+            objective=job.settings.objective,
+            progress=lambda done, total: job.reporter.progress(
+                step, layer * total + done, job.depth * total
+            ),
+        )
 
-        def measure(layer: int = layer, progress: Progress = progress) -> pd.DataFrame:
-            return probe(
-                job.runner,
-                dense,
-                OPERATORS,
-                query_factors=query_factors,
-                key_value_factors=key_value_factors,
-                layers=(layer,),
-                objective=job.settings.objective,
-                progress=progress,
-            )
-
-        tables.append(_cached(job, key and {**key, "layer": layer}, measure))
+    layers = range(job.depth)
+    tables = [cached_table(job, {**key, "layer": each}, partial(measure, each)) for each in layers]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -183,55 +170,32 @@ def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, .
     point = max(1, min(PAPER_POINT, short.frames // PAPER_RAISE))
     if clamp(ResolvedRule(1, PAPER_RAISE * point), short).key_value <= point:
         return ()  # clips of one or two frames have none to drop
+    raised, operators = (PAPER_RAISE * point,), OPERATORS[:1]
 
     def measure() -> pd.DataFrame:
         return probe(
             job.runner,
             few,
-            OPERATORS[:1],
-            key_value_factors=(PAPER_RAISE * point,),
+            operators,
+            key_value_factors=raised,
             operating_point=(1, point),
             objective=job.settings.objective,
             progress=job.reporter.step("paper's probe"),
         )
 
-    table = _cached(
-        job,
-        _key(
-            job,
-            few.clips,
-            OPERATORS[:1],
-            profiler="probe",
-            point=(1, point),
-            key_value_factors=(PAPER_RAISE * point,),
-        ),
-        measure,
+    key = table_key(
+        job, few.clips, operators, profiler="probe", point=(1, point), key_value_factors=raised
     )
+    return layers_by_paper(cached_table(job, key, measure), job.source)
+
+
+def layers_by_paper(table: pd.DataFrame, source: Source) -> tuple[int, ...]:
+    """Return the sensitive layers by the paper's rule on the table of its probe.
+
+    Without ground truth there are no errors to go by, but consistency or deviation.
+    """
     try:
         return sensitive_layers(table)
-    except SensitivityError:  # without ground truth there is no error to judge by
-        own = "consistency.log_ratio" if job.source == "consistency" else "deviation.depth_log"
+    except SensitivityError:
+        own = "consistency.log_ratio" if source == "consistency" else "deviation.depth_log"
         return sensitive_layers(table, (own, "deviation.trajectory_step_deg"))
-
-
-def _key(
-    job: Job, clips: Sequence[Clip], operators: Sequence[Operators], **settings: object
-) -> dict[str, Any] | None:
-    """Return everything that a table depends on, None if tables are not stored."""
-    if job.settings.cache is None:
-        return None
-    return table_key(
-        job.runner,
-        clips,
-        operators,
-        objective=job.settings.objective,
-        **settings,
-    )
-
-
-def _cached(
-    job: Job, key: Mapping[str, Any] | None, measure: Callable[[], pd.DataFrame]
-) -> pd.DataFrame:
-    if job.settings.cache is None or key is None:
-        return measure()
-    return cached_table(job.settings.cache, key, measure, job.reporter.say)

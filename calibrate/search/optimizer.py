@@ -322,12 +322,11 @@ def search_options(job: Job, split: Split, frames: int) -> SearchOptions:
     """
     settings = job.settings
     key = table_key(
-        job.runner,
+        job,
         split.clips,
         OPERATORS,
         budget=None if settings.budget is None else settings.budget.text,
         max_deviation=settings.max_deviation,
-        objective=settings.objective,
         source=job.source,
         frames=frames,
         seed=settings.seed,

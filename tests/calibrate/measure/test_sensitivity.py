@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,13 +12,12 @@ import torch
 from small_models import make_model
 from tiny_job import Notes
 
-import calibrate.measure.sensitivity
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.defaults import ANCHOR_FACTOR, OPERATORS
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.records import sensitivity_records, sensitivity_table
-from calibrate.measure.sensitivity import dense_runs, paper_layers, sensitivities
+from calibrate.measure.sensitivity import dense_runs, layers_by_paper, sensitivities
 from calibrate.progress import Reporter
 from calibrate.search.candidates import choices
 from calibrate.settings import Job, Settings
@@ -68,24 +67,17 @@ def test_drift_is_trusted_where_it_ranks_like_probes(trusted: bool, split) -> No
 
 
 def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_with(
-    split, monkeypatch: pytest.MonkeyPatch
+    split, tmp_path: Path
 ) -> None:
-    seen: dict[str, set[str]] = {"drift": set(), "beside": set(), "probe": set()}
-    drift, probe = calibrate.measure.sensitivity.drift, calibrate.measure.sensitivity.probe
-
-    def drifts(runner, clips, *args, **kwargs):
-        at_all_factors = len(kwargs["query_factors"]) > 1
-        seen["drift" if at_all_factors else "beside"] |= {clip.name for clip in clips}
-        return drift(runner, clips, *args, **kwargs)
-
-    def probes(runner, dense, *args, **kwargs):
-        seen["probe"] |= {clip.name for clip in dense.clips}
-        return probe(runner, dense, *args, **kwargs)
-
-    monkeypatch.setattr(calibrate.measure.sensitivity, "drift", drifts)
-    monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probes)
-    work = job(Reporter())
+    work = job(Reporter(), tmp_path)
     table = sensitivities(work, dense_runs(work, split.search, "search"), trusted=-1.0)
+    seen: dict[str, set[str]] = {"drift": set(), "beside": set(), "probe": set()}
+    for path in tmp_path.iterdir():
+        key = json.loads(path.read_text())["key"]
+        name = key["settings"]["profiler"]
+        if name == "drift" and len(key["settings"]["query_factors"]) == 1:
+            name = "beside"
+        seen[name] |= {clip for clip, *_ in key["clips"]}
     assert len(split.search) > 1
     assert seen["drift"]
     assert seen["probe"]
@@ -97,47 +89,35 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
     assert by_profiler == {name: seen[name] for name in by_profiler}
 
 
-def test_an_interrupted_probe_goes_on_at_its_layer(
-    split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    probe = calibrate.measure.sensitivity.probe
-    layers: list[tuple[int, ...]] = []
+def test_an_interrupted_probe_continues_at_its_layer(split, tmp_path: Path) -> None:
+    class Probed(Reporter):
+        def __init__(self, stop_at: int | None) -> None:
+            self.stop_at, self.done = stop_at, []
 
-    def stopped(*args, **kwargs):
-        layers.append(kwargs["layers"])
-        if kwargs["layers"] == (1,) and layers.count((1,)) == 1:
-            raise KeyboardInterrupt
-        return probe(*args, **kwargs)
+        def progress(self, step: str, done: int, total: int) -> None:
+            if step == "sensitivity":
+                self.done.append(done)
+                if done == self.stop_at:
+                    raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate.measure.sensitivity, "probe", stopped)
-    work = job(Reporter(), tmp_path)
-    dense = dense_runs(work, split.search, "search")
+    whole, stopped, again = Probed(None), Probed(5), Probed(None)
+    dense = dense_runs(job(whole), split.search, "search")
+    sensitivities(job(whole), dense, trusted=-1.0)
+    assert whole.done == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]  # two layers of four runs
     with pytest.raises(KeyboardInterrupt):
-        sensitivities(work, dense, trusted=-1.0)
-    sensitivities(work, dense, trusted=-1.0)
-    assert layers == [(0,), (1,), (1,)]
+        sensitivities(job(stopped, tmp_path), dense, trusted=-1.0)
+    sensitivities(job(again, tmp_path), dense, trusted=-1.0)
+    assert again.done == [4, 5, 6, 7, 8]
 
 
-def test_the_papers_probe_without_ground_truth_goes_by_what_there_is(
-    split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The deviation of depth, or where that is the source, consistency."""
-
-    def probed(*args: object, **kwargs: object) -> pd.DataFrame:
-        grown = {0: "consistency.log_ratio", 1: "deviation.depth_log"}
-        rows = [
-            {"layer": layer, "axis": "key_value", "factor": factor, "metric": metric}
-            | {"mean": 2.0 if factor > 1 and grown.get(layer) == metric else 1.0}
-            for layer in range(3)
-            for factor in (1, 8)
-            for metric in grown.values()
-        ]
-        return pd.DataFrame(rows)
-
-    monkeypatch.setattr(calibrate.measure.sensitivity, "probe", probed)
-    clip = replace(split.search[0], depth=None)
-    work = job(Reporter())
-    short = work.runner.layout(clip.images)
-    dense = dense_runs(work, [clip], "search")
-    for source, expected in (("deviation", (1,)), ("consistency", (0,))):
-        assert paper_layers(replace(work, source=source), dense, short) == expected  # type: ignore[arg-type]
+def test_the_papers_rule_without_ground_truth_goes_by_another_source() -> None:
+    grown = {0: "consistency.log_ratio", 1: "deviation.depth_log"}
+    rows = [
+        {"layer": layer, "axis": "key_value", "factor": factor, "metric": metric}
+        | {"mean": 2.0 if factor > 1 and grown.get(layer) == metric else 1.0}
+        for layer in range(3)
+        for factor in (1, 8)
+        for metric in grown.values()
+    ]
+    assert layers_by_paper(pd.DataFrame(rows), "deviation") == (1,)
+    assert layers_by_paper(pd.DataFrame(rows), "consistency") == (0,)
