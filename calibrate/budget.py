@@ -66,12 +66,7 @@ class Budget:
     says_per: bool = True
 
     def clip_ms(self, frames: int, dense_ms: float) -> float:
-        """Return the largest latency of a clip in milliseconds.
-
-        Args:
-            frames: Length of the clip.
-            dense_ms: Dense latency of such a clip.
-        """
+        """Return the largest latency of a clip of some frames and dense latency, in ms."""
         if self.kind == "frame":
             return self.value * frames
         if self.kind == "clip":

@@ -42,13 +42,8 @@ def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
     """Return the steps of a calibration with their estimated time, a line each.
 
     The time of quality is estimated from one reduced run on one clip, that of timing from the wall
-    and one layer at the target length. Sensitivities that are stored already are not taken into
-    account.
-
-    Args:
-        job: The job.
-        split: Clips by role.
-        frames: The target length in frames.
+    and one layer at the target length of ``frames``. Sensitivities that are stored already are not
+    taken into account.
     """
     settings, depth = job.settings, job.depth
     few = probed_of(len(split.search))

@@ -159,19 +159,18 @@ def run(
     reporter: Reporter = Reporter(),
     timer: Timer = Timer(),
 ) -> Calibration:
-    """Calibrate a model and return all that was measured.
+    """Calibrate a model like `calibrate`, and return everything that was measured.
 
     Args:
-        model: An unpatched model in evaluation mode; it is as it was afterwards.
+        model: An unpatched model in evaluation mode. It is unchanged afterwards.
         split: Clips by role.
-        settings: What is asked for.
-        from_profile: A profile whose sensitivities and latency model are taken; None measures them.
-        family: What is known of the model; None recognises it.
-        reporter: Receives progress and messages, by default nothing is shown.
+        settings: The request.
+        from_profile: File of a profile whose measurements are taken; None measures.
+        family: The model's family; None recognises it.
+        reporter: Receives progress and messages. By default nothing is shown.
         timer: Takes the latencies.
 
     Raises:
-        ProfileError: If the profile was measured on something else, or lacks what is needed.
         Spark3rError: As `calibrate`.
     """
     times = StepTimes(reporter)
@@ -194,7 +193,7 @@ def plan(
     reporter: Reporter = Reporter(),
     timer: Timer = Timer(),
 ) -> list[str]:
-    """Return what `run` would do, one line per step, with its estimated time.
+    """Return the steps of `run` with their estimated time, a line each.
 
     The arguments are those of `run`.
 
@@ -208,20 +207,19 @@ def plan(
 def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
     """Measure, search, verify and report.
 
-    With an earlier profile its measurements take the place of measuring, and the knapsack's answer
-    to them the place of the search, since nothing is left to search or select on: only held-out
-    clips run.
+    With an earlier profile (``origin``) nothing is measured before the verification. The knapsack's
+    answer to the profile's measurements takes the place of the search, and only held-out clips run.
     """
     settings = job.settings
-    earlier = None if origin is None else load_measurements(origin, job, split)
     optimize: Optimize
-    if earlier is None:
+    if origin is None:
         frames = target_frames(job, split)
         options = search_options(job, split, frames)  # refuses a storage before anything is timed
         latencies = measure_latencies(job, split, frames)
     else:
+        latencies, sensitivities = load_measurements(origin, job, split)
+        optimize = solve
         split = replace(split, search=(), validation=())
-        latencies = earlier.latencies
     table = latencies.table
     least_ms = least_latency_ms(table.model, table.layout, latencies.short, job.depth)
     budget = resolved_budget(job, latencies, least_ms)
@@ -230,22 +228,18 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
 
     evaluator = Evaluator(job.runner, job.source, settings.objective)
     dense = run_dense_by_role(job, split)
-    if earlier is None:
+    if origin is None:
         sensitivities = measure_sensitivities(job, split, dense.search, latencies.short)
         optimize = partial(run_search, job, evaluator, dense.search, options)
-    else:
-        sensitivities = earlier.sensitivities
-        optimize = solve
-
     problem = pose(job, latencies, sensitivities, budget)
-    if earlier is None:
+    if origin is None:
         problem = correct_at_goal(job, problem, table, latencies.images)
-    if settings.budget is not None:  # the least that can be reached may be more than was said
+    if settings.budget is not None:  # fewer factors may be measured than `least_ms` assumes
         budget = resolve(settings.budget, latencies.frames, table.dense_ms, problem.space.least_ms)
-    found = optimize(problem)
-    require_result(found, problem)
+    found = optimize(problem, None)
+    require_result(found)
     if found.interrupted:
-        job.reporter.say("interrupted: the best so far is verified and exported, the study is kept")
+        job.reporter.say("interrupted: the best schedule so far is verified and exported")
 
     context = CorrectionContext(job, evaluator, dense, latencies.images, optimize, origin)
     outcome = select_and_correct(context, problem, found)
@@ -259,10 +253,10 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
 
 
 def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> ResolvedBudget | None:
-    """Return the job's budget at the target length, None where a deviation is the limit.
+    """Return the job's budget at the target length, None if a deviation is the limit.
 
     Raises:
-        UnreachableBudgetError: If the budget is less than the least latency, in ms per clip.
+        UnreachableBudgetError: If the budget is less than ``least_ms``, the least latency per clip.
     """
     budget = job.settings.budget
     if budget is None:
@@ -275,7 +269,7 @@ def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> Resolved
 def pose(
     job: Job, latencies: Latencies, sensitivities: Sensitivities, budget: ResolvedBudget | None
 ) -> SearchProblem:
-    """Return the problem of finding a schedule."""
+    """Return the problem of finding a schedule within a budget, or within the job's deviation."""
     shortest, frames = latencies.short.frames, latencies.frames
     return SearchProblem(
         sensitivity=sensitivities.table,

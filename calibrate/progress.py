@@ -20,16 +20,9 @@ EVERY_S = 15.0
 Progress = Callable[[int, int], object]
 """Callback(done, total) for one step."""
 
-Say = Callable[[str], object]
-"""Callback(line) for a message to the user."""
-
 
 def no_progress(done: int, total: int) -> None:
     """Show no progress."""
-
-
-def say_nothing(line: str) -> None:
-    """Show no message."""
 
 
 class Reporter:

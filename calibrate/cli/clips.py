@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from spark3r.clips import Clip
 from spark3r.families.base import Family
@@ -15,9 +14,6 @@ from ..clips import Split, split_clips
 from ..defaults import HELD_OUT_CLIPS, SEARCH_CLIPS, STRETCHES, VALIDATION_CLIPS
 from ..progress import Reporter
 
-if TYPE_CHECKING:
-    pass
-
 Read = Callable[[str, int], Footage]
 """Function(name, frames) that reads the first frames of footage, or all if it has fewer."""
 
@@ -25,14 +21,7 @@ Read = Callable[[str, int], Footage]
 def rendered_split(
     frames: int, read: Read, reporter: Reporter, *, held_out_only: bool = False
 ) -> Split:
-    """Return the default: rendered scenes, the held-out ones from seeds of their own.
-
-    Args:
-        frames: Frames of each clip.
-        read: Function that reads footage.
-        reporter: Receives the progress.
-        held_out_only: Whether to render held-out clips only.
-    """
+    """Return the default: rendered scenes, the held-out ones from seeds of their own."""
     searched = () if held_out_only else CALIBRATION[:SEARCH_CLIPS]
     validation = CALIBRATION[len(searched) : len(searched) + VALIDATION_CLIPS * bool(searched)]
     seeds = (*searched, *validation, *EVALUATION[:HELD_OUT_CLIPS])
@@ -93,13 +82,7 @@ def read_split(
 
 
 def reader(family: Family, size: int, skip_bad: bool) -> Read:
-    """Return the function that reads footage for a family.
-
-    Args:
-        family: The family, whose preprocessing makes the images.
-        size: Height and width of rendered scenes in pixels.
-        skip_bad: Whether to leave out images that cannot be read.
-    """
+    """Return the function that reads footage for a family, and renders scenes of a size."""
 
     def read(source: str, frames: int) -> Footage:
         return load_clip(

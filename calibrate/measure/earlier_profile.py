@@ -18,19 +18,16 @@ from spark3r.schedule import Schedule
 from ..clips import Split
 from ..settings import Job
 from .latency_model import FORM, LatencyModel
-from .measurements import Latencies, Measurements, Sensitivities
+from .measurements import Latencies, Sensitivities
 from .records import sensitivity_table
 from .target_length import clip_of_length
 from .timing import LatencyTable, slowdown_from_model
 
 
-def load_measurements(path: Path, job: Job, split: Split) -> Measurements:
-    """Return the measurements of a profile that hold for a job.
+def load_measurements(path: Path, job: Job, split: Split) -> tuple[Latencies, Sensitivities]:
+    """Return the measurements of a profile for a job with the same model, device and precision.
 
-    Args:
-        path: The profile's file.
-        job: The job. Its model, device, precision and patch grid must be those of the profile.
-        split: Clips by role. Only the held-out ones are looked at.
+    Of the clips only the held-out ones are looked at. They must have the profile's patch grid.
 
     Raises:
         ProfileError: If the profile was measured on something else, or lacks what is needed.
@@ -55,21 +52,14 @@ def load_measurements(path: Path, job: Job, split: Split) -> Measurements:
     images = clip_of_length(footage, job.settings.target_frames or measurement.frames)
     layout = job.runner.layout(images)
     short = job.runner.layout(clip_of_length(footage, least))
-    return Measurements(
+    return (
         Latencies(images, _latency_table(path, measurement, layout, job.depth), short),
         Sensitivities(table, (), profile.sensitivity),
-        path,
     )
 
 
 def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:
     """Return the profile's measurement on this device, in this precision, with this grid.
-
-    Args:
-        path: The profile's file.
-        profile: The profile.
-        job: The job.
-        footage: Frames as the model gets them, ``[S, 3, H, W]``.
 
     Raises:
         ProfileError: If there is none, or the profile is of other weights or another revision.

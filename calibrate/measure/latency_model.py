@@ -65,12 +65,7 @@ class LatencyModel:
     term_ms: Mapping[str, float]
 
     def layer_ms(self, rule: ResolvedRule, layout: TokenLayout) -> float:
-        """Return the latency of a layer beyond the wall.
-
-        Args:
-            rule: A resolved rule.
-            layout: Token layout of the clip.
-        """
+        """Return the latency of a layer beyond the wall."""
         amounts = terms(clamp(rule, layout), layout)
         return sum(self.term_ms[name] * amount for name, amount in zip(TERMS, amounts, strict=True))
 
@@ -126,12 +121,7 @@ class LatencyModel:
 
 @lru_cache(maxsize=4096)
 def terms(rule: ResolvedRule, layout: TokenLayout) -> tuple[float, ...]:
-    """Return the amounts of a layer's `TERMS`, each in its unit.
-
-    Args:
-        rule: A resolved rule that the layout allows.
-        layout: Token layout of the clip.
-    """
+    """Return the amounts of a layer's `TERMS`, each in its unit, under a rule within the layout."""
     cpu = torch.device("cpu")
     queries, keys = query_length(layout, rule), key_value_length(layout, rule)
     selection, merge_plan = select(layout, rule, cpu), plan(layout, rule, cpu)
@@ -243,8 +233,6 @@ class FitReport:
 
     Attributes:
         names: Names of the passes.
-        predicted_ms: Predicted latencies.
-        measured_ms: Measured latencies.
         median_error: Median of |predicted - measured| ÷ measured.
         largest_error: Largest |predicted - measured| ÷ measured.
         constant_median_error: Median error of a constant, the median of the measured latencies.
@@ -252,8 +240,6 @@ class FitReport:
     """
 
     names: tuple[str, ...]
-    predicted_ms: tuple[float, ...]
-    measured_ms: tuple[float, ...]
     median_error: float
     largest_error: float
     constant_median_error: float
@@ -285,8 +271,6 @@ def check_fit(model: LatencyModel, passes: Sequence[PassSample], layout: TokenLa
     constant_errors = [abs(constant - m) / m for m in measured]
     return FitReport(
         tuple(sample.name for sample in passes),
-        tuple(predicted),
-        tuple(measured),
         statistics.median(errors),
         max(errors),
         statistics.median(constant_errors),

@@ -7,7 +7,6 @@ Latencies at the target length, and the sensitivity of every layer. Both are mea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
@@ -61,21 +60,6 @@ class Sensitivities:
     records: tuple[Sensitivity, ...]
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """The measurements of an earlier profile.
-
-    Attributes:
-        latencies: Latencies at the target length.
-        sensitivities: Sensitivities of the layers.
-        origin: The profile's file.
-    """
-
-    latencies: Latencies
-    sensitivities: Sensitivities
-    origin: Path
-
-
 def measure_latencies(job: Job, split: Split, frames: int) -> Latencies:
     """Time the model at the target length, and tell the user how far the result can be trusted."""
     images = clip_of_length(split.search[0].images, frames)
@@ -106,14 +90,7 @@ def measure_latencies(job: Job, split: Split, frames: int) -> Latencies:
 def measure_sensitivities(
     job: Job, split: Split, dense: DenseRuns, short: TokenLayout
 ) -> Sensitivities:
-    """Measure the sensitivity of every layer on the search clips.
-
-    Args:
-        job: The job.
-        split: Clips by role.
-        dense: Dense runs of the search clips.
-        short: Token layout of the shortest clip, which bounds the factors.
-    """
+    """Measure the sensitivity of every layer on the search clips, whose dense runs are given."""
     table = sensitivities(job, dense)
     sensitive = paper_layers(job, dense, short)
     job.reporter.say(

@@ -76,8 +76,8 @@ def drift(
         with ExitStack() as hooks:
             for layer, (name, module) in enumerate(runner.attention.items()):
                 block = runner.root.get_submodule(name.rpartition(".")[0])
-                keep = partial(_keep, samples, layer, f"{name}, clip '{clip.name}'")
-                _watch(hooks, runner.family, module, block, layout, candidates, keep)
+                record = partial(_record, samples, layer, f"{name}, clip '{clip.name}'")
+                _watch(hooks, runner.family, module, block, layout, candidates, record)
             runner.run(clip.images)
     progress(len(clips), len(clips))
     rows = []
@@ -169,7 +169,7 @@ def rank_agreement(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> d
     return found
 
 
-def _keep(
+def _record(
     samples: dict[tuple[int, _Candidate], list[float]],
     layer: int,
     where: str,
@@ -209,9 +209,9 @@ def _watch(
     block: nn.Module,
     layout: TokenLayout,
     candidates: Mapping[_Candidate, ResolvedRule],
-    keep: Callable[[_Candidate, float], None],
+    record: Callable[[_Candidate, float], None],
 ) -> None:
-    """Hook one layer so that ``keep`` gets its drifts in the next pass."""
+    """Hook one layer so that ``record`` gets its drifts in the next pass."""
     stream: list[Tensor] = []
     layer_scale = getattr(block, "ls1", None)
 
@@ -234,7 +234,7 @@ def _watch(
             if rule not in known:
                 reduced = scaled(family.reduced_forward(module, layout, rule, *args, **kwargs))
                 known[rule] = float(_rms(reduced - dense) / size)
-            keep(candidate, known[rule])
+            record(candidate, known[rule])
 
     if block is not module:
         hooks.callback(block.register_forward_pre_hook(before_block).remove)

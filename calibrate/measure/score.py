@@ -103,27 +103,6 @@ def score(
     return _error(quality.error, dense.error, _METRICS[objective])
 
 
-def mean_score(
-    qualities: Sequence[Quality],
-    dense: Sequence[Quality],
-    source: Source,
-    objective: Objective = "balanced",
-) -> float:
-    """Return the mean score over clips, which both lists have in the same order.
-
-    Raises:
-        ClipError: As `score`.
-        ValueError: If the clips differ, or there is none.
-    """
-    scores = [
-        score(quality, reference, source, objective)
-        for quality, reference in zip(qualities, dense, strict=True)
-    ]
-    if not scores:
-        raise ValueError("there is no clip to take the mean score over")
-    return math.fsum(scores) / len(scores)
-
-
 def _error(distances: Distances, dense: Distances, metrics: Sequence[str]) -> float:
     ratios = [
         math.log((getattr(distances, name) + tolerance) / (getattr(dense, name) + tolerance))

@@ -159,12 +159,9 @@ def _probes(
 
 
 def paper_layers(job: Job, dense: DenseRuns, short: TokenLayout) -> tuple[int, ...]:
-    """Return the sensitive layers by the paper's probe, with its factors brought down to the clips.
+    """Return the sensitive layers by the paper's probe on the search clips.
 
-    Args:
-        job: The job.
-        dense: Dense runs of the search clips.
-        short: Token layout of the shortest clip.
+    Its factors are brought down to what the shortest clip allows.
     """
     few = dense.first(PROBED_CLIPS)
     point = max(1, min(PAPER_POINT, short.frames // PAPER_RAISE))

@@ -86,36 +86,27 @@ def target_frames(job: Job, split: Split) -> int:
     """Return the target length of a job in frames.
 
     That is `Settings.target_frames`. If it is None, it is the shortest length for a deviation, and
-    for a budget the length that `choose_target_length` returns.
-    """
-    if job.settings.target_frames is not None:
-        return job.settings.target_frames
-    if job.settings.budget is None:
-        return TARGET_LENGTHS[0]
-    target = measured_target_length(job, job.settings.budget, split.search[0].images)
-    job.reporter.say(target.text)
-    return target.frames
-
-
-def measured_target_length(job: Job, budget: Budget, images: Tensor) -> TargetLength:
-    """Return the target length of a budget, with dense and the wall timed at each length.
-
-    Args:
-        job: The job.
-        budget: Its budget.
-        images: Footage, ``[S, 3, H, W]``, of any length.
+    for a budget the length that `choose_target_length` returns, with dense and the wall timed at
+    each length.
 
     Raises:
         Spark3rError: If a clip does not fit into memory even without global attention.
     """
+    settings = job.settings
+    if settings.target_frames is not None:
+        return settings.target_frames
+    if settings.budget is None:
+        return TARGET_LENGTHS[0]
+    progress = job.reporter.step("target length")
 
     def latencies(frames: int) -> tuple[float, float]:
-        job.reporter.progress("target length", TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
-        return dense_and_wall(job, clip_of_length(images, frames))
+        progress(TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
+        return dense_and_wall(job, clip_of_length(split.search[0].images, frames))
 
-    chosen = choose_target_length(budget, latencies)
-    job.reporter.progress("target length", len(TARGET_LENGTHS), len(TARGET_LENGTHS))
-    return chosen
+    chosen = choose_target_length(settings.budget, latencies)
+    progress(len(TARGET_LENGTHS), len(TARGET_LENGTHS))
+    job.reporter.say(chosen.text)
+    return chosen.frames
 
 
 def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:

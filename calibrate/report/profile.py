@@ -54,15 +54,8 @@ def make_profile(
 ) -> Profile:
     """Return the profile of the chosen schedule, its rivals, and the trade-off.
 
-    Args:
-        job: The model and the request.
-        split: Clips by role.
-        table: Latencies at the target length, and the last corrected latency model.
-        budget: The budget at that length.
-        verification: Measurements at the end.
-        decision: The schedule that becomes the default; None if dense met the budget.
-        sensitivity: Records of the sensitivities.
-        trade_off: Slower and faster schedules.
+    Without a decision, dense meets the budget and is the profile's only schedule. The latency model
+    of ``table`` is the last corrected one.
 
     Raises:
         ProfileError: If the parts do not make a valid profile.

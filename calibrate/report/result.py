@@ -133,17 +133,9 @@ def make_result(
     outcome: Outcome | None = None,
     trade_off: TradeOff | None = None,
 ) -> Calibration:
-    """Return the result of a calibration.
+    """Return the result of a calibration. It ends with the budget if dense meets that.
 
-    Args:
-        job: The job.
-        split: Clips by role.
-        latencies: Latencies at the target length.
-        budget: The budget at that length.
-        origin: Earlier profile that the measurements are from, None if they were measured.
-        sensitivities: Sensitivities of the layers, None if dense meets the budget.
-        outcome: The search and its decision, None if dense meets the budget.
-        trade_off: Slower and faster schedules, None if there are none.
+    Dense and the wall are timed if that did not happen before.
     """
     table = latencies.table
     if outcome is not None:

@@ -31,15 +31,9 @@ class TradeOff:
 def run_trade_off(
     job: Job, evaluator: Evaluator, validation: DenseRuns, outcome: Outcome
 ) -> TradeOff:
-    """Run schedules of the trade-off. After Ctrl-C there are none.
+    """Run schedules of the trade-off on `TRADE_OFF_CLIPS` validation clips.
 
-    Schedules that fail are left out.
-
-    Args:
-        job: The job.
-        evaluator: Runs and scores.
-        validation: Dense runs of the validation clips, of which `TRADE_OFF_CLIPS` are taken.
-        outcome: The search, and the exported schedule.
+    Schedules that fail are left out. After Ctrl-C there are none.
     """
     trials = points(outcome.found, outcome.decision.chosen.trial)
     if outcome.interrupted or not trials:
@@ -64,9 +58,7 @@ def run_trade_off(
 def points(found: Found, chosen: Trial) -> list[Trial]:
     """Return a few trials of a search's trade-off, from the fastest to the slowest.
 
-    Args:
-        found: The search.
-        chosen: The exported trial. The others differ from it, and from each other, in latency.
+    They differ from the exported trial, and from each other, in latency.
     """
     taken = [chosen]
     front = [trial for trial in found.front() if trial.schedule != chosen.schedule]

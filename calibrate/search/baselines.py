@@ -53,14 +53,9 @@ def paper_schedules(
     short: TokenLayout,
     fits: Callable[[Schedule], bool],
 ) -> dict[str, Schedule]:
-    """Return the frontier of the scaled paper schedules, by name.
+    """Return the frontier of the scaled paper schedules that meet the budget, by name.
 
-    Args:
-        depth: Number of global layers.
-        sensitive: Sensitive layers by the paper's probe.
-        length: Length rule.
-        short: Token layout of the shortest clip, which bounds the factors.
-        fits: Function that returns True if a schedule meets the budget.
+    The layout of the shortest clip (``short``) bounds the factors.
     """
     chosen = set(sensitive)
     largest = largest_factors(Operators(), short)[1]
@@ -83,12 +78,7 @@ def uniform_schedules(
 ) -> dict[str, Schedule]:
     """Return the frontiers of the uniform schedules with each of the operators, by name.
 
-    Args:
-        depth: Number of global layers.
-        operators: Operators to choose from.
-        length: Length rule.
-        short: Token layout of the shortest clip, which bounds the factors.
-        fits: Function that returns True if a schedule meets the budget.
+    The layout of the shortest clip (``short``) bounds the factors.
     """
     found: dict[str, Schedule] = {}
     rules = set()

@@ -40,11 +40,7 @@ Place = tuple[int, str, int]
 
 
 def degradations(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
-    """Return the degradation of each layer, axis and factor.
-
-    Args:
-        table: Sensitivities around the dense model: probes, or drift fitted to probes.
-        operators: The operators.
+    """Return the degradation of each layer, axis and factor under some operators.
 
     Raises:
         SensitivityError: If the table has no deviation for these operators, or none at factor 1.

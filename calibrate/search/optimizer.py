@@ -21,7 +21,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -290,31 +289,15 @@ def _value(trial: Trial) -> float:
     return math.inf if trial.score is None else trial.score.value
 
 
-class Optimize(Protocol):
-    """Searches a problem's answer: `run_search` with its first arguments, or `solve`."""
-
-    def __call__(
-        self, problem: SearchProblem, *, resolved: Mapping[str, Schedule] | None = None
-    ) -> Found:
-        """Return all trials so far.
-
-        Args:
-            problem: The problem.
-            resolved: Further schedules to run, where the latency model of a problem was corrected
-                after its search. Nothing else is proposed then.
-        """
+Optimize = Callable[[SearchProblem, Mapping[str, Schedule] | None], Found]
+"""Function that solves a problem: `solve`, or `run_search` with its first arguments."""
 
 
 def search_options(job: Job, split: Split, frames: int) -> SearchOptions:
-    """Return the options of a job's search.
+    """Return the options of a job's search at a target length.
 
     The studies are named by a hash that only a search of the same model, clips and settings has.
     Without a storage they are kept in memory, so that the search can be continued.
-
-    Args:
-        job: The job.
-        split: Clips by role.
-        frames: The target length.
 
     Raises:
         StudyError: If the storage cannot be opened, holds this search and `Settings.resume` is not
@@ -350,10 +333,9 @@ def run_search(
     dense: DenseRuns,
     options: SearchOptions,
     problem: SearchProblem,
-    *,
-    resolved: Mapping[str, Schedule] | None = None,
+    resolved: Mapping[str, Schedule] | None,
 ) -> Found:
-    """Search on clips; see `Optimize`.
+    """Search on clips.
 
     Args:
         job: The job.
@@ -361,7 +343,8 @@ def run_search(
         dense: Dense runs of the search clips.
         options: Options of the search.
         problem: The problem.
-        resolved: Further schedules to run after a correction, instead of proposing any.
+        resolved: Further schedules to run after the latency model was corrected, instead of
+            proposing any; None before.
     """
     step = "search"
     initial = problem.initial_schedules(at_the_goal=resolved is not None)
@@ -387,8 +370,8 @@ def run_search(
     return found
 
 
-def solve(problem: SearchProblem, *, resolved: Mapping[str, Schedule] | None = None) -> Found:
-    """Return the knapsack's answer alone, which is not run; see `Optimize`.
+def solve(problem: SearchProblem, resolved: Mapping[str, Schedule] | None) -> Found:
+    """Return the knapsack's answer alone, which is not run.
 
     This is all there is with an earlier profile: sensitivities, but no clips to search on.
     """
@@ -399,7 +382,7 @@ def solve(problem: SearchProblem, *, resolved: Mapping[str, Schedule] | None = N
     return Found((trial,), problem.goal, was_run=False)
 
 
-def require_result(found: Found, problem: SearchProblem) -> None:
+def require_result(found: Found) -> None:
     """Raise if a search found nothing to export.
 
     Raises:
@@ -410,21 +393,16 @@ def require_result(found: Found, problem: SearchProblem) -> None:
         return
     if found.interrupted:
         raise KeyboardInterrupt
-    raise Spark3rError(_nothing_ran(found, problem))
-
-
-def _nothing_ran(found: Found, problem: SearchProblem) -> str:
-    """Return the reason why a search has nothing to export."""
     failures = [trial for trial in found.trials if trial.failure]
+    scores = [trial.score.mean for trial in found.trials if trial.score is not None]
     if failures:
-        return (
+        raise Spark3rError(
             f"{len(failures)} of {len(found.trials)} trials failed, and the goal allows no other. "
             f"The first failure ('{failures[0].name}') is {failures[0].failure}"
         )
-    scores = [trial.score.mean for trial in found.trials if trial.score is not None]
-    if isinstance(problem.goal, DeviationLimit) and scores:
-        return (
-            f"every schedule that was tried deviates more than {problem.goal.most:.2%} from dense, "
+    if isinstance(found.goal, DeviationLimit) and scores:
+        raise Spark3rError(
+            f"every schedule that was tried deviates more than {found.goal.most:.2%} from dense, "
             f"at least {min(scores):.2%}: allow more, or give more --trials"
         )
-    return "the search was stopped before a schedule within the budget had run"
+    raise Spark3rError("the search was stopped before a schedule within the budget had run")

@@ -65,20 +65,13 @@ class Space:
     def schedule(self, budget_ms: float, log_weights: Mapping[str, float]) -> Schedule | None:
         """Return the schedule of least weighted degradation within a budget, None if there is none.
 
-        Args:
-            budget_ms: Latency of a whole clip.
-            log_weights: Logarithms of the weights by parameter, 0 for those left out.
+        Weights of parameters that are left out are 1, their logarithms 0.
         """
         layers = self._weighted(log_weights)
         return self._schedule(layers, solve(layers, budget_ms * (1 + ROUNDING) - self.rest_ms))
 
     def cheapest(self, max_degradation: float, log_weights: Mapping[str, float]) -> Schedule | None:
-        """Return the fastest schedule within a weighted degradation, None if there is none.
-
-        Args:
-            max_degradation: Sum of the degradations of all layers.
-            log_weights: Logarithms of the weights by parameter, 0 for those left out.
-        """
+        """Return the fastest schedule within a weighted degradation, None if there is none."""
         layers = self._weighted(log_weights)
         return self._schedule(layers, solve_cheapest(layers, max_degradation))
 
@@ -235,13 +228,7 @@ class SearchProblem:
         return self.goal.proposed(self.space, {})
 
     def corrected(self, wall_ms: float, schedule: Schedule, measured_ms: float) -> SearchProblem:
-        """Return the problem with a latency model that is right about the wall and a schedule.
-
-        Args:
-            wall_ms: The wall, measured.
-            schedule: The schedule.
-            measured_ms: Its latency, measured beside the wall.
-        """
+        """Return the problem with a latency model that is right about the wall and a schedule."""
         predicted_ms = self.predict_ms(schedule)
         latency = self.latency.corrected(self.layout, wall_ms, predicted_ms, measured_ms)
         return replace(self, latency=latency)
@@ -249,11 +236,9 @@ class SearchProblem:
     def initial_schedules(self, *, at_the_goal: bool = False) -> dict[str, Schedule]:
         """Return the schedules that a search starts from, by name.
 
-        They are the knapsack's answers, also to looser and tighter goals, which the trade-off is
-        drawn from, the scaled paper schedules, and the uniform ones.
-
-        Args:
-            at_the_goal: Whether to leave out the answers to looser and tighter goals.
+        They are the knapsack's answer, the scaled paper schedules and the uniform ones, and for the
+        trade-off the knapsack's answers to looser and tighter goals.
+        Those are left out with ``at_the_goal``.
         """
         depth, wall_ms = len(self.space.layers), self.space.rest_ms
         solved = {"knapsack": self.knapsack()}
@@ -273,11 +258,7 @@ class SearchProblem:
     def resolve_proposals(
         self, proposals: Mapping[str, Mapping[str, float]]
     ) -> dict[str, Schedule]:
-        """Return the schedules that earlier proposals become under this latency model, by name.
-
-        Args:
-            proposals: Parameters of trials by the trial's name.
-        """
+        """Return the schedules that earlier trials' parameters give under this latency model."""
         found = {}
         for name, parameters in proposals.items():
             schedule = self.goal.proposed(self.space, parameters)
@@ -301,13 +282,9 @@ class SearchProblem:
 def least_latency_ms(
     model: LatencyModel, layout: TokenLayout, short: TokenLayout, depth: int
 ) -> float:
-    """Return the least latency of any schedule whose factors are measured.
+    """Return the least latency at a layout of any schedule whose factors are measured.
 
-    Args:
-        model: Latency model.
-        layout: Token layout at the target length.
-        short: Token layout of the shortest clip, which bounds the factors.
-        depth: Number of global layers.
+    The layout of the shortest clip (``short``) bounds the factors.
     """
     rules = [
         clamp(ResolvedRule(query, key_value, each), short)

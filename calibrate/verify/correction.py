@@ -88,12 +88,6 @@ def correct_at_goal(
     of the machine since then is taken out. Dense and the wall together show it, or the wall alone
     if dense does not fit. (The wall is short, and a single disturbance would shift everything.)
     The less they agree, the less the timing counts.
-
-    Args:
-        job: The job.
-        problem: The problem.
-        table: The timings that its latency model was fitted to.
-        images: A clip of the target length, ``[S, 3, H, W]``.
     """
     answer = problem.knapsack()
     if answer is None:
@@ -132,11 +126,6 @@ def select_and_correct(context: CorrectionContext, problem: SearchProblem, found
     After Ctrl-C the last decision is verified alone, or the best trial of the search if there was
     no decision yet. A second Ctrl-C is raised. So is the first one if nothing was searched, since
     then there is nothing but the answer that was interrupted.
-
-    Args:
-        context: Everything to work with.
-        problem: The problem.
-        found: The trials.
     """
     decisions: list[tuple[SearchProblem, Found, Decision]] = []
     try:
@@ -145,7 +134,7 @@ def select_and_correct(context: CorrectionContext, problem: SearchProblem, found
         if not found.was_run:
             raise
         context.job.reporter.say(
-            "interrupted: the best schedule so far is verified alone and exported; the study stays"
+            "interrupted: the best schedule so far is verified and exported, without its rivals"
         )
         decision = best_so_far(found)
         if decisions:
@@ -172,7 +161,7 @@ def _select_and_correct(
     if corrected is not None:
         best = [trial for trial in found.ranked() if trial.parameters][:RESOLVED_PROPOSALS]
         resolved = corrected.resolve_proposals({trial.name: trial.parameters for trial in best})
-        more = context.optimize(corrected, resolved=resolved)
+        more = context.optimize(corrected, resolved)
         if more.is_usable:
             stopped = found.interrupted or more.interrupted
             problem, found = corrected, replace(more, interrupted=stopped)
@@ -221,13 +210,7 @@ def corrected_where_missed(
 
     A relative budget counts as a share of dense as it is timed now, not as it was before the
     search. The corrected model is right about the schedule and the wall, as far as the timings can
-    tell.
-
-    Args:
-        job: The job.
-        problem: The problem.
-        chosen: The chosen schedule.
-        latencies: Latencies of the schedule, by its kind, of dense and of the wall, timed in turns.
+    tell. They are those of the schedule, by its kind, of dense and of the wall.
     """
     budget, goal = job.settings.budget, problem.goal
     if budget is None or not isinstance(goal, LatencyLimit):

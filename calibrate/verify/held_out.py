@@ -79,11 +79,7 @@ class Verification:
         return (self.dense, self.wall, *self.schedules)
 
     def slowdown(self, table: LatencyTable) -> float:
-        """Return measured ÷ predicted latency, the slowdown of the machine since the model.
-
-        Args:
-            table: The latency model, and the wall that it was fitted to.
-        """
+        """Return measured ÷ predicted latency, the slowdown of the machine since the model."""
         timed = [
             (each.latency.median_ms, each.predicted_ms)
             for each in self.schedules
@@ -138,14 +134,8 @@ def verify(
 ) -> Verification:
     """Measure the quality of every finalist on the held-out clips.
 
-    A rival that fails there is left out. If the chosen schedule fails, that is an error.
-
-    Args:
-        evaluator: Runs and scores.
-        decision: The finalists.
-        held_out: Dense runs of the held-out clips.
-        latencies: Latencies of dense, the wall and the finalists, by kind.
-        progress: Callback(schedules run, their total).
+    A rival that fails there is left out. If the chosen schedule fails, that is an error. The
+    latencies of dense, the wall and the finalists (by kind) are given.
 
     Raises:
         PredictionError: If the chosen schedule returns NaN there.

@@ -82,13 +82,7 @@ def finalists(
     """Return the best allowed trial of each kind, run again on the validation clips.
 
     A trial that fails there, or exceeds the allowed deviation there, is replaced by the next best.
-
-    Args:
-        found: The search.
-        evaluator: Runs and scores.
-        validation: Dense runs of the validation clips.
-        progress: Callback(kinds done, their total).
-        earlier: Finalists on the same clips, which need not run again.
+    Schedules that were finalists on these clips before (``earlier``) do not run again.
     """
     by_kind = ranked_by_kind(found)
     known = {each.trial.schedule: each for each in earlier if each.validation}
@@ -147,11 +141,6 @@ def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:
 def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Decision:
     """Return the simplest finalist that no other beats beyond its confidence interval.
 
-    Args:
-        candidates: Finalists from `finalists`.
-        goal: The goal of the search.
-        source: What they are judged by.
-
     Raises:
         ValueError: If there is no finalist.
     """
@@ -175,12 +164,7 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Deci
 
 
 def solved(found: Found, origin: str) -> Decision:
-    """Return the decision for the knapsack's answer, which did not run on any clip.
-
-    Args:
-        found: The answer, from `calibrate.search.optimizer.solve`.
-        origin: Name of the profile that the measurements are from.
-    """
+    """Return the decision for the knapsack's answer to an earlier profile, which ran on no clip."""
     return _only(found.trials[0], f"solved by the sensitivities and the latency model of {origin}")
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_job
@@ -90,6 +91,39 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 3
     assert 'src="http' not in page
     assert profile.model.global_layers[0] in page
+
+
+def outcome_of(result: Calibration) -> dict[str, Any]:
+    """Return what a calibration tried and chose, as `golden.json` stores it."""
+    assert result.found is not None
+
+    def text(schedule: Schedule) -> str:
+        return "; ".join(
+            f"{rule.query}/{rule.key_value} {rule.describe()}" for rule in schedule.resolve(64)
+        )
+
+    return {
+        "exported": result.chosen.name,
+        "gaps": result.gaps,
+        "trials": {
+            trial.name: [text(trial.schedule), trial.latency_ms, trial.score.mean]
+            for trial in result.found.trials
+            if trial.score is not None and not trial.parameters  # those depend on Optuna's version
+        },
+    }
+
+
+def test_the_answer_is_that_of_earlier_versions(calibrated: Calibration) -> None:
+    """Whoever changes an answer on purpose stores `outcome_of` the new one."""
+    stored = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
+    found = outcome_of(calibrated)
+    assert found["exported"] == stored["exported"]
+    assert found["gaps"] == pytest.approx(stored["gaps"], rel=1e-3, abs=2e-5)
+    assert list(found["trials"]) == list(stored["trials"])
+    for name, (schedule, latency_ms, score) in stored["trials"].items():
+        assert found["trials"][name][0] == schedule, name
+        near = pytest.approx([latency_ms, score], rel=1e-3, abs=2e-5)
+        assert found["trials"][name][1:] == near, name
 
 
 def test_from_a_profile_of_a_faster_hour(

@@ -15,7 +15,6 @@ from calibrate.measure.score import (
     DEVIATION_TOLERANCE,
     DEVIATION_WEIGHT,
     ERROR_TOLERANCE,
-    mean_score,
     score,
 )
 from calibrate.report.profile import figure_records
@@ -201,14 +200,9 @@ def test_cameras_that_look_away_from_each_other_count_as_collapsed() -> None:
     assert score(quality, OF_DENSE, "consistency") == COLLAPSED
 
 
-def test_scores_are_means_over_paired_clips() -> None:
-    worse = assess(noisy(DENSE, 0.1), CLIP, DENSE)
-    single = score(worse, OF_DENSE, "error")
-    assert mean_score([worse, OF_DENSE], [OF_DENSE, OF_DENSE], "error") == pytest.approx(single / 2)
-    with pytest.raises(ValueError, match="no clip"):
-        mean_score([], [], "error")
+def test_runs_on_different_clips_are_not_compared() -> None:
     with pytest.raises(ValueError, match="'other' is compared with one on 'curved wall'"):
-        mean_score([replace(worse, clip="other")], [OF_DENSE], "error")
+        score(replace(OF_DENSE, clip="other"), OF_DENSE, "error")
 
 
 @pytest.mark.parametrize("source", ["error", "consistency", "deviation"])
