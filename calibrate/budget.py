@@ -215,10 +215,10 @@ def resolve(budget: Budget, frames: int, dense_ms: float, minimum_ms: float) -> 
         )
     clip_ms = budget.clip_ms(frames, dense_ms)
     if clip_ms < minimum_ms * (1 - 1e-9):  # a budget from `Budget.like` must not fail by rounding
-        asked = ResolvedBudget(budget, frames, clip_ms, dense_ms, minimum_ms)
+        too_small = ResolvedBudget(budget, frames, clip_ms, dense_ms, minimum_ms)
         raise UnreachableBudgetError(
             f"budget '{budget.text}' cannot be reached: it allows {time_text(clip_ms)} per clip of "
-            f"{frames} frames ({time_text(asked.frame_ms)}/frame), and the least is "
+            f"{frames} frames ({time_text(too_small.frame_ms)}/frame), and the least is "
             f"{time_text(minimum_ms)} ({time_text(minimum_ms / frames)}/frame, "
             f"{number_text(dense_ms / minimum_ms)}x dense speed), because what is outside global "
             "attention is not reduced. Ask for "

@@ -100,7 +100,7 @@ PROBED_KEY_VALUE_FACTORS = (2, 4, 8, 16, 32)
 """Factors that are probed where drift cannot be trusted. A probe costs a whole run."""
 
 PAPER_POINT, PAPER_RAISE = 32, 8
-"""The paper's probe: all layers at this key-value factor, one layer at so many times it. Both are
+"""The paper's probe: all layers at this key-value factor, one layer at eight times that. Both are
 brought down to short clips."""
 
 # Search
@@ -117,7 +117,7 @@ the budget, or of the deviation."""
 
 AIM = 0.98
 """Share of a budget that is searched for. The same schedule takes some percent more or less from
-one pass to the next, and most passes shall keep to the budget."""
+one pass to the next, and most passes should keep to the budget."""
 
 LOG_WEIGHT = 1.5
 """Bound of the search's parameters: weights lie between e^-1.5 and e^1.5, a factor of twenty."""

@@ -95,7 +95,7 @@ def calibrate(
         trials: Trials of the search beyond those of the initial schedules.
         timeout_s: Seconds of search after which no further trial is proposed; None for no limit.
         storage: Path of a journal file, or an Optuna URL, that stores the trials; None stores none.
-        resume: Whether to go on with the search that ``storage`` holds.
+        resume: Whether to continue the search that ``storage`` holds.
         cache: Folder that stores measured sensitivities; None stores none.
         seed: Seed of the search.
         family: The model's family; None recognises it.

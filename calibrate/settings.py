@@ -39,7 +39,7 @@ class Settings:
             deviation otherwise.
         seed: Seed of the search.
         storage: Path of a journal file, or an Optuna URL, that stores the trials; None stores none.
-        resume: Whether to go on with an earlier search of the same model, clips and settings.
+        resume: Whether to continue an earlier search of the same model, clips and settings.
         cache: Folder that stores measured sensitivities; None stores none.
         timing_s: Approximate seconds of each timing step, default `TIMING_S`.
         name: Name of the model in its profile.
@@ -77,7 +77,7 @@ class Settings:
                 f"max_deviation judges by deviation, not by {self.source}: leave out source"
             )
         if self.resume and self.storage is None:
-            raise ValueError("resume goes on with the search in a storage: give storage as well")
+            raise ValueError("resume continues the search in a storage: give storage as well")
         if self.dtype not in (torch.float32, *HALF):
             raise ValueError(
                 f"dtype is {self.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"

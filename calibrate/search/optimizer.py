@@ -133,7 +133,7 @@ class SearchOptions:
         seed: Seed of the sampler, default 0.
         storage: Storage of the trials; see `.storage.open_studies`.
         name: Name of the studies there.
-        resume: Whether to go on with studies of this name.
+        resume: Whether to continue studies of this name.
         timeout_s: Seconds after which no further trial is proposed; None for no limit.
     """
 
@@ -160,7 +160,7 @@ def optimize(
         problem: The problem. Its latency model also predicts earlier trials anew.
         initial: Schedules to run first, by name; they may be outside what the goal allows.
         objective: Function that runs a schedule. A trial for which it raises a `Spark3rError`, runs
-            out of memory or returns NaN counts as failed, and the search goes on.
+            out of memory or returns NaN counts as failed, and the search continues.
         options: Length and storage of the search.
         on_trial: Callback for every trial that finishes here.
         clock: Function that returns seconds.

@@ -119,7 +119,7 @@ def test_any_text_is_a_budget_or_an_error_that_shows_the_right_form(text: str) -
     st.integers(1, 2000),
     latency,
 )
-def test_a_resolved_budget_agrees_with_its_words(
+def test_a_resolved_budget_has_the_value_of_its_text(
     number: object, unit: str, frames: int, dense_ms: float
 ) -> None:
     value = float(str(number))
@@ -142,7 +142,7 @@ def test_a_resolved_budget_is_one_line_of_text() -> None:
     assert resolved.text == ("30.0 ms/frame × 256 frames = 7.68 s per clip, 2.40x dense speed")
 
 
-def test_below_the_minimum_the_error_names_what_can_be_reached() -> None:
+def test_below_the_minimum_the_error_names_a_reachable_budget() -> None:
     message = (
         "budget '5ms' cannot be reached: it allows 1.28 s per clip of 256 frames (5.00 ms/frame), "
         "and the least is 2.10 s (8.20 ms/frame, 4.76x dense speed), because what is outside "
@@ -168,8 +168,8 @@ def test_the_budget_an_error_asks_for_is_reachable(
         resolve(parse_budget(impossible), frames, dense_ms, minimum_ms)
     found = re.search(r"Ask for (\S+) or", str(caught.value))
     assert found is not None
-    asked = resolve(parse_budget(found[1]), frames, dense_ms, minimum_ms)
-    assert asked.clip_ms <= minimum_ms * 1.011
+    resolved = resolve(parse_budget(found[1]), frames, dense_ms, minimum_ms)
+    assert resolved.clip_ms <= minimum_ms * 1.011
 
 
 @given(
@@ -190,7 +190,7 @@ def test_a_budget_above_dense_comes_with_one_that_binds(
     assert resolved.text.endswith(f"meets it as it is, {resolved.suggestion} would bind")
 
 
-def test_a_plain_time_that_was_meant_per_clip_is_pointed_out() -> None:
+def test_a_plain_time_that_would_bind_per_clip_is_pointed_out() -> None:
     resolved = resolve(parse_budget("1.5s"), 256, dense_ms=4000.0, minimum_ms=500.0)
     assert resolved.suggestion == "1.5s/clip (a plain time is per frame)"
 

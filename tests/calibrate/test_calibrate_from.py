@@ -1,4 +1,4 @@
-"""`calibrate --from`: another budget from a profile alone."""
+"""`calibrate --from`: another budget with the measurements of a profile."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
 
 
 @pytest.mark.usefixtures("measured")
-def test_from_a_profile_measures_nothing_but_the_answer(
+def test_from_a_profile_only_the_answer_is_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     again = ["--budget", "60%", *JOB, "--from", "a.json", "--output", "b.json", "--json"]
@@ -65,7 +65,7 @@ def test_from_a_profile_measures_nothing_but_the_answer(
     assert "those of a.json" in page
 
 
-def test_from_a_profile_takes_what_was_measured_here(
+def test_from_a_profile_the_measurement_of_this_device_is_taken(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     job = [*JOB, "--objective", "depth", "--quiet"]
@@ -84,7 +84,7 @@ def test_from_a_profile_takes_what_was_measured_here(
     assert {clip.role for clip in measurement.clips} == {"held_out"}
 
 
-def test_without_a_word_clips_are_as_long_as_the_profile_holds_for(
+def test_clips_are_by_default_as_long_as_the_profile_holds_for(
     measured: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -101,7 +101,7 @@ def test_without_a_word_clips_are_as_long_as_the_profile_holds_for(
     assert "rendering: 2 of 2" in capsys.readouterr().err  # nothing to search on
 
 
-def test_shipped_profiles_go_by_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_profiles_are_found_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     goal = ["--budget", "75%", *JOB, "--output", "b.json", "--quiet"]
     assert main([*goal, "--from", "vggt-1b"]) == 1
     assert "vggt-1b.json: has no measurements to solve from" in capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_shipped_profiles_go_by_their_name(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("measured")
-def test_where_nothing_is_reduced_dense_is_timed(
+def test_dense_is_timed_if_it_meets_the_budget(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     job = ["--budget", "500%", *JOB, "--from", "a.json", "--output", "b.json"]
@@ -122,14 +122,14 @@ def test_where_nothing_is_reduced_dense_is_timed(
 
 
 @pytest.mark.usefixtures("measured")
-def test_another_length_is_not_said_to_be_too_long_for_dense(tmp_path: Path) -> None:
+def test_dense_at_another_length_is_not_reported_as_too_large_for_memory(tmp_path: Path) -> None:
     job = ["--budget", "75%", *JOB, "--from", "a.json", "--output", "b.json", "--quiet"]
     assert main([*job, "--target-frames", "32"]) == 0
     assert "does not fit" not in Profile.load(tmp_path / "b.json").notes
 
 
 @pytest.mark.usefixtures("measured")
-def test_dense_stands_beside_every_schedule_of_a_profile_on_the_same_clips(tmp_path: Path) -> None:
+def test_dense_has_figures_on_all_clips_of_a_profile(tmp_path: Path) -> None:
     measurement = Profile.load(tmp_path / "a.json").measurements[0]
     dense = {figures.clip for figures in measurement.dense.figures}
     roles = {clip.name: clip.role for clip in measurement.clips}
@@ -150,7 +150,7 @@ def test_dense_stands_beside_every_schedule_of_a_profile_on_the_same_clips(tmp_p
         ({}, ["--frames", "3"], "holds for clips of at least 4 frames, and a held-out one has 3"),
     ],
 )
-def test_profiles_that_nothing_can_be_solved_from(
+def test_profiles_that_do_not_fit_are_refused(
     changes: dict,
     arguments: list[str],
     message: str,

@@ -51,7 +51,7 @@ def settings(budget: str = "75%", **changes) -> Settings:
 
 @pytest.fixture(scope="module")
 def calibrated(clips: list) -> Calibration:
-    """A calibration of the tiny model at 75 %, which tests look at and leave as it is."""
+    """A calibration of the tiny model at 75 %, which tests do not change."""
     return run(tiny_job.make_tiny(), split_clips(clips), settings())
 
 
@@ -134,7 +134,7 @@ def test_from_a_profile_of_a_faster_hour(
     calibrated.profile.save(path)
     document = json.loads(path.read_text())
     (measurement,) = document["measurements"]
-    measurement["wall"]["median_ms"] *= 3  # disturbed, which says nothing of the others
+    measurement["wall"]["median_ms"] *= 3  # disturbed, unlike the others
     measurement["dense"]["latency"]["median_ms"] *= 2
     for ran in (*measurement["schedules"], *measurement["baselines"]):
         if ran["latency"] is not None:
@@ -148,7 +148,7 @@ def test_from_a_profile_of_a_faster_hour(
 
 
 def slower(by: float, timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
-    """Schedules take so many times what is predicted beyond the wall."""
+    """Schedules take ``by`` times their predicted latency beyond the wall."""
 
     def slow_ms(name: str) -> float:
         return tiny_job.WALL_MS + by * (timed[name].median_ms - tiny_job.WALL_MS)
@@ -180,7 +180,7 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
     )
 
 
-def test_what_was_not_timed_is_not_said_to_be(clips: list) -> None:
+def test_latencies_that_were_not_timed_are_missing_in_the_profile(clips: list) -> None:
     nothing = FixedTimer(later=lambda *_: {})  # nothing fits beside what others hold
     result = run(tiny_job.make_tiny(), split_clips(clips), settings(), timer=nothing)
     (measurement,) = result.profile.measurements
@@ -250,7 +250,7 @@ def test_arguments_that_contradict_each_other(arguments: dict, message: str, cli
 
 
 def test_a_schedule_that_misses_the_budget_is_solved_again(clips: list) -> None:
-    """The model is slower than its latency model says, and not all schedules alike."""
+    """The model is slower than its latency model predicts, and not by the same ratio everywhere."""
     calls = itertools.count()
 
     def later(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
@@ -268,9 +268,7 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(clips: list) -> None:
 
 
 @pytest.mark.parametrize("dense_fits", [True, False])
-def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
-    dense_fits: bool, clips: list
-) -> None:
+def test_a_disturbed_wall_hardly_changes_the_slowdown(dense_fits: bool, clips: list) -> None:
     def disturbed(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
         timed["wall"] = Latency((1.5 * tiny_job.WALL_MS,))
         if not dense_fits:
@@ -280,12 +278,12 @@ def test_a_disturbed_wall_hardly_moves_what_is_known_of_the_machine(
     notes, timer = Notes(), FixedTimer(later=disturbed)
     job = settings("75ms/clip")
     run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
-    told = next(line for line in notes.lines if line.startswith("the knapsack's schedule takes"))
+    line = next(line for line in notes.lines if line.startswith("the knapsack's schedule takes"))
     both_ms = tiny_job.WALL_MS + tiny_job.DENSE_MS
     slower = (both_ms + 0.5 * tiny_job.WALL_MS) / both_ms if dense_fits else 1.5
-    shares = re.findall(r"\d\.\d{3}", told)
+    shares = re.findall(r"\d\.\d{3}", line)
     assert shares[0] == f"{1 / slower:.3f}"
-    # Dense is as fast as ever, so that hardly anything is believed; alone the wall is all there is.
+    # Dense is as fast as before, so the timing hardly counts. Without dense only the wall counts.
     assert float(shares[1]) > 0.99 if dense_fits else shares[1] == shares[0]
 
 
@@ -333,13 +331,13 @@ def test_budget_above_dense_exports_dense(clips: list) -> None:
     assert result.budget.suggestion is not None
 
 
-def test_budget_below_what_can_be_reached(clips: list) -> None:
+def test_a_budget_below_the_minimum_is_refused(clips: list) -> None:
     with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
         run(tiny_job.make_tiny(), split_clips(clips), settings("10x"))
     assert caught.value.minimum_ms > tiny_job.WALL_MS
 
 
-def test_a_minimum_that_turns_out_larger_is_said_before_the_search(clips: list) -> None:
+def test_a_minimum_that_turns_out_larger_is_reported_before_the_search(clips: list) -> None:
     least, notes = run_least(clips), Notes()
     with pytest.raises(UnreachableBudgetError, match="cannot be reached") as caught:
         run(
@@ -354,7 +352,7 @@ def test_a_minimum_that_turns_out_larger_is_said_before_the_search(clips: list) 
 
 
 def run_least(clips: list) -> float:
-    """Return the least latency that a calibration says can be reached."""
+    """Return the least reachable latency that a calibration reports."""
     with pytest.raises(UnreachableBudgetError) as caught:
         run(tiny_job.make_tiny(), split_clips(clips), settings("10x"))
     return caught.value.minimum_ms
@@ -366,7 +364,7 @@ def test_error_without_ground_truth_is_refused_at_once(clips: list) -> None:
         run(tiny_job.make_tiny(), split_clips(blind), settings(source="error"))
 
 
-def test_what_was_asked_for_is_compared_with_what_was_measured(clips: list) -> None:
+def test_the_goal_is_compared_with_the_measurements(clips: list) -> None:
     result = run(tiny_job.make_tiny(), split_clips(clips), settings(source="deviation"))
     assert missed(result) is None
     slow = replace(result.chosen, latency=Latency((1.06 * result.allowed_ms,)))
@@ -380,8 +378,8 @@ def test_what_was_asked_for_is_compared_with_what_was_measured(clips: list) -> N
         return replace(result, settings=replace(result.settings, budget=None, max_deviation=most))
 
     assert missed(within(score)) is None
-    told = missed(within(score / 1.06))
-    assert f"deviates by {score:.2%}" in str(told)
+    text = missed(within(score / 1.06))
+    assert f"deviates by {score:.2%}" in str(text)
 
 
 def test_nan_names_layer_and_factor(clips: list) -> None:
@@ -413,7 +411,7 @@ def test_patched_model_is_refused(clips: list) -> None:
         run(model, split_clips(clips), settings())
 
 
-def test_footage_is_stretched_to_and_fro() -> None:
+def test_footage_is_extended_back_and_forth() -> None:
     images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 1, 1)
     assert clip_of_length(images, 7)[:, 0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2]
     assert clip_of_length(images[:1], 2).shape[0] == 2

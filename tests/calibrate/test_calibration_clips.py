@@ -13,7 +13,7 @@ def clips() -> list:
     return tiny_job.clips(6)
 
 
-def test_clips_are_dealt_out_without_overlap(clips: list) -> None:
+def test_roles_do_not_overlap(clips: list) -> None:
     split = split_clips(clips)
     assert [len(split.search), len(split.validation), len(split.held_out)] == [4, 1, 1]
     split = split_clips(clips[:4], clips[4:])
@@ -25,7 +25,7 @@ def test_clips_are_dealt_out_without_overlap(clips: list) -> None:
     assert len({part.name for part in parts}) == 4
 
 
-def test_clips_that_cannot_be_dealt_out(clips: list) -> None:
+def test_clips_that_cannot_be_split_are_refused(clips: list) -> None:
     with pytest.raises(ClipError, match="has 1 frames, expected at least 8"):
         split_clips([clips[0].select(slice(0, 1))])
     with pytest.raises(ClipError, match="has 1 frame"):

@@ -1,4 +1,4 @@
-"""Calibration under autocast: every pass in half precision, everything computed from it in full."""
+"""Calibration under autocast: passes in half precision, and all that follows from them in full."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_precisions_have_studies_of_their_own() -> None:
     assert len({name(dtype) for dtype in (F32, BF16, F16)}) == 3
 
 
-def test_what_cannot_be_asked_for() -> None:
+def test_wrong_precisions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"dtype is torch.float64, expected torch.float32"):
         Settings(parse_budget("75%"), dtype=torch.float64)
     split = split_clips(tiny_job.clips())
@@ -165,8 +165,8 @@ def test_another_budget_from_a_profile_needs_its_precision(
     again = [*job, "b.json", "--from", "a.json", "--budget", "60%"]
     capsys.readouterr()
     assert main(again) == 1
-    told = capsys.readouterr().err
-    assert "the profile was measured in bfloat16, the model runs in float32" in told
+    error = capsys.readouterr().err
+    assert "the profile was measured in bfloat16, the model runs in float32" in error
     assert main([*again, "--dtype", "float16"]) == 1
     assert "the model runs in float16" in capsys.readouterr().err
     assert main([*again, "--dtype", "bfloat16"]) == 0
@@ -181,11 +181,11 @@ def test_another_budget_from_a_profile_needs_its_precision(
         ("tiny_job:make_nan", "calibrate: layer 1 (aggregator.global_blocks.1.attn), "),
     ],
 )
-def test_a_model_that_does_not_bear_it(
+def test_a_model_that_does_not_run_in_this_precision(
     model: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*JOB, model, "--dtype", "bfloat16"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(message)
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
     assert not list(Path().glob("*.json"))

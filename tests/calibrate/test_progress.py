@@ -14,13 +14,13 @@ class Clock:
         return self.now
 
 
-def test_lines_tell_what_is_left_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_show_the_remaining_time_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with TerminalReporter(clock) as reporter:
         for done in range(11):
             reporter.progress("search", done, 10)
             clock.now += 0.4 * EVERY_S
-        reporter.progress("search", 10, 10)  # told once
+        reporter.progress("search", 10, 10)  # shown once
         reporter.say("a line")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [

@@ -44,7 +44,7 @@ atexit.register(shutil.rmtree, SENSITIVITIES, ignore_errors=True)
 
 
 def clips(count: int = 4) -> list[Clip]:
-    """Return as many clips; four are two to search on, one to select on and one held out."""
+    """Return clips. Four are two for the search, one for validation and one held out."""
     return [_clip(1_000_000 + seed) for seed in range(count)]
 
 
@@ -54,7 +54,7 @@ def _clip(seed: int) -> Clip:
 
 
 def remember(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute once what many calibrations ask for.
+    """Compute once what many calibrations need.
 
     Clips are rendered once, the tiny model runs once on each of them under each schedule, and each
     of these runs is judged once.
@@ -103,7 +103,7 @@ def latency_model(layout: TokenLayout) -> LatencyModel:
 
 
 def latency_ms(timing: object) -> float:
-    """What the made-up model says of a pass, or of a layer, which takes 1 ms besides."""
+    """Return the latency of a pass by the made-up model, or of a layer, plus 1 ms."""
     assert isinstance(timing, PassTiming | LayerTiming)
     layout, model = timing.layout, latency_model(timing.layout)
     if isinstance(timing, LayerTiming):
@@ -123,7 +123,7 @@ def unchanged(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Laten
 
 @dataclass(frozen=True)
 class FixedTimer(Timer):
-    """Says what the made-up model says, instead of timing anything.
+    """Returns latencies of the made-up model instead of timing anything.
 
     Attributes:
         later: Changes what is timed once the latency model is fitted. It gets latencies by name,
@@ -156,7 +156,7 @@ class NoTimer(Timer):
 
 
 class Notes(Reporter):
-    """Keeps what it receives, and presses Ctrl-C once in a step, when so much of it is done.
+    """Stores what it receives, and raises Ctrl-C once at a point of a step.
 
     Attributes:
         lines: Messages.
@@ -179,7 +179,7 @@ class Notes(Reporter):
 
 
 def main(arguments: list[str], timer: Timer = FixedTimer(), **options: Any) -> int:
-    """The command without a clock."""
+    """Run the command without a clock."""
     from calibrate.cli.main import main
 
     return main(arguments, timer=timer, **options)
@@ -231,7 +231,7 @@ def make_hungry() -> nn.Module:
 
 
 def make_single() -> nn.Module:
-    """A model with a head that does not run under autocast, as π³'s on a CPU."""
+    """A model with a head that does not run under autocast, like that of π³ on a CPU."""
     model = make_model(seed=3)
 
     def refuse(module: nn.Module, args: tuple[torch.Tensor]) -> None:

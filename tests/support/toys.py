@@ -49,7 +49,7 @@ def additive(schedule: Schedule) -> Score:
 
 
 def interacting(schedule: Schedule) -> Score:
-    """Return the damage of `additive`, with more for neighbours that both reduce strongly."""
+    """Return the score of `additive`, with more for neighbours that both reduce strongly."""
     harsh = [rule.key_value > 4 for rule in schedule.layers]
     pairs = sum(first and second for first, second in itertools.pairwise(harsh))
     return Score(additive(schedule).value + 2.0 * pairs)
@@ -63,7 +63,7 @@ def best_value(score: Callable[[Schedule], Score], budget_ms: float, layers: int
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search needs of a problem."""
+    """The parts of a problem that a search uses."""
 
     goal: Goal
     space: Space = field(default_factory=space)

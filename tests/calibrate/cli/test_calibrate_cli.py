@@ -112,7 +112,7 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert main(["--budget", "75%", *JOB, "--quiet"]) == 1
     out, err = capsys.readouterr()
     assert "No space left on device" in err
-    assert "(exported)" in out  # what was measured is told all the same
+    assert "(exported)" in out  # the measurements are shown all the same
     assert "wrote" not in out
     assert not list(Path().glob("*.json"))
 
@@ -121,12 +121,12 @@ def test_a_disk_that_fills_up_in_the_search_loses_no_finished_trial(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = ["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet"]
-    told: list[int] = []
+    counts: list[int] = []
     append = JournalFileBackend.append_logs
 
     def filling(self: JournalFileBackend, logs: list) -> None:
-        told.append(len(logs))
-        if len(told) > 30:
+        counts.append(len(logs))
+        if len(counts) > 30:
             raise OSError(28, "No space left on device")
         append(self, logs)
 
@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_in_the_search_loses_no_finished_trial(
     assert json.loads(capsys.readouterr().out)["trials"] == kept + tried
 
 
-def test_figures_are_told_though_the_report_cannot_be_written(
+def test_figures_are_printed_even_if_the_report_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def full(path: Path, content: bytes) -> int:
@@ -233,7 +233,7 @@ def test_clips_shorter_than_a_group_are_merged_as_one(
     assert all(each.operators.query.group > tiny_job.FRAMES for each in merged)
 
 
-def test_a_dense_run_that_does_not_fit_is_said_to_be_the_models_word(
+def test_a_dense_latency_that_was_extrapolated_is_reported_as_such(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     job, notes = ["--budget", "75%", *JOB, "--json", "--output", "a.json"], Notes()
@@ -244,7 +244,7 @@ def test_a_dense_run_that_does_not_fit_is_said_to_be_the_models_word(
     assert "does not fit at 64 frames" in (tmp_path / "a.html").read_text()
 
 
-def test_a_trial_out_of_memory_is_counted_and_the_search_goes_on(
+def test_a_trial_out_of_memory_is_counted_and_the_search_continues(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     job = ["--budget", "85%", *JOB, "--model", "tiny_job:make_hungry", "--trials", "4"]

@@ -82,7 +82,7 @@ def test_a_few_clips_have_one_role_each_and_are_cut(tmp_path: Path) -> None:
     assert [clip.frames for clip in split.clips] == [FRAMES] * STRETCHES
 
 
-def test_many_clips_are_dealt_out_whole(tmp_path: Path) -> None:
+def test_many_clips_are_not_cut(tmp_path: Path) -> None:
     split, _ = read([folder(tmp_path / str(n), 6, seed=n) for n in range(STRETCHES)], [])
     assert [clip.frames for clip in split.clips] == [FRAMES] * STRETCHES
 
@@ -93,7 +93,7 @@ def test_a_video_is_cut_into_stretches(tmp_path: Path) -> None:
     assert {clip.images.shape[1] for clip in split.clips} == {3}
 
 
-def test_what_cannot_be_read_is_named_and_counted(tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_counted(tmp_path: Path) -> None:
     path = folder(tmp_path / "walk", 30)
     (path / "7.png").write_bytes(b"no image")
     with pytest.raises(ClipError, match=r"7\.png cannot be read .*--skip-bad"):
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_named_and_counted(tmp_path: Path) -> None:
     assert "1 unreadable and skipped (7.png" in said[0]
 
 
-def test_default_clips_are_of_seeds_apart() -> None:
+def test_default_clips_of_different_roles_have_different_seeds() -> None:
     seeds: list[str] = []
     inner = reader(FAMILY, 16, False)
 
@@ -140,7 +140,7 @@ def test_a_folder_is_calibrated_on_without_ground_truth(
 @pytest.mark.parametrize(
     ("count", "message"), [(0, "the folder holds no image"), (1, "expected at least 2")]
 )
-def test_footage_of_no_or_one_frame(
+def test_footage_without_or_with_one_frame_is_refused(
     count: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = folder(tmp_path / "glance", count)
@@ -151,7 +151,7 @@ def test_footage_of_no_or_one_frame(
     assert "Traceback" not in err
 
 
-def test_clips_that_tell_little_are_doubted(tmp_path: Path) -> None:
+def test_few_or_short_clips_are_pointed_out(tmp_path: Path) -> None:
     split, _ = read([folder(tmp_path / "walk", 100)], [])
     assert split.doubts(16) == []
     (far,) = split.doubts(17)

@@ -34,9 +34,7 @@ def dense(model: ReferenceModel) -> DenseRuns:
     return run_dense(Runner.of(model), [rendered_clip(seed, FRAMES) for seed in seeds])
 
 
-def test_a_schedule_that_ruins_the_model_is_seen_to_collapse(
-    model: ReferenceModel, dense: DenseRuns
-) -> None:
+def test_a_schedule_that_ruins_the_model_collapses(model: ReferenceModel, dense: DenseRuns) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Spark3rWarning)
         runs = evaluate(Runner.of(model), ONE_QUERY, dense)
@@ -51,7 +49,7 @@ def test_a_schedule_that_ruins_the_model_is_seen_to_collapse(
         assert score(run, reference, "deviation") > 0.02  # it is far from dense indeed
 
 
-def test_a_sound_schedule_is_not(model: ReferenceModel, dense: DenseRuns) -> None:
+def test_a_sound_schedule_does_not_collapse(model: ReferenceModel, dense: DenseRuns) -> None:
     for run, reference in zip(
         evaluate(Runner.of(model), SOUND, dense), dense.qualities, strict=True
     ):

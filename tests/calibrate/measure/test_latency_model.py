@@ -95,14 +95,14 @@ def unseen(noise: float, seed: int, count: int = 20) -> list[PassSample]:
     return [pass_sample(str(i), each, noise, rng) for i, each in enumerate(schedules)]
 
 
-def test_without_noise_the_constants_are_found() -> None:
+def test_without_noise_the_fit_finds_the_constants() -> None:
     model = fit(layer_samples(0, 0), anchors(0, 0), LAYOUT)
     assert model.rest_ms == pytest.approx(TRUTH.rest_ms)
     assert model.term_ms == pytest.approx(dict(TRUTH.term_ms), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_with_noise_the_bars_hold(seed: int) -> None:
+def test_with_noise_the_fit_is_accurate_enough(seed: int) -> None:
     model = fit(layer_samples(0.05, seed), anchors(0.02, seed), LAYOUT)
     report = check_fit(model, unseen(0, seed), LAYOUT)
     assert report.median_error <= 0.05
@@ -113,7 +113,7 @@ def test_with_noise_the_bars_hold(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_single_disturbed_timings_do_not_bend_the_fit(seed: int) -> None:
+def test_single_disturbed_timings_hardly_change_the_fit(seed: int) -> None:
     model = fit(layer_samples(0.02, seed, outliers=3), anchors(0.01, seed), LAYOUT)
     assert check_fit(model, unseen(0, seed), LAYOUT).largest_error <= 0.12
 
@@ -152,7 +152,7 @@ def test_the_constants_survive_as_a_plain_table() -> None:
         LatencyModel.from_dict({"rest_ms": 1.0})
 
 
-def test_another_length_scales_the_rest_and_counts_the_terms_anew() -> None:
+def test_at_another_length_the_rest_is_scaled_and_the_terms_are_counted_anew() -> None:
     longer = TokenLayout(80, 8, 8, special=5, anchor_frame=0)
     assert TRUTH.wall_ms(longer) == 2 * TRUTH.wall_ms(LAYOUT)
     dense = Schedule.dense(DEPTH)
@@ -267,7 +267,7 @@ def test_a_dense_pass_that_does_not_fit_is_left_out_and_extrapolated(
     assert all(rule is None or not rule.is_dense for rule, _ in table.layers)
 
 
-def test_an_error_that_is_not_about_memory_is_raised(model: nn.Module) -> None:
+def test_other_errors_than_out_of_memory_are_raised(model: nn.Module) -> None:
     def fails(module: nn.Module, args: object) -> None:
         raise RuntimeError("something else")
 
@@ -283,7 +283,7 @@ def test_layers_that_differ_cannot_stand_for_one_another(model: nn.Module) -> No
         time_layers(Runner.of(model), torch.rand(2, 3, 16, 16), [ResolvedRule(1, 2, PAPER)])
 
 
-def test_what_counts_as_out_of_memory() -> None:
+def test_errors_that_count_as_out_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes"))
@@ -303,6 +303,6 @@ def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:
     assert corrected.predict_ms(other, LAYOUT) == pytest.approx(
         1.1 * TRUTH.wall_ms(LAYOUT) + gain * work
     )
-    # A schedule that takes no more than the wall says nothing of the terms.
+    # A schedule that takes no more than the wall shows nothing of the terms.
     unmoved = TRUTH.corrected(LAYOUT, TRUTH.wall_ms(LAYOUT), TRUTH.wall_ms(LAYOUT), 5.0)
     assert unmoved.term_ms == TRUTH.term_ms

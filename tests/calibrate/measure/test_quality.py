@@ -133,7 +133,7 @@ def test_mean_figures_are_those_that_all_clips_have() -> None:
 
 
 @pytest.mark.parametrize("source", ["error", "consistency", "deviation"])
-def test_dense_scores_nothing_and_more_noise_scores_more(source: Source) -> None:
+def test_dense_scores_zero_and_more_noise_scores_more(source: Source) -> None:
     assert score(OF_DENSE, OF_DENSE, source) == pytest.approx(0, abs=1e-6)
     scores = [
         score(assess(noisy(DENSE, amount), CLIP, DENSE), OF_DENSE, source)

@@ -98,7 +98,7 @@ DRIFTS = {
 }
 
 
-def test_a_few_probes_give_drift_its_scale() -> None:
+def test_a_few_probes_give_the_scale_of_drift() -> None:
     slope = {(0, "query"): 5.0, (1, "query"): 2.0}
     probes = {
         (layer, "query", factor): 0.3 + slope[layer, "query"] * DRIFTS[layer, "query", factor]

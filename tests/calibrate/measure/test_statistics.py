@@ -28,7 +28,7 @@ def test_clips_are_paired_by_name_and_not_by_order() -> None:
     assert compared.low == pytest.approx(2)
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
+def test_the_interval_covers_as_often_as_its_confidence() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(1000):
@@ -50,13 +50,13 @@ def test_the_interval_is_about_that_of_a_bootstrap() -> None:
     assert math.log(compared.high) == pytest.approx(interval.high, abs=0.015)
 
 
-def test_one_clip_says_nothing_about_others() -> None:
+def test_the_interval_of_one_clip_is_unbounded() -> None:
     compared = paired_ratio({"a": 0.5}, {"a": 1.0})
     assert (compared.ratio, compared.low, compared.high) == (0.5, 0.0, math.inf)
     assert not compared.is_lower
 
 
-def test_a_tolerance_takes_the_edge_off_small_figures() -> None:
+def test_a_tolerance_keeps_small_figures_from_deciding() -> None:
     compared = paired_ratio(clips([0.0, 1.0]), clips([1e-9, 1.0]), tolerance=0.01)
     assert compared.ratio == pytest.approx(1, abs=1e-6)
 

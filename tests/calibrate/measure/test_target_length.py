@@ -26,15 +26,15 @@ def latencies(frames: int) -> tuple[float, float]:
     ],
 )
 def test_the_default_target_length(text: str, frames: int, meets_rule: bool) -> None:
-    asked: list[int] = []
+    lengths_timed: list[int] = []
 
     def measured(length: int) -> tuple[float, float]:
-        asked.append(length)
+        lengths_timed.append(length)
         return latencies(length)
 
     target = choose_target_length(parse_budget(text), measured)
     assert (target.frames, target.meets_rule) == (frames, meets_rule)
-    assert asked == [n for n in (128, 256, 512, 1024) if not meets_rule or n <= frames]
+    assert lengths_timed == [n for n in (128, 256, 512, 1024) if not meets_rule or n <= frames]
     assert str(frames) in target.text
 
 
@@ -42,7 +42,7 @@ def test_the_default_target_length(text: str, frames: int, meets_rule: bool) -> 
 def test_the_default_target_length_is_the_shortest_that_meets_the_rule(
     value: float, kind: str
 ) -> None:
-    budget = Budget("asked", kind, value)  # type: ignore[arg-type]
+    budget = Budget("text", kind, value)  # type: ignore[arg-type]
 
     def meets(frames: int) -> bool:
         dense_ms, wall_ms = latencies(frames)
@@ -56,6 +56,6 @@ def test_the_default_target_length_is_the_shortest_that_meets_the_rule(
         assert target.frames == fitting[0]
 
 
-def test_no_length_to_choose_from() -> None:
+def test_without_lengths_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="no length"):
         choose_target_length(parse_budget("30ms"), latencies, lengths=())

@@ -21,7 +21,7 @@ from spark3r.timing import Latency
     spread=st.floats(0.0, 1.0),
     more=st.floats(0.0, 1.0),
 )
-def test_a_measured_latency_is_believed_the_less_the_busier_the_machine(
+def test_a_measured_latency_counts_less_on_a_busier_machine(
     predicted: float, ratio: float, spread: float, more: float
 ) -> None:
     measured = ratio * predicted
@@ -32,7 +32,7 @@ def test_a_measured_latency_is_believed_the_less_the_busier_the_machine(
     assert (quiet >= predicted * (1 - 1e-9)) == (ratio >= 1) or quiet == pytest.approx(predicted)
 
 
-def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
+def test_the_spread_is_that_of_repeated_timings() -> None:
     latencies = {"once": Latency((5.0,)), "steady": Latency((2.0, 2.0, 2.0))}
     assert relative_spread(latencies) == 0.0
     assert relative_spread(latencies | {"uneven": Latency((8.0, 10.0, 12.0))}) == pytest.approx(0.1)
@@ -43,13 +43,13 @@ def test_what_timings_differ_by_is_told_from_repeated_ones_alone() -> None:
     assert relative_spread({}) == relative_spread() == 0.0
 
 
-def test_the_slowdown_from_model_a_machine_is_that_of_most_schedules() -> None:
+def test_the_slowdown_is_that_of_most_schedules() -> None:
     timed = [(110.0, 100.0), (33.0, 30.0), (80.0, 40.0)]
     assert slowdown_from_model(timed, (5.0, 1.0)) == pytest.approx(1.1)
     assert slowdown_from_model([], (5.0, 4.0)) == pytest.approx(1.25)
 
 
-def test_calls_that_agree_on_how_slow_a_machine_is_make_it_sure() -> None:
+def test_calls_that_agree_on_the_slowdown_leave_no_doubt() -> None:
     then_ms = {"wall": 100.0, "dense": 900.0, "did not fit": 9000.0}
     slower, unsure = machine_slowdown(
         then_ms, {"wall": Latency((110.0,)), "dense": Latency((990.0,))}

@@ -60,12 +60,12 @@ def one_layer(means: dict[int, float], spread: float) -> dict[int, float]:
     return {factor: degradation for (_, _, factor), degradation in found.items()}
 
 
-def test_a_larger_factor_of_a_layer_does_no_less_harm() -> None:
+def test_a_larger_factor_never_has_less_degradation() -> None:
     found = one_layer({1: 0.0, 2: 0.1, 4: 0.5, 8: 0.3, 16: 0.9}, 0.1)
     assert found == pytest.approx({1: 0.0, 2: 0.1, 4: 0.4, 8: 0.4, 16: 0.9})
 
 
-def test_choices_are_all_pairs_and_what_does_the_same_stands_once() -> None:
+def test_choices_are_all_pairs_and_equal_ones_occur_once() -> None:
     layers = choices(made(), [PAPER, FAITHFUL], LATENCY, LAYOUT)
     offered = sum(factor <= 16 for factor in OFFERED)
     # Operators of keys and values tell nothing apart where these are left alone.
@@ -80,7 +80,7 @@ def test_choices_are_all_pairs_and_what_does_the_same_stands_once() -> None:
     assert by_rule[LayerRule(1, 8, PAPER)].degradation == pytest.approx(15**POWER)
 
 
-def test_queries_unmerged_otherwise_are_another_choice() -> None:
+def test_another_unmerging_is_another_choice() -> None:
     moved = replace(PAPER, query=QueryMerging(unmerge="linear"))
     both = pd.concat([made(), made().replace(operators_text(FAITHFUL), operators_text(moved))])
     layers = choices(both.drop_duplicates(), [PAPER, moved], LATENCY, LAYOUT)
@@ -92,7 +92,7 @@ def test_queries_unmerged_otherwise_are_another_choice() -> None:
     assert LayerRule(1, 4, moved) not in by_rule  # nothing is merged: the same as copying
 
 
-def test_choices_go_no_further_than_was_measured() -> None:
+def test_choices_end_at_the_largest_measured_factor() -> None:
     table = made()
     layers = choices(table[table["factor"] <= 4], [PAPER], LATENCY, LAYOUT)
     assert {choice.rule.key_value for choice in layers[0]} == {1, 2, 3, 4}
@@ -116,7 +116,7 @@ def test_an_axis_that_was_not_measured_stays_dense() -> None:
     assert {choice.rule.query for choice in layers[0]} == {each for each in OFFERED if each <= 16}
 
 
-def test_tables_without_what_is_asked_for_are_refused() -> None:
+def test_incomplete_tables_are_refused() -> None:
     table = made()
     with pytest.raises(SensitivityError, match=r"no metric 'score.deviation'"):
         degradations(table.assign(metric="score.error"), PAPER)

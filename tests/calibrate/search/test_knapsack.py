@@ -131,7 +131,7 @@ def test_the_same_problem_has_the_same_answer() -> None:
     assert solve(layers, 100.0) == solve(layers, 100.0)
 
 
-def test_more_budget_never_does_more_degradation() -> None:
+def test_more_budget_never_means_more_degradation() -> None:
     layers = layers_like_a_model(2, 8)
     found = [solve(layers, float(budget_ms)) for budget_ms in range(20, 900, 40)]
     degradations = [answer.degradation for answer in found if answer is not None]
@@ -186,12 +186,12 @@ def test_tables_that_make_no_sense_are_refused(
         solver(layers)
 
 
-def test_a_bound_that_is_no_number_is_refused() -> None:
+def test_a_bound_of_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="the bound is NaN"):
         solve([[choice(1, 1)]], math.nan)
 
 
-def test_what_is_beyond_the_limit_is_an_error_and_not_an_approximation() -> None:
+def test_too_many_partial_assignments_are_an_error_and_not_an_approximation() -> None:
     with pytest.raises(FrontTooLargeError, match="expected at most 4: offer fewer choices"):
         solve(layers_like_a_model(0), 150.0, max_partial=4)
 

@@ -53,7 +53,7 @@ def test_additive_toy_is_solved_by_the_knapsack() -> None:
     assert best.score.mean == 3 * best.score.value
 
 
-def test_a_budget_is_aimed_below_unless_nothing_is_that_fast() -> None:
+def test_the_aim_is_below_the_budget_unless_nothing_is_that_fast() -> None:
     space = toys.space()
     schedule = LatencyLimit(BUDGET_MS).proposed(space, {})
     assert schedule is not None
@@ -86,7 +86,7 @@ def test_every_proposal_is_within_the_budget() -> None:
     assert "too slow" in {trial.name for trial in found.front()}
 
 
-def test_the_dual_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
+def test_a_deviation_limit_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
     most = 0.5
     rules = [LayerRule(*pair) for pair in toys.FACTORS]
     allowed = [
@@ -104,7 +104,7 @@ def test_the_dual_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
     assert by_knapsack.latency_ms >= best.latency_ms
 
 
-def test_trials_gone_on_with_are_predicted_anew(tmp_path: Path) -> None:
+def test_latencies_of_earlier_trials_are_predicted_anew(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     first = run(trials=3, storage=storage, name="a")
     slower = run(
@@ -120,7 +120,7 @@ def test_trials_gone_on_with_are_predicted_anew(tmp_path: Path) -> None:
     assert not slower.ranked()
 
 
-def test_one_process_at_a_time_is_at_a_journal(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_uses_a_journal(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     with (
         lock_journal(journal),
@@ -198,7 +198,7 @@ def test_defects_are_not_hidden() -> None:
         run(lambda schedule: Score(1 / 0))
 
 
-def test_ctrl_c_keeps_what_is_there() -> None:
+def test_ctrl_c_keeps_finished_trials() -> None:
     def objective(schedule: Schedule) -> Score:
         if schedule not in toys.starts().values():
             raise KeyboardInterrupt
@@ -219,20 +219,22 @@ def test_time_limit() -> None:
 def test_resumed_search_keeps_every_trial_and_runs_none_again(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     whole = run(toys.interacting, trials=3, storage=storage, name="a")
-    told: list[Trial] = []
+    reported: list[Trial] = []
     seen: list[Schedule] = []
 
     def objective(schedule: Schedule) -> Score:
         seen.append(schedule)
         return toys.interacting(schedule)
 
-    more = run(objective, trials=6, storage=storage, name="a", resume=True, on_trial=told.append)
+    more = run(
+        objective, trials=6, storage=storage, name="a", resume=True, on_trial=reported.append
+    )
     assert all(trial in more.trials for trial in whole.trials)
-    assert len(told) == 3
+    assert len(reported) == 3
     assert not {trial.schedule for trial in whole.trials} & set(seen)
 
 
-def test_studies_are_not_mixed_up(tmp_path: Path) -> None:
+def test_other_studies_are_not_continued(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     run(trials=1, storage=storage, name="a", resume=True)  # stopped before its first trial
     with pytest.raises(StudyError, match="holds no study of this model"):

@@ -1,4 +1,4 @@
-"""Which schedule is exported, on made-up scores."""
+"""Selection of the exported schedule, on made-up scores."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def chosen(*candidates: Finalist) -> str:
     return choose(candidates, BUDGET, "error").chosen.kind
 
 
-def test_the_simpler_one_stays_unless_the_other_is_better_beyond_doubt() -> None:
+def test_the_simpler_one_is_chosen_unless_the_other_is_better_beyond_its_interval() -> None:
     simple = finalist("uniform", 99, 0.10)
     assert chosen(simple, finalist("search", 100, 0.095, sign=-1)) == "uniform"
     assert chosen(simple, finalist("search", 100, 0.02, sign=-1)) == "search"
     assert chosen(simple, finalist("search", 100, 0.2)) == "uniform"
 
 
-def test_where_the_source_does_not_tell_deviation_may() -> None:
+def test_deviation_decides_where_the_source_is_undecided() -> None:
     simple = replace(finalist("uniform", 99, 0.10), deviation={"a": 0.02, "b": 0.03, "c": 0.02})
     rival = replace(
         finalist("search", 100, 0.095, sign=-1), deviation={"a": 0.01, "b": 0.02, "c": 0.012}
@@ -67,7 +67,7 @@ def test_deviations_are_compared_by_their_ratio() -> None:
     assert choose((simple, same), BUDGET, "deviation").chosen.kind == "uniform"
 
 
-def test_a_budget_is_there_to_be_used() -> None:
+def test_a_schedule_that_leaves_much_of_the_budget_unused_must_be_better() -> None:
     slack, full = finalist("uniform", 80, 0.10), finalist("search", 99, 0.10, sign=-1)
     decision = choose((slack, full), BUDGET, "error")
     assert decision.chosen.kind == "search"
@@ -127,7 +127,7 @@ class Broken:
 RUNS = SimpleNamespace(qualities=())
 
 
-def test_what_cannot_be_run_on_the_validation_clips_is_replaced_by_the_next_best() -> None:
+def test_a_trial_that_fails_on_the_validation_clips_is_replaced_by_the_next_best() -> None:
     trials = (
         trial("uniform 1/2", 90, 0.1, 2),
         trial("uniform 1/3", 90, 0.2, 3),
@@ -139,9 +139,7 @@ def test_what_cannot_be_run_on_the_validation_clips_is_replaced_by_the_next_best
     assert finalists(found, Broken((2, 3, 4)), RUNS) == ()  # type: ignore[arg-type]
 
 
-def test_what_is_solved_for_a_tighter_budget_stands_for_its_kind_only_if_nothing_else_does() -> (
-    None
-):
+def test_a_schedule_for_a_tighter_budget_represents_its_kind_only_if_there_is_no_other() -> None:
     tighter, own = trial("knapsack 0.8", 85, 0.1, 3), trial("knapsack", 98, 0.2, 2)
     uniform = trial("uniform 1/5", 80, 0.1, 5), trial("uniform 1/4", 98, 0.2, 4)
     kept = finalists(Found((tighter, own, *uniform), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
@@ -165,7 +163,7 @@ class Harder:
     deviations = scores
 
 
-def test_what_deviates_too_much_in_validation_gives_way_to_what_deviates_that_much_less() -> None:
+def test_a_trial_that_deviates_too_much_in_validation_is_replaced_by_a_more_faithful_one() -> None:
     # The fastest first; of many at the limit only one is tried before one at half of it.
     trials = tuple(
         trial(f"search {n}", 50 + n, 0.1 * factor, factor)
@@ -176,7 +174,7 @@ def test_what_deviates_too_much_in_validation_gives_way_to_what_deviates_that_mu
     assert kept.validation_score == pytest.approx(0.8)
 
 
-def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
+def test_a_trial_that_fails_is_no_point_of_the_trade_off() -> None:
     trials = (trial("uniform 1/2", 90, 0.1, 2), trial("a", 50, 0.5, 6), trial("b", 70, 0.4, 7))
     outcome = SimpleNamespace(
         found=Found(trials, BUDGET),
@@ -189,7 +187,7 @@ def test_what_cannot_be_run_is_no_point_of_the_trade_off() -> None:
     assert [each.name for each, _ in found.points] == ["b"]
 
 
-def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
+def test_a_rival_that_fails_on_the_held_out_clips_is_left_out() -> None:
     first, second = finalist("uniform", 99, 0.1), finalist("search", 99, 0.1, sign=-1)
     second = replace(second, trial=trial("search 1", 99, 0.1, 4))
     decision = choose((first, second), BUDGET, "error")
@@ -200,7 +198,7 @@ def test_a_rival_that_cannot_be_run_held_out_is_left_out() -> None:
         verify(Broken((2,)), decision, RUNS, {})  # type: ignore[arg-type]
 
 
-def test_where_nothing_is_faithful_enough_in_validation_the_most_faithful_is_taken() -> None:
+def test_if_nothing_is_faithful_enough_in_validation_the_most_faithful_is_taken() -> None:
     trials = (trial("uniform 1/2", 50, 0.19), trial("uniform 1/1", 100, 0.0, 1))
     decision = most_faithful(Found(trials, DeviationLimit(0.2)))
     assert decision.chosen.trial.name == "uniform 1/1"
