@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from .places import Place
+from .shapes import Triple
 
 PERIOD = 4.0  # path time after which the slow movement, not the shake, repeats
 SLOW_WAVES, SHAKE_WAVES = 4, 4
 SHORTEST_S, LONGEST_S = 6.4, 32.0  # 48 frames of 30 a second: every 4th, every 20th
 TURN_SHARPNESS = 0.03  # how abruptly a path turns round
+PATHS = 80  # tried at most
+CHOICE = 3  # good paths that one is chosen from
+LEAST_SHAPES = 6.5  # seen on average
+GAP_M = 0.25  # between the camera and everything else
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,7 @@ def rotations(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
     return about_y @ about_x @ about_z
 
 
-def random_path(
-    rng: random.Random, anchor: tuple[float, float, float], target: tuple[float, float, float]
-) -> CameraPath:
+def random_path(rng: random.Random, anchor: Triple, target: Triple) -> CameraPath:
     """Draw a path around a place.
 
     Args:
@@ -150,3 +156,66 @@ def _waves(rng: random.Random, reach: float, shake: float, seconds: float) -> li
     scale = reach / (max(sums) - min(sums))
     amplitude = [a * scale for a in amplitude] + [shake * rng.uniform(0.2, 1.0) / f for f in fast]
     return [amplitude, slow + fast, phase]
+
+
+def choose_path(
+    place: Place, rng: random.Random, shapes_seen: Callable[[Tensor], float]
+) -> CameraPath:
+    """Draw paths, and return of the first that are clear the one that sees and moves the most.
+
+    Args:
+        place: What the path leads through.
+        rng: Source of every choice.
+        shapes_seen: Returns how many shapes views show on average, 0 if one is right before the
+            lens, given camera-to-world poses, float64 `[s, 3, 4]`.
+
+    Returns:
+        The path. Its camera keeps still if the place is too crowded to move.
+    """
+    u = torch.linspace(0, PERIOD / 2, 49, dtype=torch.float64)
+    good: list[tuple[float, CameraPath]] = []
+    for _ in range(PATHS):
+        anchor = _standpoint(place, rng)
+        path = random_path(rng, anchor, _sight(place, rng, anchor))
+        poses = path.poses(u)
+        points = poses[:, :, 3]
+        if not all(place.clear(x, -y, z, GAP_M) for x, y, z in points.tolist()):
+            continue
+        seen = shapes_seen(poses[::8])
+        if seen > LEAST_SHAPES:
+            reach = float((points[:25] - points[0]).norm(dim=1).amax())
+            good.append((seen * math.sqrt(reach), path))
+            if len(good) == CHOICE:
+                break
+    if good:
+        return max(good, key=lambda pair: pair[0])[1]
+    return _calmed(path, 0.0)
+
+
+def _standpoint(place: Place, rng: random.Random) -> Triple:
+    """Draw where a camera may be: at the height of a hand or an eye."""
+    for _ in range(50):
+        point = (
+            rng.uniform(0.4, place.width - 0.4),
+            rng.uniform(1.05, 1.8),
+            rng.uniform(0.4, place.depth - 0.4),
+        )
+        if place.clear(*point, GAP_M + 0.05):
+            break
+    return point
+
+
+def _sight(place: Place, rng: random.Random, anchor: Triple) -> Triple:
+    """Choose what to look at, from one to four metres away if possible."""
+    near = [s for s in place.sights if 0.9 < math.dist(anchor, s) < 4.5]
+    if not near or rng.random() < 0.15:
+        x, z = rng.uniform(0, place.width), rng.uniform(0, place.depth)
+        return x, rng.uniform(0.2, 1.6), z
+    return rng.choice(near)
+
+
+def _calmed(path: CameraPath, factor: float) -> CameraPath:
+    """Return the path with smaller movements; turns stay."""
+    amplitude = path.amplitude.clone()
+    amplitude[:3] *= factor
+    return replace(path, amplitude=amplitude)

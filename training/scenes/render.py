@@ -16,7 +16,7 @@ from .scene import Scene, random_scene
 from .tracing import trace
 
 VERSION = "v2"
-RAYS_AT_A_TIME = 40_000
+RAYS_AT_A_TIME = 26_000
 
 
 def rendered_clip(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .lighting import (
 from .materials import Palette, Surfaces, make_surfaces
 from .noise import Noise
 from .outdoors import random_open_place
-from .paths import PERIOD, CameraPath, random_path
+from .paths import CameraPath, choose_path
 from .places import LightPlan, Place
 from .rooms import random_room
 from .shapes import Triple
@@ -32,11 +32,7 @@ from .textures import SIZE
 from .tracing import Enclosure, leave_room, nearest
 
 OUTDOOR_SHARE = 0.15
-PATHS = 80  # tried at most
-CHOICE = 3  # good paths that one is chosen from
-LEAST_SHAPES = 6.5  # seen on average
 NEAREST_M, NEAR_VIEW_M = 0.3, 0.7  # least distance of anything, and of a view's median
-GAP_M = 0.25  # between the camera and everything else
 NARROWEST, WIDEST = math.radians(45), math.radians(80)  # horizontal, of a sensor of 4:3
 
 
@@ -76,7 +72,7 @@ def random_scene(seed: int) -> Scene:
         surfaces=make_surfaces(palette, geometry, enclosure, place.surroundings),
         lights=_lights(place, rng, geometry, enclosure),
         enclosure=enclosure,
-        path=_path(place, rng, geometry, enclosure),
+        path=choose_path(place, rng, lambda poses: _shapes_seen(poses, geometry, enclosure)),
         diagonal=half * 1.25,  # of a rectangle of 4:3
         squeeze=math.exp(rng.uniform(-0.06, 0.06)),
     )
@@ -124,57 +120,6 @@ def _vectors(plans: Sequence[LightPlan]) -> Tensor:
 
 def _colours(plans: Sequence[LightPlan]) -> Tensor:
     return torch.tensor([plan.colour for plan in plans]).view(-1, 3)
-
-
-def _path(place: Place, rng: random.Random, geometry: Geometry, enclosure: Enclosure) -> CameraPath:
-    """Draw paths, and take of the first that are clear the one that sees and moves the most."""
-    u = torch.linspace(0, PERIOD / 2, 49, dtype=torch.float64)
-    good: list[tuple[float, CameraPath]] = []
-    for _ in range(PATHS):
-        anchor = _standpoint(place, rng)
-        path = random_path(rng, anchor, _sight(place, rng, anchor))
-        poses = path.poses(u)
-        points = poses[:, :, 3]
-        if not all(place.clear(x, -y, z, GAP_M) for x, y, z in points.tolist()):
-            continue
-        seen = _shapes_seen(poses[::8], geometry, enclosure)
-        if seen > LEAST_SHAPES:
-            reach = float((points[:25] - points[0]).norm(dim=1).amax())
-            good.append((seen * math.sqrt(reach), path))
-            if len(good) == CHOICE:
-                break
-    if good:
-        return max(good, key=lambda pair: pair[0])[1]
-    return _calmed(path, 0.0)  # a crowded place: keep still
-
-
-def _standpoint(place: Place, rng: random.Random) -> Triple:
-    """Draw where a camera may be: at the height of a hand or an eye."""
-    for _ in range(50):
-        point = (
-            rng.uniform(0.4, place.width - 0.4),
-            rng.uniform(1.05, 1.8),
-            rng.uniform(0.4, place.depth - 0.4),
-        )
-        if place.clear(*point, GAP_M + 0.05):
-            break
-    return point
-
-
-def _sight(place: Place, rng: random.Random, anchor: Triple) -> Triple:
-    """Choose what to look at, from one to four metres away if possible."""
-    near = [s for s in place.sights if 0.9 < math.dist(anchor, s) < 4.5]
-    if not near or rng.random() < 0.15:
-        x, z = rng.uniform(0, place.width), rng.uniform(0, place.depth)
-        return x, rng.uniform(0.2, 1.6), z
-    return rng.choice(near)
-
-
-def _calmed(path: CameraPath, factor: float) -> CameraPath:
-    """Return the path with smaller movements; turns stay."""
-    amplitude = path.amplitude.clone()
-    amplitude[:3] *= factor
-    return replace(path, amplitude=amplitude)
 
 
 def _shapes_seen(poses: Tensor, geometry: Geometry, enclosure: Enclosure) -> float:
