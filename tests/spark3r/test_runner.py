@@ -164,6 +164,7 @@ def test_a_runner_recognises_a_model_or_takes_a_family_by_its_name(model: nn.Mod
 
 
 def test_a_compiled_model_runs_compiled() -> None:
+    torch._dynamo.reset()
     model = make_model(pairs=1)
     compiled = torch.compile(model, backend="eager")
     runner = Runner.of(compiled)

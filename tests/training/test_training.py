@@ -48,6 +48,7 @@ def test_perfect_predictions_have_no_loss(pool: Path, size: tuple[int, int]) -> 
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+@pytest.mark.slow
 def test_steps_on_two_sizes_lower_the_loss(pool: Path) -> None:
     both = modules()
     count = sum(p.numel() for p in both.parameters())

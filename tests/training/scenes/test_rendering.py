@@ -64,6 +64,7 @@ def test_warping_by_ground_truth_reproduces_colours(seed: int) -> None:
     assert valid.float().mean() < 0.5 * seen
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process() -> None:
     code = (
         "import sys, torch; sys.path[:0] = sys.argv[1:]; torch.set_num_threads(2)\n"
