@@ -26,14 +26,13 @@ from .clips import Split, split_clips
 from .defaults import TRIALS, Objective, Source
 from .dry_run import plan_lines
 from .measure.earlier_profile import load_measurements
-from .measure.evaluator import Evaluator
+from .measure.evaluator import Evaluator, run_dense_by_role
 from .measure.measurements import (
     Latencies,
     Sensitivities,
     measure_latencies,
     measure_sensitivities,
 )
-from .measure.sensitivity import run_dense_by_role
 from .measure.target_length import target_frames
 from .progress import Reporter, StepTimes
 from .report.result import Calibration, make_result

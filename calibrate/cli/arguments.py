@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from spark3r import __version__
@@ -62,7 +63,7 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--target-frames",
-        type=_count,
+        type=_integer(1),
         metavar="N",
         help="frames of the clips that the budget must hold for (default: the shortest of "
         f"{', '.join(map(str, TARGET_LENGTHS))} at which the budget has a margin from dense and "
@@ -110,14 +111,14 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--frames",
-        type=_frames,
+        type=_integer(2, ": a single frame has no pose to judge"),
         metavar="N",
         help=f"frames of the clips that quality is measured on (default: {FRAMES}, with --from at "
         "least as many as the profile holds for)",
     )
     group.add_argument(
         "--size",
-        type=_count,
+        type=_integer(1),
         metavar="PIXELS",
         help="height and width of rendered clips in pixels (default: 8 patches of the model)",
     )
@@ -148,7 +149,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--trials",
-        type=_count,
+        type=_integer(1),
         default=TRIALS,
         metavar="N",
         help=f"schedules to try beyond the initial ones (default: {TRIALS})",
@@ -171,7 +172,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         help="continue the search that was interrupted (default: begin a new one)",
     )
     group.add_argument(
-        "--seed", type=_whole, default=0, metavar="N", help="seed of the search (default: 0)"
+        "--seed", type=_integer(0), default=0, metavar="N", help="seed of the search (default: 0)"
     )
 
 
@@ -194,24 +195,17 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}', expected an integer of at least 1")
-    return int(text)
+def _integer(least: int, hint: str = "") -> Callable[[str], int]:
+    """Return the function that reads an integer of at least ``least``."""
 
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"'{text}', expected an integer of at least {least}{hint}"
+            )
+        return int(text)
 
-def _frames(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 2:
-        raise argparse.ArgumentTypeError(
-            f"'{text}', expected an integer of at least 2: a single frame has no pose to judge"
-        )
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}', expected an integer of at least 0")
-    return int(text)
+    return read
 
 
 def _seconds(text: str) -> float:

@@ -45,22 +45,24 @@ def read_split(
     frames: int,
     read: Read,
     reporter: Reporter,
+    stretches: int = STRETCHES,
 ) -> Split:
     """Return footage by role.
 
     Args:
         sources: Folders of images, videos, or ``rendered:SEED``.
         held_out: Footage for the reported figures; empty holds out some of ``sources``.
-        frames: Frames of each clip. Fewer pieces of footage than `STRETCHES` are read at a greater
-            length, so that they can be cut into that many clips.
+        frames: Frames of each clip.
         read: Function that reads footage.
         reporter: Receives the progress, and which frames were skipped.
+        stretches: Number of clips that ``sources`` are cut into if they are fewer. They are read at
+            a greater length for that. Default `STRETCHES`.
 
     Raises:
         ClipError: If footage cannot be read, or is too short to be cut.
     """
     roles = 3 if held_out else 4
-    longest = max(math.ceil(STRETCHES / len(sources)), roles if len(sources) < roles else 1)
+    longest = max(math.ceil(stretches / len(sources)), roles if len(sources) < roles else 1)
     total = len(sources) + len(held_out)
     clips: list[Clip] = []
     skipped: list[str] = []

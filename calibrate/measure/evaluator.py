@@ -14,7 +14,10 @@ from spark3r.prediction import Prediction
 from spark3r.runner import Runner
 from spark3r.schedule import Schedule
 
+from ..clips import Split
 from ..defaults import Objective, Source
+from ..progress import Progress, no_progress
+from ..settings import Job
 from .quality import Quality, assess
 from .score import DEVIATION_WEIGHT, LEAST_DEVIATION, score
 
@@ -53,21 +56,33 @@ class SplitRuns:
     held_out: DenseRuns
 
 
-def run_dense(runner: Runner, clips: Sequence[Clip]) -> DenseRuns:
-    """Return the dense runs of an unpatched model.
+def run_dense(runner: Runner, clips: Sequence[Clip], progress: Progress = no_progress) -> DenseRuns:
+    """Return the dense runs of an unpatched model on clips, of which there may be none.
 
     Raises:
-        ValueError: If there is no clip, or two have the same name.
+        ValueError: If two clips have the same name.
         PredictionError: If the model returns NaN or no prediction.
     """
     names = [clip.name for clip in clips]
-    if not clips or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise ValueError(f"expected clips with different names, got {names}")
-    predictions = tuple(runner.predict(clip) for clip in clips)
-    qualities = tuple(
-        assess(dense, clip, dense) for dense, clip in zip(predictions, clips, strict=True)
+    predictions, qualities = [], []
+    for number, clip in enumerate(clips):
+        progress(number, len(clips))
+        predictions.append(runner.predict(clip))
+        qualities.append(assess(predictions[-1], clip, predictions[-1]))
+        progress(number + 1, len(clips))
+    return DenseRuns(tuple(clips), tuple(predictions), tuple(qualities))
+
+
+def run_dense_by_role(job: Job, split: Split) -> SplitRuns:
+    """Return the dense runs of all clips."""
+    runner, step = job.runner, job.reporter.step
+    return SplitRuns(
+        run_dense(runner, split.search, step("dense, search")),
+        run_dense(runner, split.validation, step("dense, validation")),
+        run_dense(runner, split.held_out, step("dense, held out")),
     )
-    return DenseRuns(tuple(clips), predictions, qualities)
 
 
 def evaluate(

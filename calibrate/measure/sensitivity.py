@@ -1,4 +1,4 @@
-"""Profiling: dense runs, and the sensitivities that a search needs, cached on disk."""
+"""Profiling: the sensitivities that a search needs, stored on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from spark3r.clips import Clip
 from spark3r.layout import TokenLayout
 from spark3r.reduction.rule import ResolvedRule, clamp
 
-from ..clips import Split
 from ..defaults import (
     ANCHOR_FACTOR,
     KEY_VALUE_FACTORS,
@@ -27,35 +26,9 @@ from ..defaults import (
 )
 from ..settings import Job
 from .cache import cached_table, table_key
-from .evaluator import DenseRuns, SplitRuns, run_dense
+from .evaluator import DenseRuns
 from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
 from .residual_drift import drift, fit_drift_to_probes, rank_agreement
-
-
-def run_dense_by_role(job: Job, split: Split) -> SplitRuns:
-    """Return the dense runs of all clips."""
-    return SplitRuns(
-        dense_runs(job, split.search, "search"),
-        dense_runs(job, split.validation, "validation"),
-        dense_runs(job, split.held_out, "held out"),
-    )
-
-
-def dense_runs(job: Job, clips: Sequence[Clip], role: str) -> DenseRuns:
-    """Return the dense runs of clips, of which there may be none."""
-    if not clips:
-        return DenseRuns((), (), ())
-    step = f"dense, {role}"
-    runs = []
-    for number, clip in enumerate(clips):
-        job.reporter.progress(step, number, len(clips))
-        runs.append(run_dense(job.runner, [clip]))
-    job.reporter.progress(step, len(clips), len(clips))
-    return DenseRuns(
-        tuple(clips),
-        tuple(each.predictions[0] for each in runs),
-        tuple(each.qualities[0] for each in runs),
-    )
 
 
 def probed_of(clips: int) -> int:

@@ -28,14 +28,13 @@ def measured(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_profile_that_cannot_be_read_is_refused_before_clips_are_made(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(
-        "calibrate.cli.clips.read_split", lambda *_, **__: pytest.fail("clips were made")
-    )
     (tmp_path / "bad.json").write_text("hi")
-    assert main(["--budget", "75%", *JOB, "--from", "bad.json", "--output", "a.json"]) == 1
+    job, notes = ["--budget", "75%", *JOB, "--from", "bad.json", "--output", "a.json"], Notes()
+    assert main(job, reporter=notes) == 1
     assert "bad.json: not JSON" in capsys.readouterr().err
+    assert not notes.steps
 
 
 @pytest.mark.usefixtures("measured")

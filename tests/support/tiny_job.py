@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from small_models import make_model
 from torch import nn
 
+from calibrate.cli.clips import read_split
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.quality import Quality, assess
 from calibrate.measure.sensitivity import sensitivities
@@ -251,7 +252,7 @@ def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     remember(monkeypatch)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(SENSITIVITIES))
-    monkeypatch.setattr("calibrate.cli.clips.STRETCHES", 4)
+    monkeypatch.setattr("calibrate.cli.clips.read_split", partial(read_split, stretches=4))
     trusting = partial(sensitivities, trusted=-1.0)
     monkeypatch.setattr("calibrate.measure.measurements.sensitivities", trusting)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

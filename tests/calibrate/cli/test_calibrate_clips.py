@@ -24,7 +24,6 @@ FRAMES = 4
 @pytest.fixture(autouse=True)
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_job.place(monkeypatch, tmp_path)
-    monkeypatch.setattr("calibrate.cli.clips.STRETCHES", STRETCHES)
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:

@@ -15,9 +15,10 @@ from tiny_job import Notes
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.defaults import ANCHOR_FACTOR, OPERATORS
+from calibrate.measure.evaluator import run_dense
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.records import sensitivity_records, sensitivity_table
-from calibrate.measure.sensitivity import dense_runs, layers_by_paper, sensitivities
+from calibrate.measure.sensitivity import layers_by_paper, sensitivities
 from calibrate.progress import Reporter
 from calibrate.search.candidates import choices
 from calibrate.settings import Job, Settings
@@ -40,7 +41,7 @@ def test_drift_is_trusted_where_it_ranks_like_probes(trusted: bool, split) -> No
     said = Notes()
     work = job(said)
     least = -1.0 if trusted else 1.1  # rank correlations lie between -1 and 1
-    table = sensitivities(work, dense_runs(work, split.search, "search"), trusted=least)
+    table = sensitivities(work, run_dense(work.runner, split.search), trusted=least)
     by_metric = table.groupby("metric")["profiler"].unique()
     probed = set(table[table["metric"] == "score.error"]["factor"])
     if trusted:
@@ -70,7 +71,7 @@ def test_drift_is_measured_on_other_clips_than_the_probes_that_it_is_compared_wi
     split, tmp_path: Path
 ) -> None:
     work = job(Reporter(), tmp_path)
-    table = sensitivities(work, dense_runs(work, split.search, "search"), trusted=-1.0)
+    table = sensitivities(work, run_dense(work.runner, split.search), trusted=-1.0)
     seen: dict[str, set[str]] = {"drift": set(), "beside": set(), "probe": set()}
     for path in tmp_path.iterdir():
         key = json.loads(path.read_text())["key"]
@@ -101,7 +102,7 @@ def test_an_interrupted_probe_continues_at_its_layer(split, tmp_path: Path) -> N
                     raise KeyboardInterrupt
 
     whole, stopped, again = Probed(None), Probed(5), Probed(None)
-    dense = dense_runs(job(whole), split.search, "search")
+    dense = run_dense(job(whole).runner, split.search)
     sensitivities(job(whole), dense, trusted=-1.0)
     assert whole.done == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]  # two layers of four runs
     with pytest.raises(KeyboardInterrupt):
