@@ -165,7 +165,7 @@ def parse_budget(text: str) -> Budget:
             raise BudgetError(
                 f"budget '{given}' has a decimal comma, write {given.replace(',', '.')}"
             )
-        raise BudgetError(f"budget '{given}' is no number with a unit, {_FORMS}")
+        raise BudgetError(f"budget '{given}' is not a number with a unit, {_FORMS}")
     number, unit, per = shape[1], shape[2].lower(), shape[3]
     value = float(number)
     if not unit:

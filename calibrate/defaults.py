@@ -32,10 +32,10 @@ LEAST_FRAMES = 2
 """Fewest frames of a clip: a single frame has no pose to judge."""
 
 FEW_TO_VALIDATE = 4
-"""Number of validation clips below which the user is told that they hardly tell schedules apart."""
+"""Number of validation clips below which a message says that they hardly tell schedules apart."""
 
 FAR_TARGET = 4
-"""Ratio of the target length to the clips' length above which the user is told that the clips are
+"""Ratio of the target length to the clips' length above which a message says that the clips are
 short. At a ratio of 10 short clips choose schedules that deviate half as much again at the target,
 at 4 a sixth more (docs/method/sensitivity.md)."""
 
@@ -76,7 +76,7 @@ TIMED_KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 """Factors of the layers that the latency model is fitted to."""
 
 BUSY = 0.1
-"""Relative spread of timings above which the user is told that the machine is busy."""
+"""Relative spread of timings above which a message says that the machine is busy."""
 
 PREDICTION_ERROR = 0.03
 """Relative error of a predicted latency, against which the spread of a timing is weighed."""

@@ -1,4 +1,4 @@
-"""Calibration of a live model, from clips and a budget to a profile: the whole story in order.
+"""Calibration of a live model, from clips and a budget to a profile, step by step.
 
 Measure, search, verify, report: each step takes the results of the one before it.
 """
@@ -230,7 +230,7 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
     if origin is None:
         sensitivities = measure_sensitivities(job, split, dense.search, latencies.short)
         optimize = partial(run_search, job, evaluator, dense.search, options)
-    problem = pose(job, latencies, sensitivities, budget)
+    problem = make_problem(job, latencies, sensitivities, budget)
     if origin is None:
         problem = correct_at_goal(job, problem, table, latencies.images)
     if settings.budget is not None:  # fewer factors may be measured than `least_ms` assumes
@@ -265,7 +265,7 @@ def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> Resolved
     return resolved
 
 
-def pose(
+def make_problem(
     job: Job, latencies: Latencies, sensitivities: Sensitivities, budget: ResolvedBudget | None
 ) -> SearchProblem:
     """Return the problem of finding a schedule within a budget, or within the job's deviation."""

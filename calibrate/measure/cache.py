@@ -2,7 +2,7 @@
 
 A table is stored under a hash of everything that it depends on, together with that key. If a file
 cannot be read, or holds another key, the table is measured again. If the folder cannot be written,
-the user is told, and the calibration continues.
+a message says so, and the calibration continues.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Within one layer and axis the degradation is made not to fall as the factor grow
 regression), and is interpolated linearly in the logarithm of the factor. Layers and axes deviate in
 different directions, so their joint deviation is nearer the root of the sum of squares than the
 sum. The knapsack therefore adds up degradations to the power of `POWER`. (A plain sum makes it
-reduce a few layers to the utmost.)
+reduce a few layers as far as possible.)
 """
 
 from __future__ import annotations

@@ -53,11 +53,11 @@ def test_every_form_is_read(text: str, kind: str, value: float) -> None:
     [
         ("", f"the budget is empty, {FORMS}"),
         ("  ", f"the budget is empty, {FORMS}"),
-        ("fast", f"budget 'fast' is no number with a unit, {FORMS}"),
-        ("ms", f"budget 'ms' is no number with a unit, {FORMS}"),
-        ("nanms", f"budget 'nanms' is no number with a unit, {FORMS}"),
-        ("1e3ms", f"budget '1e3ms' is no number with a unit, {FORMS}"),
-        ("1.2.3ms", f"budget '1.2.3ms' is no number with a unit, {FORMS}"),
+        ("fast", f"budget 'fast' is not a number with a unit, {FORMS}"),
+        ("ms", f"budget 'ms' is not a number with a unit, {FORMS}"),
+        ("nanms", f"budget 'nanms' is not a number with a unit, {FORMS}"),
+        ("1e3ms", f"budget '1e3ms' is not a number with a unit, {FORMS}"),
+        ("1.2.3ms", f"budget '1.2.3ms' is not a number with a unit, {FORMS}"),
         ("30ms/frame/s", "budget '30ms/frame/s' is per 'frame/s', write 30ms/frame or 30ms/clip"),
         (
             "30",
