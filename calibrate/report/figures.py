@@ -188,7 +188,7 @@ def trade_off_picture(result: Calibration, found: Found) -> Figure:
     axis.set_xlabel("latency per clip, ms")
     axis.set_ylabel(f"{result.source}, % (dense is 0, smaller is better)")
     axis.set_title(
-        "Dots: trials, predicted latency (at the same machine speed), search clips. "
+        "Dots: trials, predicted latency (at the same machine speed), search clips.\n"
         "Large: measured latency, held-out clips",
         fontsize=9,
     )
