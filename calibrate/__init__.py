@@ -8,9 +8,9 @@ for torch.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spark3r.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .budget import BudgetError as BudgetError
@@ -35,21 +35,4 @@ _HOME_OF = {
 
 __all__ = sorted(_HOME_OF)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    if not name.startswith("_"):
-        try:
-            return importlib.import_module(f".{name}", __name__)
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":  # a module that the submodule needs
-                raise
-    raise AttributeError(f"module 'calibrate' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    submodules = (each.name for each in pkgutil.iter_modules(__path__))
-    return sorted({*__all__, *(name for name in submodules if not name.startswith("_"))})
+__getattr__, __dir__ = lazy_names(__name__, __path__, _HOME_OF, __all__)

@@ -6,9 +6,9 @@ Names and submodules are resolved on first use, so that ``import spark3r`` does 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spark3r.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .clips import Clip as Clip
@@ -72,21 +72,4 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted((*_HOME_OF, "__version__"))
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    if not name.startswith("_"):
-        try:
-            return importlib.import_module(f".{name}", __name__)
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{name}":  # a module that the submodule needs
-                raise
-    raise AttributeError(f"module 'spark3r' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    submodules = (each.name for each in pkgutil.iter_modules(__path__))
-    return sorted({*__all__, *(name for name in submodules if not name.startswith("_"))})
+__getattr__, __dir__ = lazy_names(__name__, __path__, _HOME_OF, __all__)
