@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -93,14 +95,36 @@ def _bytes(value: Tensor) -> bytes:
     return value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-_NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Origin:
+    """Where a model that was loaded by name comes from.
+
+    Attributes:
+        name: Name, as ``--model`` takes it.
+        file: Checkpoint that the weights were read from; None for random weights and for what a
+            factory made.
+        revision: Commit of the checkpoint on Hugging Face, None if it is not from there.
+    """
+
+    name: str
+    file: Path | None = None
+    revision: str | None = None
 
 
-def remember_name(model: nn.Module, name: str) -> None:
-    """Remember the name by which ``--model`` loaded a model, as long as the model lives."""
-    _NAMES[model] = name
+_ORIGINS: WeakKeyDictionary[nn.Module, Origin] = WeakKeyDictionary()
+
+
+def remember_origin(model: nn.Module, origin: Origin) -> None:
+    """Remember where a model comes from, as long as the model lives."""
+    _ORIGINS[model] = origin
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """Return where a model comes from, None if it was not loaded by name."""
+    return _ORIGINS.get(model)
 
 
 def name_of(model: nn.Module) -> str | None:
     """Return the name by which ``--model`` loaded a model, None if it was not."""
-    return _NAMES.get(model)
+    origin = origin_of(model)
+    return None if origin is None else origin.name

@@ -58,6 +58,7 @@ def _explain_mismatch(root: nn.Module) -> str | None:
         reason += (
             "; this is FastVGGT, which merges tokens by itself. Load the original: "
             "pip install git+https://github.com/facebookresearch/vggt"
+            "@44b3afbd1869d8bde4894dd8ea1e293112dd5eba"
         )
     return reason
 

@@ -3,49 +3,84 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ..errors import WeightsError, first_line
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
-"""``owner/name``, or ``owner/name/file``."""
-
+_HUB_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(/(?P<file>[\w./-]+))?(@(?P<revision>[\w./-]+))?"
+)
 _USUAL = "model.safetensors"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def fetch(name: str) -> Path:
+@dataclass(frozen=True)
+class HubName:
+    """A checkpoint's name on Hugging Face: ``owner/name``, ``/file`` and ``@revision`` optional.
+
+    Attributes:
+        repository: ``owner/name``.
+        file: File in the repository. None takes ``model.safetensors``, or else the repository's
+            only checkpoint.
+        revision: Branch, tag or commit. None takes the newest commit of the main branch.
+    """
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+
+def parse_hub_name(text: str) -> HubName | None:
+    """Return the parts of a name on Hugging Face, None for a text of another form."""
+    found = _HUB_NAME.fullmatch(text)
+    return None if found is None else HubName(**found.groupdict())
+
+
+def revision_of(path: Path) -> str | None:
+    """Return the commit that a file in Hugging Face's cache is of, None for any other file."""
+    folders = path.parts
+    for above, folder in pairwise(folders):
+        if above == "snapshots" and _COMMIT.fullmatch(folder):
+            return folder
+    return None
+
+
+def fetch(name: HubName) -> Path:
     """Return the local copy of a checkpoint, downloaded unless it is in the cache.
-
-    Args:
-        name: ``owner/name`` takes ``model.safetensors``, or else the repository's only checkpoint;
-            ``owner/name/file`` takes that file.
 
     Raises:
         WeightsError: If huggingface_hub is missing, or the download fails.
     """
+    shown = name.repository + (f"/{name.file}" if name.file else "")
+    shown += f"@{name.revision}" if name.revision else ""
     try:
         import huggingface_hub
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise WeightsError(
-            f"'{name}' is fetched with huggingface_hub, which is missing: pip install "
+            f"'{shown}' is fetched with huggingface_hub, which is missing: pip install "
             "huggingface_hub; or give the path of a checkpoint on this machine"
         ) from error
-    owner, repository, *file = name.split("/", 2)
-    repository = f"{owner}/{repository}"
+    repository, revision = name.repository, name.revision
     try:
         try:
-            path = huggingface_hub.hf_hub_download(repository, file[0] if file else _USUAL)
+            path = huggingface_hub.hf_hub_download(
+                repository, name.file or _USUAL, revision=revision
+            )
         except EntryNotFoundError as error:
-            if file or isinstance(error, LocalEntryNotFoundError):  # LocalEntry...: no network
+            if name.file or isinstance(error, LocalEntryNotFoundError):  # Local...: no network
                 raise
-            files = huggingface_hub.list_repo_files(repository)
-            path = huggingface_hub.hf_hub_download(repository, _only(repository, files))
+            files = huggingface_hub.list_repo_files(repository, revision=revision)
+            path = huggingface_hub.hf_hub_download(
+                repository, _only(repository, files), revision=revision
+            )
     except WeightsError:
         raise
     except Exception as error:  # network, access rights, cache: the user must see all of them
         raise WeightsError(
-            f"'{name}' is not a file on this machine, and its download from Hugging Face failed "
+            f"'{shown}' is not a file on this machine, and its download from Hugging Face failed "
             f"({type(error).__name__}: {first_line(error)[:200]}). For a gated "
             "model, accept its terms there and run `hf auth login`; without a network, give the "
             "path of a checkpoint"

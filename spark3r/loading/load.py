@@ -12,10 +12,10 @@ from torch import nn
 from ..errors import FamilyError, WeightsError, first_line
 from ..families.base import unwrap
 from ..families.registry import FAMILIES
-from ..identity import remember_name
+from ..identity import Origin, remember_origin
 from ..runner import Runner
 from .checkpoints import SUFFIXES, fill, read_checkpoint
-from .hub import HUB_NAME, fetch
+from .hub import HubName, fetch, parse_hub_name, revision_of
 from .upstream import UPSTREAMS, Upstream
 
 __all__ = ["About", "about", "load_model"]
@@ -24,7 +24,8 @@ ACCEPTED = (
     "'reference' (the small trained model that comes with spark3r), 'reference:random' (the same "
     "untrained), 'FAMILY:WEIGHTS' or 'FAMILY:random' with one of "
     f"{', '.join(UPSTREAMS)} (such as 'vggt:facebook/VGGT-1B', 'omega:weights.pt' or "
-    "'da3:random-small'), or 'package.module:factory' (a function of yours that returns the model)"
+    "'da3:random-small'; '@REVISION' after a name on Hugging Face takes that branch, tag or "
+    "commit), or 'package.module:factory' (a function of yours that returns the model)"
 )
 
 
@@ -35,11 +36,13 @@ class About:
     Attributes:
         weights: Origin of the weights, as profiles record it; ``random`` if they are random.
         random: True if they are random, so that depth and poses are meaningless.
+        licence: Licence of the weights, "" if it is not known or there are none.
         notice: One line for the user of the model, "" if there is none.
     """
 
     weights: str
     random: bool = False
+    licence: str = ""
     notice: str = ""
 
 
@@ -53,12 +56,18 @@ def about(name: str) -> About:
             notice=f"{name} has random weights: its time and memory are meaningful, its depth, "
             "poses and quality are not",
         )
-    if kind in UPSTREAMS:
-        upstream = UPSTREAMS[kind]
+    if name == "reference":
+        return About(name, licence="Apache-2.0")
+    if kind in UPSTREAMS and rest:
+        upstream, published = UPSTREAMS[kind], _published_name(rest)
+        licence = upstream.weights_licence(published.repository) if published else ""
+        terms = licence or "under their own terms"
+        if published and not licence:
+            terms = f"see https://huggingface.co/{published.repository}"
         return About(
             rest,
-            notice=f"{upstream.title}, code: {upstream.licence}; weights {rest}: "
-            + (upstream.weights_licence(rest) if _is_published(rest) else "under their own terms"),
+            licence=licence,
+            notice=f"{upstream.title}, code: {upstream.licence}; weights {rest}: {terms}",
         )
     return About(name)
 
@@ -68,9 +77,10 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
 
     Args:
         name: ``reference``, ``reference:random``; ``FAMILY:WEIGHTS`` where the weights are a
-            checkpoint's path or a name on Hugging Face, ``FAMILY:random`` or
-            ``FAMILY:random-VARIANT``; or ``package.module:factory``, where the factory is called
-            without arguments and returns the model.
+            checkpoint's path or a name on Hugging Face, optionally with ``@REVISION`` (a branch,
+            tag or commit); ``FAMILY:random`` or ``FAMILY:random-VARIANT``; or
+            ``package.module:factory``, where the factory is called without arguments and returns
+            the model.
         device: Device of the model, default ``cpu``.
 
     Raises:
@@ -79,28 +89,39 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
         WeightsError: If weights are missing or do not fit.
     """
     kind, _, rest = name.partition(":")
+    file: Path | None = None
     if kind == "reference":
-        model = _reference(name, rest)
-    elif kind in UPSTREAMS:
-        model = _published(name, UPSTREAMS[kind], rest)
+        model, file = _reference(name, rest)
+    elif kind in UPSTREAMS and rest:
+        model, file = _published(name, UPSTREAMS[kind], rest)
     elif rest and all(part.isidentifier() for part in (*kind.split("."), *rest.split("."))):
         model = made_by(name, kind, rest, ACCEPTED)
+    elif kind.lower() in UPSTREAMS:
+        raise FamilyError(_weights_unnamed(name, UPSTREAMS[kind.lower()]))
     else:
-        hint = f"; for a checkpoint give its family too, such as vggt:{name}"
-        hint *= name.endswith(SUFFIXES)
+        unfamiliar = not rest and (name.endswith(SUFFIXES) or parse_hub_name(name))
+        hint = f"; name the family of these weights too, such as vggt:{name}" if unfamiliar else ""
         raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}{hint}")
     model = _moved(name, model, device).eval()
-    remember_name(unwrap(model), name)
+    remember_origin(unwrap(model), Origin(name, file, revision_of(file) if file else None))
     return model
 
 
-def _reference(name: str, variant: str) -> nn.Module:
-    from ..reference.weights import load
+def _weights_unnamed(name: str, upstream: Upstream) -> str:
+    family, _, weights = name.partition(":")
+    example = weights or upstream.example
+    return f"model '{name}': expected {family.lower()}:{example}" + (
+        "" if weights else f", the path of a checkpoint, or {upstream.family}:random"
+    )
+
+
+def _reference(name: str, variant: str) -> tuple[nn.Module, Path | None]:
+    from ..reference import weights
 
     if variant not in ("", "random"):
         raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}")
     try:
-        return load(weights=variant or "shipped")
+        model = weights.load(weights=variant or "shipped")
     except FileNotFoundError as error:
         raise WeightsError(
             f"model '{name}': its trained weights are not installed; 'reference:random' is the "
@@ -108,21 +129,23 @@ def _reference(name: str, variant: str) -> nn.Module:
         ) from error
     except ValueError as error:
         raise WeightsError(f"model '{name}': {error}") from error
+    return model, None if variant else weights.SHIPPED_WEIGHTS
 
 
-def _published(name: str, upstream: Upstream, weights: str) -> nn.Module:
-    """Build one of the published architectures, with random weights or with a checkpoint."""
+def _published(name: str, upstream: Upstream, weights: str) -> tuple[nn.Module, Path | None]:
+    """Build one of the published architectures, and return it with its checkpoint, if any."""
+    path: Path | None = None
     try:
         if weights.partition("-")[0] == "random":
             model = upstream.random(_variant(upstream, weights))
         else:
-            model = _with_checkpoint(upstream, weights)
+            model, path = _with_checkpoint(upstream, weights)
         found = Runner.of(model).family
     except (FamilyError, WeightsError) as error:
         raise type(error)(f"model '{name}': {error}") from error
     if found is not FAMILIES[upstream.family]:
         raise FamilyError(f"model '{name}' is of family {found.name}, not {upstream.family}")
-    return model
+    return model, path
 
 
 def _variant(upstream: Upstream, text: str) -> str:
@@ -133,7 +156,7 @@ def _variant(upstream: Upstream, text: str) -> str:
     return variant
 
 
-def _with_checkpoint(upstream: Upstream, weights: str) -> nn.Module:
+def _with_checkpoint(upstream: Upstream, weights: str) -> tuple[nn.Module, Path]:
     upstream.require()
     path = _checkpoint_path(upstream, weights)
     tensors = read_checkpoint(path)
@@ -148,7 +171,7 @@ def _with_checkpoint(upstream: Upstream, weights: str) -> nn.Module:
         raise WeightsError(f"{path} is not a checkpoint of {upstream.title}; {looks}")
     model = upstream.random(variant)
     fill(model, tensors, str(path), upstream.unused)
-    return model
+    return model, path
 
 
 def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
@@ -157,8 +180,9 @@ def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
         return path
     if path.is_dir():
         return path / "model.safetensors"
-    if _is_published(weights):
-        return fetch(weights)
+    published = _published_name(weights)
+    if published:
+        return fetch(published)
     raise WeightsError(
         f"'{weights}' is neither a file nor a name on Hugging Face, expected a checkpoint "
         f"({', '.join(SUFFIXES)}), a name such as {upstream.example}, or "
@@ -166,11 +190,13 @@ def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
     )
 
 
-def _is_published(weights: str) -> bool:
-    """Return True for a name on Hugging Face: ``owner/name`` or ``owner/name/file``."""
-    if Path(weights).expanduser().exists() or not HUB_NAME.fullmatch(weights):
-        return False
-    return weights.count("/") > 1 or not weights.endswith(SUFFIXES)
+def _published_name(weights: str) -> HubName | None:
+    """Return the parts of a name on Hugging Face, None for a path on this machine."""
+    if Path(weights).expanduser().exists():
+        return None
+    if weights.count("/") == 1 and weights.endswith(SUFFIXES):
+        return None  # a file in a folder here, misspelt
+    return parse_hub_name(weights)
 
 
 def _moved(name: str, model: nn.Module, device: torch.device | str) -> nn.Module:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,16 +26,48 @@ NON_COMMERCIAL = "CC BY-NC 4.0, non-commercial"
 
 
 @dataclass(frozen=True)
+class InstalledCode:
+    """The code of an architecture, as it is installed here.
+
+    Attributes:
+        package: Name of the package.
+        version: Its version; None if it was not installed as a package.
+        commit: Commit that it was installed from, if that was a git repository.
+    """
+
+    package: str
+    version: str | None = None
+    commit: str | None = None
+
+
+def installed_code(package: str) -> InstalledCode:
+    """Return the version and the commit of an installed package, as far as pip recorded them."""
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return InstalledCode(package)
+    try:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        commit = origin.get("vcs_info", {}).get("commit_id")
+    except (OSError, ValueError, AttributeError):
+        commit = None
+    return InstalledCode(package, distribution.version, commit)
+
+
+@dataclass(frozen=True)
 class Upstream:
     """One architecture's own code and weights.
 
     Attributes:
         family: Name of the family, as in ``family:WEIGHTS``.
         title: Usual name of the model.
-        install: Shell commands that install its code.
+        package: Name of the package that holds its code.
+        install: Shell command that installs its code, as it was checked.
         licence: Licence of the code.
-        weights_licence: Function from the name of published weights to their licence.
+        weights_licence: Function from the repository of published weights to their licence, "" if
+            it is not known.
         example: Name of weights, for messages.
+        example_gb: Size of these weights in float32, in GB (10⁹ bytes).
         variants: Architectures that can be built; the first is the default.
         variant_of: Function from a checkpoint's tensors to their variant, None if they fit none.
         entry: A module of the code that all variants need.
@@ -43,10 +78,12 @@ class Upstream:
 
     family: str
     title: str
+    package: str
     install: str
     licence: str
     weights_licence: Callable[[str], str]
     example: str
+    example_gb: float
     variants: tuple[str, ...]
     variant_of: Callable[[Mapping[str, Tensor]], str | None]
     entry: str
@@ -76,6 +113,16 @@ class Upstream:
         finally:
             torch.set_rng_state(state)
 
+    @property
+    def example_licence(self) -> str:
+        """Licence of the weights `example`."""
+        return self.weights_licence("/".join(self.example.split("/")[:2]))
+
+    @property
+    def is_installed(self) -> bool:
+        """True if the code is found, without importing it."""
+        return find_spec(self.entry.partition(".")[0]) is not None
+
     def require(self) -> None:
         """Import the code, before weights of several GB are fetched for it.
 
@@ -104,7 +151,7 @@ class Upstream:
             raise FamilyError(
                 f"the code of {self.title} {what} ({error}). Install it with: {self.install} "
                 f"(licence of the code: {self.licence}; weights {self.example}: "
-                f"{self.weights_licence(self.example)})"
+                f"{self.example_licence})"
             ) from error
 
 
@@ -113,10 +160,11 @@ def _build_vggt(variant: str, module: Callable[[str], Any]) -> nn.Module:
     return module("vggt.models.vggt").VGGT(enable_track=False)
 
 
-def _vggt_weights(name: str) -> str:
-    if name.startswith("facebook/VGGT-1B-Commercial"):
-        return "commercial use allowed under the VGGT License, gated"
-    return "non-commercial"
+def _vggt_weights(repository: str) -> str:
+    return {
+        "facebook/VGGT-1B": "non-commercial",
+        "facebook/VGGT-1B-Commercial": "commercial use allowed under the VGGT License, gated",
+    }.get(repository, "")
 
 
 def _vggt_variant(tensors: Mapping[str, Tensor]) -> str | None:
@@ -148,7 +196,10 @@ def _build_da3(variant: str, module: Callable[[str], Any]) -> nn.Module:
     return config.create_object(found)
 
 
-def _da3_weights(name: str) -> str:
+def _da3_weights(repository: str) -> str:
+    owner, _, name = repository.partition("/")
+    if owner != "depth-anything":
+        return ""
     upper = name.upper()
     free = any(size in upper for size in ("DA3-SMALL", "DA3-BASE", "DA3METRIC", "DA3MONO"))
     return "Apache-2.0" if free else NON_COMMERCIAL
@@ -190,10 +241,13 @@ UPSTREAMS: dict[str, Upstream] = {
         Upstream(
             family="vggt",
             title="VGGT",
-            install="pip install git+https://github.com/facebookresearch/vggt",
+            package="vggt",
+            install="pip install git+https://github.com/facebookresearch/vggt"
+            "@44b3afbd1869d8bde4894dd8ea1e293112dd5eba",
             licence="VGGT License v1, commercial use allowed, its policy excludes military use",
             weights_licence=_vggt_weights,
             example="facebook/VGGT-1B",
+            example_gb=5.0,
             variants=("1b",),
             variant_of=_vggt_variant,
             entry="vggt.models.vggt",
@@ -203,10 +257,15 @@ UPSTREAMS: dict[str, Upstream] = {
         Upstream(
             family="pi3",
             title="π³",
-            install="pip install git+https://github.com/yyfz/Pi3 huggingface_hub",
+            package="pi3",
+            install="pip install huggingface_hub git+https://github.com/yyfz/Pi3"
+            "@9fa3ddb3f8d53041f8b2738df404f62223bbaa7b",
             licence="BSD-3-Clause, its pos_embed.py CC BY-NC-SA 4.0, non-commercial",
-            weights_licence=lambda name: NON_COMMERCIAL,
+            weights_licence=lambda repository: (
+                NON_COMMERCIAL if repository.startswith("yyfz233/") else ""
+            ),
             example="yyfz233/Pi3",
+            example_gb=3.8,
             variants=("pi3", "pi3x"),
             variant_of=_pi3_variant,
             entry="pi3.models.pi3",
@@ -215,10 +274,12 @@ UPSTREAMS: dict[str, Upstream] = {
         Upstream(
             family="da3",
             title="Depth-Anything-3",
+            package="depth-anything-3",
             install="pip install --no-deps depth-anything-3==0.1.1 addict omegaconf einops PyYAML",
             licence="Apache-2.0",
             weights_licence=_da3_weights,
             example="depth-anything/DA3-LARGE-1.1",
+            example_gb=1.6,
             variants=("small", "base", "large", "giant", "nested"),
             variant_of=_da3_variant,
             entry="depth_anything_3.model.da3",
@@ -228,10 +289,17 @@ UPSTREAMS: dict[str, Upstream] = {
         Upstream(
             family="omega",
             title="VGGT-Ω",
-            install="pip install git+https://github.com/facebookresearch/vggt-omega",
+            package="vggt-omega",
+            install="pip install git+https://github.com/facebookresearch/vggt-omega"
+            "@39a0cb8af88554f15ddcb5354cd52bde588fa014",
             licence="FAIR Noncommercial Research License",
-            weights_licence=lambda name: "FAIR Noncommercial Research License, gated",
+            weights_licence=lambda repository: (
+                "FAIR Noncommercial Research License, gated"
+                if repository == "facebook/VGGT-Omega"
+                else ""
+            ),
             example="facebook/VGGT-Omega/vggt_omega_1b_512.pt",
+            example_gb=4.6,
             variants=("1b",),
             variant_of=_omega_variant,
             entry="vggt_omega.models.vggt_omega",

@@ -14,7 +14,7 @@ from torch import nn
 
 from spark3r import env
 from spark3r.identity import describe, fingerprint
-from spark3r.loading.hub import HUB_NAME
+from spark3r.loading.hub import parse_hub_name
 from spark3r.loading.upstream import UPSTREAMS
 from spark3r.profile import ModelRecord, Profile, compare, load_profile
 from spark3r.profile.compatibility import BY_CHECKPOINT, calibrate_line
@@ -278,4 +278,4 @@ def test_families_by_checkpoint_are_those_that_can_be_loaded() -> None:
 def test_shipped_weights_can_be_named_to_calibrate(name: str) -> None:
     weights = load_profile(name).model.weights
     assert weights is not None
-    assert HUB_NAME.fullmatch(weights)
+    assert parse_hub_name(weights)

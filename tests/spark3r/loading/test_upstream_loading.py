@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import types
 from pathlib import Path
@@ -16,10 +17,12 @@ from family_cases import ALL_CASES, missing
 from safetensors.torch import save_file
 from torch import nn
 
+import spark3r
 from spark3r import FamilyError, WeightsError
+from spark3r.identity import Origin, origin_of
 from spark3r.loading.checkpoints import read_checkpoint
 from spark3r.loading.load import about, load_model
-from spark3r.loading.upstream import UPSTREAMS
+from spark3r.loading.upstream import UPSTREAMS, InstalledCode, installed_code
 
 
 def put_package(monkeypatch: pytest.MonkeyPatch, name: str, **content: object) -> None:
@@ -227,19 +230,22 @@ class LocalEntryNotFoundError(EntryNotFoundError):
 def put_hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], online: bool = True) -> None:
     """Put a Hugging Face of our own in place: it has these files and nothing else."""
 
-    def hf_hub_download(repository: str, file: str) -> str:
+    def hf_hub_download(repository: str, file: str, revision: str | None = None) -> str:
         if not online:
             raise LocalEntryNotFoundError("cannot find it in the cache, and there is no network")
-        if f"{repository}/{file}" not in files:
+        name = f"{repository}/{file}" + (f"@{revision}" if revision else "")
+        if name not in files:
             raise EntryNotFoundError(f"404: {file}")
-        return str(files[f"{repository}/{file}"])
+        return str(files[name])
 
     errors = {"EntryNotFoundError": EntryNotFoundError}
     errors["LocalEntryNotFoundError"] = LocalEntryNotFoundError
     put_package(monkeypatch, "huggingface_hub.errors", **errors)
-    listed = [name.split("/", 2)[2] for name in files]
+    listed = [name.split("/", 2)[2].partition("@")[0] for name in files]
     hub = sys.modules["huggingface_hub"]
-    vars(hub).update(hf_hub_download=hf_hub_download, list_repo_files=lambda name: listed)
+    vars(hub).update(
+        hf_hub_download=hf_hub_download, list_repo_files=lambda name, revision=None: listed
+    )
 
 
 def test_weights_from_hugging_face(
@@ -255,10 +261,66 @@ def test_weights_from_hugging_face(
             {"a/b/one.pt": tmp_path / "other.pt", "a/b/x/two.safetensors": path},
             "a/b/x/two.safetensors",
         ),
+        (
+            {
+                "a/b/model.safetensors@v2.0": path,
+                "a/b/model.safetensors": tmp_path / "other.pt",
+            },
+            "a/b@v2.0",
+        ),
+        ({"a/b/x/one.safetensors@refs/pr/1": path}, "a/b/x/one.safetensors@refs/pr/1"),
+        ({"a/b/one.safetensors@v2.0": path}, "a/b@v2.0"),
     ):
         put_hub(monkeypatch, files)
         model = load_model(f"vggt:{name}")
         assert torch.equal(model.state_dict()["aggregator.camera_token"], token)
+
+
+def test_the_commit_of_weights_from_hugging_face_is_known(
+    vggt_code: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commit = "860abec7937da0a4c03c41d3c269c366e82abdf9"
+    cached = tmp_path / f"models--a--b/snapshots/{commit}/model.safetensors"
+    cached.parent.mkdir(parents=True)
+    weights(cached, stand_ins.Vggt())
+    put_hub(monkeypatch, {"a/b/model.safetensors@main": cached})
+    model = load_model("vggt:a/b@main")
+    assert origin_of(model) == Origin("vggt:a/b@main", cached, commit)
+    model = load_model(f"vggt:{cached}")
+    assert origin_of(model) == Origin(f"vggt:{cached}", cached, commit)
+    assert origin_of(load_model("vggt:random")) == Origin("vggt:random")
+
+
+@pytest.mark.parametrize(
+    ("record", "commit"),
+    [
+        ('{"url": "u", "vcs_info": {"vcs": "git", "commit_id": "44b3afbd"}}', "44b3afbd"),
+        ('{"url": "file:///u", "dir_info": {"editable": true}}', None),
+        (None, None),
+        ("{", None),
+        ("[]", None),
+    ],
+)
+def test_the_commit_of_installed_code_is_known(
+    record: str | None, commit: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files are those that pip writes (PEP 610)."""
+    info = tmp_path / "some_vggt-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-vggt\nVersion: 0.0.1\n")
+    if record is not None:
+        (info / "direct_url.json").write_text(record)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed_code("some-vggt") == InstalledCode("some-vggt", "0.0.1", commit)
+    assert installed_code("no-such-code") == InstalledCode("no-such-code")
+
+
+@pytest.mark.parametrize("family", UPSTREAMS)
+def test_install_hints_are_those_of_the_pages_and_pin_what_was_checked(family: str) -> None:
+    install = UPSTREAMS[family].install
+    assert re.search(r"@[0-9a-f]{40}|==", install)
+    page = Path(spark3r.__file__).parents[1] / f"docs/families/{family}.md"
+    assert install in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -315,6 +377,21 @@ def test_a_variant_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vggt", "model 'vggt': expected vggt:facebook/VGGT-1B, the path of a checkpoint, or vgg"),
+        ("omega:", "model 'omega:': expected omega:facebook/VGGT-Omega/vggt_omega_1b_512.pt, "),
+        ("VGGT:weights.pt", "model 'VGGT:weights.pt': expected vggt:weights.pt"),
+        ("facebook/VGGT-1B", "name the family of these weights too, such as vggt:facebook/VGGT-1B"),
+    ],
+)
+def test_a_name_of_which_a_part_is_missing(name: str, message: str) -> None:
+    with pytest.raises(FamilyError) as caught:
+        load_model(name)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "weights_field", "random", "notice"),
     [
         ("reference", "reference", False, ""),
@@ -330,6 +407,10 @@ def test_a_variant_that_does_not_exist() -> None:
         ("da3:depth-anything/DA3-BASE", "depth-anything/DA3-BASE", False, "DA3-BASE: Apache-2.0"),
         ("da3:depth-anything/DA3-LARGE-1.1", "depth-anything/DA3-LARGE-1.1", False, "CC BY-NC 4.0"),
         ("omega:weights.pt", "weights.pt", False, "weights weights.pt: under their own terms"),
+        ("vggt:facebook/VGGT-1B@main", "facebook/VGGT-1B@main", False, "1B@main: non-commercial"),
+        ("vggt:a/VGGT-1B", "a/VGGT-1B", False, "see https://huggingface.co/a/VGGT-1B"),
+        ("da3:a/DA3-BASE", "a/DA3-BASE", False, "see https://huggingface.co/a/DA3-BASE"),
+        ("vggt:", "vggt:", False, ""),
         ("my_models:make", "my_models:make", False, ""),
     ],
 )
