@@ -381,7 +381,7 @@ def test_a_variant_that_does_not_exist() -> None:
     [
         ("vggt", "model 'vggt': expected vggt:facebook/VGGT-1B, the path of a checkpoint, or vgg"),
         ("omega:", "model 'omega:': expected omega:facebook/VGGT-Omega/vggt_omega_1b_512.pt, "),
-        ("VGGT:weights.pt", "model 'VGGT:weights.pt': expected vggt:weights.pt"),
+        ("VGGT:a/b.pt", "model 'VGGT:a/b.pt': expected vggt:a/b.pt"),
         ("facebook/VGGT-1B", "name the family of these weights too, such as vggt:facebook/VGGT-1B"),
     ],
 )
