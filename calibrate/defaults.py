@@ -83,8 +83,9 @@ PREDICTION_ERROR = 0.03
 
 # Sensitivity
 
-ANCHOR_FACTOR = 4
-"""Factor of each axis at which every layer is probed, to scale drift by."""
+SCALE_PROBE_FACTOR = 4
+"""Factor of both axes at which every layer is probed. The ratio of these probes to drift scales the
+drift of all factors."""
 
 PROBED_CLIPS = 2
 """Search clips that are probed. Drift is measured on the others."""
@@ -112,12 +113,12 @@ POWER = 2.0
 """Power to which degradations are added up. 2 takes them for independent."""
 
 KNAPSACK_SHARES = (0.64, 0.8, 1.25, 1.6)
-"""Other goals that the knapsack also solves for, as shares of the goal: of the way from the wall to
-the budget, or of the deviation."""
+"""Other goals that the knapsack also solves for. With a budget, a share of 0.8 means a goal at 80 %
+of the way from the wall to the budget. With a deviation it means 80 % of that deviation."""
 
 AIM = 0.98
-"""Share of a budget that is searched for. The same schedule takes some percent more or less from
-one pass to the next, and most passes should keep to the budget."""
+"""Share of a budget that the search aims at. The latency of a schedule varies by some percent from
+pass to pass, and most passes should keep to the budget."""
 
 LOG_WEIGHT = 1.5
 """Bound of the search's parameters: weights lie between e^-1.5 and e^1.5, a factor of twenty."""
@@ -144,7 +145,7 @@ ATTEMPTS = 3
 FINALISTS_TIMING = 1.5
 """Time for several finalists, as a share of `TIMING_S`."""
 
-RESOLVED_PROPOSALS = 5
+REPEATED_PROPOSALS = 5
 """Best proposals of the search that are solved again after a correction."""
 
 # Report

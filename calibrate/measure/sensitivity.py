@@ -12,7 +12,6 @@ from spark3r.layout import TokenLayout
 from spark3r.reduction.rule import ResolvedRule, clamp
 
 from ..defaults import (
-    ANCHOR_FACTOR,
     KEY_VALUE_FACTORS,
     OPERATORS,
     PAPER_POINT,
@@ -21,6 +20,7 @@ from ..defaults import (
     PROBED_KEY_VALUE_FACTORS,
     PROBED_QUERY_FACTORS,
     QUERY_FACTORS,
+    SCALE_PROBE_FACTOR,
     TRUSTED,
     Source,
 )
@@ -60,13 +60,16 @@ def sensitivities(
     """
     few = dense.first(probed_of(len(dense.clips)))
     others = dense.clips[len(few.clips) :] or few.clips
-    anchor = {"query_factors": (ANCHOR_FACTOR,), "key_value_factors": (ANCHOR_FACTOR,)}
+    scale_probe = {
+        "query_factors": (SCALE_PROBE_FACTOR,),
+        "key_value_factors": (SCALE_PROBE_FACTOR,),
+    }
     names = {"query_factors": query_factors, "key_value_factors": key_value_factors}
     total = len(others) + len(few.clips)
     drifts = _drift(job, others, 0, total, **names)
-    beside = _drift(job, few.clips, len(others), total, **anchor)
+    beside = _drift(job, few.clips, len(others), total, **scale_probe)
     job.reporter.progress("drift", total, total)
-    probes = _probes(job, few, step="sensitivity", **anchor)
+    probes = _probes(job, few, step="sensitivity", **scale_probe)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
     text = ", ".join(f"{axis.replace('_', '-')} {value:.2f}" for axis, value in agreement.items())
     if len(agreement) == len(names) and all(each >= trusted for each in agreement.values()):

@@ -4,11 +4,11 @@
 from 1 to 4 in all layers. *Uniform*: any of our operators, one pair of integer factors in all
 layers. The best of all that meet the budget is the one to beat.
 
-Not all of them have to run. Of two such schedules with the same operators and layers, the one whose
-factors are both smaller keeps more of what dense attention sees, and deviates less. So a pair only
-needs to run if neither of its factors can be made smaller within the budget. These pairs are the
-*frontier*. Error is not as well behaved: reduction can improve it on long clips, and a pair behind
-the frontier may then be better. A tighter budget finds it.
+Not all of them have to run. Let two such schedules have the same operators and layers. If both
+factors of the first are smaller, it keeps more of what dense attention sees and deviates less. So a
+pair only needs to run if neither of its factors can be made smaller within the budget. These pairs
+are the *frontier*. Error is not as well behaved: reduction can improve it on long clips, and a pair
+behind the frontier may then be better. A tighter budget finds it.
 """
 
 from __future__ import annotations

@@ -35,11 +35,11 @@ REVISION = 9
 """Raised whenever the same sensitivities lead to other choices, so that earlier searches are not
 continued."""
 
-Place = tuple[int, str, int]
+LayerFactor = tuple[int, str, int]
 """Layer, axis and factor."""
 
 
-def degradations(table: pd.DataFrame, operators: Operators) -> dict[Place, float]:
+def degradations(table: pd.DataFrame, operators: Operators) -> dict[LayerFactor, float]:
     """Return the degradation of each layer, axis and factor under some operators.
 
     Raises:
@@ -50,7 +50,7 @@ def degradations(table: pd.DataFrame, operators: Operators) -> dict[Place, float
         raise SensitivityError(
             f"the sensitivities have no metric '{FAITHFULNESS}' for these operators"
         )
-    found: dict[Place, float] = {}
+    found: dict[LayerFactor, float] = {}
     for (layer, axis), rows in own.groupby(["layer", "axis"]):
         found[int(layer), str(axis), 1] = 0.0
         ordered = rows[rows["factor"] > 1].sort_values("factor")
@@ -73,10 +73,10 @@ def _changes(table: pd.DataFrame, operators: Operators) -> pd.DataFrame:
     both = part.merge(dense, on=["layer", "axis"], how="left", suffixes=("", "_dense"))
     lacking = both[both["mean_dense"].isna()]
     if not lacking.empty:
-        place = (int(lacking["layer"].iloc[0]), str(lacking["axis"].iloc[0]))
+        layer, axis = int(lacking["layer"].iloc[0]), str(lacking["axis"].iloc[0])
         raise SensitivityError(
-            f"the sensitivities of {place} were measured around another point than dense, and say "
-            "nothing about factors beyond 1"
+            f"the sensitivities of layer {layer} on the {axis} axis have no row of factor 1 to "
+            "compare with; measure them anew (another --cache folder, or none)"
         )
     return both.assign(change=both["mean"] - both["mean_dense"])
 
@@ -107,10 +107,10 @@ def choices(
     """
     found: dict[int, dict[ResolvedRule, Choice]] = {}
     for each in operators:
-        by_place = degradations(table, each)
-        for layer in sorted({layer for layer, _, _ in by_place}):
-            queries = _axis(by_place, layer, "query", offered)
-            keys = _axis(by_place, layer, "key_value", offered)
+        by_factor = degradations(table, each)
+        for layer in sorted({layer for layer, _, _ in by_factor}):
+            queries = _axis(by_factor, layer, "query", offered)
+            keys = _axis(by_factor, layer, "key_value", offered)
             for query, key_value in product(queries, keys):
                 rule = LayerRule(query, key_value, each)
                 resolved = rule.resolve(each)
@@ -121,11 +121,11 @@ def choices(
 
 
 def _axis(
-    by_place: Mapping[Place, float], layer: int, axis: str, offered: Sequence[int]
+    by_factor: Mapping[LayerFactor, float], layer: int, axis: str, offered: Sequence[int]
 ) -> dict[int, float]:
     """Return the degradations of one layer and axis by factor, only factor 1 if unmeasured."""
     measured = sorted(
-        (place[2], each) for place, each in by_place.items() if place[:2] == (layer, axis)
+        (factor, each) for (*at, factor), each in by_factor.items() if at == [layer, axis]
     )
     if not measured:
         return {1: 0.0}

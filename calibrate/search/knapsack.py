@@ -10,8 +10,9 @@ dropped as well. The rest can in theory double with every layer. If more than `M
 needed, an error says so, and no approximate answer is given. Twenty-four layers of forty choices
 need some hundreds.
 
-Of equally good assignments the one that is better by the other measure is returned, and of those
-equal in both the one with the earlier choice in the first layer in which they differ.
+Two assignments can be equally good. Then the solver returns the one that is better by the other
+measure. If they are equal in both, it returns the one whose choice comes earlier in the first layer
+in which they differ.
 """
 
 from __future__ import annotations

@@ -255,9 +255,7 @@ class SearchProblem:
             found |= {name: each for name, each in made.items() if name not in found}
         return found
 
-    def resolve_proposals(
-        self, proposals: Mapping[str, Mapping[str, float]]
-    ) -> dict[str, Schedule]:
+    def repeat_proposals(self, proposals: Mapping[str, Mapping[str, float]]) -> dict[str, Schedule]:
         """Return the schedules that earlier trials' parameters give under this latency model."""
         found = {}
         for name, parameters in proposals.items():

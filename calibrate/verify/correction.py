@@ -15,7 +15,7 @@ from torch import Tensor
 from spark3r.timing import Latency
 
 from ..budget import time_text
-from ..defaults import FINALISTS_TIMING, OVER, RESOLVED_PROPOSALS, SLACK
+from ..defaults import FINALISTS_TIMING, OVER, REPEATED_PROPOSALS, SLACK
 from ..measure.evaluator import Evaluator, SplitRuns
 from ..measure.timing import (
     LatencyTable,
@@ -32,8 +32,8 @@ from .selection import (
     Finalist,
     best_so_far,
     choose,
-    finalists,
     most_faithful,
+    run_finalists,
     solved,
 )
 
@@ -123,9 +123,9 @@ def select_and_correct(context: CorrectionContext, problem: SearchProblem, found
     as far as the machine was quiet enough to tell. Then everything is decided once more. The result
     of that is final.
 
-    After Ctrl-C the last decision is verified alone, or the best trial of the search if there was
-    no decision yet. A second Ctrl-C is raised. So is the first one if nothing was searched, since
-    then there is nothing but the answer that was interrupted.
+    After Ctrl-C only the last decision is verified. If there is none yet, the best trial of the
+    search is. A second Ctrl-C is raised. If nothing was searched, the first one is raised too,
+    because there is no earlier result to fall back on.
     """
     decisions: list[tuple[SearchProblem, Found, Decision]] = []
     try:
@@ -159,8 +159,8 @@ def _select_and_correct(
     latencies = _timed(context, decision, "latency of finalists", share)
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
-        best = [trial for trial in found.ranked() if trial.parameters][:RESOLVED_PROPOSALS]
-        resolved = corrected.resolve_proposals({trial.name: trial.parameters for trial in best})
+        best = [trial for trial in found.ranked() if trial.parameters][:REPEATED_PROPOSALS]
+        resolved = corrected.repeat_proposals({trial.name: trial.parameters for trial in best})
         more = context.optimize(corrected, resolved)
         if more.is_usable:
             stopped = found.interrupted or more.interrupted
@@ -190,7 +190,9 @@ def _decide(
     if context.origin is not None:
         return solved(found, context.origin.name)
     progress = context.job.reporter.step(step)
-    candidates = finalists(found, context.evaluator, context.dense.validation, progress, earlier)
+    candidates = run_finalists(
+        found, context.evaluator, context.dense.validation, progress, earlier
+    )
     if not candidates:
         return most_faithful(found)
     return choose(candidates, problem.goal, context.job.source)

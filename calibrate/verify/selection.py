@@ -72,7 +72,7 @@ def kind_of(trial: Trial) -> str:
     return trial.name.partition(" ")[0]
 
 
-def finalists(
+def run_finalists(
     found: Found,
     evaluator: Evaluator,
     validation: DenseRuns,
@@ -138,19 +138,19 @@ def ranked_by_kind(found: Found) -> dict[str, list[Trial]]:
     return {kind: trials for kind, trials in by_kind.items() if trials}
 
 
-def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Decision:
+def choose(finalists: tuple[Finalist, ...], goal: Goal, source: Source) -> Decision:
     """Return the simplest finalist that no other beats beyond its confidence interval.
 
     Raises:
         ValueError: If there is no finalist.
     """
-    if not candidates:
+    if not finalists:
         raise ValueError("there is no finalist to choose from")
     if not isinstance(goal, LatencyLimit):
-        return _fastest(candidates)
+        return _fastest(finalists)
     least_ms = _least_ms(goal)
-    using = [each for each in candidates if each.trial.latency_ms >= least_ms]
-    leaving = [each for each in candidates if each.trial.latency_ms < least_ms]
+    using = [each for each in finalists if each.trial.latency_ms >= least_ms]
+    leaving = [each for each in finalists if each.trial.latency_ms < least_ms]
     chosen, *rivals = [*using, *leaving]
     reasons = []
     for rival in rivals:
@@ -160,7 +160,7 @@ def choose(candidates: tuple[Finalist, ...], goal: Goal, source: Source) -> Deci
         reasons.append(f"{rival.kind}{note} against {chosen.kind} on the validation clips: {why}")
         if is_better:
             chosen = rival
-    return Decision(candidates, chosen, tuple(reasons))
+    return Decision(finalists, chosen, tuple(reasons))
 
 
 def solved(found: Found, origin: str) -> Decision:
@@ -228,9 +228,9 @@ def ratio(
     return paired_ratio(*ratios)
 
 
-def _fastest(candidates: tuple[Finalist, ...]) -> Decision:
-    chosen, reasons = candidates[0], []
-    for rival in candidates[1:]:
+def _fastest(finalists: tuple[Finalist, ...]) -> Decision:
+    chosen, reasons = finalists[0], []
+    for rival in finalists[1:]:
         share = rival.trial.latency_ms / chosen.trial.latency_ms
         reasons.append(
             f"{rival.kind} takes {share:.3f} times as long as {chosen.kind}; both are faithful "
@@ -238,4 +238,4 @@ def _fastest(candidates: tuple[Finalist, ...]) -> Decision:
         )
         if share < FASTER:
             chosen = rival
-    return Decision(candidates, chosen, tuple(reasons))
+    return Decision(finalists, chosen, tuple(reasons))

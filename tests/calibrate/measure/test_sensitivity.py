@@ -14,7 +14,7 @@ from tiny_job import Notes
 
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
-from calibrate.defaults import ANCHOR_FACTOR, OPERATORS
+from calibrate.defaults import OPERATORS, SCALE_PROBE_FACTOR
 from calibrate.measure.evaluator import run_dense
 from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.records import sensitivity_records, sensitivity_table
@@ -47,11 +47,11 @@ def test_drift_is_trusted_where_it_ranks_like_probes(trusted: bool, split) -> No
     if trusted:
         assert list(by_metric["score.deviation"]) == ["drift"]
         assert list(by_metric["score.error"]) == ["probe"]
-        assert probed == {1, ANCHOR_FACTOR}
+        assert probed == {1, SCALE_PROBE_FACTOR}
         assert "stands in for them" in said.lines[0]
     else:
         assert set(table["profiler"]) == {"probe"}
-        assert probed > {1, ANCHOR_FACTOR}
+        assert probed > {1, SCALE_PROBE_FACTOR}
         assert "all probed" in said.lines[0]
     layout = work.runner.layout(split.search[0].images)
     latency = LatencyModel(4, 10.0, dict.fromkeys(TERMS, 1.0))

@@ -12,7 +12,7 @@ from calibrate.report.trade_off import points, run_trade_off
 from calibrate.search.optimizer import Found, Score, Trial
 from calibrate.search.problem import DeviationLimit, LatencyLimit
 from calibrate.verify.held_out import verify
-from calibrate.verify.selection import Finalist, best_so_far, choose, finalists, most_faithful
+from calibrate.verify.selection import Finalist, best_so_far, choose, most_faithful, run_finalists
 from spark3r import Schedule
 from spark3r.prediction import PredictionError
 
@@ -134,17 +134,17 @@ def test_a_trial_that_fails_on_the_validation_clips_is_replaced_by_the_next_best
         trial("search 1", 90, 0.1, 4),
     )
     found = Found(trials, BUDGET)
-    kept = finalists(found, Broken((2,)), RUNS)  # type: ignore[arg-type]
+    kept = run_finalists(found, Broken((2,)), RUNS)  # type: ignore[arg-type]
     assert [each.trial.name for each in kept] == ["uniform 1/3", "search 1"]
-    assert finalists(found, Broken((2, 3, 4)), RUNS) == ()  # type: ignore[arg-type]
+    assert run_finalists(found, Broken((2, 3, 4)), RUNS) == ()  # type: ignore[arg-type]
 
 
 def test_a_schedule_for_a_tighter_budget_represents_its_kind_only_if_there_is_no_other() -> None:
     tighter, own = trial("knapsack 0.8", 85, 0.1, 3), trial("knapsack", 98, 0.2, 2)
     uniform = trial("uniform 1/5", 80, 0.1, 5), trial("uniform 1/4", 98, 0.2, 4)
-    kept = finalists(Found((tighter, own, *uniform), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
+    kept = run_finalists(Found((tighter, own, *uniform), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
     assert [each.trial.name for each in kept] == ["uniform 1/5", "knapsack"]
-    kept = finalists(Found((tighter,), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
+    kept = run_finalists(Found((tighter,), BUDGET), Broken(()), RUNS)  # type: ignore[arg-type]
     assert [each.trial.name for each in kept] == ["knapsack 0.8"]
 
 
@@ -169,7 +169,7 @@ def test_a_trial_that_deviates_too_much_in_validation_is_replaced_by_a_more_fait
         trial(f"search {n}", 50 + n, 0.1 * factor, factor)
         for n, factor in enumerate((8, 8, 8, 8, 7, 7, 6, 5, 4, 3, 2, 1))
     )
-    (kept,) = finalists(Found(trials, DeviationLimit(0.85)), Harder(), RUNS)  # type: ignore[arg-type]
+    (kept,) = run_finalists(Found(trials, DeviationLimit(0.85)), Harder(), RUNS)  # type: ignore[arg-type]
     assert kept.trial.schedule.layers[0].key_value == 4
     assert kept.validation_score == pytest.approx(0.8)
 
