@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import calibrate as calibrate
     from .pipeline import run as run
     from .report.result import Calibration as Calibration
-    from .search.storage import StudyError as StudyError
+    from .search.storage_errors import StudyError as StudyError
     from .settings import Settings as Settings
 
 _HOME_OF = {
@@ -27,7 +27,7 @@ _HOME_OF = {
     "Calibration": "report.result",
     "SensitivityError": "measure.probe",
     "Settings": "settings",
-    "StudyError": "search.storage",
+    "StudyError": "search.storage_errors",
     "UnreachableBudgetError": "budget",
     "calibrate": "pipeline",
     "run": "pipeline",

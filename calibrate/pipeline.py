@@ -37,9 +37,9 @@ from .measure.target_length import target_frames
 from .progress import Reporter, StepTimes
 from .report.result import Calibration, make_result
 from .report.trade_off import run_trade_off
+from .search.journal import lock_journal
 from .search.optimizer import Optimize, require_result, run_search, search_options, solve
 from .search.problem import DeviationLimit, LatencyLimit, SearchProblem, least_latency_ms
-from .search.storage import lock_journal
 from .settings import Job, Settings, make_job
 from .verify.correction import CorrectionContext, correct_at_goal, select_and_correct
 

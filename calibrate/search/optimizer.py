@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -36,7 +37,8 @@ from ..measure.quality import mean_figures
 from ..settings import Job
 from . import candidates
 from .problem import DeviationLimit, Goal, SearchProblem, Space
-from .storage import Storage, StudyError, check_storage, decode, encode, finished, open_studies
+from .storage import check_storage, decode, encode, finished, open_studies
+from .storage_errors import Storage, fail
 
 
 @dataclass(frozen=True)
@@ -170,25 +172,24 @@ def optimize(
     """
     begin = clock()
     state = _SearchState(objective, problem.predict_ms, problem.goal, on_trial)
-    studies = open_studies(options.storage, options.name, _sampler(options.seed), options.resume)
+    studies = open_studies(options.storage, options.name, _sampler(options.seed, 0), options.resume)
     for study in (studies.initial, studies.proposed):
         state.done += [_restored(trial, problem.predict_ms) for trial in finished(study)]
-    # A continued search draws other parameters than before, even if trials were lost in between.
-    studies.proposed.sampler = _sampler(options.seed + len(finished(studies.proposed)))
 
     def is_over() -> bool:
         return options.timeout_s is not None and clock() - begin >= options.timeout_s
 
     try:
         _run_initial(studies.initial, initial, state)
-        _run_proposed(studies.proposed, problem.space, state, options.trials, is_over)
+        _run_proposed(studies.proposed, problem.space, state, options, is_over)
     except KeyboardInterrupt:
         return Found(tuple(state.done), problem.goal, interrupted=True)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
-        raise StudyError(
-            f"the search stopped after {len(state.done)} trials, because the next could not be "
-            f"stored ({error}). Finished trials are stored, and --resume continues from them"
-        ) from error
+        problem_text = (
+            f"the search stopped after {len(state.done)} trials, which are kept, because the next "
+            "could not be stored: make room, and --resume continues from them"
+        )
+        fail(options.storage, problem_text, error)
     return Found(tuple(state.done), problem.goal)
 
 
@@ -253,13 +254,20 @@ def _run_initial(study: optuna.Study, initial: Mapping[str, Schedule], state: _S
 
 
 def _run_proposed(
-    study: optuna.Study, space: Space, state: _SearchState, trials: int, is_over: Callable[[], bool]
+    study: optuna.Study,
+    space: Space,
+    state: _SearchState,
+    options: SearchOptions,
+    is_over: Callable[[], bool],
 ) -> None:
     names = state.goal.parameters(space)
     number = len(finished(study))
-    if number == 0:  # the knapsack's own answer, so that the sampler learns from it
-        study.enqueue_trial(dict.fromkeys(names, 0.0), skip_if_exists=True)
-    while number < trials and not is_over():
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if number == 0 and not waiting:  # the knapsack's answer, so that the sampler learns from it
+        study.enqueue_trial(dict.fromkeys(names, 0.0))
+    while number < options.trials and not is_over():
+        # A sampler of its own for each trial: a search that was continued draws the same.
+        study.sampler = _sampler(options.seed, number)
         trial = study.ask()
         weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
         schedule = state.goal.proposed(space, weights)
@@ -270,9 +278,11 @@ def _run_proposed(
         state.run_trial(study, trial, f"search {number}", schedule)
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of a trial, counted from 0, in the search of a seed."""
+    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     # The score is constant over whole regions of weights, which does not suit a smooth surrogate.
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+    return optuna.samplers.TPESampler(seed=own, n_startup_trials=RANDOM_TRIALS)
 
 
 def _restored(trial: FrozenTrial, predict_ms: Callable[[Schedule], float]) -> Trial:
@@ -316,7 +326,7 @@ def search_options(job: Job, split: Split, frames: int) -> SearchOptions:
         choices=candidates.REVISION,
     )
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    check_storage(settings.storage, name, settings.resume)
+    check_storage(settings.storage, name, settings.resume, job.reporter.say)
     return SearchOptions(
         trials=settings.trials,
         seed=settings.seed,

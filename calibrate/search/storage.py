@@ -8,31 +8,33 @@ another budget, or a dashboard, finds them.
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from spark3r.errors import Spark3rError
+from spark3r.errors import Spark3rWarning
 from spark3r.reduction.operators import Operators
 from spark3r.schedule import LayerRule, LengthRule, Schedule
 
-Storage = str | Path | optuna.storages.BaseStorage | None
-"""Path of a journal file, an Optuna URL (a string with ``://``), an open storage, or None."""
+from .journal import open_journal
+from .storage_errors import Storage, StudyError, fail, is_journal, shown
 
 _INITIAL = " starts"  # suffix of the name of the study of initial schedules
 
 
-class StudyError(Spark3rError):
-    """A study cannot be opened, continued or written."""
+Say = Callable[[str], object]
+"""Function that receives a message to the user, one line."""
+
+
+def warn(line: str) -> None:
+    """Give a message as a `Spark3rWarning`."""
+    warnings.warn(line, Spark3rWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,15 @@ class Studies:
 
 
 def open_studies(
-    storage: Storage, name: str, sampler: optuna.samplers.BaseSampler, resume: bool
+    storage: Storage,
+    name: str,
+    sampler: optuna.samplers.BaseSampler,
+    resume: bool,
+    say: Say = warn,
 ) -> Studies:
     """Open a search's studies, and mark trials that a killed process left running as failed.
+
+    A journal file whose end was cut off is mended before.
 
     Args:
         storage: Storage of the trials; None stores nothing beyond the process.
@@ -59,13 +67,14 @@ def open_studies(
         sampler: Sampler of parameters.
         resume: Whether to continue studies of this name. An empty storage is one that stopped
             before its first trial.
+        say: Function that is told what was mended, and how many trials were kept.
 
     Raises:
         StudyError: If the storage cannot be opened or written, if studies of this name exist and
             ``resume`` is not set, or if only others exist and it is.
     """
     with _quiet():
-        opened = _opened(storage, name, resume)
+        opened = _opened(storage, name, resume, say)
         try:
             studies = Studies(
                 *(
@@ -79,71 +88,56 @@ def open_studies(
                 for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                     study.tell(trial.number, state=TrialState.FAIL)
         except Exception as error:
-            raise StudyError(
-                f"study storage {_shown(storage)}: cannot be written ({error})"
-            ) from error
+            fail(storage, "cannot be written", error)
     return studies
 
 
-@contextmanager
-def lock_journal(storage: Storage) -> Iterator[None]:
-    """Lock a journal file against other processes for as long as this one searches.
-
-    Only journal files are locked; a database handles concurrency itself.
-
-    Raises:
-        StudyError: If another process holds the lock, or the folder cannot be written.
-    """
-    if not _is_journal(storage):
-        yield
-        return
-    path = Path(f"{storage}.busy")
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise StudyError(
-            f"study storage {storage}: another process is searching there right now; wait for it, "
-            "or choose another --output (or --storage, if you gave one)"
-        ) from error
-    except OSError as error:
-        raise StudyError(f"study storage {storage}: cannot be written ({error})") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
-def check_storage(storage: Storage, name: str, resume: bool) -> None:
+def check_storage(storage: Storage, name: str, resume: bool, say: Say = warn) -> None:
     """Raise the errors of `open_studies` before anything is measured, and create nothing.
+
+    A journal file whose end was cut off is mended.
 
     The arguments are those of `open_studies`.
 
     Raises:
         StudyError: As `open_studies`.
     """
-    if _is_journal(storage) and not Path(str(storage)).exists():
+    if is_journal(storage) and not Path(str(storage)).exists():
         return
     with _quiet():
-        _opened(storage, name, resume)
+        _opened(storage, name, resume, say)
 
 
-def _opened(storage: Storage, name: str, resume: bool) -> optuna.storages.BaseStorage | None:
+def _opened(
+    storage: Storage, name: str, resume: bool, say: Say
+) -> optuna.storages.BaseStorage | None:
+    opened: optuna.storages.BaseStorage | None
+    mended = None
     try:
-        opened = _storage(storage)
+        if not isinstance(storage, str | Path):
+            opened = storage
+        elif is_journal(storage):
+            opened, mended = open_journal(Path(storage))
+        else:
+            opened = optuna.storages.get_storage(str(storage))
         names = [] if opened is None else optuna.get_all_study_names(storage=opened)
     except Exception as error:  # a database driver may raise anything
-        raise StudyError(f"study storage {_shown(storage)}: cannot be opened ({error})") from error
+        fail(storage, "cannot be opened", error)
+    if opened is not None and mended is not None:
+        kept = sum(
+            len(finished(optuna.load_study(study_name=each, storage=opened)))
+            for each in (name + _INITIAL, name)
+            if each in names
+        )
+        say(f"study storage {storage}: {mended}; {kept} finished trials of this search are kept")
     if name in names and not resume:
         raise StudyError(
-            f"study storage {_shown(storage)} holds a study of this search already: --resume "
+            f"study storage {shown(storage)} holds a study of this search already: --resume "
             "continues it, another --output (or --storage, if you gave one) begins a new one"
         )
     if resume and names and name not in names:
         raise StudyError(
-            f"study storage {_shown(storage)} holds no study of this model, clips, budget and "
+            f"study storage {shown(storage)} holds no study of this model, clips, budget and "
             "settings to continue; leave out --resume to begin one"
         )
     return opened
@@ -201,26 +195,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _shown(storage: Storage) -> str:
-    """Return a storage's name without its password."""
-    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", str(storage))
-
-
-def _is_journal(storage: Storage) -> bool:
-    return isinstance(storage, Path) or (isinstance(storage, str) and "://" not in storage)
-
-
-def _storage(storage: Storage) -> optuna.storages.BaseStorage | None:
-    if storage is None or isinstance(storage, optuna.storages.BaseStorage):
-        return storage
-    if not _is_journal(storage):
-        return optuna.storages.get_storage(str(storage))
-    path = Path(storage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # Optuna marks the journal as experimental. We rely on its file format, and test it.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        backend = JournalFileBackend(str(path))
-        return optuna.storages.JournalStorage(backend)

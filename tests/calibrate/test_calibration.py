@@ -24,7 +24,7 @@ from calibrate.measure.target_length import clip_of_length
 from calibrate.report.page import write_report
 from calibrate.report.result import Calibration
 from calibrate.report.summary import missed
-from calibrate.search.storage import StudyError
+from calibrate.search.storage_errors import StudyError
 from calibrate.settings import Settings
 from calibrate.verify.held_out import VerifiedSchedule
 from spark3r import ClipError, Profile, Schedule, Spark3rError, apply

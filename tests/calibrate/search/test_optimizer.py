@@ -12,9 +12,11 @@ import optuna
 import pytest
 import toys
 
+from calibrate.search.journal import lock_journal
 from calibrate.search.optimizer import Found, Score, SearchOptions, Trial, optimize
 from calibrate.search.problem import DeviationLimit, Goal, LatencyLimit
-from calibrate.search.storage import StudyError, decode, encode, lock_journal
+from calibrate.search.storage import decode, encode
+from calibrate.search.storage_errors import StudyError
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
 from spark3r.reduction.operators import QueryMerging
 
@@ -256,12 +258,6 @@ def test_unusable_storage(storage: str, tmp_path: Path, monkeypatch: pytest.Monk
     Path("a_file").write_text("no folder")
     with pytest.raises(StudyError, match="cannot be"):
         run(trials=1, storage=storage, name="a")
-
-
-def test_a_password_is_not_printed() -> None:
-    with pytest.raises(StudyError, match=r"//me:\*\*\*@host") as caught:
-        run(trials=1, storage="nosuch://me:secret@host/studies", name="a")
-    assert "secret" not in str(caught.value)
 
 
 def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
