@@ -343,7 +343,7 @@ def run_search(
     dense: DenseRuns,
     options: SearchOptions,
     problem: SearchProblem,
-    resolved: Mapping[str, Schedule] | None,
+    repeated: Mapping[str, Schedule] | None,
 ) -> Found:
     """Search on clips.
 
@@ -353,13 +353,13 @@ def run_search(
         dense: Dense runs of the search clips.
         options: Options of the search.
         problem: The problem.
-        resolved: Further schedules to run after the latency model was corrected, instead of
+        repeated: Further schedules to run after the latency model was corrected, instead of
             proposing any; None before.
     """
     step = "search"
-    initial = problem.initial_schedules(at_the_goal=resolved is not None)
-    if resolved is not None:
-        step, initial = "search, corrected", initial | dict(resolved)
+    initial = problem.initial_schedules(at_the_goal=repeated is not None)
+    if repeated is not None:
+        step, initial = "search, corrected", initial | dict(repeated)
         options = replace(options, trials=0, resume=True)
     total = len(initial) + options.trials
     ran = 0
@@ -380,7 +380,7 @@ def run_search(
     return found
 
 
-def solve(problem: SearchProblem, resolved: Mapping[str, Schedule] | None) -> Found:
+def solve(problem: SearchProblem, repeated: Mapping[str, Schedule] | None) -> Found:
     """Return the knapsack's answer alone, which is not run.
 
     This is all there is with an earlier profile: sensitivities, but no clips to search on.

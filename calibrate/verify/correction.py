@@ -160,8 +160,8 @@ def _select_and_correct(
     corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
     if corrected is not None:
         best = [trial for trial in found.ranked() if trial.parameters][:REPEATED_PROPOSALS]
-        resolved = corrected.repeat_proposals({trial.name: trial.parameters for trial in best})
-        more = context.optimize(corrected, resolved)
+        repeated = corrected.repeat_proposals({trial.name: trial.parameters for trial in best})
+        more = context.optimize(corrected, repeated)
         if more.is_usable:
             stopped = found.interrupted or more.interrupted
             problem, found = corrected, replace(more, interrupted=stopped)
