@@ -19,7 +19,7 @@ ROOT = Path(spark3r.__file__).parents[1]
 # and its own files. A new part joins here.
 ORDERS = {
     "spark3r": (
-        "errors env lazy",
+        "errors env files lazy",
         "checks compiling geometry rope memory sdpa transform",
         "timing",
         "layout clips",

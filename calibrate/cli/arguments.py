@@ -20,8 +20,9 @@ EXAMPLES = """examples:
   calibrate --budget 25% --from reference-2.5x.json
         another budget from the measurements in a profile, in seconds
 
-exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 interrupted (after the
-search has begun, the best schedule so far is verified and exported; --resume continues the search)
+exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 Ctrl-C (after the search
+has begun, the best schedule so far is verified and exported), 143 SIGTERM (stops at once); after
+both, --resume continues the search
 """
 
 

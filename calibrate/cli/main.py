@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError
 from spark3r.timing import Timer
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..report.result import Calibration
     from ..settings import Settings
 
-DONE, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 
 
 def main(
@@ -44,8 +45,8 @@ def main(
 ) -> int:
     """Run the command and return its exit status.
 
-    It is 0 if done, 1 if failed, 2 after wrong usage, 3 if the budget cannot be reached, and 130 if
-    interrupted.
+    It is 0 if done, 1 if failed, 2 after wrong usage, 3 if the budget cannot be reached, 130 after
+    Ctrl-C and 143 after SIGTERM.
 
     Args:
         arguments: Command-line arguments; None takes those of the process.
@@ -69,13 +70,12 @@ def main(
         command.error("--dry-run plans a whole calibration, and --from measures only the answer")
     sys.path.append(os.getcwd())  # for a model factory in the working directory, as python -m
     try:
-        return _calibrate(options, budget, reporter, timer)
-    except KeyboardInterrupt:
-        what = "interrupted before there was anything to export"
-        if options.profile is None:
-            what += "; --resume continues where it stopped"
-        print(f"calibrate: {what}", file=sys.stderr)
-        return INTERRUPTED
+        with raise_on_sigterm():
+            return _calibrate(options, budget, reporter, timer)
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, status = word_and_status(stop)
+        print(f"calibrate: {word}: {_what_is_kept(options)}", file=sys.stderr)
+        return status
     except Exception as error:
         if options.debug:
             traceback.print_exc()
@@ -102,8 +102,7 @@ def _message(error: Exception) -> str:
 def _calibrate(
     options: argparse.Namespace, budget: Budget | None, reporter: Reporter | None, timer: Timer
 ) -> int:
-    output = options.output or _default_output(options)
-    storage = options.storage or output.with_suffix(".journal")
+    output, storage = _output(options), _storage(options)
     if not options.dry_run:
         _check_output(output, storage, options.resume)
 
@@ -201,14 +200,35 @@ def _write(result: Calibration, output: Path, options: argparse.Namespace) -> in
         report = write_report(result, written)
     except OSError as error:
         print(f"calibrate: the report could not be written, {_message(error)}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"calibrate: interrupted: {written} is there, its report is not", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, status = word_and_status(stop)
+        print(f"calibrate: {word}: {written} is there, its report is not", file=sys.stderr)
+        return status
     show(result, written, report)
     return INTERRUPTED if result.interrupted else DONE
 
 
-def _default_output(options: argparse.Namespace) -> Path:
+def _what_is_kept(options: argparse.Namespace) -> str:
+    """Return what an ended command left, and how to go on."""
+    if options.dry_run or options.profile is not None:
+        return "there is nothing to export, so the same command starts again"
+    storage = _storage(options)
+    if isinstance(storage, Path) and not storage.exists():
+        return (
+            "the search had not begun; the same command measures only the sensitivities that are "
+            "not stored yet"
+        )
+    kept = storage if isinstance(storage, Path) else "the --storage"
+    return f"finished trials are kept in {kept}; the same command with --resume continues"
+
+
+def _storage(options: argparse.Namespace) -> str | Path:
+    return options.storage or _output(options).with_suffix(".journal")
+
+
+def _output(options: argparse.Namespace) -> Path:
+    if options.output is not None:
+        return options.output
     goal = options.budget
     if goal is None:
         goal = f"within {100 * options.max_deviation:g}%"

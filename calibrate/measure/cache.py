@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 
 import spark3r
 from spark3r.clips import Clip
+from spark3r.files import write_file
 from spark3r.reduction.operators import OPERATORS_REVISION, Operators
 from spark3r.runner import dtype_name
 
@@ -96,14 +95,6 @@ def _read(path: Path, key: Mapping[str, Any]) -> pd.DataFrame | None:
 
 
 def _write(path: Path, key: Mapping[str, Any], table: pd.DataFrame) -> None:
-    """Write the file atomically, even if another process writes it at the same time."""
     rows = table[list(COLUMNS)].to_numpy().tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"key": key, "rows": rows}, file)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_file(path, json.dumps({"key": key, "rows": rows}))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from spark3r.files import write_file
 from spark3r.schedule import operators_text
 
 from ..budget import number_text
@@ -45,10 +46,10 @@ def write_report(result: Calibration, output: Path) -> tuple[Path, ...]:
     written = []
     for name, content in pictures.items():
         path = output.with_name(f"{output.stem}-{name}.png")
-        path.write_bytes(content)
+        write_file(path, content)
         written.append(path)
     page = output.with_suffix(".html")
-    page.write_text(render(result, output.name, pictures), encoding="utf-8")
+    write_file(page, render(result, output.name, pictures))
     return (*written, page)
 
 

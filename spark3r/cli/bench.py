@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Spark3rError, first_line
+from ..files import write_file
 from .arguments import DTYPES, add_json, add_model, parse_count, parse_grid
 from .tables import print_table
 
@@ -190,10 +190,8 @@ def _refuse_output(path: Path, overwrite: bool) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_file(path, text)
     except OSError as error:
         raise Spark3rError(f"--output {path} cannot be written: {error.strerror}") from error
 

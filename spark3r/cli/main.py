@@ -18,8 +18,9 @@ from .check import add_check
 from .listing import add_list
 from .run import add_run
 from .show import add_show
+from .termination import Terminated, raise_on_sigterm, word_and_status
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 
 COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], None], ...] = (
     add_list,
@@ -40,22 +41,27 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run the command and return its exit status.
+
+    It is 0 if done, 1 if failed, 2 after wrong usage, 130 after Ctrl-C and 143 after SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # some terminals lack letters that names have
     options = parser().parse_args(arguments)
     sys.path.append(os.getcwd())  # for a model factory in the working folder, as with python -m
     try:
-        status: int = options.run(options)
-        sys.stdout.flush()
-        return status
+        with raise_on_sigterm():
+            status: int = options.run(options)
+            sys.stdout.flush()
+            return status
     except BrokenPipeError:  # the reader of our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
-        print("spark3r: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, status = word_and_status(stop)
+        print(f"spark3r: {word}: {_what_is_kept(options)}", file=sys.stderr)
+        return status
     except Exception as error:
         if options.debug:
             traceback.print_exc()
@@ -68,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return FAILED
+
+
+def _what_is_kept(options: argparse.Namespace) -> str:
+    output = getattr(options, "output", None)
+    if output is not None and output.exists():  # outputs appear whole
+        return f"{output} is there and whole"
+    return "nothing was written, so the same command starts again"
 
 
 def parser() -> argparse.ArgumentParser:

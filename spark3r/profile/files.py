@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..errors import ProfileError, ProfileExistsError
+from ..files import write_file
 from .messages import field_path
 
 MAX_BYTES = 16 * 2**20
@@ -84,9 +83,7 @@ def render(document: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a text file. If writing fails, the file stays as it was.
-
-    The text goes to a temporary file in the same folder, which then replaces the file.
+    """Write a text file whole or not at all; see `spark3r.files.write_file`.
 
     Raises:
         ProfileExistsError: If the file exists and ``overwrite`` is not set.
@@ -98,34 +95,9 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     taken = f"{path}: exists already; pass overwrite=True or choose another name"
     if target.exists() and not overwrite:
         raise ProfileExistsError(taken)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, target)
-        else:
-            _link(temporary, target)
+        write_file(target, text, overwrite=overwrite)
     except FileExistsError:  # another process was faster
         raise ProfileExistsError(taken) from None
     except OSError as error:
         raise ProfileError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _link(temporary: Path, target: Path) -> None:
-    """Rename a file, unless the new name is taken. It is safe among several processes.
-
-    Raises:
-        FileExistsError: If the name is taken.
-    """
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no links
-        os.replace(temporary, target)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_figures_are_printed_even_if_the_report_cannot_be_written(
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr("calibrate.report.page.write_file", full)
         assert main(["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["report"] == []
@@ -307,10 +308,58 @@ def test_interrupted_search_exports_and_resumes(
     assert second["interrupted"] is False
 
 
-def test_interrupted_before_the_search(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_before_the_search(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--budget", "75%", *JOB], reporter=Notes(interrupt_at="dense, search")) == 130
-    assert "before there was anything to export" in capsys.readouterr().err
-    assert not list(Path().glob("*.json"))
+    assert "interrupted: the search had not begun" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+class Preempted(Notes):
+    """Gets SIGTERM, and another one right after, at a point of a step."""
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        try:
+            super().progress(step, done, total)
+        except KeyboardInterrupt:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("step", "done", "left", "message"),
+    [
+        ("dense, search", 0, [], "the search had not begun"),
+        ("search", 5, ["a.journal"], "finished trials are kept in a.journal; the same command"),
+        ("verification", 0, ["a.journal"], "with --resume continues"),
+    ],
+)
+def test_sigterm_stops_at_once_and_leaves_nothing_behind(
+    step: str,
+    done: int,
+    left: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    job = ["--budget", "75%", *JOB, "--output", "a.json", "--json", "--quiet"]
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(job, reporter=Preempted(step, done)) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("calibrate: terminated: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+    assert main([*job, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["interrupted"] is False
+    undisturbed = json.loads(tiny_job.profile_text())
+    resumed = json.loads(Path("a.json").read_text())
+    assert resumed["schedules"] == undisturbed["schedules"]
+    assert resumed["default"] == undisturbed["default"]
 
 
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
