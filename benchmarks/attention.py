@@ -26,6 +26,7 @@ from results_io import write_result
 
 from spark3r import Operators, TokenLayout, TokenStride
 from spark3r.benchmark.result import growth_exponent
+from spark3r.kernels import grouped_attention
 from spark3r.memory import peak_extra_mb
 from spark3r.reduction import merging, plans
 from spark3r.reduction.attention import attend
@@ -120,29 +121,23 @@ def median_ratio(above: Latency, below: Latency) -> float:
     return ratios[len(ratios) // 2]
 
 
-def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, Any]]:
+def mass_correction_candidates(
+    frames: int, dtype: torch.dtype, limit_s: float
+) -> list[dict[str, Any]]:
     """Return time and error against float64 of each way to add log-mass to patch keys."""
     layout = TokenLayout(frames, *GRID, SPECIAL, anchor_frame=0)
-    operators = Operators(
-        key_value=TokenStride(keep_special=True, keep_anchor=True, mass_correction=1.0)
-    )
-    selection = select(layout, ResolvedRule(1, 8, operators), torch.device("cpu"))
+    operators = Operators(key_value=TokenStride(keep_anchor=True, mass_correction=1.0))
+    rule = ResolvedRule(1, 8, operators)
+    selection = select(layout, rule, torch.device("cpu"), by_group=True)
     assert selection is not None
-    mass = selection.logit_bias
+    mass = selection.bias(torch.float64)
     assert mass is not None
-    query = torch.randn(1, HEADS, layout.tokens, DIM)
-    key, value = torch.randn(2, 1, HEADS, selection.length, DIM).unbind(0)
-    bias = selection.bias(torch.float32)
-    assert bias is not None
-    mask = bias.view(1, 1, 1, -1)
-    heavy = mass.nonzero().squeeze(1)
-    light = (mass == 0).nonzero().squeeze(1)
+    query = torch.randn(1, HEADS, layout.tokens, DIM).to(dtype)
+    key, value = torch.randn(2, 1, HEADS, selection.length, DIM).to(dtype).unbind(0)
+    bias = mass.to(dtype)
 
     def plain() -> torch.Tensor:
         return F.scaled_dot_product_attention(query, key, value)
-
-    def broadcast_bias() -> torch.Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     def extra_head_dimensions() -> torch.Tensor:
         scale = DIM**-0.5
@@ -156,33 +151,29 @@ def mass_correction_candidates(frames: int, limit_s: float) -> list[dict[str, An
         )
         return wide[..., :DIM]
 
-    def joined_by_log_sum_exp() -> torch.Tensor:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        first, first_lse = flash(query, key[:, :, light], value[:, :, light])
-        second, second_lse = flash(query, key[:, :, heavy], value[:, :, heavy])
-        share = torch.sigmoid(second_lse + mass.max() - first_lse)
-        return torch.lerp(first, second, share.unsqueeze(-1))
-
     calls = {
         "no correction": plain,
-        "broadcast bias": broadcast_bias,
+        "broadcast bias": lambda: grouped_attention.masked(query, key, value, bias),
         "extra head dimensions": extra_head_dimensions,
-        "two attentions joined by log-sum-exp": joined_by_log_sum_exp,
+        "groups joined by log-sum-exp": lambda: grouped_attention.attend(
+            query, key, value, selection.groups, "flash"
+        ),
     }
-    exact = F.scaled_dot_product_attention(
-        query.double(), key.double(), value.double(), attn_mask=mask.double()
-    )
+    exact = grouped_attention.masked(query.double(), key.double(), value.double(), mass)
     taken = interleaved(calls, rounds=20, limit_s=limit_s)
+    errors = {name: call() - exact for name, call in calls.items()}
     return [
         {
             "candidate": name,
+            "dtype": str(dtype).removeprefix("torch."),
             "tokens": layout.tokens,
             "keys": selection.length,
             "ms": taken[name].median_ms,
             "over_no_correction": median_ratio(taken[name], taken["no correction"]),
-            "largest_error": float((call() - exact).abs().max()),
+            "largest_error": float(errors[name].abs().max()),
+            "rms_error": float(errors[name].square().mean().sqrt()),
         }
-        for name, call in calls.items()
+        for name in calls
     ]
 
 
@@ -227,12 +218,16 @@ def main() -> None:
         growth = {f"{q},{kv}": growth_from_8k(rows, (q, kv)) for q, kv in FACTORS}
         print("growth exponent of ours:", {k: v and round(v, 2) for k, v in growth.items()})
         correction = [
-            row for frames in (48, 128) for row in mass_correction_candidates(frames, 5.0)
+            row
+            for dtype in (torch.float32, torch.bfloat16)
+            for frames in (48, 128)
+            for row in mass_correction_candidates(frames, dtype, 5.0)
         ]
         for row in correction:
             print(
-                f"{row['tokens']:>9}  {row['candidate']:<38} {row['ms']:>8.1f} ms  "
-                f"{row['over_no_correction']:.2f}x  largest error {row['largest_error']:.1e}"
+                f"{row['tokens']:>9}  {row['dtype']:<9} {row['candidate']:<29} "
+                f"{row['ms']:>8.1f} ms  {row['over_no_correction']:.2f}x  error at most "
+                f"{row['largest_error']:.1e}, root mean square {row['rms_error']:.1e}"
             )
     if arguments.output:
         record = {

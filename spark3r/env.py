@@ -35,6 +35,9 @@ PACKAGES = (
 )
 _DRIVER_TIMEOUT_S = 5
 
+HEAD_DIM = 64
+"""Size of an attention head in all four families."""
+
 
 def environment() -> dict[str, Any]:
     """Return versions, hardware and settings that results depend on.
@@ -59,6 +62,31 @@ def environment() -> dict[str, Any]:
         "sdpa_backends": _sdpa_backends(),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Return which implementation of each operation every GPU runs, by precision.
+
+    Kernels that were not tried yet are tried now. ``refused`` holds the reasons why a preferred one
+    is not used. The list is empty without a GPU, because there is no choice then.
+    """
+    import torch
+
+    from .kernels import choices, grouped_attention
+
+    for index in range(torch.cuda.device_count()):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            grouped_attention.implementation(torch.device("cuda", index), dtype, HEAD_DIM)
+    return [
+        {
+            "operation": choice.operation,
+            "device": choice.device,
+            "dtype": choice.dtype,
+            "implementation": choice.implementation,
+            "refused": dict(choice.refused),
+        }
+        for choice in choices()
+    ]
 
 
 def device_name(device: object) -> str:
@@ -143,13 +171,25 @@ def _text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _line(chosen: dict[str, Any]) -> str:
+    """Return an entry of `kernels` as a line of text."""
+    line = "  {operation}, {dtype} on {device}: {implementation}".format(**chosen)
+    refused = "; ".join(f"{name}: {reason}" for name, reason in chosen["refused"].items())
+    return f"{line} (refused {refused})" if refused else line
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the record, as text or with ``--json`` as one object."""
     if list(arguments) not in ([], ["--json"]):
         print("usage: python -m spark3r.env [--json]", file=sys.stderr)
         return 2
-    record = environment()
-    print(json.dumps(record, indent=2) if arguments else _text(record))
+    record, chosen = environment(), kernels()
+    if arguments:
+        print(json.dumps({**record, "kernels": chosen}, indent=2))
+    else:
+        print("\n".join((_text(record), "kernels:" if chosen else "kernels: no GPU")))
+        for each in chosen:
+            print(_line(each))
     return 0
 
 

@@ -19,10 +19,10 @@ ROOT = Path(spark3r.__file__).parents[1]
 # and its own files. A new part joins here.
 ORDERS = {
     "spark3r": (
-        "errors env files lazy",
+        "errors files lazy",
         "checks compiling geometry rope memory sdpa transform",
-        "timing",
-        "layout clips",
+        "kernels timing",
+        "env layout clips",
         "reduction metrics prediction",
         "schedule",
         "profile reference",

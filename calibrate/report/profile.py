@@ -6,9 +6,12 @@ import datetime
 import json
 from collections.abc import Sequence
 
+import torch
+
 from spark3r.clips import Clip
 from spark3r.env import device_name, environment
 from spark3r.identity import describe
+from spark3r.kernels import choices_for
 from spark3r.profile import Profile
 from spark3r.profile.evidence import (
     BaselineRun,
@@ -18,6 +21,7 @@ from spark3r.profile.evidence import (
     KernelRecord,
     LatencyModelRecord,
     Measurement,
+    RefusedKernel,
     Role,
     Run,
     ScheduleRun,
@@ -98,15 +102,16 @@ def make_profile(
                     schedule=name, predicted_ms=trial.latency_ms, latency=None, figures=figures
                 )
             )
-    images = split.held_out[0].images
+    precision = runner.precision(split.held_out[0].images)
     measurement = Measurement(
         device=device_name(runner.device),
-        dtype=dtype_name(runner.precision(images)),
+        dtype=dtype_name(precision),
         kernels=(
             KernelRecord(
                 operation="attention",
                 implementation=f"torch sdpa ({runner.device.type})",
             ),
+            *kernel_records(runner.device, precision),
         ),
         frames=budget.frames,
         grid=(table.layout.height, table.layout.width),
@@ -137,6 +142,20 @@ def make_profile(
         notes=_notes(job, split, table, budget, dense, decision, trade_off),
         measurements=(measurement,),
         sensitivity=sensitivity,
+    )
+
+
+def kernel_records(device: torch.device, dtype: torch.dtype) -> tuple[KernelRecord, ...]:
+    """Return the implementations that passes on a device chose, where there was a choice."""
+    return tuple(
+        KernelRecord(
+            operation=choice.operation,
+            implementation=choice.implementation,
+            refused=tuple(
+                RefusedKernel(implementation=name, reason=reason) for name, reason in choice.refused
+            ),
+        )
+        for choice in choices_for(device, dtype)
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ScheduleError
+from ..kernels import grouped_attention
 from ..layout import TokenLayout
 from . import merging
 from .plans import key_value_length, plan, query_length
@@ -41,18 +43,33 @@ def attend(
         ``[B, H, N, D]`` in the queries' dtype. With a query factor of 1 and no selection it equals
         ``F.scaled_dot_product_attention(query, key, value)``, bit for bit.
     """
-    mask = None if selection is None else selection.bias(query.dtype)
-    if mask is not None:
-        mask = mask.view(1, 1, 1, -1)  # broadcast over queries, never written out
     merge_plan = plan(layout, rule, query.device)
     if merge_plan is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return _attend(query, key, value, selection, scale)
     operator = rule.operators.query
     places = step("matching", merging.match, query, merge_plan, operator.features)
     merged = step("merging", merging.merge, query, places, merge_plan.kept.shape[0])
-    output = F.scaled_dot_product_attention(merged, key, value, attn_mask=mask, scale=scale)
+    output = _attend(merged, key, value, selection, scale)
     unmerge = operator.unmerging.unmerge
     return step("unmerging", unmerge, query, merged, output, places, merge_plan)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, selection: KeySelection | None, scale: float | None
+) -> Tensor:
+    """Return attention to the selected keys, with mass correction."""
+    bias = None if selection is None else selection.bias(query.dtype)
+    if selection is None or bias is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    if selection.groups and not recorded:
+        kernel = grouped_attention.implementation(value.device, value.dtype, value.shape[-1])
+        if kernel != grouped_attention.MASK:
+            # Autocast does not reach the kernels' private operators.
+            query, key = query.to(value.dtype), key.to(value.dtype)
+            by_group = grouped_attention.attend
+            return step("attention", by_group, query, key, value, selection.groups, kernel, scale)
+    return grouped_attention.masked(query, key, value, bias, scale)
 
 
 def attention_share(rules: Iterable[ResolvedRule], layout: TokenLayout) -> float:

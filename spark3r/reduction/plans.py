@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..compiling import assume_constant_result
+from ..kernels.grouped_attention import OPERATION, Group
+from ..kernels.trials import is_possible
 from ..layout import TokenLayout
 from .merging import MergePlan
 from .operators import KeyValuePruning, QueryMerging
@@ -22,19 +24,24 @@ from .pruning import KeySelection
 from .rule import ResolvedRule
 
 
-def select(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> KeySelection | None:
+def select(
+    layout: TokenLayout, rule: ResolvedRule, device: torch.device, *, by_group: bool | None = None
+) -> KeySelection | None:
     """Return the keys and values that stay under a rule, or None when all do.
 
     Args:
         layout: Token layout of the pass.
         rule: Rule of the layer.
         device: Device of the tokens, and of the selection's index.
+        by_group: Whether tokens of one bias stand side by side, as kernels without a mask need
+            them; None means on CUDA, which has such kernels.
     """
     if rule.key_value == 1:
         return None
+    grouped = is_possible(OPERATION, device) if by_group is None else by_group
     operator = rule.operators.key_value
-    factor = index(rule.key_value)
-    return KeySelection(*_select(layout.fields, factor, type(operator), operator.values, device))
+    factor, values = index(rule.key_value), operator.values
+    return KeySelection(*_select(layout.fields, factor, type(operator), values, device, grouped))
 
 
 def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> MergePlan | None:
@@ -68,7 +75,9 @@ def query_length(layout: TokenLayout, rule: ResolvedRule) -> int:
 
 
 _Fields = tuple[Any, ...]  # a layout's or an operator's
-_Parts = tuple[int, int, int | None, Tensor | None, Tensor | None]  # of a KeySelection
+_Parts = tuple[  # of a KeySelection
+    int, int, int | None, Tensor | None, Tensor | None, tuple[Group, ...]
+]
 
 
 # A traced graph takes only plain values and classes as constants. So a layout and an operator are
@@ -80,8 +89,9 @@ def _select(
     make: Callable[..., KeyValuePruning],
     operator: _Fields,
     device: torch.device,
+    by_group: bool,
 ) -> _Parts:
-    return _build_selection(layout, factor, make, operator, device)
+    return _build_selection(layout, factor, make, operator, device, by_group)
 
 
 @assume_constant_result
@@ -103,12 +113,15 @@ def _build_selection(
     make: Callable[..., KeyValuePruning],
     operator: _Fields,
     device: torch.device,
+    by_group: bool,
 ) -> _Parts:
     found = make(*operator).select(TokenLayout(*layout), factor)
+    if by_group:
+        found = found.by_group()
     kept = None if found.index is None else found.index.to(device)
     exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     bias = None if found.logit_bias is None else found.logit_bias.to(device, exact)
-    return found.length, found.frames, found.frame_stride, kept, bias
+    return found.length, found.frames, found.frame_stride, kept, bias, found.groups
 
 
 @lru_cache(maxsize=64)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import torch
 from torch import Tensor
 
+from ..kernels.grouped_attention import Group
 from ..layout import TokenLayout
+
+MOST_GROUPS = 4
+"""Groups of keys with one bias. Mass correction of thinned tokens makes at most three. With many
+groups a mask is faster."""
 
 
 @dataclass(frozen=True, eq=False)
 class KeySelection:
-    """The tokens that stay among the keys and values of one layer, in sequence order.
+    """The tokens that stay among the keys and values of one layer.
+
+    They are in sequence order, unless `by_group` has ordered them.
 
     Attributes:
         length: Number of kept tokens M.
@@ -24,6 +31,8 @@ class KeySelection:
         logit_bias: Bias of mass correction on their attention logits, ``[M]``: more than 0 for a
             token that also stands for dropped ones. None if no token does, or if it is switched
             off.
+        groups: First place, length and bias of each run of kept tokens with one bias, if
+            `by_group` has ordered them; else empty.
     """
 
     length: int
@@ -31,10 +40,38 @@ class KeySelection:
     frame_stride: int | None = None
     index: Tensor | None = None
     logit_bias: Tensor | None = None
+    groups: tuple[Group, ...] = ()
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """Return the bias of mass correction on the logits of the kept keys, ``[M]``, or None."""
         return None if self.logit_bias is None else self.logit_bias.to(dtype)
+
+    def by_group(self) -> KeySelection:
+        """Return the selection with tokens of the same bias side by side, the least bias first.
+
+        Kernels without a mask can then attend to one group at a time. A bias that all tokens share
+        cancels in the softmax, so it is dropped. A selection without a bias, or with more than
+        `MOST_GROUPS` different ones, is returned as it is.
+        """
+        if self.logit_bias is None:
+            return self
+        biases, sizes = self.logit_bias.unique(return_counts=True)
+        if len(biases) == 1:
+            return replace(self, logit_bias=None)
+        if len(biases) > MOST_GROUPS:
+            return self
+        starts = (sizes.cumsum(0) - sizes).tolist()
+        groups = tuple(zip(starts, sizes.tolist(), biases.tolist(), strict=True))
+        ordered, order = self.logit_bias.sort(stable=True)
+        if torch.equal(ordered, self.logit_bias):
+            return replace(self, groups=groups)
+        return KeySelection(
+            self.length,
+            self.frames,
+            index=self._positions()[order],
+            logit_bias=ordered,
+            groups=groups,
+        )
 
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
         """Return the kept tokens of ``[..., N, ...]`` along a ``dim`` >= 0 as ``[..., M, ...]``."""
@@ -43,6 +80,15 @@ class KeySelection:
         by_frame = tokens.unflatten(dim, (self.frames, -1))
         kept = (slice(None),) * dim + (slice(None, None, self.frame_stride),)
         return by_frame[kept].flatten(dim, dim + 1)
+
+    def _positions(self) -> Tensor:
+        """Return the positions of the kept tokens in the sequence, ``[M]`` int64 on the CPU."""
+        if self.index is not None:
+            return self.index
+        frames = torch.arange(self.frames, device="cpu")[:: self.frame_stride]
+        tokens_per_frame = self.length // len(frames)
+        inside = torch.arange(tokens_per_frame, device="cpu")
+        return (frames.view(-1, 1) * tokens_per_frame + inside).flatten()
 
 
 def thinned(
@@ -57,9 +103,8 @@ def thinned(
     """Return the selection of some patches, with special tokens and tail.
 
     It has at most three masses: one of thinned patches, one of thinned special tokens, and 0 for
-    the anchor frame and the tail. A kernel without a bias could attend to the keys of one mass at a
-    time. The keys are in sequence order, because another order of summation changes the last bits
-    of the output.
+    the anchor frame and the tail. The keys are in sequence order, because another order of
+    summation changes the last bits of the output; `KeySelection.by_group` makes the other order.
 
     Args:
         layout: Token layout of the clip.

@@ -1,4 +1,8 @@
-"""Steps of reduced attention that an observer can time: matching, merging, unmerging."""
+"""Steps of reduced attention that an observer can time.
+
+They are matching, merging, attention by a kernel that is not called through
+``F.scaled_dot_product_attention``, and unmerging.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-Observer = Callable[[str], AbstractContextManager[object]]
-"""Called with the name of a step, returns the context in which the step runs."""
+Observer = Callable[[str, tuple[object, ...]], AbstractContextManager[object]]
+"""Called with the name of a step and its arguments, returns the context in which it runs."""
 
 _observer: Observer | None = None
 
@@ -32,5 +36,5 @@ def step(name: str, function: Callable[..., T], *args: object) -> T:
     """
     if _observer is None:
         return function(*args)
-    with _observer(name):
+    with _observer(name, args):
         return function(*args)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from spark3r import __version__, env
+from spark3r.kernels import trials
 from spark3r.profile.evidence import EnvironmentRecord
 
 
@@ -73,10 +74,34 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert f"spark3r: {__version__}\n" in text
     assert "gpus: " in text
+    assert text.endswith("kernels: no GPU\n") == (torch.cuda.device_count() == 0)
     assert env.main(["--yaml"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "usage: python -m spark3r.env [--json]\n"
+
+
+def test_command_says_which_kernels_run_and_why_others_do_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = (("cudnn", "it raised RuntimeError: no engine"),)
+    chosen = trials.Choice("matching", "cuda:0", "float32", 64, "triton", refused)
+    monkeypatch.setitem(trials._choices, ("matching",), chosen)
+    assert env.main([]) == 0
+    assert capsys.readouterr().out.endswith(
+        "kernels:\n"
+        "  matching, float32 on cuda:0: triton (refused cudnn: it raised RuntimeError: no engine)\n"
+    )
+    assert env.main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == [
+        {
+            "operation": "matching",
+            "device": "cuda:0",
+            "dtype": "float32",
+            "implementation": "triton",
+            "refused": dict(refused),
+        }
+    ]
 
 
 def test_command_as_a_module() -> None:
