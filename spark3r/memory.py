@@ -22,11 +22,27 @@ def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu"
     by the kernel's high-water mark. The call's result counts, and is dropped afterwards.
 
     Args:
-        call: The call, run once.
+        call: The call, run once, also where memory cannot be measured.
         device: Device on which it does its work.
 
     Returns:
         None where memory cannot be measured: on a CPU without Linux's ``/proc``, or another device.
+    """
+    before = reset_peak(device)
+    call()
+    peak = peak_bytes(device)
+    return None if before is None or peak is None else max(0, peak - before) / 1e6
+
+
+def reset_peak(device: torch.device | str = "cpu") -> int | None:
+    """Let the peak of memory begin anew, and return the bytes in use.
+
+    Args:
+        device: A CUDA device, for memory from PyTorch's allocator; the CPU, for the resident memory
+            of the process.
+
+    Returns:
+        None where memory cannot be measured, see `peak_extra_mb`.
     """
     import torch
 
@@ -34,21 +50,28 @@ def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu"
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    if device.type != "cpu":
-        return None
-    if not _CLEAR.exists():  # also: Windows has no C library to load without a name
+        return int(torch.cuda.memory_allocated(device))
+    if device.type != "cpu" or not _CLEAR.exists():  # Windows has no C library without a name
         return None
     try:
         _return_freed()
         _CLEAR.write_text("5")  # resets the high-water mark
-        before = _status_kb("VmRSS")
+        return _status_bytes("VmRSS")
     except OSError:
         return None
-    call()
-    return max(0, _status_kb("VmHWM") - before) * 1024 / 1e6
+
+
+def peak_bytes(device: torch.device | str = "cpu") -> int | None:
+    """Return the peak of memory in bytes since `reset_peak`, None where it cannot be measured."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        return _status_bytes("VmHWM") if device.type == "cpu" else None
+    except OSError:
+        return None
 
 
 def fits_into_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> bool:
@@ -95,8 +118,8 @@ def _return_freed() -> None:
         trim(0)
 
 
-def _status_kb(field: str) -> int:
+def _status_bytes(field: str) -> int:
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
-            return int(line.split()[1])
+            return int(line.split()[1]) * 1024
     raise OSError(f"{_STATUS} has no field {field}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,20 +15,32 @@ from torch import nn
 from .clips import Clip
 from .errors import Spark3rError, Spark3rWarning
 from .families.base import Family
+from .identity import name_of
 from .memory import is_out_of_memory, peak_extra_mb
 from .metrics import depth_metrics, point_deviation, pose_metrics, scale_drift, umeyama
 from .metrics.points import sample_evenly
 from .patching.apply import apply
 from .prediction import Prediction
-from .runner import Runner
+from .runner import Runner, dtype_name
 from .timing import make_stopwatch
 
 if TYPE_CHECKING:
+    from .layout import TokenLayout
     from .profile import Profile
+    from .profile.expectation import Expectation
 
 Say = Callable[[str], object]
 
+Stage = Callable[[str, Collection[nn.Module]], AbstractContextManager[object]]
+"""``stage(name, modules)`` is entered around each stage of a job, and told the global attention
+modules that run in it, in the order of a pass; there are none where no whole pass runs."""
+
 WARM_UP_FRAMES = 2
+
+
+def no_stage(name: str, modules: Collection[nn.Module]) -> AbstractContextManager[object]:
+    """Watch nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,8 @@ class Reconstruction:
         dtype: Precision of its matrix products.
         dense: The dense pass, if it was asked for.
         deviation: Deviation of ``run`` from ``dense``, if that was run.
+        expected: Deviation that the profile measured of the schedule, if ``deviation`` is known and
+            the profile measured it.
         notes: Warnings of spark3r.
     """
 
@@ -62,6 +77,7 @@ class Reconstruction:
     dtype: torch.dtype
     dense: TimedPass | None = None
     deviation: Deviation | None = None
+    expected: Expectation | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -75,6 +91,7 @@ def reconstruct(
     compare_dense: bool = False,
     dtype: torch.dtype | None = None,
     say: Say = lambda message: None,
+    stage: Stage = no_stage,
 ) -> Reconstruction:
     """Run a model over a clip, dense or reduced.
 
@@ -87,7 +104,9 @@ def reconstruct(
         compare_dense: True runs dense as well, with the family's memory saver.
         dtype: Autocast precision of the pass: ``bfloat16`` or ``float16``; ``float32`` for none, so
             that the precision of the parameters counts; None leaves autocast as it is.
-        say: Callback(message), for progress and for warnings of spark3r.
+        say: Callback(message), for warnings of spark3r.
+        stage: Context manager of each stage, for progress and logs: ``warm-up``, ``dense``,
+            ``reduced`` and ``compare``.
 
     Raises:
         FamilyError: If the family cannot read the model's output.
@@ -97,29 +116,73 @@ def reconstruct(
     """
     runner = Runner.of(model, family, dtype)
     few = clip.select(slice(0, WARM_UP_FRAMES))
-    _timed(runner, few)
-    precision = runner.precision(few.images)
+    with stage("warm-up", ()):
+        _timed(runner, few)
+        precision = runner.precision(few.images)
+    layers = runner.attention.values()
     if profile is None:
-        say("running dense")
-        return Reconstruction(_timed(runner, clip), precision)
+        with stage("dense", layers):
+            return Reconstruction(_timed(runner, clip), precision)
+    dense = compared = expected = None
     with (
         _notes(say) as notes,
         apply(model, profile, schedule=schedule, family=runner.family) as handle,
     ):
         if all(rule.is_dense for rule in handle.schedule.resolve(clip.frames)):
             notes.append(f"the schedule is dense at {clip.frames} frames: nothing is reduced")
-        dense = None
         if compare_dense:
-            say("running dense")
-            with handle.disabled():
-                dense = _timed(runner, clip)
-        say("running reduced")
-        reduced = _timed(runner, clip)
-    compared = None if dense is None else deviation(reduced.prediction, dense.prediction)
-    return Reconstruction(reduced, precision, dense, compared, tuple(notes))
+            with stage("dense", layers), handle.disabled():
+                layout = runner.layout(few.images)
+                expected = _expected(profile, schedule, layout, precision)
+                dense = _timed(runner, clip, "the dense pass to compare with ran ")
+        with stage("reduced", layers):
+            reduced = _timed(runner, clip)
+        if dense is not None:
+            try:
+                with stage("compare", ()):
+                    compared = deviation(reduced.prediction, dense.prediction)
+            except Spark3rError as error:  # the passes are done, and their results are kept
+                notes.append(str(error))
+        if compared is not None and expected is not None:
+            notes += _beyond(compared, expected, runner)
+    return Reconstruction(reduced, precision, dense, compared, expected, tuple(notes))
 
 
-def _timed(runner: Runner, clip: Clip) -> TimedPass:
+def _expected(
+    profile: Profile, schedule: str | None, layout: TokenLayout, precision: torch.dtype
+) -> Expectation | None:
+    from .profile.expectation import expected_deviation
+
+    grid = (layout.height, layout.width)
+    return expected_deviation(profile, schedule, grid=grid, dtype=dtype_name(precision))
+
+
+def _beyond(found: Deviation, expected: Expectation, runner: Runner) -> Iterator[str]:
+    """Yield a warning if deviations are beyond the evidence, with every such figure."""
+    from .profile.compatibility import calibrate_line
+
+    beyond = {
+        name: (value, figure.mean)
+        for name, value in found.to_dict().items()
+        if value is not None
+        and (figure := expected.figures.get(name)) is not None
+        and figure.is_exceeded(value)
+    }
+    if not beyond:
+        return
+    times = {name: f"{value / max(mean, 1e-9):.2g} times" for name, (value, mean) in beyond.items()}
+    (name, (value, mean)), *others = beyond.items()
+    also = ", ".join(f"{LABELS[other]} {times[other]}" for other, _ in others)
+    yield (
+        f"{LABELS[name]} deviates {in_unit(name, value)} from dense, {times[name]} the "
+        f"{in_unit(name, mean)} that the profile measured on {expected}"
+        + (f" ({also})" if also else "")
+        + f"; {calibrate_line(runner.family.name, name_of(runner.root), own_clip=True)} measures a "
+        "profile for footage like this"
+    )
+
+
+def _timed(runner: Runner, clip: Clip, what: str = "") -> TimedPass:
     read = runner.reader
     images = clip.images.to(runner.device)
     outputs: list[Any] = []
@@ -134,9 +197,10 @@ def _timed(runner: Runner, clip: Clip) -> TimedPass:
             peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
     except Exception as error:
         if is_out_of_memory(error):
+            remedy = "leave it out, or give" if what else "give"
             raise Spark3rError(
-                f"out of memory at {clip.frames} frames: give fewer frames, or a profile that "
-                "reduces more"
+                f"{what}out of memory at {clip.frames} frames: {remedy} fewer frames, or a profile "
+                "that reduces more"
             ) from error
         raise
     return TimedPass(read(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
@@ -189,6 +253,47 @@ class Deviation:
     def to_dict(self) -> dict[str, float | None]:
         """Return the figures by name."""
         return asdict(self)
+
+    def above(self, percent: float) -> list[str]:
+        """Return in words which figures are above a limit.
+
+        Args:
+            percent: The limit. One percent is a hundredth of depth, points and scale drift, 1° of
+                rotation and 4° of the direction of translation, as `ONE_PERCENT` says.
+        """
+        return [
+            f"{LABELS[name]} {in_unit(name, value)} is above {in_unit(name, limit)}"
+            for name, value in self.to_dict().items()
+            if value is not None and not value <= (limit := percent * ONE_PERCENT[name])
+        ]
+
+
+LABELS: Mapping[str, str] = MappingProxyType(
+    {
+        "depth": "depth",
+        "rotation_deg": "rotation",
+        "translation_deg": "translation direction",
+        "points": "points",
+        "scale_drift": "scale drift",
+    }
+)
+"""Names of the deviations in messages."""
+
+ONE_PERCENT: Mapping[str, float] = MappingProxyType(
+    {
+        "depth": 0.01,
+        "rotation_deg": 1.0,
+        "translation_deg": 4.0,
+        "points": 0.01,
+        "scale_drift": 0.01,
+    }
+)
+"""What counts as a deviation of one percent, here and in ``calibrate --max-deviation``."""
+
+
+def in_unit(name: str, value: float) -> str:
+    """Return a deviation with its unit: ``3.45°`` of an angle, and else ``5.96%``."""
+    return f"{value:.3g}°" if name.endswith("_deg") else f"{100 * value:.3g}%"
 
 
 def deviation(reduced: Prediction, dense: Prediction) -> Deviation:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import Spark3rError
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Choices of ``--dtype``, the precision of a pass by autocast."""
+
+
+class UsageError(Spark3rError):
+    """A command of which a part is missing; the exit status is 2."""
 
 
 def add_profile(command: argparse.ArgumentParser) -> None:
@@ -19,14 +25,15 @@ def add_profile(command: argparse.ArgumentParser) -> None:
 
 MODEL_HELP = (
     "reference, reference:random, FAMILY:WEIGHTS or FAMILY:random with vggt, pi3, da3 or omega "
-    "(weights are a file or a name on Hugging Face), or package.module:factory"
+    "(weights are a file, or a name on Hugging Face with or without @REVISION), or "
+    "package.module:factory"
 )
 
 
-def add_model(command: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Declare ``--model``."""
+def add_model(command: argparse.ArgumentParser, default: str | None = None, also: str = "") -> None:
+    """Declare ``--model``, and say ``also`` in its help."""
     shown = "" if default is None else f" (default: {default})"
-    command.add_argument("--model", default=default, metavar="NAME", help=MODEL_HELP + shown)
+    command.add_argument("--model", default=default, metavar="NAME", help=MODEL_HELP + also + shown)
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -10,9 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import Spark3rError
+from .arguments import UsageError
 from .bench import add_bench
 from .check import add_check
 from .listing import add_list
@@ -20,9 +22,9 @@ from .run import add_run
 from .show import add_show
 from .termination import Terminated, raise_on_sigterm, word_and_status
 
-DONE, FAILED = 0, 1
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
-COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], None], ...] = (
+COMMANDS: tuple[Callable[[Any], None], ...] = (
     add_list,
     add_show,
     add_check,
@@ -35,7 +37,8 @@ COMMANDS: tuple[Callable[[argparse._SubParsersAction[argparse.ArgumentParser]], 
 EXAMPLES = """examples:
   spark3r list
   spark3r show vggt-1b --frames 500
-  spark3r run --clip tour.mp4 --frames 100 --output out
+  spark3r run --clip rendered:7 --output out
+  spark3r run --model vggt:facebook/VGGT-1B --clip tour.mp4 --frames 100 --output out
   spark3r check my_profile.json --model my_package.models:make_vggt
 """
 
@@ -43,12 +46,15 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    It is 0 if done, 1 if failed, 2 after wrong usage, 130 after Ctrl-C and 143 after SIGTERM.
+    It is 0 if done, 1 if failed, 2 after wrong usage, 4 for a deviation above ``--fail-above``, 130
+    after Ctrl-C and 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # some terminals lack letters that names have
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(words)
+    options.command = ("spark3r", *words)
     sys.path.append(os.getcwd())  # for a model factory in the working folder, as with python -m
     try:
         with raise_on_sigterm():
@@ -73,7 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "(--debug shows where; please report it with `python -m spark3r.env`)",
                 file=sys.stderr,
             )
-        return FAILED
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells of wrong usage in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"{self.prog}: {message} (`{self.prog} --help` shows the options)\n")
 
 
 def _what_is_kept(options: argparse.Namespace) -> str:
@@ -85,7 +98,7 @@ def _what_is_kept(options: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="spark3r",
         description="Token-reduction schedules for feed-forward 3D reconstruction transformers.",
         epilog=EXAMPLES,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .arguments import DTYPES, add_json, add_model, parse_count
+from .arguments import DTYPES, UsageError, add_json, add_model, parse_count
+from .stages import Stages, opened
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..io.clips import Footage
@@ -26,10 +27,16 @@ if TYPE_CHECKING:
 RENDERED_PATCHES = 8
 """Rows and columns of patches of the frames of a rendered scene."""
 
+ABOVE = 4
+"""Exit status when the deviation is above ``--fail-above``; the files are written."""
+
 EXAMPLES = """examples:
   spark3r run --clip rendered:7 --output out
   spark3r run --model vggt:facebook/VGGT-1B --profile vggt-1b --clip tour.mp4 --output out
   spark3r run --model da3:random-small --clip photos/ --output out --dtype bfloat16
+
+exit status: 0 done, 1 failed, 2 wrong usage, 4 the deviation is above --fail-above (the files are
+written), 130 interrupted
 """
 
 
@@ -43,12 +50,12 @@ def add_run(commands: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_model(command, default="reference")
+    add_model(command, also="; needed for real footage, reference for a rendered scene")
     command.add_argument(
         "--clip",
         required=True,
         metavar="CLIP",
-        help="a video, a folder of images, or rendered:SEED",
+        help="a video, a folder of images, or rendered:SEED, a scene that spark3r renders",
     )
     command.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet"
@@ -60,7 +67,16 @@ def add_run(commands: Subparsers) -> None:
         "--schedule", metavar="NAME", help="a schedule of the profile (default: its default)"
     )
     command.add_argument(
-        "--compare-dense", action="store_true", help="run dense as well and print the deviation"
+        "--compare-dense",
+        action="store_true",
+        help="run dense as well, and compare the deviation with the profile's evidence",
+    )
+    command.add_argument(
+        "--fail-above",
+        type=_percent,
+        metavar="X%",
+        help=f"with --compare-dense: exit with status {ABOVE} if a deviation is above this; 1%% is "
+        "a hundredth of depth, points and scale, 1 degree of rotation and 4 of direction",
     )
     command.add_argument(
         "--frames",
@@ -92,6 +108,13 @@ def add_run(commands: Subparsers) -> None:
         metavar="PERCENT",
         help="share of pixels, the least confident, to leave out of the cloud (default: 40)",
     )
+    command.add_argument(
+        "--log-json",
+        type=Path,
+        metavar="FILE",
+        help="append one JSON object per stage to this file, with its seconds and peak memory, as "
+        "soon as the stage ends or fails",
+    )
     add_json(command)
     command.set_defaults(run=partial(_run, command.error))
 
@@ -107,13 +130,21 @@ def _percent(text: str) -> float:
 
 
 def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) -> int:
-    for flag, given in (
-        ("--schedule", options.schedule),
-        ("--compare-dense", options.compare_dense),
+    for flag, given, needed, there in (
+        ("--schedule", options.schedule is not None, "--profile", options.profile),
+        ("--compare-dense", options.compare_dense, "--profile", options.profile),
+        ("--fail-above", options.fail_above is not None, "--compare-dense", options.compare_dense),
     ):
-        if given and not options.profile:
-            wrong_usage(f"{flag} needs a --profile")
-    from ..io.clips import check_source
+        if given and not there:
+            wrong_usage(f"{flag} needs {needed}")
+    with opened(options.log_json) as log:
+        stages = Stages(log)
+        with stages.whole_run():
+            return _reconstruct(options, stages)
+
+
+def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
+    from ..io.clips import check_source, is_rendered
     from ..io.outputs import new_folder, refuse_folder
 
     # Mistakes are reported before a model of several GB is loaded.
@@ -124,18 +155,35 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
     import torch
 
-    from ..loading.load import about, load_model
+    from ..loading.load import REFERENCE_IS_FOR, about, load_model, offered
     from ..reconstruction import reconstruct
     from ..runner import Runner
+    from .provenance import provenance
 
-    known = about(options.model)
+    real = not is_rendered(options.clip)
+    if options.model is None and real:
+        family = None if profile is None else profile.model.family
+        raise UsageError(
+            f"--clip {options.clip} is real footage, so say which --model is to reconstruct it:\n"
+            + offered(family)
+        )
+    model = options.model or "reference"
+    known = about(model)
     if known.notice:
-        _say(known.notice)
+        stages.say(known.notice)
+    if real and model == "reference":
+        stages.say(REFERENCE_IS_FOR)
     device = options.device or _default_device()
-    runner = Runner.of(load_model(options.model, device))
-    if profile is not None:
-        _refuse_misfit(runner, profile, options.schedule)
-    footage = _footage(options, runner)
+    with stages("load"):
+        runner = Runner.of(load_model(model, device))
+        schedule = "dense" if profile is None else options.schedule or profile.default
+        origins = provenance(options.command, runner, model, options.profile, schedule)
+        if profile is not None:
+            _refuse_misfit(runner, profile, options.schedule)
+    stages.on(runner.device)
+    with stages("read"):
+        footage = _footage(options, runner)
+    _say_footage(stages, footage)
     with new_folder(options.output) as folder:
         made = reconstruct(
             runner.model,
@@ -145,15 +193,24 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
             family=runner.family,
             compare_dense=options.compare_dense,
             dtype=getattr(torch, options.dtype),
-            say=_say,
+            say=stages.say,
+            stage=stages,
         )
-        record = _record(options, runner.family.name, footage, made, profile, device)
-        record["points"] = _write(folder, footage, made.run.prediction, record, options)
+        record = _record(options, model, runner.family.name, footage, made, profile, device)
+        record["provenance"] = origins
+        with stages("write"):
+            record["points"] = _write(folder, footage, made.run.prediction, record, options)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
         _print(record, options.output)
-    return 0
+    if options.fail_above is None:
+        return 0
+    unknown = ["the deviation is not known"]
+    above = unknown if made.deviation is None else made.deviation.above(options.fail_above)
+    if above:
+        stages.say(f"--fail-above {options.fail_above:g}%: {'; '.join(above)}")
+    return ABOVE if above else 0
 
 
 def _refuse_without_pillow() -> None:
@@ -171,10 +228,6 @@ def _refuse_misfit(runner: Runner, profile: Profile, schedule: str | None) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself gives them
         apply(runner.model, profile, schedule=schedule, family=runner.family).remove()
-
-
-def _say(message: str) -> None:
-    print(f"spark3r: {message}", file=sys.stderr, flush=True)
 
 
 def _profile(options: argparse.Namespace) -> Profile | None:
@@ -197,22 +250,26 @@ def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
     from ..io.clips import load_clip
 
     patch_size = runner.family.metadata(runner.root).get("patch_size", 8)
-    footage = load_clip(
+    return load_clip(
         options.clip,
         runner.family,
         frames=options.frames,
         skip_bad=options.skip_bad,
         rendered_size=RENDERED_PATCHES * patch_size,
     )
+
+
+def _say_footage(stages: Stages, footage: Footage) -> None:
     if footage.skipped:
-        _say(f"{len(footage.skipped)} unreadable and skipped: {'; '.join(footage.skipped[:3])}")
+        shown = "; ".join(footage.skipped[:3]) + " ..." * (len(footage.skipped) > 3)
+        stages.say(f"{len(footage.skipped)} unreadable and skipped: {shown}")
     _, _, height, width = footage.clip.images.shape
-    _say(f"{footage.clip.frames} frames of {width}x{height} pixels from {footage.clip.name}")
-    return footage
+    stages.say(f"{footage.clip.frames} frames of {width}x{height} pixels from {footage.clip.name}")
 
 
 def _record(
     options: argparse.Namespace,
+    model: str,
     family: str,
     footage: Footage,
     made: Reconstruction,
@@ -224,10 +281,10 @@ def _record(
     from ..loading.load import about
     from ..runner import dtype_name
 
-    known = about(options.model)
+    known = about(model)
     height, width = made.run.prediction.image_size
     record: dict[str, Any] = {
-        "model": options.model,
+        "model": model,
         "family": family,
         "weights": known.weights,
         "random_weights": known.random,
@@ -245,6 +302,7 @@ def _record(
         "peak_memory_mb": made.run.peak_mb,
         "dense": None,
         "deviation": None if made.deviation is None else made.deviation.to_dict(),
+        "expected": None if made.expected is None else made.expected.to_dict(),
         "notes": list(made.notes),
         "environment": environment(),
     }
@@ -262,7 +320,6 @@ def _write(
 ) -> int:
     from ..io.outputs import LEAST_CONFIDENT_PERCENT, MAX_POINTS, write_outputs
 
-    _say("writing")
     percent = options.least_confident
     return write_outputs(
         folder,
@@ -275,37 +332,71 @@ def _write(
 
 
 def _print(record: dict[str, Any], output: Path) -> None:
-    weights = "random weights" if record["random_weights"] else f"weights {record['weights']}"
+    licence = record["provenance"]["weights"]["licence"]
+    weights = "random" if record["random_weights"] else record["weights"]
     schedule = record["schedule"]
     if record["profile"] is not None:
-        schedule = f"schedule '{schedule}' of {record['profile']}"
-    print(
-        f"{record['model']} ({weights}), {schedule}, {record['frames']} frames of "
-        f"{record['width']}x{record['height']}, {record['dtype']} on {record['device']}"
-    )
-    print(f"pass: {_cost(record)}")
-    dense, figures = record["dense"], record["deviation"]
+        schedule = f"'{schedule}' of profile {record['profile']} ({record['status']})"
+    size = f"{record['width']}x{record['height']}"
+    done = "dense" if record["profile"] is None else "reduced"
+    lines = [
+        ("model", f"{record['model']} (weights: {weights}{f', {licence}' if licence else ''})"),
+        ("schedule", schedule),
+        ("clip", f"{record['frames']} frames of {size} pixels from {record['clip']}"),
+        ("device", f"{record['device']}, {record['dtype']}"),
+        (done, _cost(record)),
+    ]
+    dense = record["dense"]
     if dense is not None:
+        lines.append(("dense", _cost(dense)))
+        lines.append(("speed-up", f"{dense['seconds'] / record['seconds']:.2f} times as fast"))
+    lines += [
+        ("written", f"{output}: depth/, confidence/, preview/, cameras.json, run.json,"),
+        ("", f"trajectory.txt, points.ply ({record['points']} points)"),
+    ]
+    for name, text in lines:
+        print(f"{name:<10}{text}")
+    if record["deviation"] is not None:
+        _print_deviation(record["deviation"], record["expected"])
+
+
+def _print_deviation(found: dict[str, float | None], expected: dict[str, Any] | None) -> None:
+    """Print the deviation from dense, beside what the profile measured."""
+    from ..reconstruction import LABELS, in_unit
+
+    figures = {} if expected is None else expected["figures"]
+    columns = ["deviation from dense", "this clip"]
+    columns += ["evidence", "largest", "times"] if figures else []
+    rows = []
+    for name, value in found.items():
+        row = [LABELS[name], "undefined" if value is None else in_unit(name, value)]
+        if figures:
+            row += _beside(name, value, figures.get(name))
+        rows.append(row)
+    print()
+    print_table(columns, rows)
+    if expected is not None:
         print(
-            f"dense: {_cost(dense)}; reduced is {dense['seconds'] / record['seconds']:.2f}x as fast"
+            f"\nevidence: mean and largest deviation that the profile measured on {expected['on']}"
         )
-        drift = figures["scale_drift"]
-        shown = {
-            "depth": f"{100 * figures['depth']:.2f}%",
-            "rotation": f"{figures['rotation_deg']:.3f}°",
-            "translation": f"{figures['translation_deg']:.3f}°",
-            "points": f"{100 * figures['points']:.2f}%",
-            "scale drift": "undefined" if drift is None else f"{100 * drift:.2f}%",
-        }
-        print(f"deviation from dense: {', '.join(' '.join(item) for item in shown.items())}")
-    print(
-        f"written to {output}: depth/, confidence/, preview/, cameras.json, trajectory.txt, "
-        f"points.ply ({record['points']} points), run.json"
-    )
+
+
+def _beside(name: str, value: float | None, figure: dict[str, float] | None) -> list[str]:
+    from ..reconstruction import in_unit
+
+    if figure is None:
+        return ["-", "-", "-"]
+    mean, largest = figure["mean"], figure["largest"]
+    times = "-" if value is None or mean == 0 else f"{value / mean:.1f}"
+    return [in_unit(name, mean), in_unit(name, largest), times]
 
 
 def _cost(record: dict[str, Any]) -> str:
     memory = record["peak_memory_mb"]
-    return f"{record['seconds']:.2f} s, peak memory " + (
-        "unknown" if memory is None else f"{memory:.0f} MB above model and clip"
-    )
+    if memory is None:
+        return f"{record['seconds']:.2f} s"
+    return f"{record['seconds']:.2f} s, peak memory {_size(memory)} above model and clip"
+
+
+def _size(megabytes: float) -> str:
+    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"

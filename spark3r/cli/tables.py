@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-NUMERIC = frozenset("0123456789.,-%")
+NUMERIC = frozenset("0123456789.,-%°")
 
 
 def print_table(

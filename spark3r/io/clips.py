@@ -131,6 +131,11 @@ def check_source(source: str, frames: int | None = None) -> None:
         raise ClipError(f"clip '{source}' is neither a file nor a folder")
 
 
+def is_rendered(source: str) -> bool:
+    """Return True for a scene of the reference model's renderer, False for real footage."""
+    return source.startswith(RENDERED)
+
+
 def _preprocessed(
     path: Path, reading: Iterator[Frame], preprocess: Preprocess, selection: FrameSelection
 ) -> Footage:

@@ -7,6 +7,8 @@ DIR/cameras.json           extrinsics and intrinsics of each frame
 DIR/trajectory.txt         camera poses in TUM's format
 DIR/points.ply             coloured points, binary PLY
 DIR/run.json               model, schedule, duration, memory and deviation of the run
+
+All of them but the arrays say what they were made from: command, weights, code and profile.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from .cameras import cameras_record, tum_lines
 from .clips import Footage
 from .depth_maps import coloured_depth, depth_range
 from .point_cloud import coloured_points, write_ply
+from .provenance import provenance_lines
 
 __all__ = ["LEAST_CONFIDENT_PERCENT", "MAX_POINTS", "new_folder", "refuse_folder", "write_outputs"]
 
@@ -54,7 +57,8 @@ def write_outputs(
         folder: An empty folder; see `new_folder`.
         footage: The footage.
         prediction: The model's prediction of it.
-        run: Content of ``run.json``; the number of points is added.
+        run: Content of ``run.json``; the number of points is added. Its ``provenance``, if there is
+            one, is in the other files too.
         max_points: Largest number of points of the cloud, default `MAX_POINTS`.
         least_confident_percent: Share of pixels that the cloud leaves out, 0 to below 100, default
             `LEAST_CONFIDENT_PERCENT`.
@@ -65,24 +69,34 @@ def write_outputs(
     Raises:
         Spark3rError: If a file cannot be written.
     """
+    provenance: Mapping[str, Any] = run.get("provenance") or {}
+    comments = list(provenance_lines(provenance))
     try:
-        _write_frames(folder, footage.clip.images, prediction)
+        _write_frames(folder, footage.clip.images, prediction, comments)
         cameras = cameras_record(prediction, footage.frames, footage.times)
-        _write_json(folder / "cameras.json", cameras)
-        lines = tum_lines(prediction.extrinsics, footage.times)
+        _write_json(folder / "cameras.json", {**cameras, "provenance": provenance})
+        lines = [f"# {line}" for line in comments]
+        lines += tum_lines(prediction.extrinsics, footage.times)
         (folder / "trajectory.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         points, colours = coloured_points(
             prediction, footage.clip.images, max_points, least_confident_percent
         )
-        write_ply(folder / "points.ply", points, colours)
+        write_ply(folder / "points.ply", points, colours, comments)
         _write_json(folder / "run.json", {**run, "points": len(points)})
     except OSError as error:
         raise Spark3rError(f"{folder}: cannot write the outputs ({error.strerror})") from error
     return len(points)
 
 
-def _write_frames(folder: Path, images: Tensor, prediction: Prediction) -> None:
+def _write_frames(
+    folder: Path, images: Tensor, prediction: Prediction, comments: Sequence[str]
+) -> None:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if comments:
+        info.add_text("Comment", "\n".join(comments))
 
     for part in ("depth", "confidence", "preview"):
         (folder / part).mkdir()
@@ -93,7 +107,7 @@ def _write_frames(folder: Path, images: Tensor, prediction: Prediction) -> None:
         np.save(folder / f"confidence/{number:05}.npy", confidence.float().numpy())
         colours = (image * 255).round().byte().permute(1, 2, 0).numpy()
         beside = np.concatenate([colours, coloured_depth(depth, near, far)], axis=1)
-        Image.fromarray(beside).save(folder / f"preview/{number:05}.png")
+        Image.fromarray(beside).save(folder / f"preview/{number:05}.png", pnginfo=info)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,15 @@ def coloured_points(
     return prediction.points[frame, row, column].float(), colours
 
 
-def write_ply(path: Path, points: Tensor, colours: Tensor) -> None:
-    """Write points ``[N, 3]`` and their colours ``[N, 3]`` uint8 as binary little-endian PLY."""
+def write_ply(path: Path, points: Tensor, colours: Tensor, comments: Sequence[str] = ()) -> None:
+    """Write points ``[N, 3]`` and their colours ``[N, 3]`` uint8 as binary little-endian PLY.
+
+    Args:
+        path: The file.
+        points: The points.
+        colours: Their colours.
+        comments: Lines of ASCII for the header.
+    """
     vertices = np.empty(len(points), VERTEX)
     for axis, name in enumerate(("x", "y", "z")):
         vertices[name] = points[:, axis].numpy()
@@ -60,6 +68,7 @@ def write_ply(path: Path, points: Tensor, colours: Tensor) -> None:
     header = [
         "ply",
         "format binary_little_endian 1.0",
+        *(f"comment {line}" for line in comments),
         f"element vertex {len(points)}",
         *(f"property {kinds[VERTEX[name].str]} {name}" for name in VERTEX.names or ()),
         "end_header",

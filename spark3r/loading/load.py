@@ -28,6 +28,11 @@ ACCEPTED = (
     "commit), or 'package.module:factory' (a function of yours that returns the model)"
 )
 
+REFERENCE_IS_FOR = (
+    "the reference model is for trying spark3r: it sees about 64x64 pixels and was trained on "
+    "rendered rooms, so do not rely on its depth and poses of real footage"
+)
+
 
 @dataclass(frozen=True)
 class About:
@@ -70,6 +75,30 @@ def about(name: str) -> About:
             notice=f"{upstream.title}, code: {upstream.licence}; weights {rest}: {terms}",
         )
     return About(name)
+
+
+def offered(family: str | None = None) -> str:
+    """Return the models that real footage can be given to, and what each needs, line by line.
+
+    Args:
+        family: The only family to name; None, or one without published weights, names all.
+    """
+    lines = []
+    for upstream in (UPSTREAMS[family],) if family in UPSTREAMS else UPSTREAMS.values():
+        lines += [
+            f"  --model {upstream.family}:{upstream.example}",
+            f"      {upstream.example_gb:.1f} GB of weights, {upstream.example_licence}; its code "
+            + ("is installed" if upstream.is_installed else "is not installed:"),
+        ]
+        if not upstream.is_installed:
+            lines.append(f"      {upstream.install}")
+    if family not in UPSTREAMS:
+        lines += [
+            "  --model reference",
+            "      comes with spark3r, but is for trying it: it sees about 64x64 pixels",
+            "      and was trained on rendered rooms",
+        ]
+    return "\n".join(lines)
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:

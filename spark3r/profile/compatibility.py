@@ -72,19 +72,21 @@ def compare(
     return Compatibility(errors, tuple(warnings))
 
 
-def calibrate_line(family: str, name: str | None) -> str:
+def calibrate_line(family: str, name: str | None, *, own_clip: bool = False) -> str:
     """Return the command that measures a profile for a model.
 
     Args:
         family: Family of the model.
         name: Name of the model for ``--model``; None puts a placeholder there and explains it.
+        own_clip: True adds ``--clip`` with a placeholder.
     """
+    rest = "--clip CLIP --budget 50%" if own_clip else "--budget 50%"
     if name is not None:
-        return f"`calibrate --model {shlex.quote(name)} --budget 50%`"
+        return f"`calibrate --model {shlex.quote(name)} {rest}`"
     if family in BY_CHECKPOINT:
-        return f"`calibrate --model {family}:WEIGHTS --budget 50%` (WEIGHTS: your checkpoint)"
+        return f"`calibrate --model {family}:WEIGHTS {rest}` (WEIGHTS: your checkpoint)"
     return (
-        "`calibrate --model PACKAGE.MODULE:FACTORY --budget 50%` (FACTORY: a function of yours "
+        f"`calibrate --model PACKAGE.MODULE:FACTORY {rest}` (FACTORY: a function of yours "
         "that returns the model)"
     )
 

@@ -27,7 +27,9 @@ def test_peak_memory_is_none_where_it_cannot_be_measured(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(memory, "_CLEAR", Path("/nonexistent/clear_refs"))
     monkeypatch.setattr(memory.ctypes, "CDLL", no_library)
-    assert peak_extra_mb(lambda: None) is None
-    assert peak_extra_mb(lambda: None, "meta") is None
+    calls: list[str] = []
+    assert peak_extra_mb(lambda: calls.append("cpu")) is None
+    assert peak_extra_mb(lambda: calls.append("meta"), "meta") is None
+    assert calls == ["cpu", "meta"]
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ValueError("out of memory"))

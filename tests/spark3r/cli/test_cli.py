@@ -95,7 +95,9 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     answer = run(*arguments)
     assert answer.status == 2
     assert answer.out == ""
-    assert answer.err.startswith("usage: spark3r")
+    assert answer.err.startswith("spark3r")
+    assert answer.err.count("\n") == 1
+    assert "--help` shows the options)" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
 def test_values_that_make_no_sense(option: str, value: str, expected: str) -> None:
     answer = run("show", "pi3", f"{option}={value}")
     assert answer.status == 2
-    assert answer.err.endswith(f"error: argument {option}: {expected}\n")
+    assert answer.err.startswith(f"spark3r show: argument {option}: {expected} (")
 
 
 def test_failures_are_one_paragraph(folder: Path) -> None:

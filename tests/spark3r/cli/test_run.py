@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command_line import run
 from footage_files import frames_of, write_images, write_video
+from PIL import Image
 from profile_documents import reference_profile
 
-from spark3r import Clip, Spark3rError
+from spark3r import Clip, Prediction, Profile, Spark3rError
 from spark3r.cli.main import main
+from spark3r.cli.run import ABOVE
+from spark3r.families.reference import FAMILY as REFERENCE
+from spark3r.identity import fingerprint
 from spark3r.io.clips import load_clip
 from spark3r.loading.load import load_model
+from spark3r.loading.upstream import UPSTREAMS
+from spark3r.profile import shipped_folder
 from spark3r.reconstruction import deviation, reconstruct
+from spark3r.reference.weights import SHIPPED_WEIGHTS
 from spark3r.runner import Runner
 
 FILES = [
@@ -49,9 +61,23 @@ def test_a_rendered_scene_dense(folder: Path) -> None:
     assert answer.status == 0, answer.err
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
     assert answer.out.startswith(
-        "reference (weights reference), dense, 3 frames of 64x64, float32 on"
+        "model     reference (weights: reference, Apache-2.0)\n"
+        "schedule  dense\n"
+        "clip      3 frames of 64x64 pixels from rendered:7\n"
+        "device    cpu, float32\n"
+        "dense     "
     )
-    assert "written to out: depth/, confidence/, preview/" in answer.out
+    assert "written   out: depth/, confidence/, preview/" in answer.out
+    assert answer.err.splitlines() == [
+        "spark3r: loading the model",
+        "spark3r: reading the clip",
+        "spark3r: 3 frames of 64x64 pixels from rendered:7",
+        "spark3r: warming up",
+        "spark3r: dense pass",
+        answer.err.splitlines()[5],
+        "spark3r: writing",
+    ]
+    assert answer.err.splitlines()[5].startswith("spark3r: dense pass: done after ")
     clip = load_clip("rendered:7", "reference", frames=3).clip
     expected = Runner.of(load_model("reference")).predict(clip)
     depth = np.stack([np.load(f"out/depth/{i:05}.npy") for i in range(3)])
@@ -61,8 +87,8 @@ def test_a_rendered_scene_dense(folder: Path) -> None:
 def test_a_video_reduced_and_compared(folder: Path, profile: str) -> None:
     write_video(folder / "tour.mp4", frames_of(3, 8))
     answer = run(
-        *("run", "--clip", "tour.mp4", "--frames", "5", "--profile", profile, "--compare-dense"),
-        *("--output", "out", "--json"),
+        *("run", "--model", "reference", "--clip", "tour.mp4", "--frames", "5"),
+        *("--profile", profile, "--compare-dense", "--output", "out", "--json"),
     )
     assert answer.status == 0, answer.err
     record = answer.object
@@ -79,8 +105,192 @@ def test_a_video_reduced_and_compared(folder: Path, profile: str) -> None:
     ]
     assert any("`calibrate --model reference --budget 50%`" in note for note in record["notes"])
     assert json.loads(Path("out/cameras.json").read_text())["frames"][-1]["name"] == "frame 7"
-    times = [float(line.split()[0]) for line in Path("out/trajectory.txt").read_text().splitlines()]
+    times = np.loadtxt("out/trajectory.txt")[:, 0]  # whose reader skips comments
     assert times == pytest.approx([0.0, 0.2, 0.4, 0.5, 0.7], abs=0.051)
+
+
+def test_real_footage_asks_for_a_model(folder: Path) -> None:
+    write_images(folder / "photos", frames_of(3, 4))
+    answer = run("run", "--clip", "photos", "--output", "out")
+    assert answer.status == 2
+    first, *rest = answer.err.splitlines()
+    assert first == (
+        "spark3r: --clip photos is real footage, so say which --model is to reconstruct it:"
+    )
+    offered = [line.split()[1] for line in rest if line.startswith("  --model ")]
+    assert offered == [
+        *(f"{family}:{upstream.example}" for family, upstream in UPSTREAMS.items()),
+        "reference",
+    ]
+    for upstream in UPSTREAMS.values():
+        assert upstream.install in answer.err or upstream.is_installed
+        assert upstream.example_licence in answer.err
+    answer = run("run", "--clip", "photos", "--profile", "pi3", "--output", "out")
+    assert answer.status == 2
+    assert [line for line in answer.err.splitlines() if line.startswith("  --model ")] == [
+        "  --model pi3:yyfz233/Pi3"
+    ]
+    assert [path.name for path in folder.iterdir()] == ["photos"]
+
+
+def test_the_reference_model_on_real_footage_says_what_it_is_for(folder: Path) -> None:
+    write_images(folder / "photos", frames_of(3, 4))
+    answer = run("run", "--model", "reference", "--clip", "photos", "--output", "out")
+    assert answer.status == 0, answer.err
+    assert answer.err.startswith("spark3r: the reference model is for trying spark3r: it sees")
+    answer = run(
+        "run", "--model", "reference", "--clip", "rendered:7", "--frames", "2", "--output=b"
+    )
+    assert answer.status == 0, answer.err
+    assert "is for trying" not in answer.err
+
+
+def evidence_of(mean: float) -> str:
+    """Store a measured profile for the reference model, with this evidence of depth."""
+    document = json.loads((shipped_folder() / "reference.json").read_text())
+    document["schedules"][0]["length"]["min_frames"] = 2
+    for entry in document["measurements"][0]["schedules"]:
+        for figures in entry["figures"]:
+            figures["deviation"] = {"depth_log": mean}
+    Path("evidence.json").write_text(json.dumps(document))
+    return "evidence.json"
+
+
+def test_a_deviation_beyond_the_evidence_is_told_in_numbers(folder: Path) -> None:
+    job = ("run", "--clip", "rendered:7", "--frames", "4", "--compare-dense")
+    answer = run(*job, "--profile", evidence_of(1e-5), "--output", "out", "--json")
+    assert answer.status == 0, answer.err
+    record = answer.object
+    depth = record["deviation"]["depth"]
+    expected = record["expected"]
+    assert expected["on"] == "16 rendered clips of 48 frames"
+    assert expected["role"] == "held_out"
+    assert expected["figures"]["depth"]["mean"] == pytest.approx(1e-5)
+    (note,) = [note for note in record["notes"] if "deviates" in note]
+    assert note.startswith(
+        f"depth deviates {100 * depth:.3g}% from dense, {depth / 1e-5:.2g} times the 0.001% that "
+        "the profile measured on 16 rendered clips of 48 frames; `calibrate --model reference "
+        "--clip CLIP --budget 50%` measures a profile"
+    )
+    answer = run(*job, "--profile", evidence_of(depth), "--output", "quiet")
+    assert answer.status == 0, answer.err
+    assert "deviates" not in answer.err
+    shown = f"{100 * depth:.3g}%"
+    assert re.search(rf"^depth +{shown} +{shown} +{shown} +1\.0$", answer.out, re.MULTILINE), (
+        answer.out
+    )
+
+
+def test_a_deviation_above_a_limit_has_its_own_exit_status(folder: Path, profile: str) -> None:
+    job = ("run", "--clip", "rendered:7", "--frames", "4", "--profile", profile, "--compare-dense")
+    answer = run(*job, "--fail-above", "0.001%", "--output", "out", "--json")
+    assert answer.status == ABOVE == 4
+    assert sorted(path.name for path in Path("out").iterdir()) == FILES
+    assert "spark3r: --fail-above 0.001%: depth " in answer.err
+    found = answer.object["deviation"]
+    limits = {"rotation_deg": 1.0, "translation_deg": 4.0}
+    highest = max(value / limits.get(name, 0.01) for name, value in found.items() if value)
+    for share, status in ((1.001, 0), (0.999, ABOVE)):
+        limit = f"{share * highest:.9f}%"
+        answer = run(*job, "--fail-above", limit, "--output", f"out{share}")
+        assert answer.status == status, answer.err
+
+
+def test_passes_that_cannot_be_compared_are_kept() -> None:
+    def behind(output: Any, images: torch.Tensor) -> Prediction:
+        made = REFERENCE.predict(output, images) if REFERENCE.predict else None
+        assert made is not None
+        return replace(made, depth=-made.depth)
+
+    model = load_model("reference:random")
+    clip = Clip("noise", torch.rand(3, 3, 16, 16))
+    made = reconstruct(
+        model,
+        clip,
+        Profile.parse(json.dumps(reference_profile())),
+        family=replace(REFERENCE, predict=behind),
+        compare_dense=True,
+    )
+    assert made.deviation is None
+    assert made.dense is not None
+    assert any(note.startswith("the runs cannot be compared: ") for note in made.notes)
+
+
+def test_every_file_says_what_it_was_made_from(folder: Path, profile: str) -> None:
+    words = (
+        "run",
+        "--clip",
+        "rendered:7",
+        "--frames",
+        "2",
+        "--profile",
+        profile,
+        "--output",
+        "π o",
+    )
+    answer = run(*words)
+    assert answer.status == 0, answer.err
+    record = json.loads(Path("π o/run.json").read_text())["provenance"]
+    assert shlex.split(record["command"]) == ["spark3r", *words]
+    assert record["weights"] == {
+        "name": "reference",
+        "file": "weights.safetensors",
+        "sha256": hashlib.sha256(SHIPPED_WEIGHTS.read_bytes()).hexdigest(),
+        "revision": None,
+        "licence": "Apache-2.0",
+        "attention": fingerprint(Runner.of(load_model("reference")).attention),
+    }
+    assert record["profile"] == {
+        "name": profile,
+        "sha256": hashlib.sha256(Path(profile).read_bytes()).hexdigest(),
+        "schedule": "fast",
+    }
+    assert json.loads(Path("π o/cameras.json").read_text())["provenance"] == record
+    line = f'weights.sha256 "{record["weights"]["sha256"]}"'
+    header = Path("π o/points.ply").read_bytes().partition(b"end_header")[0].decode("ascii")
+    assert f"comment {line}\n" in header
+    assert f"comment command {json.dumps(record['command'])}\n" in header
+    assert f"# {line}\n" in Path("π o/trajectory.txt").read_text()
+    with Image.open("π o/preview/00000.png") as preview:
+        assert line in preview.info["Comment"]
+
+
+def test_random_weights_have_no_file(folder: Path) -> None:
+    job = ("run", "--model", "reference:random", "--clip", "rendered:7", "--frames", "2")
+    record = run(*job, "--output", "out", "--json").object["provenance"]
+    assert record["weights"]["sha256"] is None
+    assert record["weights"]["attention"]
+    assert record["code"] is record["profile"] is None
+
+
+def test_stages_are_logged_as_they_end(folder: Path, profile: str) -> None:
+    job = ("run", "--clip", "rendered:7", "--frames", "2", "--log-json", "log.jsonl")
+    assert run(*job, "--profile", profile, "--compare-dense", "--output", "out").status == 0
+    stages = ["load", "read", "warm-up", "dense", "reduced", "compare", "write", "run"]
+    lines = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == stages
+    assert all(line["seconds"] >= 0 and line["error"] is None for line in lines)
+    assert lines[-1]["seconds"] >= sum(line["seconds"] for line in lines[:-1])
+    assert lines[-1]["peak_memory_gb"] == max(line["peak_memory_gb"] for line in lines[:-1])
+    answer = run(*job, "--output", "out")  # which exists
+    assert answer.status == 1
+    answer = run(*job, "--device", "toaster", "--output", "b")
+    assert answer.status == 1
+    lines = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()][8:]
+    assert [(line["stage"], bool(line["error"])) for line in lines] == [
+        ("run", True),
+        ("load", True),
+        ("run", True),
+    ]
+    assert lines[1]["error"] in answer.err
+
+
+def test_a_log_that_cannot_be_written_is_refused_at_once(folder: Path) -> None:
+    job = ("run", "--clip", "rendered:7", "--output", "out", "--log-json")
+    for path, why in ((".", "Is a directory"), ("no/log.jsonl", "No such file or directory")):
+        answer = run(*job, path)
+        assert answer.status == 1
+        assert answer.err == f"spark3r: --log-json {path} cannot be written ({why})\n"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +317,9 @@ def test_a_profile_that_does_not_fit_is_refused_before_footage_is_read(
     monkeypatch.setattr("spark3r.io.clips.load_clip", read)
     answer = run("run", "--clip", "rendered:7", "--profile", "mine.json", "--output", "out")
     assert answer.status == 1
-    assert message in answer.err
-    assert answer.err.count("\n") == 1
+    assert answer.err.splitlines()[0] == "spark3r: loading the model"
+    assert message in answer.err.splitlines()[1]
+    assert answer.err.count("\n") == 2
     assert not Path("out").exists()
 
 
@@ -122,16 +333,17 @@ def test_a_dense_schedule_deviates_by_nothing_and_says_so(folder: Path) -> None:
     )
     assert answer.status == 0, answer.err
     assert "note: the schedule is dense at 3 frames: nothing is reduced" in answer.err
-    assert "deviation from dense: depth 0.00%, rotation 0.000°" in answer.out
+    assert re.search(r"^depth +0%$", answer.out, re.MULTILINE)
 
 
 def test_frames_that_cannot_be_read_are_counted(folder: Path) -> None:
     write_images(folder / "photos", frames_of(3, 4))
     (folder / "photos" / "frame_2.png").write_text("no picture")
-    answer = run("run", "--clip", "photos", "--output", "out")
+    job = ("run", "--model", "reference", "--clip", "photos", "--output", "out")
+    answer = run(*job)
     assert answer.status == 1
     assert "frame_2.png cannot be read (not an image)" in answer.err
-    answer = run("run", "--clip", "photos", "--skip-bad", "--output", "out", "--json")
+    answer = run(*job, "--skip-bad", "--json")
     assert answer.status == 0, answer.err
     assert answer.object["skipped"] == ["frame_2.png: not an image"]
     assert answer.object["frames"] == 3
@@ -145,7 +357,7 @@ def test_random_weights_are_named(folder: Path) -> None:
     )
     assert answer.status == 0, answer.err
     assert "reference:random has random weights: its time and memory are meaningful" in answer.err
-    assert answer.out.startswith("reference:random (random weights), dense")
+    assert answer.out.startswith("model     reference:random (weights: random)\n")
     record = json.loads(Path("out/run.json").read_text())
     assert (record["weights"], record["random_weights"]) == ("random", True)
     assert 1 <= record["points"] <= 10
@@ -154,8 +366,17 @@ def test_random_weights_are_named(folder: Path) -> None:
 USAGE = [
     (("--output", "out"), "the following arguments are required: --clip"),
     (("--clip", "rendered:1"), "the following arguments are required: --output"),
-    (("--clip", "rendered:1", "--output", "out", "--compare-dense"), "--compare-dense needs a"),
-    (("--clip", "rendered:1", "--output", "out", "--schedule", "a"), "--schedule needs a --prof"),
+    (
+        ("--clip", "rendered:1", "--output", "out", "--compare-dense"),
+        "--compare-dense needs --profile",
+    ),
+    (("--clip", "rendered:1", "--output", "out", "--schedule", "a"), "--schedule needs --profile"),
+    (("--clip", "rendered:1", "--output", "out", "--schedule", ""), "--schedule needs --profile"),
+    (
+        ("--clip", "rendered:1", "--output", "out", "--profile", "p", "--fail-above", "2%"),
+        "--fail-above needs --compare-dense",
+    ),
+    (("--clip", "rendered:1", "--output", "out", "--fail-above", "two"), "'two', expected a perc"),
     (("--clip", "rendered:1", "--output", "out", "--frames", "0"), "expected an integer of at"),
     (("--clip", "rendered:1", "--output", "out", "--dtype", "int8"), "invalid choice: 'int8'"),
     (("--clip", "rendered:1", "--output", "out", "--least-confident", "100"), "from 0 to below"),

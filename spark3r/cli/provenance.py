@@ -1,0 +1,64 @@
+"""What a reconstruction was made from: the command, the weights, the code and the profile."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..identity import origin_of
+from ..loading.load import about
+from ..loading.upstream import UPSTREAMS, installed_code
+from ..profile import profile_path
+from ..runner import Runner
+
+_PIECE = 2**20  # bytes read at once
+
+
+def provenance(
+    command: Sequence[str], runner: Runner, model: str, profile: str | None, schedule: str
+) -> dict[str, Any]:
+    """Return the record of a run's origins, as ``run.json`` and every other file hold it.
+
+    Args:
+        command: Words of the command.
+        runner: The model.
+        model: Its name, as ``--model`` takes it.
+        profile: Name or path of the profile, None if the run is dense.
+        schedule: Name of the schedule.
+    """
+    known, origin = about(model), origin_of(runner.root)
+    file = None if origin is None else origin.file
+    upstream = UPSTREAMS.get(runner.family.name)
+    code = None if upstream is None else installed_code(upstream.package)
+    return {
+        "spark3r": __version__,
+        "command": shlex.join(command),
+        "model": model,
+        "weights": {
+            "name": known.weights,
+            "file": None if file is None else file.name,
+            "sha256": None if file is None else sha256(file),
+            "revision": None if origin is None else origin.revision,
+            "licence": known.licence or None,
+            "attention": runner.record().fingerprint,
+        },
+        "code": None
+        if code is None
+        else {"package": code.package, "version": code.version, "commit": code.commit},
+        "profile": None
+        if profile is None
+        else {"name": profile, "sha256": sha256(profile_path(profile)), "schedule": schedule},
+    }
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
