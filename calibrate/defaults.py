@@ -90,6 +90,12 @@ drift of all factors."""
 PROBED_CLIPS = 2
 """Search clips that are probed. Drift is measured on the others."""
 
+
+def probed_of(clips: int) -> int:
+    """Return the number of search clips that are probed: half of them where there are few."""
+    return min(PROBED_CLIPS, max(1, clips // 2))
+
+
 TRUSTED = 0.6
 """Least rank correlation of drift with the probes of a calibration for drift to stand in for them.
 Over all factors drift reaches 0.8 and more (`benchmarks/profilers.py`). A calibration compares a
@@ -127,6 +133,9 @@ RANDOM_TRIALS = 5
 """Finished trials before the sampler uses its model."""
 
 # Selection and correction
+
+KINDS = ("uniform", "paper", "knapsack", "search")
+"""Kinds of schedules, the simplest first. A trial's name begins with its kind."""
 
 SLACK = 0.08
 """Share of the budget that may be left unused."""

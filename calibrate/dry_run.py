@@ -1,31 +1,38 @@
-"""The planned work of a calibration, with its estimated time (``--dry-run``)."""
+"""The planned work of a calibration (``--dry-run``), without loading or measuring anything.
+
+Nothing here needs torch, because a plan is printed within two seconds.
+"""
 
 from __future__ import annotations
 
-import time
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from spark3r.reduction.rule import ResolvedRule
-from spark3r.schedule import Schedule
-from spark3r.timing import FIRST_COUNTS_S, samples_to_take
+from spark3r.timing import FIRST_COUNTS_S, ROUNDS, samples_to_take
 
-from .budget import time_text
-from .clips import Split
+from .budget import Budget, time_text
 from .defaults import (
+    DENSE_MARGIN,
     FINALISTS_TIMING,
+    FRAMES,
     FRONT_POINTS,
+    HELD_OUT_CLIPS,
+    KINDS,
     KNAPSACK_SHARES,
     OPERATORS,
     PROBED_CLIPS,
-    TIMED_KEY_VALUE_FACTORS,
-    TIMED_QUERY_FACTORS,
+    SEARCH_CLIPS,
+    STRETCHES,
+    TARGET_LENGTHS,
+    TIMING_S,
     TRADE_OFF_CLIPS,
+    VALIDATION_CLIPS,
+    WALL_MARGIN,
+    Source,
+    probed_of,
 )
-from .measure.evaluator import Evaluator, run_dense
-from .measure.sensitivity import probed_of
-from .measure.target_length import clip_of_length, dense_and_wall
-from .measure.timing import passes_to_time
-from .settings import Job
-from .verify.selection import KINDS
 
 BASELINES = 4
 """Approximate number of pairs of factors on a frontier of baselines."""
@@ -37,55 +44,202 @@ and 16 were measured."""
 LAYERS_TIMED = 6
 """Approximate time of all layers of the latency model's fit, in dense layers."""
 
+OTHER_PASSES = 1 + 2 * len(OPERATORS)
+"""Passes that the latency model is fitted to and checked on, besides the wall and dense."""
 
-def plan_lines(job: Job, split: Split, frames: int) -> list[str]:
-    """Return the steps of a calibration with their estimated time, a line each.
+DEPTHS = {"reference": 8, "vggt": 24, "omega": 19, "pi3": 18, "da3": 14}
+"""Global layers of the models that have a name, the largest of each kind."""
 
-    The time of quality is estimated from one reduced run on one clip, that of timing from the wall
-    and one layer at the target length of ``frames``. Sensitivities that are stored already are not
-    taken into account.
+UNKNOWN_DEPTH = 24
+"""Global layers that a model of the user's own is assumed to have."""
+
+# The reference model at its default size on two quiet CPU cores, see the README.
+MACHINE = "the reference model on two quiet CPU cores"
+RUN_S, RENDERING_S = 0.25, 0.25
+"""Seconds of a reduced run of `FRAMES` frames with its figures, and of rendering such a clip."""
+FRAME_S, SQUARE_S = 0.0044, 1.15e-4
+"""Seconds of a dense pass by frame, which is the wall, and by the square of the frames."""
+
+
+class ClipCounts(NamedTuple):
+    """Number of clips by role."""
+
+    search: int
+    validation: int
+    held_out: int
+
+
+def clip_counts(sources: int, held_out: int) -> ClipCounts:
+    """Return how many clips of each role ``--clip`` and ``--held-out`` give, if footage is long.
+
+    Args:
+        sources: Number of pieces of footage to calibrate on; 0 takes rendered scenes.
+        held_out: Number of pieces for the report only.
     """
-    settings, depth = job.settings, job.depth
-    few = probed_of(len(split.search))
-    knapsacks = 1 + len(KNAPSACK_SHARES)
-    frontiers = knapsacks if settings.budget is None else 1
-    initial = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
-    rules = {ResolvedRule(*pair, each) for each in OPERATORS for pair in ((2, 1), (1, 2))}
-    probes = depth * len(rules)  # if drift can be trusted
-    runs = {
-        "dense runs": len(split.clips),
-        "drift": DRIFT_RUNS * max(1, len(split.search) - few),
-        "sensitivity": probes * few,
-        "paper's probe": (depth + 1) * min(PROBED_CLIPS, len(split.search)),
-        "search": (initial + settings.trials) * len(split.search),
-        "selection": len(KINDS) * len(split.validation),
-        "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, len(split.validation)),
-        "verification": len(KINDS) * len(split.held_out),
-    }
-    run_s = _seconds_per_run(job, split)
-    images = clip_of_length(split.search[0].images, frames)
-    dense_s, wall_s = (ms / 1000 for ms in dense_and_wall(job, images))
-    goal_s = dense_s / 2
-    if settings.budget is not None:
-        goal_s = settings.budget.clip_ms(frames, 1000 * dense_s) / 1000
-    fitted, checked = passes_to_time(depth, OPERATORS, TIMED_QUERY_FACTORS, TIMED_KEY_VALUE_FACTORS)
-    others = len(fitted) + len(checked) - 2
-    timings = {
-        "latency of layers": 4 * LAYERS_TIMED * (dense_s - wall_s) / depth,
-        "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * others], settings.timing_s),
-        "latency at the goal": _timed_s([wall_s, goal_s], settings.timing_s),
-        "latency of finalists": _timed_s(
-            [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS_TIMING * settings.timing_s
-        ),
-    }
-    lines = [f"{settings.goal_text}, judged by {job.source}, timed on clips of {frames} frames"]
+    if not sources and not held_out:
+        return ClipCounts(SEARCH_CLIPS, VALIDATION_CLIPS, HELD_OUT_CLIPS)
+    sources = sources or SEARCH_CLIPS + VALIDATION_CLIPS
+    roles = 3 if held_out else 4
+    stretches = max(math.ceil(STRETCHES / sources), roles if sources < roles else 1)
+    dealt = [0] * roles
+    for source in range(sources):
+        for part in range(stretches):
+            dealt[source % roles if sources >= roles else part * roles // stretches] += 1
+    return ClipCounts(dealt[0] + dealt[1], dealt[2], held_out or dealt[3])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is planned: the options of a calibration, as far as its work depends on them.
+
+    Attributes:
+        budget: Largest latency; None where a deviation is the limit.
+        goal_text: The budget or deviation as on the command line.
+        clips: Number of clips by role.
+        source: What schedules are judged by.
+        model: Name of the model, as ``--model`` takes it.
+        frames: Frames of each clip, default `FRAMES`.
+        target_frames: Length in frames that the budget must hold for; None chooses one.
+        trials: Trials of the search beyond those of the initial schedules.
+        is_known: Whether the durations of `MACHINE` hold for this model, device and size.
+    """
+
+    budget: Budget | None
+    goal_text: str
+    clips: ClipCounts
+    source: Source
+    model: str
+    frames: int
+    target_frames: int | None
+    trials: int
+    is_known: bool
+
+
+def plan_lines(request: Request) -> list[str]:
+    """Return the planned steps of a calibration, a line each.
+
+    The durations of the reference model on a CPU are estimated. For others the lines count runs and
+    passes. Sensitivities that are stored already are not taken into account.
+    """
+    budget = request.budget
+    if budget is not None and (
+        (budget.kind == "share" and budget.value >= 1)
+        or (budget.kind == "speed_up" and budget.value <= 1)
+    ):
+        return [_meets(request, "dense")]
+    frames = request.target_frames
+    if request.is_known:
+        frames = frames or _target_frames(budget)
+        if budget is not None and not _wall_s(frames) < _clip_s(budget, frames) < _dense_s(frames):
+            return [_pointless(request, budget, frames)]
+    lengths = str(frames) if frames else f"{TARGET_LENGTHS[0]} to {TARGET_LENGTHS[-1]}"
+    lines = [f"{request.goal_text}, judged by {request.source}, timed on clips of {lengths} frames"]
+    runs = _runs(request)
+    total = sum(runs.values())
+    if not request.is_known or frames is None:
+        kind = request.model.partition(":")[0]
+        assumed = "" if kind in DEPTHS else f", if the model has {UNKNOWN_DEPTH} global layers"
+        passes = 2 + OTHER_PASSES + 2 + 2 + len(KINDS)
+        return [
+            *lines,
+            *(f"{step}: {count} runs of {request.frames} frames" for step, count in runs.items()),
+            f"latency: {passes} passes of the target length, each 1 to {ROUNDS} times",
+            f"in all {total} runs{assumed}, at 1 s each about {_minutes_text(total)}; the latency "
+            f"takes {_minutes_text(4 * TIMING_S)} where a pass takes less than 1 s",
+            "nothing was loaded or measured: this is a rough plan",
+        ]
+    run_s = RUN_S * request.frames / FRAMES
+    timings = _timings_s(frames, budget)
+    rendering_s = RENDERING_S * request.frames / FRAMES * sum(request.clips)
+    lines += [f"rendering: {sum(request.clips)} clips, about {time_text(1000 * rendering_s)}"]
     lines += [f"{step}: about {time_text(1000 * taken_s)}" for step, taken_s in timings.items()]
     lines += [
-        f"{step}: {count} runs of {split.shortest} frames, about {time_text(1000 * run_s * count)}"
+        f"{step}: {count} runs of {request.frames} frames, about {time_text(1000 * run_s * count)}"
         for step, count in runs.items()
     ]
-    total_s = sum(timings.values()) + run_s * sum(runs.values())
-    return [*lines, f"in all about {time_text(1000 * total_s)}"]
+    total_s = rendering_s + sum(timings.values()) + run_s * total
+    return [
+        *lines,
+        f"in all about {time_text(1000 * total_s)} for {MACHINE}",
+        "nothing was loaded or measured: this is a rough plan",
+    ]
+
+
+def _runs(request: Request) -> dict[str, int]:
+    """Return the number of runs of each step that runs the clips."""
+    clips = request.clips
+    depth = DEPTHS.get(request.model.partition(":")[0], UNKNOWN_DEPTH)
+    few = probed_of(clips.search)
+    knapsacks = 1 + len(KNAPSACK_SHARES)
+    frontiers = knapsacks if request.budget is None else 1
+    initial = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
+    # A layer is probed on each axis, with all operators of that axis.
+    rules = len({each.query for each in OPERATORS}) + len({each.key_value for each in OPERATORS})
+    return {
+        "dense runs": sum(clips),
+        "drift": DRIFT_RUNS * max(1, clips.search - few),
+        "sensitivity": depth * rules * few,  # if drift can be trusted
+        "paper's probe": (depth + 1) * min(PROBED_CLIPS, clips.search),
+        "search": (initial + request.trials) * clips.search,
+        "selection": len(KINDS) * clips.validation,
+        "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, clips.validation),
+        "verification": len(KINDS) * clips.held_out,
+    }
+
+
+def _dense_s(frames: int) -> float:
+    return FRAME_S * frames + SQUARE_S * frames**2
+
+
+def _wall_s(frames: int) -> float:
+    return FRAME_S * frames
+
+
+def _clip_s(budget: Budget, frames: int) -> float:
+    return budget.clip_ms(frames, 1000 * _dense_s(frames)) / 1000
+
+
+def _target_frames(budget: Budget | None) -> int:
+    """Return the target length by the estimated durations, the longest if none has both margins."""
+    if budget is None:
+        return TARGET_LENGTHS[0]
+    for frames in TARGET_LENGTHS:
+        clip_s = _clip_s(budget, frames)
+        if _dense_s(frames) >= DENSE_MARGIN * clip_s and clip_s >= WALL_MARGIN * _wall_s(frames):
+            return frames
+    return TARGET_LENGTHS[-1]
+
+
+def _pointless(request: Request, budget: Budget, frames: int) -> str:
+    dense, wall = time_text(1000 * _dense_s(frames)), time_text(1000 * _wall_s(frames))
+    estimate = f": {MACHINE} takes about {dense} for {frames} frames, and {wall} at the wall"
+    if _clip_s(budget, frames) >= _dense_s(frames):
+        return _meets(request, "dense probably", estimate)
+    return (
+        f"{request.goal_text} can probably not be reached, and then nothing is searched{estimate}. "
+        "The calibration times it, and names the smallest budget that can be reached"
+    )
+
+
+def _meets(request: Request, dense: str, estimate: str = "") -> str:
+    return (
+        f"{request.goal_text}: {dense} meets it as it is, and then nothing is searched: the "
+        f"calibration times the model, and exports the dense schedule{estimate}"
+    )
+
+
+def _timings_s(frames: int, budget: Budget | None) -> Mapping[str, float]:
+    """Return the seconds of each step that times the model, by the estimated durations."""
+    dense_s, wall_s = _dense_s(frames), _wall_s(frames)
+    goal_s = dense_s / 2 if budget is None else _clip_s(budget, frames)
+    return {
+        "latency of layers": 4 * LAYERS_TIMED * (dense_s - wall_s) / DEPTHS["reference"],
+        "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * OTHER_PASSES], TIMING_S),
+        "latency at the goal": _timed_s([wall_s, goal_s], TIMING_S),
+        "latency of finalists": _timed_s(
+            [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS_TIMING * TIMING_S
+        ),
+    }
 
 
 def _timed_s(durations_s: list[float], limit_s: float) -> float:
@@ -96,11 +250,5 @@ def _timed_s(durations_s: list[float], limit_s: float) -> float:
     )
 
 
-def _seconds_per_run(job: Job, split: Split) -> float:
-    dense = run_dense(job.runner, split.search[:1])
-    schedule = Schedule.uniform(job.depth, 1, 2)
-    evaluator = Evaluator(job.runner, job.source, job.settings.objective)
-    evaluator.qualities(schedule, dense)  # the first run is slower than the others
-    begin = time.perf_counter()
-    evaluator.qualities(schedule, dense)
-    return time.perf_counter() - begin
+def _minutes_text(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} min"

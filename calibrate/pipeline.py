@@ -24,7 +24,6 @@ from spark3r.timing import Timer
 from .budget import Budget, ResolvedBudget, parse_budget, resolve
 from .clips import Split, split_clips
 from .defaults import TRIALS, Objective, Source
-from .dry_run import plan_lines
 from .measure.earlier_profile import load_measurements
 from .measure.evaluator import Evaluator, run_dense_by_role
 from .measure.measurements import (
@@ -181,26 +180,6 @@ def run(
         with lock_journal(None if from_profile else settings.storage):
             result = _run(job, split, from_profile)
     return replace(result, seconds=times.seconds)
-
-
-def plan(
-    model: nn.Module,
-    split: Split,
-    settings: Settings,
-    *,
-    family: Family | None = None,
-    reporter: Reporter = Reporter(),
-    timer: Timer = Timer(),
-) -> list[str]:
-    """Return the steps of `run` with their estimated time, a line each.
-
-    The arguments are those of `run`.
-
-    Raises:
-        Spark3rError: As `calibrate`.
-    """
-    job = make_job(model, split, settings, family=family, reporter=reporter, timer=timer)
-    return plan_lines(job, split, target_frames(job, split))
 
 
 def _run(job: Job, split: Split, origin: Path | None) -> Calibration:

@@ -26,12 +26,17 @@ both, --resume continues the search
 """
 
 
+DESCRIPTION = (
+    "Profile how sensitive every global attention layer is, search a schedule that meets a latency "
+    "budget, verify it on held-out clips and write its profile."
+)
+
+
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
+    """Return the parser of the command ``calibrate``."""
     whole = argparse.ArgumentParser(
         prog="calibrate",
-        description="Profile how sensitive every global attention layer is, search a schedule that "
-        "meets a latency budget, verify it on held-out clips and write its profile.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -40,11 +45,16 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument(
         "--debug", action="store_true", help="show a traceback on failure (default: one line)"
     )
-    _add_goal(whole.add_argument_group("goal (one of the first two)"))
-    _add_input(whole.add_argument_group("model and clips"))
-    _add_search(whole.add_argument_group("search"))
-    _add_output(whole.add_argument_group("output"))
+    declare(whole)
     return whole
+
+
+def declare(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a calibration."""
+    _add_goal(command.add_argument_group("goal (one of the first two)"))
+    _add_input(command.add_argument_group("model and clips"))
+    _add_search(command.add_argument_group("search"))
+    _add_output(command.add_argument_group("output"))
 
 
 def _add_goal(group: argparse._ArgumentGroup) -> None:
@@ -188,7 +198,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the planned work and its estimated time, then stop",
+        help="print the planned work, roughly and at once, and load or measure nothing",
     )
     group.add_argument("--quiet", action="store_true", help="show no progress on stderr")
     group.add_argument(

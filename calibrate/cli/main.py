@@ -11,19 +11,19 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError
 from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
-from ..defaults import FRAMES
+from ..defaults import FRAMES, Source
 from ..progress import Reporter, TerminalReporter
-from .arguments import parser
+from .arguments import DESCRIPTION, EXAMPLES, declare, parser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,17 +57,47 @@ def main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     command = parser()
-    options = command.parse_args(arguments)
+    return run_command(command.parse_args(arguments), command.error, reporter, timer)
+
+
+def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare ``spark3r calibrate``, the same command; spark3r finds this by an entry point."""
+    command = commands.add_parser(
+        "calibrate",
+        help="find a schedule for a latency budget, and write its profile",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    declare(command)
+    command.set_defaults(run=lambda options: run_command(options, command.error))
+
+
+def run_command(
+    options: argparse.Namespace,
+    wrong_usage: Callable[[str], NoReturn],
+    reporter: Reporter | None = None,
+    timer: Timer = Timer(),
+) -> int:
+    """Run the command with parsed options, and return its exit status; see `main`.
+
+    Args:
+        options: Options from a parser with the arguments of `declare`, and ``debug``.
+        wrong_usage: Function that shows a message and ends the process.
+        reporter: As for `main`.
+        timer: As for `main`.
+    """
     try:
         budget = None if options.budget is None else parse_budget(options.budget)
     except BudgetError as error:
-        command.error(str(error))
+        wrong_usage(str(error))
     if options.max_deviation is not None and options.objective_from not in (None, "deviation"):
-        command.error("--max-deviation judges by deviation: leave out --objective-from")
+        wrong_usage("--max-deviation judges by deviation: leave out --objective-from")
     if options.resume and options.profile is not None:
-        command.error("--resume continues a search, and with --from there is none")
+        wrong_usage("--resume continues a search, and with --from there is none")
     if options.dry_run and options.profile is not None:
-        command.error("--dry-run plans a whole calibration, and --from measures only the answer")
+        wrong_usage("--dry-run plans a whole calibration, and --from measures only the answer")
     sys.path.append(os.getcwd())  # for a model factory in the working directory, as python -m
     try:
         with raise_on_sigterm():
@@ -102,21 +132,20 @@ def _message(error: Exception) -> str:
 def _calibrate(
     options: argparse.Namespace, budget: Budget | None, reporter: Reporter | None, timer: Timer
 ) -> int:
+    if options.dry_run:
+        lines = _plan(options, budget)
+        print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
+        return DONE
     output, storage = _output(options), _storage(options)
-    if not options.dry_run:
-        _check_output(output, storage, options.resume)
+    _check_output(output, storage, options.resume)
 
-    from ..pipeline import plan, run
+    from ..pipeline import run
 
     if reporter is None:
         reporter = Reporter() if options.quiet else TerminalReporter()
     with reporter:
         inputs = _read_inputs(options, budget, storage, reporter)
         model, split, settings, family = inputs.model, inputs.split, inputs.settings, inputs.family
-        if options.dry_run:
-            lines = plan(model, split, settings, family=family, reporter=reporter, timer=timer)
-            print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
-            return DONE
         result = run(
             model,
             split,
@@ -127,6 +156,34 @@ def _calibrate(
             timer=timer,
         )
     return _write(result, output, options)
+
+
+def _plan(options: argparse.Namespace, budget: Budget | None) -> list[str]:
+    from ..dry_run import Request, clip_counts, plan_lines
+
+    clips, held_out = options.clip or (), options.held_out or ()
+    filmed = [each for each in (*clips, *held_out) if not each.startswith("rendered:")]
+    for each in filmed:
+        if not Path(each).exists():
+            raise Spark3rError(f"clip '{each}': there is no such file or folder")
+    judged_by: Source = "deviation" if filmed or budget is None else "error"
+    request = Request(
+        budget=budget,
+        goal_text=f"--max-deviation {100 * options.max_deviation:g}%"
+        if budget is None
+        else f"--budget {budget.text}",
+        clips=clip_counts(len(clips), len(held_out)),
+        source=options.objective_from or judged_by,
+        model=options.model,
+        frames=options.frames or FRAMES,
+        target_frames=options.target_frames,
+        trials=options.trials,
+        is_known=options.model in ("reference", "reference:random")
+        and options.device == "cpu"
+        and options.size is None
+        and not filmed,
+    )
+    return plan_lines(request)
 
 
 @dataclass(frozen=True)

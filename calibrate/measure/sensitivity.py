@@ -23,17 +23,13 @@ from ..defaults import (
     SCALE_PROBE_FACTOR,
     TRUSTED,
     Source,
+    probed_of,
 )
 from ..settings import Job
 from .cache import cached_table, table_key
 from .evaluator import DenseRuns
 from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
 from .residual_drift import drift, fit_drift_to_probes, rank_agreement
-
-
-def probed_of(clips: int) -> int:
-    """Return the number of search clips that are probed: half of them where there are few."""
-    return min(PROBED_CLIPS, max(1, clips // 2))
 
 
 def sensitivities(

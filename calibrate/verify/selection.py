@@ -12,16 +12,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..defaults import ATTEMPTS, FASTER, SLACK, Source
+from ..defaults import ATTEMPTS, FASTER, KINDS, SLACK, Source
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.score import LEAST_DEVIATION
 from ..measure.statistics import PairedRatio, paired_ratio
 from ..progress import Progress, no_progress
 from ..search.optimizer import Found, Trial
 from ..search.problem import DeviationLimit, Goal, LatencyLimit
-
-KINDS = ("uniform", "paper", "knapsack", "search")
-"""Kinds of schedules, the simplest first. A trial's name begins with its kind."""
 
 SOLVED = ("knapsack", "search")
 """Kinds that are solved for a budget, and for tighter ones as well. On the few search clips a

@@ -10,10 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import Spark3rError
+from ..errors import Spark3rError, first_line
 from .arguments import UsageError
 from .bench import add_bench
 from .check import add_check
@@ -33,6 +34,9 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
 )
 """The subcommands. Each function declares the arguments of one and sets the function that runs it
 (``run=``), which does its imports itself, so that ``--help`` is fast."""
+
+GROUP = "spark3r.commands"
+"""Group of the entry points by which installed packages add subcommands, by such functions."""
 
 EXAMPLES = """examples:
   spark3r list
@@ -108,11 +112,23 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"spark3r {__version__}")
     _add_debug(whole, False)
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in COMMANDS:
+    for add in (*COMMANDS, *commands_of_others()):
         add(commands)
     for command in commands.choices.values():
         _add_debug(command, argparse.SUPPRESS)  # keeps a --debug given before the command
     return whole
+
+
+def commands_of_others() -> list[Callable[[Any], None]]:
+    """Return the functions that declare subcommands of other installed packages."""
+    found = []
+    for each in metadata.entry_points(group=GROUP):
+        try:
+            found.append(each.load())
+        except Exception as error:
+            line = f"spark3r: the command '{each.name}' is missing: {first_line(error)}"
+            print(line, file=sys.stderr)
+    return found
 
 
 def _add_debug(command: argparse.ArgumentParser, default: bool | str) -> None:

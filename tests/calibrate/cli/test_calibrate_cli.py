@@ -362,14 +362,6 @@ def test_sigterm_stops_at_once_and_leaves_nothing_behind(
     assert resumed["default"] == undisturbed["default"]
 
 
-def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["--budget", "75%", *JOB, "--quiet", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert "sensitivity:" in out
-    assert "in all about" in out
-    assert not list(tmp_path.iterdir())
-
-
 def test_help_does_not_wait_for_torch() -> None:
     program = (
         "import sys\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +346,43 @@ def test_shipped_profiles_are_the_ones_listed() -> None:
     for name in shipped_names():
         assert Profile.load(shipped_folder() / f"{name}.json")
         assert run("check", name).status == 0
+
+
+class EntryPoint:
+    """An entry point of an installed package."""
+
+    def __init__(self, name: str, target: str) -> None:
+        self.name, self._target = name, target
+
+    def load(self) -> object:
+        module, _, attribute = self._target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+def declared() -> list[EntryPoint]:
+    """Return the subcommands that pyproject.toml declares as entry points."""
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    table = text.partition('[project.entry-points."spark3r.commands"]\n')[2].partition("\n\n")[0]
+    return [EntryPoint(*re.findall(r"[\w.:]+", line)) for line in table.splitlines()]
+
+
+def test_spark3r_calibrate_is_calibrate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: declared())
+    answer = run("calibrate", "--budget", "2.5x", "--dry-run", "--json")
+    assert answer.status == 0
+    assert answer.object["plan"][0].startswith("--budget 2.5x, judged by error")
+    assert run("calibrate").status == 2
+    unusable = run("calibrate", "--budget", "30")
+    assert "spark3r calibrate: budget '30' has no unit" in unusable.err
+    assert "calibrate" in run("--help").out
+    missing = run("calibrate", "--budget", "2x", "--dry-run", "--clip", "no/such.mp4", "--debug")
+    assert missing.status == 1
+    assert "Traceback" in missing.err
+
+
+def test_a_subcommand_that_does_not_load_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("render", "no_such_package:add")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [broken])
+    answer = run("list")
+    assert answer.status == 0
+    assert answer.err.startswith("spark3r: the command 'render' is missing: No module named")
