@@ -258,6 +258,20 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return torch.autocast(device.type, dtype, enabled=dtype in HALF)
 
 
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """Return the precision in which commands run passes unless they are told another.
+
+    It is half precision on CUDA, as in upstream's own examples: bfloat16, or float16 on cards
+    before compute capability 8.0, which lack bfloat16. Elsewhere it is float32.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return torch.float32
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16
+    return torch.bfloat16
+
+
 def dtype_of(module: nn.Module) -> torch.dtype:
     """Return the precision of the module's first floating-point parameter, float32 without one."""
     parameters = (each.dtype for each in module.parameters() if each.is_floating_point())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spark3r import __version__
-from spark3r.cli.arguments import DTYPES
+from spark3r.cli.arguments import add_dtype
 
 from ..defaults import FRAMES, TARGET_LENGTHS, TRIALS
 
@@ -136,12 +136,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: cpu)"
     )
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="precision of the passes, by autocast as in spark3r run (default: float32)",
-    )
+    add_dtype(group)
 
 
 def _add_search(group: argparse._ArgumentGroup) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from spark3r.cli.arguments import chosen_dtype
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError
 from spark3r.timing import Timer
@@ -200,8 +201,6 @@ class _Inputs:
 def _read_inputs(
     options: argparse.Namespace, budget: Budget | None, storage: str | Path, reporter: Reporter
 ) -> _Inputs:
-    import torch
-
     from spark3r.families.registry import detect
     from spark3r.loading.load import about, load_model
     from spark3r.profile import Profile, profile_path
@@ -234,7 +233,7 @@ def _read_inputs(
         cache=_cache_folder(),
         name=options.model,
         weights=known.weights,
-        dtype=getattr(torch, options.dtype),
+        dtype=chosen_dtype(options, options.device),
     )
     patch_size = family.metadata(model).get("patch_size", 8)
     split = _split(options, frames, family, patch_size, reporter)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..errors import Spark3rError
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Choices of ``--dtype``, the precision of a pass by autocast."""
@@ -12,6 +16,28 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 class UsageError(Spark3rError):
     """A command of which a part is missing; the exit status is 2."""
+
+
+def add_dtype(command: argparse._ActionsContainer) -> None:
+    """Declare ``--dtype``, which `chosen_dtype` reads."""
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision of the passes, by autocast; float32 for none "
+        "(default: bfloat16 on CUDA, or float16 on cards that lack it; float32 elsewhere)",
+    )
+
+
+def chosen_dtype(options: argparse.Namespace, device: str) -> torch.dtype:
+    """Return the precision that ``--dtype`` names, or the default on a device."""
+    import torch
+
+    from ..runner import default_dtype
+
+    dtype: torch.dtype = (
+        default_dtype(device) if options.dtype is None else getattr(torch, options.dtype)
+    )
+    return dtype
 
 
 def add_profile(command: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Spark3rError, first_line
 from ..files import write_file
-from .arguments import DTYPES, add_json, add_model, parse_count, parse_grid
+from .arguments import add_dtype, add_json, add_model, chosen_dtype, parse_count, parse_grid
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -62,12 +62,7 @@ def add_bench(commands: Subparsers) -> None:
         help="rows and columns of patches per frame (default: 28x37; reference: 8x8)",
     )
     command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 ...")
-    command.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="precision of the passes, by autocast (default: float32)",
-    )
+    add_dtype(command)
     command.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -122,6 +117,7 @@ def _bench(options: argparse.Namespace) -> int:
     if known.notice:
         print(f"spark3r: {known.notice}", file=sys.stderr, flush=True)
     model = load_model(options.model, device)
+    dtype = chosen_dtype(options, device)
     result = bench(
         model,
         options.frames,
@@ -130,7 +126,7 @@ def _bench(options: argparse.Namespace) -> int:
         grid=options.grid,
         sensitive=options.sensitive,
         backend=options.backend,
-        dtype=None if options.dtype == "float32" else getattr(torch, options.dtype),
+        dtype=None if dtype == torch.float32 else dtype,
         dense_up_to=options.dense_up_to,
         once_from=options.once_from,
         cpu_time=options.cpu_time,

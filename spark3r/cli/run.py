@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .arguments import DTYPES, UsageError, add_json, add_model, parse_count
+from .arguments import UsageError, add_dtype, add_json, add_model, chosen_dtype, parse_count
 from .stages import Stages, opened
 from .tables import print_table
 
@@ -90,12 +90,7 @@ def add_run(commands: Subparsers) -> None:
     command.add_argument(
         "--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)"
     )
-    command.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="autocast precision of the pass (default: float32, no autocast)",
-    )
+    add_dtype(command)
     command.add_argument(
         "--max-points",
         type=parse_count,
@@ -153,8 +148,6 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     check_source(options.clip, options.frames)
     profile = _profile(options)
 
-    import torch
-
     from ..loading.load import REFERENCE_IS_FOR, about, load_model, offered
     from ..reconstruction import reconstruct
     from ..runner import Runner
@@ -192,7 +185,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
             schedule=options.schedule,
             family=runner.family,
             compare_dense=options.compare_dense,
-            dtype=getattr(torch, options.dtype),
+            dtype=chosen_dtype(options, device),
             say=stages.say,
             stage=stages,
         )

@@ -9,6 +9,7 @@ because the decoder is a method of it and not a module.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -94,19 +95,24 @@ def _reduced_forward(
     query, key = attn.q_norm(query).to(value.dtype), attn.k_norm(key).to(value.dtype)
     if attn.rope is not None:
         query, key = rotate(query, key, attn.rope, layout, selection)
-    with sdpa_kernel(_backends(query.dtype, rule, selection)):
+    with _pinned_kernels(value, selection):
         output = attend(query, key, value, layout, rule, selection)
     return attn.proj_drop(attn.proj(join(output)))
 
 
-def _backends(
-    dtype: torch.dtype, rule: ResolvedRule, selection: KeySelection | None
-) -> list[SDPBackend]:
-    """Return the kernels that upstream restricts itself to. Flash attention takes no bias."""
-    biased = selection is not None and rule.operators.key_value.mass_correction > 0
-    if dtype == torch.bfloat16 and not biased:
-        return [SDPBackend.FLASH_ATTENTION]
-    return [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
+def _pinned_kernels(value: Tensor, selection: KeySelection | None) -> AbstractContextManager[None]:
+    """Return the context that restricts attention to the kernels that upstream restricts itself to.
+
+    In half precision on CUDA that is flash alone. A reduced layer leaves the choice to torch there,
+    because cuDNN's kernel is the faster one on newer cards, and flash attention takes no mask.
+    """
+    half = value.dtype in (torch.bfloat16, torch.float16)
+    if half and value.device.type == "cuda":
+        return nullcontext()
+    biased = selection is not None and selection.logit_bias is not None
+    if value.dtype == torch.bfloat16 and not biased:
+        return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    return sdpa_kernel([SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION])
 
 
 def _memory_savers(root: Any) -> Iterator[Replacement]:

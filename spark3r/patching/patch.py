@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PatchError
+from ..kernels.limits import refuse_wrong_norm
 from ..layout import TokenLayout
 from ..runner import Runner
 from .passes import Pass, Passes
@@ -260,7 +261,9 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     patch = place.patch
     if patch._enabled:
         tokens = args[0] if args else next(iter(kwargs.values()))
-        output = patch._run(self, place.index, patch._passes.current(tokens), args, kwargs)
+        current = patch._passes.current(tokens)
+        refuse_wrong_norm(tokens, current.layout.frames)
+        output = patch._run(self, place.index, current, args, kwargs)
         if output is not None:
             return output
     if place.previous is not None:

@@ -186,7 +186,8 @@ def merge(query: Tensor, places: Tensor, length: int) -> Tensor:
     """Return the merged queries ``[B, H, K, D]``, the means over the tokens of each place.
 
     Sums accumulate in float32, or in float64 for float64 queries. They are deterministic, because
-    each mean reads its tokens in sequence order.
+    each mean reads its tokens in sequence order. On CUDA a backward pass in bfloat16 needs torch
+    2.6 or later.
 
     Args:
         query: Queries ``[B, H, N, D]``.

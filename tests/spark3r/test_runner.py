@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import nn
 
 import spark3r
 from spark3r import Clip, FamilyError, Schedule, Spark3rError, Spark3rWarning
+from spark3r.cli.arguments import chosen_dtype
 from spark3r.families import generic
 from spark3r.families.registry import FAMILIES
 from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
 from spark3r.reconstruction import reconstruct
-from spark3r.runner import Runner, autocast, matmul_dtype
+from spark3r.runner import Runner, autocast, default_dtype, matmul_dtype
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 CPU = torch.device("cpu")
@@ -34,6 +36,21 @@ def lowering(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 
     monkeypatch.setattr(model, "forward", lowered)
     return model
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [(None, F32), ((7, 5), F16), ((8, 0), BF16), ((9, 0), BF16)]
+)
+def test_commands_run_in_half_precision_on_cuda(
+    capability: tuple[int, int] | None, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert default_dtype("cuda:0") == expected
+    assert default_dtype("cpu") == F32
+    options = argparse.Namespace(dtype=None)
+    assert chosen_dtype(options, "cuda") == expected
+    assert chosen_dtype(argparse.Namespace(dtype="float32"), "cuda") == F32
 
 
 @pytest.mark.parametrize(
