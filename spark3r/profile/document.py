@@ -130,7 +130,7 @@ class Profile(Section):
             ProfileError: If it is not a valid profile. The message has one line per problem.
         """
         document = files.parse(text, source)
-        problems = _not_a_profile(document) or files.repeated_keys(document)
+        problems = _not_a_profile(document) or files.structure_problems(document)
         if problems:
             raise profile_error(source, problems)
         if document.get("version") == 1:

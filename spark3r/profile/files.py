@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,39 @@ from ..errors import ProfileError, ProfileExistsError
 from ..files import write_file
 from .messages import field_path
 
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 4 * 2**20
+"""Largest profile file. The figures of about 600 clips under seven schedules fit."""
+
+MAX_VALUES = 100_000
+"""Most values in a profile, objects and lists included. It bounds the time that a check takes, as
+the next two do."""
+
+MAX_LENGTH = 10_000
+"""Most entries of a list."""
+
+MAX_DEPTH = 20
+"""Most objects and lists inside one another. A profile has 8."""
+
+TOO_DEEP = f"the document is nested more than {MAX_DEPTH} levels deep, expected a profile"
 
 
 def read_text(path: Path) -> str:
     """Return the text of a profile file.
 
     Raises:
-        ProfileError: If it cannot be read, is empty, too large, or not UTF-8.
+        ProfileError: If it cannot be read, is no regular file, is empty, too large, or not UTF-8.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ProfileError(f"{path}: is a folder, expected a profile file (.json)")
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ProfileError(f"{path}: is no regular file, expected a profile file (.json)")
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ProfileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: the path has a NUL character
+        raise ProfileError(f"{path}: cannot be read ({_reason(error)})") from error
     if len(raw) > MAX_BYTES:
         raise ProfileError(f"{path}: larger than {MAX_BYTES // 2**20} MiB, expected a profile")
     if not raw.strip():
@@ -38,6 +55,15 @@ def read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path}: not UTF-8 (byte {error.start})") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file. A pipe that nobody writes to opens at once too, and is then refused."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 class _Pairs(dict[str, Any]):
@@ -57,23 +83,39 @@ def parse(text: str, source: str) -> Any:
     """
     try:
         return json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ProfileError(f"{source}: {TOO_DEEP}") from None
+    except ValueError as error:
         raise ProfileError(f"{source}: not JSON: {error}") from error
 
 
-def repeated_keys(document: Any) -> list[str]:
-    """Return one line per key that an object of a parsed document holds twice."""
+def structure_problems(document: Any) -> list[str]:
+    """Return what is wrong with the structure of a parsed document, whatever its fields mean.
+
+    That is one line per key that an object holds twice; or one line alone, if the document has more
+    values, entries or levels than any profile.
+    """
     lines: list[str] = []
     pending: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
-    while pending:  # a file may be nested too deeply for recursion
+    values = 1
+    while pending:
         location, value = pending.pop()
-        children: list[tuple[str | int, Any]] = []
+        children: Iterable[tuple[str | int, Any]]
         if isinstance(value, _Pairs):
             lines += [f"{field_path((*location, key))} is given twice" for key in value.repeated]
-            children = list(value.items())
+            children = value.items()
         elif isinstance(value, list):
-            children = list(enumerate(value))
-        pending += [((*location, step), child) for step, child in reversed(children)]
+            children = enumerate(value)
+        else:
+            continue
+        values += len(value)
+        if values > MAX_VALUES:
+            return [f"the document has more than {MAX_VALUES} values, expected a profile"]
+        if isinstance(value, list) and len(value) > MAX_LENGTH:
+            return [f"{field_path(location)} is a list of {len(value)}, expected a profile"]
+        if len(location) == MAX_DEPTH:
+            return [TOO_DEEP]
+        pending += [((*location, step), child) for step, child in reversed(list(children))]
     return lines
 
 
@@ -89,15 +131,22 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
         ProfileExistsError: If the file exists and ``overwrite`` is not set.
         ProfileError: If the file cannot be written.
     """
-    target = Path(os.path.realpath(path))  # a symbolic link stays one
-    if target.is_dir():
+    if len(text.encode()) > MAX_BYTES:
+        raise ProfileError(
+            f"{path}: the profile has more than {MAX_BYTES // 2**20} MiB and could not be read"
+        )
+    try:
+        target = Path(os.path.realpath(path))  # a symbolic link stays one
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path}: cannot be written ({_reason(error)})") from error
+    if os.path.isdir(target):
         raise ProfileError(f"{path}: is a folder, expected a file name")
     taken = f"{path}: exists already; pass overwrite=True or choose another name"
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise ProfileExistsError(taken)
     try:
         write_file(target, text, overwrite=overwrite)
     except FileExistsError:  # another process was faster
         raise ProfileExistsError(taken) from None
     except OSError as error:
-        raise ProfileError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise ProfileError(f"{path}: cannot be written ({_reason(error)})") from error

@@ -56,7 +56,7 @@ def profile_path(source: str | os.PathLike[str]) -> Path:
     if source not in names:
         near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        if Path(source).is_file():
+        if os.path.isfile(source):
             hint = f"did you mean the file './{source}'? "
         raise ProfileError(
             f"no shipped profile is named '{source}': {hint}`spark3r list` shows all; "

@@ -14,6 +14,7 @@ from .model import Section, section_in
 
 MAX_LINES = 20
 MAX_ENTRIES = 1000
+MAX_ERRORS = 10_000  # more take pydantic longer to list than anyone reads
 MAX_VALUE = 60
 
 _EXPECTED: Mapping[str, str] = MappingProxyType(
@@ -80,16 +81,19 @@ def shown(value: object) -> str:
 def problem_lines(error: ValidationError, document: type[Section]) -> list[str]:
     """Return one line per validation error: where it is, what was found, what was expected.
 
-    A file that is wrong throughout gets lines for its first thousand errors.
+    A file that is wrong throughout gets lines for its first thousand errors, or one line with their
+    number.
 
     Args:
         error: Errors of a document.
         document: Class that validated the document.
     """
-    entries = error.errors(include_url=False)
+    if error.error_count() > MAX_ERRORS:
+        return [f"the document has {error.error_count()} problems, expected a profile"]
+    entries = error.errors(include_url=False)[:MAX_ENTRIES]
     inner = {entry["loc"][:depth] for entry in entries for depth in range(len(entry["loc"]))}
     lines = []
-    for entry in entries[:MAX_ENTRIES]:
+    for entry in entries:
         kind, location = entry["type"], entry["loc"]
         path = field_path(location)
         if kind == "json_invalid":  # pydantic's parser is stricter than Python's

@@ -142,10 +142,10 @@ def test_status_rules_of_paper_and_prior() -> None:
         ('{"a": 1,}', "not JSON: "),  # the rest differs from Python 3.13 on
         ("[1, 2]", "the document is a list of 2, expected an object"),
         ("null", "the document is null, expected an object"),
-        ("[" * 100_000, "not JSON: maximum recursion depth exceeded"),
+        ("[" * 100_000, "the document is nested more than 20 levels deep"),
         (
             f'{{"format": "spark3r-profile", "version": 2, "notes": {"[" * 300 + "]" * 300}}}',
-            "not JSON that can be read: recursion limit exceeded",
+            "the document is nested more than 20 levels deep",
         ),
         (
             '{"format": "spark3r-profile", "version": 2, "notes": "\\ud800"}',
@@ -193,6 +193,24 @@ def test_many_problems_are_cut() -> None:
     assert lines[0] == "x.json: 50 problems"
     assert lines[-1] == "  and 30 more"
     assert len(lines) == 22
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measurements": [{}] * 10_001}, "measurements is a list of 10001, expected a profile"),
+        ({"zebra": [[0] * 9_999] * 11}, "the document has more than 100000 values, expected a"),
+        ({"zebra": json.loads("[" * 20 + "]" * 20)}, "the document is nested more than 20 levels"),
+        ({"measurements": [{}] * 900}, "the document has 10800 problems, expected a profile"),
+    ],
+)
+def test_documents_that_are_too_large_for_a_list_of_problems(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ProfileError) as caught:
+        parse(measured() | changes)
+    assert str(caught.value).startswith(f"x.json: {message}")
+    assert "\n" not in str(caught.value)
 
 
 def test_create_and_schedules() -> None:
@@ -311,7 +329,7 @@ def test_load_profile_by_name_path_or_itself(
 def test_files_that_are_wrong_throughout_are_refused_in_time() -> None:
     keys = ", ".join(f'"key{index}": 0' for index in range(50_000))
     text = json.dumps(paper())[:-1] + f", {keys}}}"
-    with pytest.raises(ProfileError, match=r"x\.json: 1000 problems"):
+    with pytest.raises(ProfileError, match=r"x\.json: the document has 50000 problems"):
         Profile.parse(text, "x.json")
     document = paper()
     document["schedules"][0]["layers"] *= 5_000

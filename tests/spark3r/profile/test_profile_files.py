@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def profile() -> Profile:
         (b" \n\t ", "is empty, expected a profile (JSON)"),
         (b'{"format": "\xe9"}', "not UTF-8 (byte 12)"),
         (b"\x00" * 40, "not JSON: Expecting value: line 1 column 1 (char 0)"),
-        (b" " * (MAX_BYTES + 1), "larger than 16 MiB, expected a profile"),
+        (b" " * (MAX_BYTES + 1), "larger than 4 MiB, expected a profile"),
+        (b"[" * 9999, "the document is nested more than 20 levels deep, expected a profile"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, raw: bytes, message: str) -> None:
@@ -47,6 +49,58 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         with pytest.raises(ProfileError) as caught:
             Profile.load(path)
         assert str(caught.value) == f"{path}: {message}"
+
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no umask, and links need a right")
+
+
+@POSIX
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)  # nobody writes to it, so reading it would never end
+    (tmp_path / "link.json").symlink_to("/dev/zero")
+    for path in (pipe, tmp_path / "link.json", Path("/dev/zero")):
+        with pytest.raises(ProfileError) as caught:
+            Profile.load(path)
+        assert str(caught.value) == (f"{path}: is no regular file, expected a profile file (.json)")
+
+
+@pytest.mark.parametrize("name", ["a\0b.json", "x" * 5000 + ".json"], ids=["NUL", "long"])
+def test_paths_that_no_file_has(name: str, profile: Profile) -> None:
+    with pytest.raises(ProfileError, match=r"\.json: (cannot be read \(|no such file)"):
+        Profile.load(name)
+    with pytest.raises(ProfileError, match=r"\.json: cannot be written \("):
+        profile.save(name)
+
+
+def test_a_profile_opens_no_file_but_its_own(tmp_path: Path) -> None:
+    document = paper()
+    document["model"].update(name="/etc/hosts", weights="../../etc/passwd")
+    document["$schema"] = "/dev/zero"
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(document))
+    opened: list[object] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event == "open":
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)  # it stays until the process ends
+    try:
+        Profile.load(path).schedule()
+    finally:
+        watching = False
+    assert set(opened) == {str(path)}
+
+
+def test_a_profile_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, profile: Profile
+) -> None:
+    large = profile.model_copy(update={"notes": "x" * MAX_BYTES})
+    with pytest.raises(ProfileError, match="has more than 4 MiB and could not be read"):
+        large.save(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_byte_order_mark_is_no_harm(tmp_path: Path, profile: Profile) -> None:
@@ -71,9 +125,6 @@ def test_save_overwrites_only_when_told(tmp_path: Path, profile: Profile) -> Non
     assert path.read_text() == "mine"
     profile.save(path, overwrite=True)
     assert Profile.load(path) == profile
-
-
-POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no umask, and links need a right")
 
 
 @POSIX
