@@ -61,6 +61,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def printable(text: str) -> str:
+    """Return a text that cannot steer a terminal: it has escapes for control characters.
+
+    Names of files, and in profiles and checkpoints, may hold any character. Line breaks stay.
+    """
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\u00a0"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 for _public in (
     Spark3rError,
     LayoutError,

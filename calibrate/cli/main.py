@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from spark3r.cli.arguments import chosen_dtype
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
-from spark3r.errors import ProfileExistsError, Spark3rError
+from spark3r.errors import ProfileExistsError, Spark3rError, printable
 from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
@@ -111,7 +111,7 @@ def run_command(
         if options.debug:
             traceback.print_exc()
         else:
-            print(f"calibrate: {_message(error)}", file=sys.stderr)
+            print(f"calibrate: {printable(_message(error))}", file=sys.stderr)
         return UNREACHABLE if isinstance(error, UnreachableBudgetError) else FAILED
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import Spark3rError, first_line
+from ..errors import Spark3rError, first_line, printable
 from .arguments import UsageError
 from .bench import add_bench
 from .check import add_check
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         elif isinstance(error, Spark3rError):
-            print(f"spark3r: {error}", file=sys.stderr)
+            print(f"spark3r: {printable(str(error))}", file=sys.stderr)
         else:
             print(
                 f"spark3r: internal error, {type(error).__name__}: {error} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError, first_line
+from ..memory import is_out_of_memory
+from .inspection import inspect_pickled, inspect_safetensors
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
@@ -29,7 +32,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the file is missing, damaged, of another kind, or holds code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's method it takes any path, and a pipe is no file
         raise WeightsError(f"there is no file {path}")
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path} is not a checkpoint: expected one of {', '.join(SUFFIXES)}")
@@ -48,7 +51,29 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder of weights.
+
+    Hugging Face keeps the files of a folder ``snapshots/REVISION`` in ``blobs`` beside
+    ``snapshots``, and links them. Any other link that leads out of the folder is refused: whoever
+    made the folder could have it read a file of yours.
+
+    Raises:
+        WeightsError: If the file is such a link.
+    """
+    path = folder / name
+    target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(target.is_relative_to(each) for each in homes):
+        raise WeightsError(
+            f"{path} is a link that leads out of its folder, to {target}: if you trust it, give "
+            "that path"
+        )
+    return path
+
+
 def _safetensors(path: Path) -> Mapping[str, Any]:
+    inspect_safetensors(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -59,20 +84,22 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _pickle(path: Path) -> Mapping[str, Any]:
-    with path.open("rb") as file:
-        if not file.read(2).startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle
-            raise WeightsError(f"{path} is not a PyTorch checkpoint, in spite of its name")
     try:
+        inspect_pickled(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the error below says it
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except (WeightsError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors: reading it would run code of its author's choice, "
             "which spark3r does not do. If you trust it, load it yourself and save its "
             "state_dict() as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle ends in an error of almost any class
+        if is_out_of_memory(error):
+            raise WeightsError(f"{path}: memory is not enough for its tensors") from error
         raise WeightsError(
             f"{path} is not a whole PyTorch checkpoint ({first_line(error)}): download it again, "
             "it may be truncated"

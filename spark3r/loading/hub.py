@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..errors import WeightsError, first_line
 
+_PART = r"[\w-][\w.-]*"  # none starts with a dot, as ".." does
 _HUB_NAME = re.compile(
-    r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(/(?P<file>[\w./-]+))?(@(?P<revision>[\w./-]+))?"
+    rf"(?P<repository>[A-Za-z0-9][\w.-]*/{_PART})(/(?P<file>{_PART}(/{_PART})*))?"
+    rf"(@(?P<revision>{_PART}(/{_PART})*))?"
 )
 _USUAL = "model.safetensors"
 _COMMIT = re.compile(r"[0-9a-f]{40}")

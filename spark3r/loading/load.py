@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..families.base import unwrap
 from ..families.registry import FAMILIES
 from ..identity import Origin, remember_origin
 from ..runner import Runner
-from .checkpoints import SUFFIXES, fill, read_checkpoint
+from .checkpoints import SUFFIXES, fill, inside, read_checkpoint
 from .hub import HubName, fetch, parse_hub_name, revision_of
 from .upstream import UPSTREAMS, Upstream
 
@@ -205,10 +206,10 @@ def _with_checkpoint(upstream: Upstream, weights: str) -> tuple[nn.Module, Path]
 
 def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
     path = Path(weights).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    if path.is_dir():
-        return path / "model.safetensors"
+    if os.path.isdir(path):
+        return inside(path, "model.safetensors")
     published = _published_name(weights)
     if published:
         return fetch(published)
@@ -221,7 +222,7 @@ def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
 
 def _published_name(weights: str) -> HubName | None:
     """Return the parts of a name on Hugging Face, None for a path on this machine."""
-    if Path(weights).expanduser().exists():
+    if os.path.exists(Path(weights).expanduser()):
         return None
     if weights.count("/") == 1 and weights.endswith(SUFFIXES):
         return None  # a file in a folder here, misspelt
