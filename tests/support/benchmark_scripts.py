@@ -15,8 +15,8 @@ FOLDER = Path(spark3r.__file__).parents[1] / "benchmarks"
 
 
 def script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """Return a script's module, importable for one test."""
-    if not (FOLDER / f"{name}.py").exists():
+    """Return a script's module, importable for one test. A name in a folder has a dot."""
+    if not (FOLDER / f"{name.replace('.', '/')}.py").exists():
         pytest.skip("benchmarks are not installed with the package")
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module(name)
