@@ -210,6 +210,11 @@ def _notes(
     trade_off: TradeOff,
 ) -> str:
     lines = [f"made by calibrate {job.settings.goal_text} on {split.lengths}: {budget.text}."]
+    if all(clip.name.startswith("rendered:") for clip in split.clips):
+        lines.append(
+            "The evidence is of rendered rooms. Other footage can deviate more: `spark3r run "
+            "--compare-dense` compares the two."
+        )
     if table.dense_extrapolated and dense.latency is None:
         lines.append(
             "Dense does not fit at this length; the latency model extrapolates its latency."
