@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -23,6 +24,22 @@ LayoutFunction = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], tuple
 
 Preprocess = Callable[[Iterable["Image"]], Preprocessed]
 """From upright Pillow images, one per frame, to a model's input."""
+
+
+def _call(model: nn.Module, images: Tensor) -> Any:
+    return model(images[None])
+
+
+def _no_metadata(root: nn.Module) -> dict[str, int]:
+    return {}
+
+
+def _no_reason(root: nn.Module) -> None:
+    return None
+
+
+def _no_replacements(root: nn.Module) -> tuple[Replacement, ...]:
+    return ()
 
 
 @dataclass(frozen=True)
@@ -64,24 +81,48 @@ class Family:
     entry: Callable[[nn.Module], nn.Module]
     layout: LayoutFunction
     reduced_forward: Callable[..., Tensor]
-    call: Callable[[nn.Module, Tensor], Any] = lambda model, images: model(images[None])
+    call: Callable[[nn.Module, Tensor], Any] = _call
     predict: Callable[[Any, Tensor], Prediction] | None = None
     preprocess: Preprocess | None = None
-    metadata: Callable[[nn.Module], dict[str, int]] = lambda root: {}
-    explain_mismatch: Callable[[nn.Module], str | None] = lambda root: None
-    compile_fixes: Callable[[nn.Module], Iterable[Replacement]] = lambda root: ()
-    memory_savers: Callable[[nn.Module], Iterable[Replacement]] = lambda root: ()
+    metadata: Callable[[nn.Module], dict[str, int]] = _no_metadata
+    explain_mismatch: Callable[[nn.Module], str | None] = _no_reason
+    compile_fixes: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
+    memory_savers: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside ``torch.compile`` and data-parallel wrappers."""
+    """Return the model inside ``torch.compile``, data-parallel and PEFT wrappers."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in _DATA_PARALLEL:
-            inner = getattr(model, "module", None)
+        for wrapper, name in _WRAPPERS.items():
+            if inner is None and any(kind.__name__ == wrapper for kind in type(model).__mro__):
+                inner = getattr(model, name, None)
         if not isinstance(inner, nn.Module):
             return model
         model = inner
 
 
-_DATA_PARALLEL = ("DistributedDataParallel", "FullyShardedDataParallel")
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "PeftModel": "base_model",
+    "BaseTuner": "model",  # PEFT's LoraModel and its like, which a PeftModel holds
+}
+"""Class of a wrapper, and the attribute that has the model inside."""
+
+
+def overridden(module: nn.Module, method: str = "forward") -> bool:
+    """Return True if others have replaced a method on the instance, as offloading hooks do.
+
+    A removed hook may leave the class's own method behind on the instance. That does not count, nor
+    does a replacement of spark3r's.
+    """
+    found = module.__dict__.get(method)
+    if found is None:
+        return False
+    if isinstance(found, partial):
+        return not (found.func.__module__.startswith("spark3r.") and found.args == (module,))
+    own = getattr(type(module), method, None)
+    return not (
+        getattr(found, "__self__", None) is module and getattr(found, "__func__", None) is own
+    )

@@ -66,17 +66,18 @@ def generic(
         find_layout = partial(_layout_by_function, layout)
     else:
         raise FamilyError("generic() needs either patch_size= with token counts, or layout=")
-    return Family(
+    metadata = {"special_tokens": special}
+    if patch_size is not None:
+        metadata["patch_size"] = patch_size
+    return Family(  # of functions that pickle can name
         name="generic",
         usage=f"a call that goes through {entry or 'the model'} with its images first",
-        matches=lambda root: True,
-        attention=lambda root: _find(root, attention),
-        entry=lambda root: _get(root, entry),
+        matches=_any,
+        attention=partial(_find, attention),
+        entry=partial(_get, entry),
         layout=find_layout,
         reduced_forward=_reduced_forward,
-        metadata=lambda root: (
-            {"special_tokens": special} | ({} if patch_size is None else {"patch_size": patch_size})
-        ),
+        metadata=partial(_metadata, metadata),
     )
 
 
@@ -109,7 +110,15 @@ def _layout_by_function(
     return found
 
 
-def _find(root: nn.Module, pattern: str) -> dict[str, nn.Module]:
+def _any(root: nn.Module) -> bool:
+    return True
+
+
+def _metadata(numbers: dict[str, int], root: nn.Module) -> dict[str, int]:
+    return dict(numbers)
+
+
+def _find(pattern: str, root: nn.Module) -> dict[str, nn.Module]:
     found = {name: module for name, module in root.named_modules() if fnmatchcase(name, pattern)}
     if not found:
         attentions = [name for name, _ in root.named_modules() if name.endswith("attn")]
@@ -121,7 +130,7 @@ def _find(root: nn.Module, pattern: str) -> dict[str, nn.Module]:
     return found
 
 
-def _get(root: nn.Module, name: str) -> nn.Module:
+def _get(name: str, root: nn.Module) -> nn.Module:
     try:
         return root.get_submodule(name)
     except AttributeError as error:

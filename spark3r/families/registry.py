@@ -45,7 +45,7 @@ def detect(model: nn.Module) -> Family:
     if type(root).__name__ == "DataParallel":
         raise FamilyError(
             "DataParallel copies modules to each device, and copies do not follow a schedule: use "
-            "one process per device (DistributedDataParallel), or apply to the model inside"
+            "one process per device (DistributedDataParallel)"
         )
     raise FamilyError(
         f"{type(root).__name__} is of no family that spark3r knows ({', '.join(FAMILIES)}). "

@@ -1,8 +1,12 @@
 """Patches on a live model: how global attention is replaced, and how it is restored.
 
-Only instances are changed: each global attention module gets a bound ``forward`` and a note of its
-place among them, and the family's entry module gets a pre-hook that derives the token layout of a
-pass. No module is wrapped, no class is changed, and ``state_dict`` keys stay as they are.
+Only instances are changed: each global attention module gets a ``forward`` and a note of its place
+among them, and the family's entry module gets a pre-hook that derives the token layout of a pass.
+No module is wrapped, no class is changed, and ``state_dict`` keys stay as they are.
+
+Others may wrap what a patch has set, as offloading hooks wrap ``forward``. Only what is still ours
+is removed, and a forward inside such a hook then runs the class's. What is set are partial
+functions, because pickle and deepcopy know them.
 
 `Patch` is the mechanism; a subclass says what a layer runs. `AttentionReplacement` runs one
 function in every layer, and a `Handle` follows a schedule.
@@ -16,13 +20,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import PatchError
+from ..errors import LayoutError, PatchError
+from ..families.base import Replacement, overridden
+from ..families.registry import FAMILIES, named_family
 from ..kernels.limits import refuse_wrong_norm
 from ..layout import TokenLayout
 from ..runner import Runner
@@ -64,17 +70,22 @@ class Patch(ABC):
     def _reset(self) -> None:
         """Forget everything about passes and pauses: a copy has none of its own."""
         self._passes = Passes(self.family.usage)
-        self._pauses = 0
+        self._pauses: set[object] = set()
         self._enabled = True
         self._lock = threading.Lock()
 
     _TRANSIENT: ClassVar[tuple[str, ...]] = ("_passes", "_pauses", "_enabled", "_lock")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in self._TRANSIENT}
+        state = {key: value for key, value in self.__dict__.items() if key not in self._TRANSIENT}
+        if FAMILIES.get(self.family.name) is self.family:
+            state["family"] = self.family.name
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if isinstance(self.family, str):
+            self.family = named_family(self.family)
         self._reset()
 
     @property
@@ -84,22 +95,29 @@ class Patch(ABC):
 
     def remove(self) -> None:
         """Restore the model bit for bit. A second call does nothing."""
+        _surely(self._take_off)
+
+    def _take_off(self) -> None:
         while self._undo:
-            self._undo.pop()()
+            self._undo[-1]()
+            self._undo.pop()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Run the model dense inside the block, in every thread; blocks may overlap."""
-        self._pause(1)
+        pause = object()
         try:
+            with self._lock:
+                self._pauses.add(pause)
+                self._enabled = False
             yield
         finally:
-            self._pause(-1)
+            _surely(partial(self._resume, pause))
 
-    def _pause(self, change: int) -> None:
+    def _resume(self, pause: object) -> None:
         with self._lock:
-            self._pauses += change
-            self._enabled = self._pauses == 0
+            self._pauses.discard(pause)
+            self._enabled = not self._pauses
 
     def __enter__(self) -> Self:
         if not self.is_active:
@@ -123,48 +141,49 @@ class Patch(ABC):
             PatchError: If a forward pass of an earlier patch is under way in this thread, or a
                 module cannot be patched.
         """
+        replacements = self._replacements()
         earlier: Patch | None = self.root.__dict__.get(HANDLE)
         if earlier is not None:
             earlier._refuse_if_running()
-            earlier.remove()
         try:
-            self._patch_modules()
-        except BaseException:
             if earlier is not None:
-                earlier._patch_modules()
-            raise
-        return self
-
-    def _patch_modules(self) -> None:
-        """Patch every module, or none."""
-        try:
-            self._set(self.root, HANDLE, self)
-            hook = self._entry.register_forward_pre_hook(self._open, with_kwargs=True)
-            self._undo.append(hook.remove)
-            hook = self._entry.register_forward_hook(self._close, always_call=True)
-            self._undo.append(hook.remove)
-            for index, (name, module) in enumerate(self._modules.items()):
-                if "forward" in module.__dict__ and self._replaces(index):
-                    raise PatchError(
-                        f"{name} has a forward of its own (an offloading hook, say), which a "
-                        "reduced layer would not run: apply before it is installed, or leave this "
-                        "layer dense"
-                    )
-                self._set(module, PLACE, _Place(self, index, module.__dict__.get("forward")))
-                self._set(module, "forward", MethodType(_forward, module))
-            for module, name, value in self.family.compile_fixes(self.root):
-                self._set(module, name, value)
-            for module, name, value in (
-                self.family.memory_savers(self.root) if self.saves_memory else ()
-            ):
-                self._set(module, name, value)
+                earlier.remove()
+            self._put_on(replacements)
+            return self
         except BaseException:
             self.remove()
+            if earlier is not None and not earlier.is_active:
+                earlier._put_on(earlier._replacements())
             raise
 
+    def _replacements(self) -> list[Replacement]:
+        """Return what the patch sets, or refuse. Nothing is changed yet."""
+        found: list[Replacement] = [(self.root, HANDLE, self)]
+        for index, (name, module) in enumerate(self._modules.items()):
+            found.append((module, PLACE, _Place(self, index)))
+            if not overridden(module):
+                found.append((module, "forward", partial(_forward, module)))
+            elif self._replaces(index) and not _is_inside(module.__dict__["forward"]):
+                raise PatchError(
+                    f"{name} has a forward of its own (an offloading hook, say), which a reduced "
+                    "layer would not run: apply before it is installed, or leave this layer dense"
+                )
+        found += self.family.compile_fixes(self.root)
+        if self.saves_memory:
+            found += self.family.memory_savers(self.root)
+        return found
+
+    def _put_on(self, replacements: list[Replacement]) -> None:
+        for module, name, value in replacements:
+            self._set(module, name, value)
+        hook = self._entry.register_forward_pre_hook(self._open, with_kwargs=True)
+        self._undo.append(hook.remove)
+        hook = self._entry.register_forward_hook(self._close, always_call=True)
+        self._undo.append(hook.remove)
+
     def _set(self, module: nn.Module, name: str, value: object) -> None:
-        before = module.__dict__.get(name, _ABSENT)
-        self._undo.append(partial(_restore, module, name, before))
+        before = [module.__dict__[name]] if name in module.__dict__ else []
+        self._undo.append(partial(_restore, module, name, value, *before))
         module.__dict__[name] = value
 
     def _refuse_if_running(self) -> None:
@@ -179,6 +198,17 @@ class Patch(ABC):
         """Record the layout of the pass that begins (pre-hook of the entry module)."""
         if not self._enabled:
             return
+        if getattr(entry, "_is_replica", False):
+            raise PatchError(
+                f"DataParallel has copied {type(self.root).__name__} to another device, and copies "
+                "do not follow a schedule: use one process per device (DistributedDataParallel)"
+            )
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise LayoutError(
+                "torch.jit.trace, and torch.onnx.export with dynamo=False, cannot follow a "
+                "schedule: use torch.export.export or torch.onnx.export(dynamo=True), which can, "
+                "or trace the dense model inside handle.disabled()"
+            )
         batch, layout = self.family.layout(entry, args, kwargs)
         tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
         device = tensors[0].device.type if tensors else "cpu"
@@ -238,34 +268,49 @@ class AttentionReplacement(Patch):
 
 @dataclass(frozen=True)
 class _Place:
-    """A module's place in a patch, and the instance's own forward before it was patched."""
+    """A module's place in a patch."""
 
     patch: Patch
     index: int
-    previous: Callable[..., Tensor] | None
 
 
-_ABSENT = "<absent>"
+def _surely(action: Callable[[], None]) -> None:
+    """Run an action that may be repeated. If it is interrupted, run it again and then raise."""
+    try:
+        action()
+    except BaseException:
+        action()
+        raise
 
 
-def _restore(module: nn.Module, name: str, before: object) -> None:
-    if isinstance(before, str) and before == _ABSENT:
-        module.__dict__.pop(name, None)
+def _restore(module: nn.Module, name: str, value: object, *before: object) -> None:
+    """Undo what was set on a module, if it is still there."""
+    if module.__dict__.get(name) is not value:
+        return
+    if before:
+        module.__dict__[name] = before[0]
     else:
-        module.__dict__[name] = before
+        del module.__dict__[name]
+
+
+def _is_inside(forward: object) -> bool:
+    """Return True if a hook's forward wraps ours, as ``functools.wraps`` notes it."""
+    while forward is not None:
+        if isinstance(forward, partial) and forward.func is _forward:
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
 
 
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """Replace a global attention module's forward."""
-    place: _Place = self.__dict__[PLACE]
-    patch = place.patch
-    if patch._enabled:
+    place: _Place | None = self.__dict__.get(PLACE)
+    if place is not None and place.patch._enabled:
         tokens = args[0] if args else next(iter(kwargs.values()))
+        patch = place.patch
         current = patch._passes.current(tokens)
         refuse_wrong_norm(tokens, current.layout.frames)
         output = patch._run(self, place.index, current, args, kwargs)
         if output is not None:
             return output
-    if place.previous is not None:
-        return place.previous(*args, **kwargs)
     return type(self).forward(self, *args, **kwargs)

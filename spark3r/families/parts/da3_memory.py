@@ -9,13 +9,13 @@ copy of each layer is freed as soon as its second one is made.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import Replacement
+from ..base import Replacement, overridden
 from .memory import by_frames, by_tokens
 from .recognition import arguments
 
@@ -40,7 +40,7 @@ def memory_savers(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[
         else:
             yield from by_frames(block, "pos")
     if _keeps_two_copies(transformer):
-        yield transformer, _LAYERS, MethodType(_layers, transformer)
+        yield transformer, _LAYERS, partial(_layers, transformer)
 
 
 def _keeps_two_copies(transformer: nn.Module) -> bool:
@@ -50,7 +50,8 @@ def _keeps_two_copies(transformer: nn.Module) -> bool:
         and hasattr(kind, _COLLECT)
         and hasattr(kind, _LAYERS)
         and arguments(transformer, _LAYERS) == _ARGUMENTS
-        and not {_COLLECT, _LAYERS} & transformer.__dict__.keys()
+        and not overridden(transformer, _COLLECT)
+        and not overridden(transformer, _LAYERS)
     )
 
 

@@ -11,13 +11,13 @@ would unroll the loop).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import Replacement
+from ..base import Replacement, overridden
 
 MOST_FRAMES = 16
 """Frames in a piece."""
@@ -25,7 +25,7 @@ MOST_FRAMES = 16
 MOST_TOKENS = 16_384
 """Tokens in a piece, about as many as 16 frames of 518x392 pixels have."""
 
-_SPLIT = "_spark3r_split"
+_SPLIT = "_spark3r_split"  # on each module that runs in pieces
 
 
 def by_frames(module: nn.Module, *split: str) -> list[Replacement]:
@@ -39,19 +39,20 @@ def by_frames(module: nn.Module, *split: str) -> list[Replacement]:
     Returns:
         The replacements; none if the instance has a forward of its own (an offloading hook, say).
     """
-    if "forward" in module.__dict__:
-        return []
-    return [
-        (module, _SPLIT, split),
-        (module, "forward", MethodType(_frames_in_pieces, module)),
-    ]
+    return _replacements(module, _frames_in_pieces, split)
 
 
 def by_tokens(module: nn.Module) -> list[Replacement]:
     """Return the replacements that let an MLP of ``[..., C]`` run on some tokens at a time."""
-    if "forward" in module.__dict__:
+    return _replacements(module, _tokens_in_pieces, ())
+
+
+def _replacements(
+    module: nn.Module, forward: Callable[..., Any], split: tuple[str, ...]
+) -> list[Replacement]:
+    if overridden(module):
         return []
-    return [(module, "forward", MethodType(_tokens_in_pieces, module))]
+    return [(module, _SPLIT, split), (module, "forward", partial(forward, module))]
 
 
 def aggregator_in_pieces(
@@ -109,8 +110,13 @@ def _tokens_in_pieces(self: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _whole(module: nn.Module, count: int, most: int) -> bool:
+    """Return True if a module of so many frames or tokens runs as its class does."""
     return (
-        count <= most or module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        _SPLIT not in module.__dict__  # a hook still calls what it wrapped while it was patched
+        or count <= most
+        or module.training
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
     )
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...reduction.pruning import KeySelection
+from ..base import overridden
 
 
 def project(attn: Any, x: Tensor, selection: KeySelection | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +46,7 @@ def is_plain_linear(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or overridden(module)
     )
 
 

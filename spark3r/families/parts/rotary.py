@@ -11,8 +11,7 @@ blocks keep upstream's positions and look them up in a table that is long enough
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
-from types import MethodType
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from ...errors import FamilyError
 from ...layout import TokenLayout
 from ...reduction.pruning import KeySelection
 from ...rope import Rope, apply_rope
-from ..base import Replacement
+from ..base import Replacement, overridden
 from .recognition import arguments
 
 MOST_POSITIONS = 4096
@@ -75,14 +74,14 @@ def without_waiting(root: nn.Module) -> Iterator[Replacement]:
     """
     for module in root.modules():
         if _is_plain(module):
-            yield module, "forward", MethodType(_look_up, module)
+            yield module, "forward", partial(_look_up, module)
 
 
 def _is_plain(module: nn.Module) -> bool:
     return (
         any(hasattr(module, name) for name in _CACHES)
         and arguments(module) == ("tokens", "positions")
-        and "forward" not in module.__dict__
+        and not overridden(module)
     )
 
 

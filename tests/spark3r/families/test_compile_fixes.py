@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -70,8 +71,9 @@ def test_entry_compiles_without_a_graph_break(case: Case, reduced: bool) -> None
     model, clip = build(case), images(case, 5)
     schedule = reducing(case.layers) if reduced else Schedule.dense(case.layers)
     entry = detect(model).entry(model)
-    with spark3r.apply(model, schedule), torch.no_grad():
+    with spark3r.apply(model, schedule, save_memory=False), torch.no_grad():
         expected = _tensors(entry(clip))
+    with spark3r.apply(model, schedule), torch.no_grad():  # a graph drops unread tokens by itself
         found = _tensors(torch.compile(entry, fullgraph=True, backend="eager")(clip))
     torch._dynamo.reset()
     assert len(found) == len(expected) > 0
@@ -85,8 +87,8 @@ def test_embeddings_are_given_back_and_copied(case: Case) -> None:
     embedding = _embedding(model)
     with spark3r.apply(model, reducing(case.layers)) as handle:
         copy = deepcopy(model)
-        assert vars(embedding)["forward"].__self__ is embedding
-        assert vars(_embedding(copy))["forward"].__self__ is _embedding(copy)
+        assert vars(embedding)["forward"].args == (embedding,)
+        assert vars(_embedding(copy))["forward"].args == (_embedding(copy),)
         with handle.disabled():
             assert difference(run(model, clip), dense) == 0.0
     assert "forward" not in vars(embedding)
@@ -96,7 +98,7 @@ def test_embeddings_are_given_back_and_copied(case: Case) -> None:
 
 def test_an_embedding_with_a_forward_of_its_own_is_left_alone() -> None:
     model = stand_ins.Vggt()
-    own = model.aggregator.rope.forward
+    own = partial(type(model.aggregator.rope).forward, model.aggregator.rope)
     model.aggregator.rope.forward = own
     with spark3r.apply(model, Schedule.dense(3)):
         assert vars(model.aggregator.rope)["forward"] is own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,11 +35,11 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _in_pieces(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules that run in pieces while a schedule is applied."""
-    ours = ("_frames_in_pieces", "_tokens_in_pieces")
+    ours = (memory._frames_in_pieces, memory._tokens_in_pieces)
     return {
         name: module
         for name, module in model.named_modules()
-        if getattr(vars(module).get("forward"), "__name__", "") in ours
+        if getattr(vars(module).get("forward"), "func", None) in ours
     }
 
 
@@ -103,7 +104,7 @@ def test_gradients_and_training_run_whole(case: Case) -> None:
 def test_a_forward_of_its_own_is_left_alone() -> None:
     model = stand_ins.Vggt()
     block, mlp = model.aggregator.frame_blocks[1], model.aggregator.global_blocks[0].mlp
-    own = [block.forward, mlp.forward]
+    own = [partial(type(module).forward, module) for module in (block, mlp)]
     block.forward, mlp.forward = own
     with spark3r.apply(model, Schedule.dense(3)):
         assert [vars(block)["forward"], vars(mlp)["forward"]] == own

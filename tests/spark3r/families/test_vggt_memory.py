@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import stand_ins
 import torch
+import torch.nn.functional as F
 from family_cases import CASES, Case, build, difference, images, run
 from torch import Tensor, nn
 
 import spark3r
-from spark3r import Schedule
+from spark3r import LayoutError, Schedule
 from spark3r.families.parts.vggt_memory import unread_layers
 
 VGGT = [case for case in CASES if case.family == "vggt"]
@@ -72,6 +75,38 @@ def test_a_copy_has_its_own(case: Case) -> None:
     dense = _tokens(copy, clip)[-1]
     with spark3r.apply(copy, Schedule.dense(case.layers)):
         assert torch.equal(_tokens(copy, clip)[-1], dense)
+
+
+READ = {
+    "mean": lambda tokens: tokens.mean(dim=2),
+    "sum": lambda tokens: tokens.sum(),
+    "numpy": lambda tokens: tokens.detach().numpy(),
+    "list": lambda tokens: tokens.tolist(),
+    "attention": lambda tokens: F.scaled_dot_product_attention(
+        torch.ones(1, 1, 1, tokens.shape[-1], dtype=tokens.dtype), tokens, tokens
+    ),
+    "pooled": lambda tokens: tokens.transpose(2, 3) @ tokens,
+    "joined": lambda tokens: torch.cat(
+        (tokens, torch.ones(*tokens.shape[:2], 1, tokens.shape[3])), 2
+    ),
+    "saved": lambda tokens: torch.save(tokens, io.BytesIO()),
+}
+
+
+@pytest.mark.parametrize("read", READ.values(), ids=READ)
+def test_whoever_reads_dropped_tokens_gets_an_error(
+    case: Case, read: Callable[[Tensor], object]
+) -> None:
+    model, clip = _heads_on(build(case), [0, 0, -1, -1]), images(case, 3)
+    read(_tokens(model, clip)[1])
+    with spark3r.apply(model, Schedule.dense(case.layers)):
+        dropped = _tokens(model, clip)[1]
+    with pytest.raises(LayoutError, match="dropped them: apply the schedule with save_memory=Fa"):
+        read(dropped)
+    with pytest.raises(LayoutError, match="dropped them"):
+        read(dropped.cpu().half()[:, 1:].flatten(0, 1)[None])
+    assert dropped.shape == (1, 3, 0, dropped.shape[-1])
+    assert repr(dropped).startswith("Dropped([], size=(1, 3, 0, ")
 
 
 def test_what_counts_as_read() -> None:
