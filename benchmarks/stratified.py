@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from calibrate.measure.latency_model import LatencyModel
 from spark3r import LayerRule, Operators, Schedule, TokenLayout
+from spark3r.latency import LatencyModel
 from spark3r.reduction.rule import ResolvedRule
 
 _DRAWS = 600

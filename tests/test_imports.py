@@ -25,6 +25,7 @@ ORDERS = {
         "env layout clips",
         "reduction metrics prediction",
         "schedule",
+        "latency",
         "profile reference",
         "families",
         "identity",

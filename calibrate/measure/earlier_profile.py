@@ -9,6 +9,7 @@ from torch import Tensor
 from spark3r.env import device_name
 from spark3r.errors import ProfileError
 from spark3r.identity import describe
+from spark3r.latency import FORM, LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.profile import Profile, compare
 from spark3r.profile.evidence import BaselineRun, Measurement, ScheduleRun
@@ -17,7 +18,6 @@ from spark3r.schedule import Schedule
 
 from ..clips import Split
 from ..settings import Job
-from .latency_model import FORM, LatencyModel
 from .measurements import Latencies, Sensitivities
 from .records import sensitivity_table
 from .target_length import clip_of_length

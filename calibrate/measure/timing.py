@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spark3r.errors import FamilyError
+from spark3r.latency import LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.patching.apply import apply, remove
 from spark3r.patching.wall import apply_wall, wall_forward
@@ -31,7 +32,7 @@ from spark3r.timing import Latency, Timer, Treatment
 
 from ..defaults import PREDICTION_ERROR, TIMED_KEY_VALUE_FACTORS, TIMED_QUERY_FACTORS
 from ..progress import Progress, Reporter, no_progress
-from .latency_model import FitReport, LatencyModel, LayerSample, PassSample, check_fit, fit
+from .latency_model import FitReport, LayerSample, PassSample, check_fit, fit
 
 Pass = Schedule | Literal["dense", "wall"]
 """A whole pass of the model: under a schedule, dense, or at the wall."""

@@ -12,6 +12,7 @@ from spark3r.clips import Clip
 from spark3r.env import device_name, environment
 from spark3r.identity import describe
 from spark3r.kernels import choices_for
+from spark3r.latency import FORM
 from spark3r.profile import Profile
 from spark3r.profile.evidence import (
     BaselineRun,
@@ -35,7 +36,6 @@ from spark3r.timing import Latency
 
 from ..budget import ResolvedBudget
 from ..clips import Split
-from ..measure.latency_model import FORM
 from ..measure.quality import Quality
 from ..measure.timing import LatencyTable
 from ..settings import Job

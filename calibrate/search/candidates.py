@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
+from spark3r.latency import LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.schedule import LayerRule, operators_text
 
 from ..defaults import OFFERED, POWER
-from ..measure.latency_model import LatencyModel
 from ..measure.probe import FAITHFULNESS, SensitivityError
 from .knapsack import Choice
 

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from spark3r.latency import LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
@@ -26,7 +27,6 @@ from ..defaults import (
     POWER,
     QUERY_FACTORS,
 )
-from ..measure.latency_model import LatencyModel
 from .baselines import paper_schedules, uniform_schedules
 from .candidates import choices
 from .knapsack import Assignment, Choice, solve, solve_cheapest

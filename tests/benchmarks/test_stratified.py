@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from benchmark_scripts import script
 
-from calibrate.measure.latency_model import TERMS, LatencyModel
 from spark3r import Operators, Schedule
+from spark3r.latency import TERMS, LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import QueryMerging, TokenStride
 

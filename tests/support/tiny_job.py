@@ -19,12 +19,12 @@ from small_models import make_model
 from torch import nn
 
 from calibrate.cli.clips import read_split
-from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.quality import Quality, assess
 from calibrate.measure.sensitivity import sensitivities
 from calibrate.measure.timing import LayerTiming, PassTiming
 from calibrate.progress import Reporter
 from spark3r import Clip, Prediction, Schedule
+from spark3r.latency import TERMS, LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.patching.apply import is_applied
 from spark3r.reference.scenes.render import rendered_clip

@@ -10,15 +10,7 @@ from torch import nn
 
 import spark3r
 from benchmarks.stratified import stratified_schedules
-from calibrate.measure.latency_model import (
-    TERMS,
-    LatencyModel,
-    LayerSample,
-    PassSample,
-    check_fit,
-    fit,
-    terms,
-)
+from calibrate.measure.latency_model import LayerSample, PassSample, check_fit, fit
 from calibrate.measure.timing import (
     layer_grid,
     measure_latency,
@@ -26,6 +18,7 @@ from calibrate.measure.timing import (
     time_passes,
 )
 from spark3r import FamilyError, Operators, Schedule
+from spark3r.latency import TERMS, LatencyModel, terms
 from spark3r.layout import TokenLayout
 from spark3r.memory import is_out_of_memory
 from spark3r.reduction.operators import QueryMerging, TokenStride
@@ -150,6 +143,9 @@ def test_the_constants_survive_as_a_plain_table() -> None:
     assert LatencyModel.from_dict(stored) == TRUTH
     with pytest.raises(ValueError, match="expected the constants"):
         LatencyModel.from_dict({"rest_ms": 1.0})
+    for name, value in (("frames", 0.0), ("attention_ms", -1.0)):
+        with pytest.raises(ValueError, match=f"latency model with {name} {value:g}"):
+            LatencyModel.from_dict(stored | {name: value})
 
 
 def test_at_another_length_the_rest_is_scaled_and_the_terms_are_counted_anew() -> None:

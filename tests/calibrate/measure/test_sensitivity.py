@@ -16,13 +16,13 @@ from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.defaults import OPERATORS, SCALE_PROBE_FACTOR
 from calibrate.measure.evaluator import run_dense
-from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.records import sensitivity_records, sensitivity_table
 from calibrate.measure.sensitivity import layers_by_paper, sensitivities
 from calibrate.progress import Reporter
 from calibrate.search.candidates import choices
 from calibrate.settings import Job, Settings
 from spark3r.families.reference import FAMILY
+from spark3r.latency import TERMS, LatencyModel
 from spark3r.runner import Runner
 
 

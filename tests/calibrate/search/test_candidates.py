@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from calibrate.defaults import OFFERED, POWER
-from calibrate.measure.latency_model import TERMS, LatencyModel
 from calibrate.measure.probe import COLUMNS, SensitivityError, sensitive_layers
 from calibrate.search.candidates import choices, degradations
 from calibrate.search.knapsack import solve
 from spark3r import LayerRule, Operators
+from spark3r.latency import TERMS, LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import QueryMerging, TokenStride
 from spark3r.reduction.rule import ResolvedRule
