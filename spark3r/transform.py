@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+UPRIGHT = 1
+"""EXIF orientation of an image that is stored upright."""
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -29,7 +32,7 @@ class Transform:
     size: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
-    orientation: int = 1
+    orientation: int = UPRIGHT
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -63,6 +66,24 @@ class Transform:
         if self.orientation in _FROM_BOTTOM:
             y = height - y
         return torch.stack((x, y), -1)
+
+    def crop(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom of what the model's image shows of the original.
+
+        They are in pixels of the upright original.
+
+        Args:
+            height: Height of the model's image in pixels.
+            width: Its width.
+        """
+        whole_height, whole_width = self.upright_size
+        (right_scale, down_scale), (right, down) = self.scale, self.offset
+        return (
+            max(0.0, -right / right_scale),
+            max(0.0, -down / down_scale),
+            min(float(whole_width), (width - right) / right_scale),
+            min(float(whole_height), (height - down) / down_scale),
+        )
 
     def moved(self, right: float, down: float) -> Transform:
         """Return the transform after padding on the left and at the top; negative crops there."""

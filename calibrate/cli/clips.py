@@ -75,6 +75,12 @@ def read_split(
                 f"clip '{source}': {len(footage.skipped)} unreadable and skipped "
                 f"({'; '.join(footage.skipped[:3])}{'; ...' * (len(footage.skipped) > 3)})"
             )
+        if footage.passed_over:
+            reporter.say(
+                f"clip '{source}': {len(footage.passed_over)} that look like images were passed "
+                f"over ({'; '.join(footage.passed_over[:3])}"
+                f"{'; ...' * (len(footage.passed_over) > 3)})"
+            )
         skipped += footage.skipped
         clips.append(footage.clip)
     reporter.progress("reading", total, total)

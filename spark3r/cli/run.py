@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -254,10 +254,18 @@ def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
 
 def _say_footage(stages: Stages, footage: Footage) -> None:
     if footage.skipped:
-        shown = "; ".join(footage.skipped[:3]) + " ..." * (len(footage.skipped) > 3)
-        stages.say(f"{len(footage.skipped)} unreadable and skipped: {shown}")
+        stages.say(f"{len(footage.skipped)} unreadable and skipped: {_first(footage.skipped)}")
+    if footage.passed_over:
+        stages.say(
+            f"{len(footage.passed_over)} that look like images were passed over: "
+            f"{_first(footage.passed_over)}"
+        )
     _, _, height, width = footage.clip.images.shape
     stages.say(f"{footage.clip.frames} frames of {width}x{height} pixels from {footage.clip.name}")
+
+
+def _first(parts: Sequence[str]) -> str:
+    return "; ".join(parts[:3]) + " ..." * (len(parts) > 3)
 
 
 def _record(
@@ -289,6 +297,7 @@ def _record(
         "height": height,
         "width": width,
         "skipped": list(footage.skipped),
+        "passed_over": list(footage.passed_over),
         "device": device,
         "dtype": dtype_name(made.dtype),
         "seconds": made.run.seconds,

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from ..geometry import invert_pose, matrix_to_quaternion
 from ..prediction import Prediction
+from ..transform import Transform
+from .clips import Footage
 
 CONVENTION = (
     "extrinsics map world to camera, axes x right, y down, z forward (OpenCV); intrinsics in "
-    "pixels of the depth maps, whose upper left corner is (0, 0); lengths in the model's own unit"
+    "pixels of the depth maps, whose upper left corner is (0, 0); lengths in the model's own unit; "
+    "a pixel (x, y) of the original, turned upright, is (x, y) * scale + offset in the depth map"
 )
 
 
@@ -31,11 +34,10 @@ def tum_lines(extrinsics: Tensor, times: Sequence[float]) -> list[str]:
     ]
 
 
-def cameras_record(
-    prediction: Prediction, names: Sequence[str], times: Sequence[float]
-) -> dict[str, Any]:
-    """Return the cameras of a prediction as JSON, with the depth file of each frame."""
+def cameras_record(prediction: Prediction, footage: Footage) -> dict[str, Any]:
+    """Return the cameras of a prediction as JSON, with each frame's depth file and original."""
     height, width = prediction.image_size
+    frames = zip(footage.frames, footage.times, footage.transforms, strict=True)
     return {
         "convention": CONVENTION,
         "height": height,
@@ -47,7 +49,20 @@ def cameras_record(
                 "depth": f"depth/{number:05}.npy",
                 "extrinsics": prediction.extrinsics[number].tolist(),
                 "intrinsics": prediction.intrinsics[number].tolist(),
+                "original": _original_record(transform, height, width),
             }
-            for number, (name, time) in enumerate(zip(names, times, strict=True))
+            for number, (name, time, transform) in enumerate(frames)
         ],
+    }
+
+
+def _original_record(transform: Transform, height: int, width: int) -> dict[str, Any]:
+    """Return where a depth map ``[height, width]`` lies in the original, as JSON."""
+    return {
+        "height": transform.size[0],
+        "width": transform.size[1],
+        "orientation": transform.orientation,
+        "scale": list(transform.scale),
+        "offset": list(transform.offset),
+        "crop": list(transform.crop(height, width)),
     }

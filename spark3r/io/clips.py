@@ -42,9 +42,11 @@ class Footage:
     Attributes:
         clip: The frames, as the model's preprocessing makes them.
         frames: Name of each frame: a file, or a video's frame number.
-        times: Seconds of each frame in a video; the frame's number otherwise.
+        times: Seconds of each frame from the beginning of a video, if all of its frames have a time
+            and it ascends; the frame's number otherwise.
         transforms: Where the pixels of each original lie in the clip's frame.
         skipped: Frames that could not be read, each with the reason; empty unless ``skip_bad``.
+        passed_over: Files of a folder that look like images and are not read, each with the reason.
     """
 
     clip: Clip
@@ -52,6 +54,7 @@ class Footage:
     times: tuple[float, ...]
     transforms: tuple[Transform, ...]
     skipped: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 def load_clip(
@@ -88,7 +91,7 @@ def load_clip(
     if source.startswith(RENDERED):
         return _rendered(source, frames or RENDERED_FRAMES, rendered_size)
     preprocess = _preprocess_of(family)
-    path = Path(source).expanduser()
+    path = _path(source)
     selection = FrameSelection(source, frames, skip_bad, at_most)
     reading = read_folder(path, selection) if path.is_dir() else read_video(path, selection)
     return _preprocessed(path, reading, preprocess, selection)
@@ -121,8 +124,13 @@ def check_source(source: str, frames: int | None = None) -> None:
         if not seed.isascii() or not seed.isdigit():
             raise ClipError(f"clip '{source}', expected rendered:SEED such as rendered:7")
         return
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = _path(source)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have, or a folder not to enter
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ClipError(f"clip '{source}' cannot be opened ({reason})") from error
+    if not exists:
         raise ClipError(
             f"clip '{source}': there is no such file or folder; expected a folder of images, a "
             "video or rendered:SEED"
@@ -134,6 +142,13 @@ def check_source(source: str, frames: int | None = None) -> None:
 def is_rendered(source: str) -> bool:
     """Return True for a scene of the reference model's renderer, False for real footage."""
     return source.startswith(RENDERED)
+
+
+def _path(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # no user of that name has a home
+        return Path(source)
 
 
 def _preprocessed(
@@ -163,6 +178,7 @@ def _preprocessed(
         tuple(times),
         tuple(transform.stored(orientation) for transform, orientation in turned),
         tuple(selection.skipped),
+        tuple(selection.passed_over),
     )
 
 

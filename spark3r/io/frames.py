@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ClipError
+from ..transform import UPRIGHT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +19,8 @@ class Frame(NamedTuple):
 
     Attributes:
         name: File name, or number in a video.
-        time: Seconds from the beginning of a video; the number of the frame otherwise.
+        time: Seconds from the beginning of a video whose frames all have a time; the number of
+            the frame otherwise.
         image: The picture, upright.
         orientation: EXIF orientation in which it is stored, 1 to 8; 1 is upright.
     """
@@ -26,7 +28,7 @@ class Frame(NamedTuple):
     name: str
     time: float
     image: Image
-    orientation: int = 1
+    orientation: int = UPRIGHT
 
 
 @dataclass
@@ -39,6 +41,7 @@ class FrameSelection:
         skip_bad: True leaves out frames that cannot be read, False raises an error.
         at_most: True takes all frames where there are fewer than ``frames``, False raises an error.
         skipped: Frames that were left out, each with the reason.
+        passed_over: Files of a folder that look like images and are not read, each with the reason.
     """
 
     source: str
@@ -46,6 +49,7 @@ class FrameSelection:
     skip_bad: bool
     at_most: bool = False
     skipped: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
 
     def pick(self, available: int) -> list[int]:
         """Return the numbers of the selected frames, in order, spread evenly over all.

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from ..errors import ClipError
+from ..errors import ClipError, Spark3rWarning
+from ..transform import UPRIGHT
 from .frames import INSTALL, Frame, FrameSelection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _ORIENTATION = 0x0112  # EXIF tag
-UPRIGHT = 1
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+
+_OTHER = re.compile(
+    r"\.(arw|avif|cr2|cr3|dng|exr|gif|hdr|hei[cf]s?|hif|j2[ck]|jfif|jp[2ex]|jxl|nef|orf"
+    r"|pgm|pnm|psd|qoi|raf|raw|rw2|tga)"
+)
+"""Suffixes of images that are not read."""
+
+_CHECKED = {"JPEG": "mjpeg", "MPO": "mjpeg", "PNG": "png"}
+"""FFmpeg's decoders of the formats in which Pillow passes over damage, by Pillow's format. The
+other formats either stop Pillow or hide their damage from FFmpeg too (benchmarks/faults)."""
+
+_Parts = list[tuple[int, int | str]]
+
+_CheckData = Callable[[bytes, str], None]
+"""Function(file's content, decoder) that raises an error for damaged data."""
+
+_TRUNCATED = re.compile("only got|larger than file|Truncated")  # in Pillow's warnings of a TIFF
 
 
 def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
@@ -27,20 +45,24 @@ def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
     Raises:
         ClipError: If the folder has no images or too few, or one cannot be read.
     """
-    files = image_files(folder, selection.source)
+    files = image_files(folder, selection)
+    check_data = _load_check()
     for number in selection.pick(len(files)):
         try:
-            image, orientation = open_image(files[number])
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of these
+            image, orientation = open_image(files[number], check_data)
+        except ClipError:
+            raise
+        except Exception as error:  # Pillow raises a dozen kinds for damaged files
             selection.unreadable(files[number].name, _reason(error))
             continue
         yield Frame(files[number].name, float(number), image, orientation)
 
 
-def image_files(folder: Path, source: str) -> list[Path]:
+def image_files(folder: Path, selection: FrameSelection) -> list[Path]:
     """Return a folder's image files in natural order: ``frame_2`` before ``frame_10``.
 
-    Hidden files and files of other kinds are ignored.
+    Hidden files and files of other kinds are ignored. What looks like an image and is not read is
+    recorded in the selection.
 
     Raises:
         ClipError: If the folder cannot be listed, or holds no image.
@@ -48,51 +70,122 @@ def image_files(folder: Path, source: str) -> list[Path]:
     try:
         entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         files = [entry for entry in entries if _is_image(entry)]
+        passed_over = [(entry.name, why) for entry in entries if (why := _why_passed_over(entry))]
     except OSError as error:
         raise ClipError(
-            f"clip '{source}': the folder cannot be listed ({error.strerror})"
+            f"clip '{selection.source}': the folder cannot be listed ({error.strerror})"
         ) from error
     if not files:
-        raise ClipError(f"clip '{source}': {_what_is_there(entries)}")
+        raise ClipError(f"clip '{selection.source}': {_what_is_there(entries)}")
+    selection.passed_over.extend(f"{name}: {why}" for name, why in passed_over)
     return files
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Return a sort key by which numbers inside names count as numbers."""
-    return [
-        (0, int(part)) if part.isdigit() else (1, part)
-        for part in re.split(r"([0-9]+)", name.casefold())
-        if part
-    ]
+def natural_key(name: str) -> tuple[_Parts, _Parts, str]:
+    """Return a sort key by which numbers inside names count as numbers, in any script's digits.
+
+    Compatible forms of a character are equal, such as ``②`` and ``2``. Names that differ in
+    nothing else follow the order of their characters.
+    """
+    path = PurePath(name)
+    return _parts(path.stem), _parts(path.suffix), name
 
 
-def open_image(path: Path) -> tuple[Image, int]:
+def _parts(text: str) -> _Parts:
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    digits = "".join(str(unicodedata.digit(each, each)) for each in plain)
+    parts = re.split(r"([0-9]+)", digits)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
+
+
+def open_image(path: Path, check_data: _CheckData | None) -> tuple[Image, int]:
     """Read an image, turned upright, and the EXIF orientation in which it is stored.
 
+    Args:
+        path: The file.
+        check_data: Check of the formats in which Pillow passes over damage, None for no check.
+
     Raises:
-        OSError: If it is not an image, or damaged.
-        ValueError: If it is not a picture of 8 bits per colour, or has too many pixels.
+        ClipError: If Pillow is missing.
+        Exception: If it is not an image, is damaged, is not a picture of 8 bits per colour, or has
+            too many pixels. Pillow raises exceptions of many kinds.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise ClipError(f"images are read with Pillow, which is missing: {INSTALL}") from error
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as opened:
+                stored = opened.getexif().get(_ORIENTATION)
                 opened.load()
-                if opened.mode.startswith(("I", "F")):
-                    raise ValueError("one channel of more than 8 bits, as depth maps have")
-                orientation = opened.getexif().get(_ORIENTATION, UPRIGHT)
-                upright = ImageOps.exif_transpose(opened)
+                # Pillow turns TIFF files upright while it loads them, and none of the others.
+                left_to_turn = opened.getexif().get(_ORIENTATION)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError("too many pixels to be a frame") from error
-    return upright, orientation if orientation in range(1, 9) else UPRIGHT
+    if opened.mode.startswith(("I", "F")):
+        raise ValueError("one channel of more than 8 bits, as depth maps have")
+    for each in warned:
+        if opened.format == "TIFF" and _TRUNCATED.search(str(each.message)):
+            raise ValueError(f"damaged: {each.message}")
+    if check_data is not None and opened.format in _CHECKED:
+        check_data(path.read_bytes(), _CHECKED[opened.format])
+    return turned_upright(opened, _valid(left_to_turn)), _valid(stored)
+
+
+def turned_upright(image: Image, orientation: int) -> Image:
+    """Return an image that is stored in an EXIF orientation as it is to be shown."""
+    from PIL.Image import Transpose
+
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image if orientation == UPRIGHT else image.transpose(methods[orientation])
+
+
+def _valid(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else UPRIGHT
+
+
+def _load_check() -> _CheckData | None:
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        warnings.warn(
+            f"images are not checked for damage, because PyAV is missing: {INSTALL}",
+            Spark3rWarning,
+            stacklevel=2,
+        )
+        return None
+    from .decoding import check_image
+
+    return check_image
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _why_passed_over(path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    is_other = _OTHER.fullmatch(suffix) is not None
+    if path.name.startswith(".") or not (suffix in SUFFIXES or is_other):
+        return None
+    if path.is_file():
+        return f"{suffix[1:].upper()} files are not read" if is_other else None
+    return "a link to nothing" if _is_dangling(path) else "not a file"
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _what_is_there(entries: list[Path]) -> str:
@@ -100,11 +193,16 @@ def _what_is_there(entries: list[Path]) -> str:
         if entry.is_dir() and any(map(_is_image, entry.iterdir())):
             return f"the folder holds no image, but its folder {entry.name} does: name that one"
     kinds = Counter(path.suffix.lower() or path.name for path in entries if path.is_file())
-    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+    dangling = sum(map(_is_dangling, entries))
+    found = [f"{count} {kind}" for kind, count in kinds.most_common(3)]
+    if dangling:
+        found.append(f"{dangling} link{'s' * (dangling != 1)} to nothing")
     expected = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-    return f"the folder holds no image ({found or 'it is empty'}), expected {expected}"
+    return f"the folder holds no image ({', '.join(found) or 'it is empty'}), expected {expected}"
 
 
 def _reason(error: Exception) -> str:
-    text = str(error) if not isinstance(error, OSError) or error.errno is None else error.strerror
-    return "not an image" if "cannot identify image file" in (text or "") else text or "damaged"
+    text = error.strerror if isinstance(error, OSError) and error.errno is not None else str(error)
+    if "cannot identify image file" in (text or ""):
+        return "not an image"
+    return text or f"damaged: {type(error).__name__}"

@@ -3,7 +3,7 @@
 DIR/depth/00000.npy        depth of each frame, [H, W] float32
 DIR/confidence/00000.npy   its confidence, [H, W] float32
 DIR/preview/00000.png      the frame beside its depth in colours
-DIR/cameras.json           extrinsics and intrinsics of each frame
+DIR/cameras.json           extrinsics and intrinsics of each frame, and its place in the original
 DIR/trajectory.txt         camera poses in TUM's format
 DIR/points.ply             coloured points, binary PLY
 DIR/run.json               model, schedule, duration, memory and deviation of the run
@@ -73,7 +73,7 @@ def write_outputs(
     comments = list(provenance_lines(provenance))
     try:
         _write_frames(folder, footage.clip.images, prediction, comments)
-        cameras = cameras_record(prediction, footage.frames, footage.times)
+        cameras = cameras_record(prediction, footage)
         _write_json(folder / "cameras.json", {**cameras, "provenance": provenance})
         lines = [f"# {line}" for line in comments]
         lines += tum_lines(prediction.extrinsics, footage.times)

@@ -1,100 +1,123 @@
-"""Videos, decoded with PyAV."""
+"""Videos: which frames are whole, which are selected, and what is damaged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipError
 from .frames import INSTALL, Frame, FrameSelection
-from .images import SUFFIXES
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .images import SUFFIXES, turned_upright
 
 
 def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
     """Yield the selected frames of a video, turned as its metadata says.
 
-    A selection of frames decodes the video twice, because the number of frames that a container
-    announces is often wrong.
+    The video is decoded twice. The first pass finds which frames are whole, as neither the number
+    of frames nor the duration that a file states can be relied on.
 
     Raises:
-        ClipError: If the file is not a video, has too few frames, or cannot be decoded whole.
+        ClipError: If the file is not a video, has too few frames, or is damaged.
     """
     if path.suffix.lower() in SUFFIXES:
         raise ClipError(
             f"clip '{selection.source}' is one image, and one frame alone has nothing to attend "
             "to: give the folder of images, or a video"
         )
-    if selection.frames is None:
-        wanted = None
-    else:
-        wanted = frozenset(selection.pick(sum(1 for _ in _decode(path, selection))))
-        selection.skipped.clear()  # the second pass finds them again
-    for number, frame in enumerate(_decode(path, selection)):
-        if wanted is None or number in wanted:
-            time = float(number) if frame.time is None else float(frame.time)
-            yield Frame(f"frame {number}", time, *_upright(frame))
-
-
-def _decode(path: Path, selection: FrameSelection) -> Iterator[Any]:
-    """Yield every frame that can be decoded, and record the others."""
     try:
-        import av
+        import av  # noqa: F401
     except ImportError as error:
         raise ClipError(
             f"clip '{selection.source}': videos are read with PyAV, which is missing: {INSTALL}; "
             "or give a folder of images"
         ) from error
     try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(
-            f"clip '{selection.source}' is not a video that FFmpeg can read ({_reason(error)}): "
-            "expected a video, a folder of images or rendered:SEED; an interrupted recording or "
-            "download also gives this error"
-        ) from error
-    with container:
-        if not container.streams.video:
-            kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
-            raise ClipError(f"clip '{selection.source}' has no video stream, only {kinds}")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        packets = 0
-        try:
-            for packet in container.demux(stream):
-                packets += packet.size > 0
-                try:
-                    yield from packet.decode()
-                except av.FFmpegError as error:
-                    selection.unreadable(f"the part after frame {packets - 1}", _reason(error))
-        except av.FFmpegError as error:  # from reading, not from decoding
-            selection.unreadable(f"the part after frame {packets - 1}", _reason(error))
-        if packets < stream.frames:
-            selection.unreadable(
-                f"the end from frame {packets} of {stream.frames}", "the file ends early"
-            )
-
-
-def _upright(frame: Any) -> tuple[Image, int]:
-    """Return a decoded frame turned upright, and its orientation as EXIF counts it."""
-    try:
-        image: Image = frame.to_image()
+        from PIL import Image  # noqa: F401
     except ImportError as error:
         raise ClipError(f"frames are made with Pillow, which is missing: {INSTALL}") from error
-    from PIL.Image import Transpose
+    from .decoding import ToImages, open_video, orientation_of
 
-    # Displays turn by quarters only; the metadata counts degrees counter-clockwise.
-    turn, orientation = {
-        0: (None, 1),
-        1: (Transpose.ROTATE_90, 8),
-        2: (Transpose.ROTATE_180, 3),
-        3: (Transpose.ROTATE_270, 6),
-    }[round(frame.rotation / 90) % 4]
-    return image if turn is None else image.transpose(turn), orientation
+    threads = True
+    survey = _survey(path, selection.source, threads)
+    if survey.damage or not survey.complete:
+        # Threads lose frames around damage, and hide damage of the last frames.
+        threads = False
+        survey = _survey(path, selection.source, threads)
+    for what, why in survey.damage:
+        selection.unreadable(what, why)
+    wanted = {survey.whole[each]: survey.times[each] for each in selection.pick(len(survey.whole))}
+    to_image = ToImages()
+    number = 0
+    with open_video(path, selection.source, threads=threads) as video:
+        for frame, _ in video.decode():
+            if number in wanted and frame is not None:
+                try:
+                    orientation = orientation_of(frame)
+                except ValueError as error:
+                    raise ClipError(f"clip '{selection.source}': {error}") from error
+                image = turned_upright(to_image(frame), orientation)
+                yield Frame(f"frame {number}", wanted[number], image, orientation)
+            number += frame is not None
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+@dataclass(frozen=True)
+class _Survey:
+    """What a video holds.
+
+    Attributes:
+        whole: Number of every whole frame, among all that are decoded.
+        times: Time of each of them: seconds from the beginning of the video if they all have one
+            and it ascends, and their numbers otherwise.
+        damage: Every damaged part, and what is wrong with it.
+        complete: True if every packet made a frame, so that nothing can be lost.
+    """
+
+    whole: tuple[int, ...]
+    times: tuple[float, ...]
+    damage: tuple[tuple[str, str], ...]
+    complete: bool
+
+
+def _survey(path: Path, source: str, threads: bool) -> _Survey:
+    """Decode a video to find its whole frames.
+
+    A frame after damage is drawn from it, up to the next key frame: the decoder does not say so.
+    """
+    from .decoding import open_video
+
+    whole: list[int] = []
+    times: list[float | None] = []
+    damage: list[tuple[str, str]] = []
+    number = 0
+    lost, first, why = 0, 0, ""  # of the damaged part that is being read, if lost > 0
+    with open_video(path, source, threads=threads) as video:
+        for frame, wrong in video.decode():
+            if wrong is not None and not lost:
+                first, why = number, wrong
+            elif lost and wrong is None and frame.key_frame:
+                damage.append((f"{lost} frame{'s' * (lost != 1)} from frame {first} on", why))
+                lost = 0
+            if lost or wrong is not None:
+                lost += 1
+            else:
+                whole.append(number)
+                times.append(frame.time)
+            number += frame is not None
+        if lost:
+            damage.append((f"the part from frame {first} on", why))
+        missing = video.missing_seconds()
+        if missing:
+            end = f"the last {missing:.2f} s of {video.duration:.2f} s"
+            damage.append((end, "the file ends early"))
+    seconds = _times(whole, times, video.start)
+    return _Survey(tuple(whole), seconds, tuple(damage), number == video.packets)
+
+
+def _times(numbers: list[int], seconds: list[float | None], start: float) -> tuple[float, ...]:
+    known = [each - start for each in seconds if each is not None]
+    ascending = all(early < late for early, late in pairwise(known))
+    if len(known) == len(numbers) and ascending:
+        return tuple(known)
+    return tuple(map(float, numbers))
