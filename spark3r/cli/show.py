@@ -1,4 +1,4 @@
-"""``spark3r show``: the schedule of a profile layer by layer, with its cost."""
+"""``spark3r show``: the schedule of a profile, with its cost, time and memory."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ClipError, ProfileError, printable
 from .arguments import add_json, add_profile, grid_text, parse_count, parse_grid
 from .listing import summary
-from .tables import print_table
+from .tables import folded_names, print_table, ranges
 
 if TYPE_CHECKING:
     from ..layout import TokenLayout
     from ..profile import Profile
+    from ..profile.estimate import Estimate
     from ..profile.evidence import Timing
     from ..profile.model import OperatorsRecord, ScheduleRecord
+    from ..schedule import LengthRule
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_FRAMES = 256
 DEFAULT_GRID = (28, 37)  # the paper's frames, 518x392 pixels in patches of 14
+MOST_TOKENS = 10**8
+"""Longest sequence whose keys are counted. A profile by a stranger may ask for any length."""
 
 
 def add_show(commands: Subparsers) -> None:
     """Declare ``spark3r show``."""
     command = commands.add_parser(
         "show",
-        help="print a profile's schedule layer by layer, with its cost",
+        help="print a profile's schedule, with its cost, time and memory at a length",
         allow_abbrev=False,
     )
     add_profile(command)
@@ -59,26 +64,52 @@ def _show(options: argparse.Namespace) -> int:
     rows, columns = options.grid or (
         profile.measurements[0].grid if profile.measurements else DEFAULT_GRID
     )
-    layout = TokenLayout(
-        frames=options.frames or schedule.length.calibrated_frames or DEFAULT_FRAMES,
-        height=rows,
-        width=columns,
-        special=profile.model.special_tokens or 0,
-        anchor_frame=0,  # for a model without one this affects keep_anchor only
-    )
-    cost = _cost(profile, options.schedule or profile.default, layout)
+    frames = options.frames or schedule.length.calibrated_frames or DEFAULT_FRAMES
+    special = profile.model.special_tokens or 0
+    if frames * (rows * columns + special) > MOST_TOKENS:
+        raise ClipError(
+            f"{frames} frames of {grid_text((rows, columns))} patches are more than {MOST_TOKENS} "
+            "tokens: give fewer --frames, or another --grid"
+        )
+    # For a model without an anchor frame, number 0 affects keep_anchor only.
+    layout = TokenLayout(frames, rows, columns, special=special, anchor_frame=0)
+    name = options.schedule or profile.default
+    cost = _cost(profile, name, layout)
+    taken = _taken(profile, name, layout)
     if options.json:
-        record = _record(profile, cost["schedule"])
+        record = _record(profile, name)
         sections = {
             "operators": record.operators.model_dump(mode="json"),
             "length": record.length.model_dump(mode="json"),
         }
-        print(json.dumps(summary(options.profile, profile) | sections | cost, indent=2))
+        print(
+            json.dumps(
+                summary(options.profile, profile) | sections | cost | _as_json(taken), indent=2
+            )
+        )
     else:
-        _print_head(options.profile, profile, cost["schedule"])
+        _print_head(options.profile, profile, name)
         _print_cost(cost, layout)
-        _print_evidence(profile, cost["schedule"])
+        _print_evidence(profile, name)
+        _print_taken(taken, layout)
+        _print_bounds(schedule.length, layout)
     return 0
+
+
+def _taken(profile: Profile, name: str, layout: TokenLayout) -> Estimate | ProfileError:
+    """Return time and memory of a clip, or why the profile does not tell them."""
+    from ..profile.estimate import estimate
+
+    try:
+        return estimate(profile, name, layout)
+    except ProfileError as error:
+        return error
+
+
+def _as_json(taken: Estimate | ProfileError) -> dict[str, Any]:
+    if isinstance(taken, ProfileError):
+        return {"estimate": None, "not_estimated": str(taken)}
+    return {"estimate": taken.to_dict(), "not_estimated": None}
 
 
 def _cost(profile: Profile, name: str, layout: TokenLayout) -> dict[str, Any]:
@@ -138,45 +169,55 @@ def _operators(record: OperatorsRecord) -> dict[str, dict[str, Any]]:
 def _print_head(name: str, profile: Profile, schedule: str) -> None:
     from ..profile import STATUS_WORDS
 
-    model = profile.model
-    print(f"{name}: {model.name} (family {model.family}, weights {model.weights or 'unknown'})")
-    print(f"status: {STATUS_WORDS[profile.status]}")
-    if profile.source is not None:
-        print(f"source: {profile.source}")
-    if profile.notes:
-        print(f"notes: {profile.notes}")
-    print(f"schedules: {', '.join(profile.schedule_names())} (default {profile.default})")
-    record = _record(profile, schedule)
+    model, record = profile.model, _record(profile, schedule)
     operators = _operators_text(_operators(record.operators))
-    print(f"operators: {operators}; revision {record.operators.revision}")
-    print(f"length: {_listed(record.length.model_dump(mode='json', exclude_none=True))}")
+    lines = [
+        f"{name}: {model.name} (family {model.family}, weights {model.weights or 'unknown'})",
+        f"status: {STATUS_WORDS[profile.status]}",
+        "" if profile.source is None else f"source: {profile.source}",
+        f"notes: {profile.notes}" if profile.notes else "",
+        f"schedules: {', '.join(profile.schedule_names())} (default {profile.default})",
+        f"operators: {operators}; revision {record.operators.revision}",
+        f"length: {_listed(record.length.model_dump(mode='json', exclude_none=True))}",
+    ]
+    print(printable("\n".join(filter(None, lines))))
 
 
 def _print_cost(cost: dict[str, Any], layout: TokenLayout) -> None:
     print(
-        f"\nschedule '{cost['schedule']}' on {layout.frames} frames of "
+        f"\nschedule '{printable(cost['schedule'])}' on {layout.frames} frames of "
         f"{grid_text((layout.height, layout.width))} patches and {layout.special} special tokens, "
         f"{layout.tokens} tokens in all:\n"
     )
-    columns = ["layer", "module", "query", "key-value", "queries", "keys", "share of dense"]
+    columns = ["layers", "modules", "query", "key-value", "queries", "keys", "share of dense"]
+    groups = _equal_layers(cost["layers"])
     rows = [
         [
-            str(layer["index"]),
-            layer["module"],
-            str(layer["query"]),
-            str(layer["key_value"]),
-            str(layer["query_length"]),
-            str(layer["key_value_length"]),
-            f"{100 * layer['share']:.2f}%",
+            ranges([layer["index"] for layer in group]),
+            folded_names([layer["module"] for layer in group]),
+            str(group[0]["query"]),
+            str(group[0]["key_value"]),
+            str(group[0]["query_length"]),
+            str(group[0]["key_value_length"]),
+            f"{100 * group[0]['share']:.2f}%",
         ]
-        for layer in cost["layers"]
+        for group in groups
     ]
-    if any(layer["operators"] for layer in cost["layers"]):
+    if any(group[0]["operators"] for group in groups):
         columns.append("own operators")
-        for row, layer in zip(rows, cost["layers"], strict=True):
-            row.append(_operators_text(layer["operators"]))
+        for row, group in zip(rows, groups, strict=True):
+            row.append(_operators_text(group[0]["operators"]))
     print_table(columns, rows)
     print(f"\nshare of the dense attention cost, mean over layers: {100 * cost['share']:.2f}%")
+
+
+def _equal_layers(layers: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the layers in groups with equal rules, in the order of their first layers."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        rule = {key: value for key, value in layer.items() if key not in ("index", "module")}
+        groups.setdefault(json.dumps(rule), []).append(layer)
+    return list(groups.values())
 
 
 def _print_evidence(profile: Profile, schedule: str) -> None:
@@ -202,6 +243,54 @@ def _print_evidence(profile: Profile, schedule: str) -> None:
     print_table(
         ("device", "dtype", "frames", "grid", "dense", "wall", "predicted", "measured"), rows
     )
+
+
+def _print_taken(taken: Estimate | ProfileError, layout: TokenLayout) -> None:
+    """Print seconds, speed-up and memory with their source, or why they are not known."""
+    print(f"\nat {layout.frames} frames:")
+    if isinstance(taken, ProfileError):
+        print(f"  time, memory and speed-up are not known: {printable(str(taken))}")
+        return
+    print(
+        f"  {taken.seconds:.3g} s per clip, dense {taken.dense_seconds:.3g} s, "
+        f"{taken.speed_up:.2f}x end to end"
+    )
+    where = printable(f"on {taken.device} in {taken.dtype}, {taken.date}")
+    if taken.measured:
+        print(f"  (measured, {where})")
+    else:
+        fitted = ", ".join(map(str, taken.fitted_frames))
+        print(
+            f"  (estimated, {where}: by the profile's latency model, which was fitted to clips of "
+            f"{fitted} frames and is off by up to {100 * taken.relative_error:.0f} % on its checks)"
+        )
+        if layout.frames > taken.known_to:
+            print(
+                f"  ({layout.frames} frames lie beyond the {taken.known_to} that the latency model "
+                "is known to hold for: it was not checked there)"
+            )
+    print(f"  {_memory_text(taken, layout)}")
+
+
+def _memory_text(taken: Estimate, layout: TokenLayout) -> str:
+    if taken.peak_gb is None:
+        return "peak memory is not known: the profile recorded none"
+    dense = "" if taken.dense_peak_gb is None else f", dense {taken.dense_peak_gb:.3g} GB"
+    text = f"{taken.peak_gb:.3g} GB peak memory{dense} (measured at {taken.measured_frames} frames)"
+    if layout.frames != taken.measured_frames:
+        text += f"; the profile does not tell the memory of {layout.frames} frames"
+    return text
+
+
+def _print_bounds(length: LengthRule, layout: TokenLayout) -> None:
+    """Say when a clip lies outside the lengths that a schedule is for."""
+    if layout.frames < length.min_frames:
+        print(f"\nclips of fewer than {length.min_frames} frames run dense under this schedule")
+    if length.max_frames is not None and layout.frames > length.max_frames:
+        print(
+            f"\n{layout.frames} frames are beyond the schedule's max_frames ({length.max_frames}): "
+            "it runs, but nothing is known of its quality at this length"
+        )
 
 
 def _milliseconds(latency: Timing | None) -> str:

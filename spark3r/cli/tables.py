@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
+
+from ..errors import printable
 
 NUMERIC = frozenset("0123456789.,-%°")
 
@@ -20,11 +23,41 @@ def print_table(
         rows: Rows of texts, one text per column.
         styles: Styles of cells on a terminal by their text; None for none.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     right = [all(NUMERIC.issuperset(row[i]) for row in rows) for i in range(len(columns))]
     if sys.stdout.isatty():
         _draw(columns, rows, right, styles or {})
     else:
         _print_plain(columns, rows, right)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text, such as ``0-10, 17``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def folded_names(names: Sequence[str]) -> str:
+    """Return names that differ in one number as text, such as ``blocks.{0-10, 17}.attn``.
+
+    Of other names the first is returned, and how many follow.
+    """
+    split = [re.split(r"([0-9]+)", name) for name in names]  # numbers have odd places
+    differing = [
+        place for place, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1
+    ]
+    if not differing and len({*names}) == 1:
+        return names[0]
+    if len(differing) != 1 or differing[0] % 2 == 0 or len({len(parts) for parts in split}) > 1:
+        return f"{names[0]} and {len(names) - 1} more"
+    (place,) = differing
+    numbers = ranges([int(parts[place]) for parts in split])
+    return "".join([*split[0][:place], f"{{{numbers}}}", *split[0][place + 1 :]])
 
 
 def _draw(
