@@ -13,7 +13,8 @@ def write_file(path: Path, content: str | bytes, *, overwrite: bool = True) -> N
     """Write a file. If writing fails, or the process ends, the file stays as it was.
 
     The content goes to a temporary file in the same folder, which then replaces the file. If the
-    path is a symbolic link, the file that it leads to is replaced.
+    path is a symbolic link, the file that it leads to is replaced. A device or a pipe, such as
+    ``/dev/null``, is written to.
 
     Args:
         path: The file.
@@ -29,6 +30,9 @@ def write_file(path: Path, content: str | bytes, *, overwrite: bool = True) -> N
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
+        if overwrite and target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()

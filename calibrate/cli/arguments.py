@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from spark3r import __version__
-from spark3r.cli.arguments import add_dtype
+from spark3r.cli.arguments import add_dtype, parse_path, parse_text
 
 from ..defaults import FRAMES, TARGET_LENGTHS, TRIALS
 
@@ -83,6 +82,7 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--from",
         dest="profile",
+        type=parse_text,
         metavar="PROFILE",
         help="a measured profile of the same model and device, as a file or the name of a shipped "
         "one: solve for the goal with its sensitivities and latency model, and measure only the "
@@ -94,10 +94,11 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
 def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
-        default="reference",
+        type=parse_text,
         metavar="NAME",
         help="reference; vggt, pi3, da3 or omega with :WEIGHTS (a checkpoint or a name on Hugging "
-        "Face) or :random; or package.module:factory (default: reference)",
+        "Face) or :random; or package.module:factory; needed for real footage, reference for "
+        "rendered scenes",
     )
     group.add_argument(
         "--clip",
@@ -134,7 +135,11 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         help="height and width of rendered clips in pixels (default: 8 patches of the model)",
     )
     group.add_argument(
-        "--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: cpu)"
+        "--device",
+        type=parse_text,
+        default="cpu",
+        metavar="D",
+        help="cpu, cuda or cuda:N (default: cpu)",
     )
     add_dtype(group)
 
@@ -168,6 +173,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--storage",
+        type=parse_text,
         metavar="URL",
         help="Optuna storage of the trials, such as sqlite:///study.db (default: a journal file "
         "beside the output)",
@@ -185,7 +191,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output",
-        type=Path,
+        type=parse_path,
         metavar="FILE",
         help="file of the profile, ending in .json, that does not exist yet (default: "
         "MODEL-GOAL.json); the report (.html) and its pictures (.png) are written beside it",
@@ -235,7 +241,7 @@ def _positive(text: str, expected: str) -> float:
 
 
 def _footage(text: str) -> str:
-    kind, colon, seed = text.partition(":")
+    kind, colon, seed = parse_text(text).partition(":")
     if kind == "rendered" and not (colon and seed.isascii() and seed.isdigit()):
         raise argparse.ArgumentTypeError(f"'{text}', expected rendered:SEED such as rendered:7")
     return text

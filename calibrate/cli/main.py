@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from spark3r.cli.arguments import chosen_dtype
+from spark3r.cli.arguments import UsageError, chosen_dtype, chosen_model
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError, printable
 from spark3r.timing import Timer
@@ -99,6 +99,12 @@ def run_command(
         wrong_usage("--resume continues a search, and with --from there is none")
     if options.dry_run and options.profile is not None:
         wrong_usage("--dry-run plans a whole calibration, and --from measures only the answer")
+    try:
+        footage = (*(options.clip or ()), *(options.held_out or ()))
+        options.model = chosen_model(options, footage, None)
+    except UsageError as error:
+        print(f"calibrate: {printable(str(error))}", file=sys.stderr)
+        return USAGE
     sys.path.append(os.getcwd())  # for a model factory in the working directory, as python -m
     try:
         with raise_on_sigterm():

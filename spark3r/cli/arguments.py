@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Spark3rError
+from ..errors import Spark3rError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +42,70 @@ def chosen_dtype(options: argparse.Namespace, device: str) -> torch.dtype:
     return dtype
 
 
+def chosen_model(options: argparse.Namespace, clips: Sequence[str], family: str | None) -> str:
+    """Return the model that ``--model`` names, or the reference model for rendered scenes.
+
+    Args:
+        options: The options; ``model`` is None without ``--model``.
+        clips: The footage.
+        family: Family of the profile that is applied; None without one.
+
+    Raises:
+        UsageError: If there is no ``--model`` and one of the clips is real footage.
+    """
+    if options.model is not None:
+        return str(options.model)
+    real = [clip for clip in clips if is_real(clip)]
+    if not real:
+        return "reference"
+    from ..loading.load import offered
+
+    raise UsageError(
+        f"--clip {real[0]} is real footage, so say with --model which model is to see it:\n"
+        + offered(family)
+    )
+
+
+def is_real(clip: str) -> bool:
+    """Return True for real footage, False for a scene that spark3r renders."""
+    return not clip.startswith("rendered:")
+
+
+def parse_text(text: str) -> str:
+    """Return a text, which an unset variable of the shell would leave empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"'{text}' is empty")
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """Return a path that is not empty: an empty one would be the present folder."""
+    return Path(parse_text(text))
+
+
+def usable_device(name: str) -> str:
+    """Return the name of a device that torch can compute on.
+
+    Raises:
+        Spark3rError: If it cannot be used here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Spark3rError(f"device '{name}' cannot be used: {first_line(error)}") from error
+    if device.type == "meta":
+        raise Spark3rError("device 'meta' computes nothing: use cpu or cuda")
+    return name
+
+
 def add_profile(command: argparse.ArgumentParser) -> None:
     """Declare PROFILE."""
     command.add_argument(
         "profile",
+        type=parse_text,
         metavar="PROFILE",
         help="name of a shipped profile, or a file (a path, or a name that ends in .json)",
     )
@@ -59,7 +121,13 @@ MODEL_HELP = (
 def add_model(command: argparse.ArgumentParser, default: str | None = None, also: str = "") -> None:
     """Declare ``--model``, and say ``also`` in its help."""
     shown = "" if default is None else f" (default: {default})"
-    command.add_argument("--model", default=default, metavar="NAME", help=MODEL_HELP + also + shown)
+    command.add_argument(
+        "--model",
+        type=parse_text,
+        default=default,
+        metavar="NAME",
+        help=MODEL_HELP + also + shown,
+    )
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -8,9 +8,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Spark3rError, first_line
+from ..errors import Spark3rError
 from ..files import write_file
-from .arguments import add_dtype, add_json, add_model, chosen_dtype, parse_count, parse_grid
+from .arguments import (
+    add_dtype,
+    add_json,
+    add_model,
+    chosen_dtype,
+    parse_count,
+    parse_grid,
+    parse_path,
+    parse_text,
+    usable_device,
+)
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -61,7 +71,9 @@ def add_bench(commands: Subparsers) -> None:
         metavar="HxW",
         help="rows and columns of patches per frame (default: 28x37; reference: 8x8)",
     )
-    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1 ...")
+    command.add_argument(
+        "--device", type=parse_text, default="cpu", metavar="D", help="cpu, cuda, cuda:1 ..."
+    )
     add_dtype(command)
     command.add_argument(
         "--backend",
@@ -96,7 +108,9 @@ def add_bench(commands: Subparsers) -> None:
     command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the random images (default: 0)"
     )
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    command.add_argument(
+        "--output", type=parse_path, metavar="FILE", help="write the result as JSON"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
     add_json(command)
     command.set_defaults(run=_bench)
@@ -110,7 +124,7 @@ def _bench(options: argparse.Namespace) -> int:
     from ..benchmark.api import bench
     from ..loading.load import about, load_model
 
-    device = _device(options.device)
+    device = usable_device(options.device)
     if options.cpu_time and device != "cpu":
         raise Spark3rError(f"--cpu-time does not count the work of device '{device}': leave it out")
     known = about(options.model)
@@ -161,19 +175,6 @@ def print_result(result: Benchmark) -> None:
     for name, exponent in result.growth().items():
         print(f"\n{name}: time grows with frames to the power of {exponent:.2f}", end="")
     print()
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise Spark3rError(f"device '{name}' cannot be used: {first_line(error)}") from error
-    if device.type == "meta":
-        raise Spark3rError("device 'meta' computes nothing: use cpu or cuda")
-    return name
 
 
 def _refuse_output(path: Path, overwrite: bool) -> None:

@@ -11,7 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .arguments import UsageError, add_dtype, add_json, add_model, chosen_dtype, parse_count
+from .arguments import (
+    add_dtype,
+    add_json,
+    add_model,
+    chosen_dtype,
+    chosen_model,
+    is_real,
+    parse_count,
+    parse_path,
+    parse_text,
+    usable_device,
+)
 from .stages import Stages, opened
 from .tables import print_table
 
@@ -54,17 +65,28 @@ def add_run(commands: Subparsers) -> None:
     command.add_argument(
         "--clip",
         required=True,
+        type=parse_text,
         metavar="CLIP",
         help="a video, a folder of images, or rendered:SEED, a scene that spark3r renders",
     )
     command.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet"
+        "--output",
+        required=True,
+        type=parse_path,
+        metavar="DIR",
+        help="a folder that does not exist yet",
     )
     command.add_argument(
-        "--profile", metavar="PROFILE", help="a shipped profile or a file (default: run dense)"
+        "--profile",
+        type=parse_text,
+        metavar="PROFILE",
+        help="a shipped profile or a file (default: run dense)",
     )
     command.add_argument(
-        "--schedule", metavar="NAME", help="a schedule of the profile (default: its default)"
+        "--schedule",
+        type=parse_text,
+        metavar="NAME",
+        help="a schedule of the profile (default: its default)",
     )
     command.add_argument(
         "--compare-dense",
@@ -88,7 +110,10 @@ def add_run(commands: Subparsers) -> None:
         "--skip-bad", action="store_true", help="leave out frames that cannot be read"
     )
     command.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)"
+        "--device",
+        type=parse_text,
+        metavar="D",
+        help="cpu, cuda, cuda:1 ... (default: cuda if there is one)",
     )
     add_dtype(command)
     command.add_argument(
@@ -105,7 +130,7 @@ def add_run(commands: Subparsers) -> None:
     )
     command.add_argument(
         "--log-json",
-        type=Path,
+        type=parse_path,
         metavar="FILE",
         help="append one JSON object per stage to this file, with its seconds and peak memory, as "
         "soon as the stage ends or fails",
@@ -139,7 +164,7 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
 
 def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
-    from ..io.clips import check_source, is_rendered
+    from ..io.clips import check_source
     from ..io.outputs import new_folder, refuse_folder
 
     # Mistakes are reported before a model of several GB is loaded.
@@ -148,25 +173,20 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     check_source(options.clip, options.frames)
     profile = _profile(options)
 
-    from ..loading.load import REFERENCE_IS_FOR, about, load_model, offered
+    from ..loading.load import REFERENCE_IS_FOR, about, load_model
     from ..reconstruction import reconstruct
     from ..runner import Runner
     from .provenance import provenance
 
-    real = not is_rendered(options.clip)
-    if options.model is None and real:
-        family = None if profile is None else profile.model.family
-        raise UsageError(
-            f"--clip {options.clip} is real footage, so say which --model is to reconstruct it:\n"
-            + offered(family)
-        )
-    model = options.model or "reference"
+    device = usable_device(options.device or _default_device())
+    model = chosen_model(
+        options, (options.clip,), None if profile is None else profile.model.family
+    )
     known = about(model)
     if known.notice:
         stages.say(known.notice)
-    if real and model == "reference":
+    if model == "reference" and is_real(options.clip):
         stages.say(REFERENCE_IS_FOR)
-    device = options.device or _default_device()
     with stages("load"):
         runner = Runner.of(load_model(model, device))
         schedule = "dense" if profile is None else options.schedule or profile.default

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipError, ProfileError, printable
-from .arguments import add_json, add_profile, grid_text, parse_count, parse_grid
+from .arguments import add_json, add_profile, grid_text, parse_count, parse_grid, parse_text
 from .listing import summary
 from .tables import folded_names, print_table, ranges
 
@@ -36,7 +36,10 @@ def add_show(commands: Subparsers) -> None:
     )
     add_profile(command)
     command.add_argument(
-        "--schedule", metavar="NAME", help="a schedule of the profile (default: its default)"
+        "--schedule",
+        type=parse_text,
+        metavar="NAME",
+        help="a schedule of the profile (default: its default)",
     )
     command.add_argument(
         "--frames",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import Spark3rError, first_line
+from ..errors import Spark3rError, first_line, printable
 from .termination import Terminated, word_and_status
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Stages:
 
     def say(self, message: str) -> None:
         """Show a line on stderr."""
-        print(f"spark3r: {message}", file=sys.stderr, flush=True)
+        print(f"spark3r: {printable(message)}", file=sys.stderr, flush=True)
 
     @contextmanager
     def __call__(self, name: str, modules: Collection[nn.Module] = ()) -> Iterator[None]:

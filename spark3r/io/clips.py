@@ -28,6 +28,8 @@ __all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "check_source", "load_c
 RENDERED = "rendered:"
 """Prefix of the name of a rendered scene; its seed follows."""
 
+_SEED_DIGITS = 15  # the generator takes 64 bits, and frames count on from the seed
+
 LEAST_FRAMES = 2
 """Least frames of a clip: one frame alone has no relative pose and no other frame to attend to."""
 
@@ -121,8 +123,11 @@ def check_source(source: str, frames: int | None = None) -> None:
         )
     if source.startswith(RENDERED):
         seed = source.removeprefix(RENDERED)
-        if not seed.isascii() or not seed.isdigit():
-            raise ClipError(f"clip '{source}', expected rendered:SEED such as rendered:7")
+        if not seed.isascii() or not seed.isdigit() or len(seed) > _SEED_DIGITS:
+            raise ClipError(
+                f"clip '{source}', expected rendered:SEED such as rendered:7, with at most "
+                f"{_SEED_DIGITS} digits"
+            )
         return
     path = _path(source)
     try:
@@ -137,11 +142,6 @@ def check_source(source: str, frames: int | None = None) -> None:
         )
     if not (path.is_dir() or path.is_file()):
         raise ClipError(f"clip '{source}' is neither a file nor a folder")
-
-
-def is_rendered(source: str) -> bool:
-    """Return True for a scene of the reference model's renderer, False for real footage."""
-    return source.startswith(RENDERED)
 
 
 def _path(source: str) -> Path:

@@ -129,9 +129,10 @@ def load_model(name: str, device: torch.device | str = "cpu") -> nn.Module:
     elif kind.lower() in UPSTREAMS:
         raise FamilyError(_weights_unnamed(name, UPSTREAMS[kind.lower()]))
     else:
-        unfamiliar = not rest and (name.endswith(SUFFIXES) or parse_hub_name(name))
-        hint = f"; name the family of these weights too, such as vggt:{name}" if unfamiliar else ""
-        raise FamilyError(f"no model is called '{name}', expected {ACCEPTED}{hint}")
+        expected = f", expected {ACCEPTED}"
+        if not rest and (name.endswith(SUFFIXES) or parse_hub_name(name)):
+            expected = f": name the family of these weights too, such as vggt:{name}"
+        raise FamilyError(f"no model is called '{name}'{expected}")
     model = _moved(name, model, device).eval()
     remember_origin(unwrap(model), Origin(name, file, revision_of(file) if file else None))
     return model

@@ -159,3 +159,15 @@ def test_few_or_short_clips_are_pointed_out(tmp_path: Path) -> None:
     few, _ = read([folder(tmp_path / "glance", 9)], [])
     (few_to_validate,) = few.doubts(8)
     assert few_to_validate.startswith("1 validation clip(s) can hardly tell schedules apart")
+
+
+def test_real_footage_asks_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option in ("--clip", "--held-out"):
+        assert main(["--budget", "75%", option, "tour.mp4"]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("calibrate: --clip tour.mp4 is real footage, so say with --model")
+        assert "  --model vggt:facebook/VGGT-1B\n" in told
+    assert list(tmp_path.iterdir()) == []

@@ -507,7 +507,8 @@ def test_spark3r_calibrate_is_calibrate(monkeypatch: pytest.MonkeyPatch) -> None
     unusable = run("calibrate", "--budget", "30")
     assert "spark3r calibrate: budget '30' has no unit" in unusable.err
     assert "calibrate" in run("--help").out
-    missing = run("calibrate", "--budget", "2x", "--dry-run", "--clip", "no/such.mp4", "--debug")
+    job = ("calibrate", "--budget", "2x", "--dry-run", "--model", "reference")
+    missing = run(*job, "--clip", "no/such.mp4", "--debug")
     assert missing.status == 1
     assert "Traceback" in missing.err
 

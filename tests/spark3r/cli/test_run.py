@@ -115,7 +115,7 @@ def test_real_footage_asks_for_a_model(folder: Path) -> None:
     assert answer.status == 2
     first, *rest = answer.err.splitlines()
     assert first == (
-        "spark3r: --clip photos is real footage, so say which --model is to reconstruct it:"
+        "spark3r: --clip photos is real footage, so say with --model which model is to see it:"
     )
     offered = [line.split()[1] for line in rest if line.startswith("  --model ")]
     assert offered == [
@@ -274,7 +274,7 @@ def test_stages_are_logged_as_they_end(folder: Path, profile: str) -> None:
     assert lines[-1]["peak_memory_gb"] == max(line["peak_memory_gb"] for line in lines[:-1])
     answer = run(*job, "--output", "out")  # which exists
     assert answer.status == 1
-    answer = run(*job, "--device", "toaster", "--output", "b")
+    answer = run(*job, "--model", "nope:x/y", "--output", "b")
     assert answer.status == 1
     lines = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()][8:]
     assert [(line["stage"], bool(line["error"])) for line in lines] == [
@@ -371,7 +371,11 @@ USAGE = [
         "--compare-dense needs --profile",
     ),
     (("--clip", "rendered:1", "--output", "out", "--schedule", "a"), "--schedule needs --profile"),
-    (("--clip", "rendered:1", "--output", "out", "--schedule", ""), "--schedule needs --profile"),
+    *(
+        (("--clip", "rendered:1", "--output", "out", option, ""), f"{option}: '' is empty")
+        for option in ("--model", "--clip", "--output", "--profile", "--schedule", "--device")
+    ),
+    (("--clip", "rendered:1", "--output", "out", "--log-json", " "), "--log-json: ' ' is empty"),
     (
         ("--clip", "rendered:1", "--output", "out", "--profile", "p", "--fail-above", "2%"),
         "--fail-above needs --compare-dense",
@@ -402,8 +406,10 @@ WRONG = [
     ),
     (("--clip", "rendered:1", "--profile", "pi3"), "the profile does not fit the model"),
     (("--clip", "rendered:1", "--model", "nope:x/y"), "no model is called 'nope:x/y'"),
-    (("--clip", "rendered:1", "--device", "cuda:99"), "cannot be moved to device 'cuda:99'"),
-    (("--clip", "rendered:1", "--device", "toaster"), "cannot be moved to device 'toaster'"),
+    (("--clip", "rendered:1", "--device", "cuda:99"), "device 'cuda:99' cannot be used: "),
+    (("--clip", "rendered:1", "--device", "toaster"), "device 'toaster' cannot be used: "),
+    (("--clip", "rendered:1", "--device", "meta"), "device 'meta' computes nothing"),
+    (("--clip", f"rendered:{10**20}"), "with at most 15 digits"),
 ]
 
 

@@ -75,7 +75,7 @@ ACCEPTED = "expected 'reference' (the small trained model"
         ("nope", f"no model is called 'nope', {ACCEPTED}"),
         ("reference:trained", f"no model is called 'reference:trained', {ACCEPTED}"),
         ("dust3r:naver/DUSt3R", f"no model is called 'dust3r:naver/DUSt3R', {ACCEPTED}"),
-        ("weights.pt", f"no model is called 'weights.pt', {ACCEPTED}"),
+        ("weights.pt", "no model is called 'weights.pt': name the family of these weights too, s"),
         ("no-such:f", f"no model is called 'no-such:f', {ACCEPTED}"),
         ("my_models:", f"no model is called 'my_models:', {ACCEPTED}"),
         ("my_models:make()", f"no model is called 'my_models:make()', {ACCEPTED}"),
