@@ -75,7 +75,7 @@ def calibrate(
     `KeyboardInterrupt`.
 
     Args:
-        model: An unpatched model in evaluation mode. It is unchanged afterwards.
+        model: An unpatched model. It is unchanged afterwards.
         clips: Clips to calibrate on, on the CPU. Half are searched on, a quarter decides which
             schedule is exported, a quarter is held out. Sixteen or more can tell schedules apart.
         budget: Largest latency, such as ``30ms``, ``1.5s/clip``, ``2.5x`` or ``25%``; see
@@ -160,7 +160,7 @@ def run(
     """Calibrate a model like `calibrate`, and return everything that was measured.
 
     Args:
-        model: An unpatched model in evaluation mode. It is unchanged afterwards.
+        model: An unpatched model. It is unchanged afterwards.
         split: Clips by role.
         settings: The request.
         from_profile: File of a profile whose measurements are taken; None measures.

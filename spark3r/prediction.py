@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -124,8 +125,9 @@ class Prediction:
         Raises:
             PredictionError: If the tensors do not describe one clip.
         """
-        depth, confidence = _drop_channel(_widen(depth)), _drop_channel(_widen(confidence))
-        extrinsics, intrinsics = _widen(extrinsics)[..., :3, :], _widen(intrinsics)
+        depth, confidence, extrinsics, intrinsics = _widened(
+            _drop_channel(depth), _drop_channel(confidence), extrinsics[..., :3, :], intrinsics
+        )
         if points is None:
             try:
                 points = unproject(depth, intrinsics, extrinsics, pixel_centre=pixel_centre)
@@ -134,7 +136,7 @@ class Prediction:
                     f"cannot unproject depth {list(depth.shape)} with extrinsics "
                     f"{list(extrinsics.shape)} and intrinsics {list(intrinsics.shape)}: {error}"
                 ) from error
-        return cls(depth, confidence, extrinsics, intrinsics, _widen(points))
+        return cls(*_widened(depth, confidence, extrinsics, intrinsics, points))
 
     @classmethod
     def from_pose_encoding(
@@ -161,7 +163,7 @@ class Prediction:
         Raises:
             PredictionError: If the tensors do not describe one clip.
         """
-        depth = _drop_channel(_widen(depth))
+        depth = _drop_channel(depth)
         if depth.dim() != 3 or pose_encoding.shape != (depth.shape[0], 9):
             raise PredictionError(
                 f"depth has shape {list(depth.shape)} and pose_encoding "
@@ -195,7 +197,9 @@ class Prediction:
         Raises:
             PredictionError: If the tensors do not describe one clip.
         """
-        local_points, pose = _widen(local_points), _widen(camera_to_world)[..., :3, :]
+        local_points, pose, confidence = _widened(
+            local_points, camera_to_world[..., :3, :], _drop_channel(confidence)
+        )
         if local_points.dim() != 4 or pose.shape != (local_points.shape[0], 3, 4):
             raise PredictionError(
                 f"local_points has shape {list(local_points.shape)} and camera_to_world "
@@ -203,12 +207,13 @@ class Prediction:
             )
         intrinsics = _fit_intrinsics(local_points)
         points = local_points @ pose[:, None, :, :3].transpose(-1, -2) + pose[:, None, None, :, 3]
-        depth, confidence = local_points[..., 2], _drop_channel(_widen(confidence))
-        return cls(depth, confidence, invert_pose(pose), intrinsics, points)
+        return cls(local_points[..., 2], confidence, invert_pose(pose), intrinsics, points)
 
 
-def _widen(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+def _widened(*values: Tensor) -> list[Tensor]:
+    """Return tensors in the widest of their precisions, float32 or wider."""
+    widest = reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
+    return [value.to(widest) for value in values]
 
 
 def _drop_channel(value: Tensor) -> Tensor:

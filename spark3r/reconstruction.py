@@ -110,15 +110,18 @@ def reconstruct(
 
     Raises:
         FamilyError: If the family cannot read the model's output.
+        LayoutError: If the model was moved, and still holds positions on another device.
         PatchError: If the profile does not fit the model.
         PredictionError: If the model returns NaN, or no prediction.
-        Spark3rError: If memory is not enough, or the model does not run in this precision.
+        Spark3rError: If memory is not enough, the model does not run in this precision, or its
+            parameters have no values.
     """
     runner = Runner.of(model, family, dtype)
     few = clip.select(slice(0, WARM_UP_FRAMES))
     with stage("warm-up", ()):
+        with _within_memory(few):
+            layout, precision = runner.layout(few.images), runner.precision(few.images)
         _timed(runner, few)
-        precision = runner.precision(few.images)
     layers = runner.attention.values()
     if profile is None:
         with stage("dense", layers):
@@ -132,7 +135,6 @@ def reconstruct(
             notes.append(f"the schedule is dense at {clip.frames} frames: nothing is reduced")
         if compare_dense:
             with stage("dense", layers), handle.disabled():
-                layout = runner.layout(few.images)
                 expected = _expected(profile, schedule, layout, precision)
                 dense = _timed(runner, clip, "the dense pass to compare with ran ")
         with stage("reduced", layers):
@@ -192,27 +194,30 @@ def _timed(runner: Runner, clip: Clip, what: str = "") -> TimedPass:
     def call() -> None:
         outputs.append(runner.run(images))
 
-    try:
-        with _without_upstream_warnings():
-            peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
-    except Exception as error:
-        if is_out_of_memory(error):
+    with _within_memory(clip, what):
+        peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
+    return TimedPass(read(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
+
+
+@contextmanager
+def _within_memory(clip: Clip, what: str = "") -> Iterator[None]:
+    """Name what ran out of memory, and show warnings of spark3r only.
+
+    A user cannot act on warnings of the model's code.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Spark3rWarning)
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             remedy = "leave it out, or give" if what else "give"
             raise Spark3rError(
                 f"{what}out of memory at {clip.frames} frames: {remedy} fewer frames, or a profile "
                 "that reduces more"
             ) from error
-        raise
-    return TimedPass(read(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
-
-
-@contextmanager
-def _without_upstream_warnings() -> Iterator[None]:
-    """Show warnings of spark3r only: a user cannot act on those of the model's code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", Spark3rWarning)
-        yield
 
 
 @contextmanager

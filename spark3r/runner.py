@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -102,23 +102,29 @@ class Runner:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model's first parameter, the CPU if it has none."""
+        """Device that the model computes on, see `device_of`."""
         return device_of(self.model)
 
     def run(self, images: Tensor) -> Any:
-        """Return the model's output for one clip, without recording gradients.
+        """Return the model's output for one clip, in evaluation mode and without gradients.
 
-        All passes run here. Whatever is computed from their outputs stays outside autocast.
+        All passes run here. Whatever is computed from their outputs stays outside autocast. Modules
+        in training mode are so again afterwards.
 
         Args:
             images: ``[S, 3, H, W]`` in [0, 1], on any device; rounded to the precision of the
                 model's parameters.
 
         Raises:
-            Spark3rError: If the model fails in half precision.
+            Spark3rError: If the model fails in half precision, or its parameters have no values.
         """
         device, own = self.device, dtype_of(self.model)
-        with torch.inference_mode(), autocast(device, self.dtype):
+        if device.type == "meta":
+            raise Spark3rError(
+                f"the parameters of {type(self.root).__name__} are on the meta device, so they "
+                "have no values: load its weights before it runs"
+            )
+        with torch.inference_mode(), evaluation_mode(self.model), autocast(device, self.dtype):
             try:
                 return self.family.call(self.model, images.to(device, own))
             except (RuntimeError, TypeError) as error:
@@ -218,9 +224,35 @@ class Runner:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter, the CPU if it has none."""
-    parameter = next(iter(model.parameters()), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    """Return the device that a model computes on.
+
+    It is that of the first parameter with values, the CPU if there is no parameter. Parameters that
+    accelerate's hooks have offloaded are on the meta device; the hooks know where they compute.
+    """
+    devices = {parameter.device: None for parameter in model.parameters()}
+    for device in devices:
+        if device.type != "meta":
+            return device
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            where = getattr(each, "execution_device", None)
+            if where is not None:
+                return torch.device(where)
+    return next(iter(devices), torch.device("cpu"))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run the block with every module in evaluation mode, each as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _does_not_run(

@@ -26,7 +26,7 @@ from spark3r.patching.apply import apply, remove
 from spark3r.patching.wall import apply_wall, wall_forward
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
-from spark3r.runner import Runner, autocast
+from spark3r.runner import Runner, autocast, evaluation_mode
 from spark3r.schedule import LayerRule, Schedule
 from spark3r.timing import Latency, Timer, Treatment
 
@@ -242,7 +242,8 @@ def time_layers(
         Treatment(str(number), partial(call, rule), subject=LayerTiming(rule, layout))
         for number, rule in enumerate(within)
     ]
-    timed = timer.time_in_turns(treatments, device=device, limit_s=limit_s, progress=progress)
+    with evaluation_mode(module):
+        timed = timer.time_in_turns(treatments, device=device, limit_s=limit_s, progress=progress)
     return tuple((rule, timed[str(n)]) for n, rule in enumerate(within) if str(n) in timed)
 
 

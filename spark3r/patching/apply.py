@@ -105,10 +105,7 @@ def is_applied(model: nn.Module) -> bool:
 def _check(profile: Profile, runner: Runner, strict: bool) -> None:
     from ..profile import compare
 
-    root = runner.root
-    parameter = next(iter(root.parameters()), None)
-    device = None if parameter is None else parameter.device
-    report = compare(profile, runner.record(), name=name_of(root), device=device)
+    report = compare(profile, runner.record(), name=name_of(runner.root), device=runner.device)
     problems = report.errors + (report.warnings if strict else ())
     if problems:
         raise PatchError("the profile does not fit the model: " + "; ".join(problems))

@@ -7,20 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import stand_ins
 import torch
 from patched import REDUCED
 from small_models import make_images, make_model
 from torch import nn
 
 import spark3r
-from spark3r import Clip, FamilyError, Schedule, Spark3rError, Spark3rWarning
+from spark3r import Clip, FamilyError, LayoutError, Schedule, Spark3rError, Spark3rWarning
+from spark3r.benchmark.api import bench
 from spark3r.cli.arguments import chosen_dtype
 from spark3r.families import generic
 from spark3r.families.registry import FAMILIES
 from spark3r.layout import TokenLayout
 from spark3r.patching.handle import Handle
 from spark3r.reconstruction import reconstruct
-from spark3r.runner import Runner, autocast, default_dtype, matmul_dtype
+from spark3r.runner import Runner, autocast, default_dtype, device_of, dtype_name, matmul_dtype
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 CPU = torch.device("cpu")
@@ -125,6 +127,104 @@ def test_a_model_that_does_not_run_in_half_precision_says_so(
         Spark3rError, match=r"^the model .* parameters cast to bfloat16 \(not [^\n]*\): leave them"
     ):
         reconstruct(model.to(BF16), Clip("noise", images))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(BF16, 0.1), (F16, 0.02), (F64, 1e-4)])
+def test_a_model_that_its_user_cast_runs_as_it_is(
+    model: nn.Module, dtype: torch.dtype, tolerance: float
+) -> None:
+    clip = Clip("noise", make_images(3, 16, 16))
+    expected = reconstruct(model, clip).run.prediction
+    result = reconstruct(model.to(dtype), clip)
+    assert result.dtype == dtype
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    found = result.run.prediction
+    assert found.depth.dtype == (F64 if dtype == F64 else F32)
+    assert found.points.dtype == found.extrinsics.dtype == found.depth.dtype
+    assert float((found.depth.log() - expected.depth.log()).abs().max()) < tolerance
+    assert bench(model, [2], ["dense"], grid=(2, 2), rounds=1).dtype == dtype_name(dtype)
+
+
+class Noisy(nn.Module):
+    """A block with dropout and running statistics, which count in training mode only."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.dropout, self.norm = block, nn.Dropout(0.5), nn.BatchNorm1d(128)
+
+    def forward(self, x: torch.Tensor, rope: object) -> torch.Tensor:
+        return self.norm(self.dropout(self.block(x, rope)).transpose(1, 2)).transpose(1, 2)
+
+
+def test_passes_run_in_evaluation_mode_and_give_each_module_its_own_back(model: nn.Module) -> None:
+    clip = Clip("noise", make_images(3, 16, 16))
+    blocks = model.aggregator.frame_blocks  # type: ignore[union-attr]
+    blocks[0] = Noisy(blocks[0])  # type: ignore[index,operator]
+    expected = reconstruct(model.eval(), clip).run.prediction.depth
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    model.train()
+    blocks[1].eval()  # type: ignore[index,operator]
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(reconstruct(model, clip).run.prediction.depth, expected)
+    bench(model, [2], ["dense", "uniform:2:2", "wall"], grid=(2, 2), rounds=1)
+    with pytest.raises(ValueError, match="images must be"):
+        Runner.of(model).run(torch.rand(3, 1, 16, 16))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_a_model_without_values_is_refused_by_name(model: nn.Module) -> None:
+    model.to("meta")
+    told = r"^the parameters of ReferenceModel are on the meta device, .*: load its weights"
+    with pytest.raises(Spark3rError, match=told):
+        reconstruct(model, Clip("noise", make_images(3, 16, 16)))
+    with pytest.raises(Spark3rError, match=told):
+        bench(model, [2], ["dense"], grid=(2, 2))
+    spark3r.apply(model, REDUCED).remove()  # a schedule may come before the weights
+
+
+def test_the_device_of_an_offloaded_model_is_where_its_hooks_compute(model: nn.Module) -> None:
+    class Hook:
+        def __init__(self, device: object = None, *hooks: Hook) -> None:
+            self.execution_device = device
+            if hooks:
+                self.hooks = hooks
+
+    model.to("meta")
+    assert device_of(model) == torch.device("meta")
+    model._hf_hook = Hook()  # type: ignore[assignment]
+    model.camera_head._hf_hook = Hook(None, Hook(), Hook("cuda:1"))  # type: ignore[union-attr,assignment]
+    assert device_of(model) == torch.device("cuda:1")
+    model.depth_head.to_empty(device="cpu")  # type: ignore[operator,union-attr]
+    assert device_of(model) == CPU
+
+
+def test_an_offloaded_model_is_reconstructed(model: nn.Module) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    clip = Clip("noise", make_images(3, 16, 16))
+    expected = reconstruct(model, clip).run.prediction.depth
+    accelerate.cpu_offload(model, CPU)
+    assert torch.equal(reconstruct(model, clip).run.prediction.depth, expected)
+
+
+@pytest.mark.slow
+def test_a_schedule_moves_with_its_model(model: nn.Module) -> None:
+    spark3r.apply(model, REDUCED)
+    images = make_images(6)
+    with torch.no_grad():
+        model(images)
+        output = model.to("meta")(images.to("meta"))  # a tensor left behind would be an error
+    assert {value.device.type for value in output.values()} == {"meta"}
+
+
+def test_positions_that_a_move_left_behind_are_named_before_the_first_pass() -> None:
+    model = stand_ins.Vggt().eval()
+    clip = Clip("noise", torch.rand(3, 3, 28, 42))
+    reconstruct(model, clip)
+    known = model.aggregator.position_getter.position_cache
+    known[2, 3] = known[2, 3].to("meta")
+    with pytest.raises(LayoutError, match=r"moved to cpu, .* positions on meta .*clear them with"):
+        reconstruct(model, clip)
 
 
 def test_the_first_pass_says_that_it_was_measured_in_another_precision(model: nn.Module) -> None:
