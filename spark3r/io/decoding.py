@@ -131,7 +131,8 @@ def open_video(path: Path, source: str, *, threads: bool) -> Iterator[Video]:
     """
     try:
         # The prefix keeps FFmpeg from reading a protocol in a name such as "a:b.mp4".
-        container = av.open(f"file:{path}", options=_STRICT, metadata_errors="replace")
+        # Demuxers are not made strict: that of FLV crashes then, up to FFmpeg 8.0.
+        container = av.open(f"file:{path}", metadata_errors="replace")
     except MemoryError:
         raise
     except Exception as error:
@@ -176,11 +177,11 @@ def _frames_of(decode: Callable[[], list[Any]]) -> Iterator[Decoded]:
 
 
 def check_image(data: bytes, decoder: str) -> None:
-    """Decode an image, to find damage.
+    """Decode an image, to find damage of its pixels. Metadata are not looked at.
 
     Args:
         data: Content of the file.
-        decoder: FFmpeg's name of the decoder.
+        decoder: FFmpeg's name of the decoder, ``mjpeg`` or ``png``.
 
     Raises:
         ValueError: If the data are damaged.
@@ -188,14 +189,41 @@ def check_image(data: bytes, decoder: str) -> None:
     context: Any = av.CodecContext.create(decoder, "r")
     context.options = _STRICT
     context.thread_count = 1
+    pixels = _jpeg_pixels(data) if decoder == "mjpeg" else _png_pixels(data)
     try:
-        frames = [*context.decode(av.Packet(data)), *context.decode(None)]
+        frames = [*context.decode(av.Packet(pixels)), *context.decode(None)]
     except NotImplementedError:  # FFmpeg knows fewer variants of JPEG than Pillow
         return
     except av.FFmpegError as error:
         raise ValueError(f"damaged: {reason(error)}") from error
     if not frames or frames[0].is_corrupt:
         raise ValueError("damaged: FFmpeg makes no whole picture of it")
+
+
+def _jpeg_pixels(data: bytes) -> bytes:
+    """Return a JPEG file without its metadata: application segments and comments."""
+    kept, place = [data[:2]], 2
+    while data[place : place + 1] == b"\xff" and len(data) >= place + 4:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xDA:  # the scan begins
+            break
+        # The first and the fourteenth application segment say how colours are coded.
+        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
+            kept.append(data[place : place + 2 + length])
+        place += 2 + length
+    return b"".join((*kept, data[place:]))
+
+
+def _png_pixels(data: bytes) -> bytes:
+    """Return a PNG file without its metadata: chunks that a reader may leave out."""
+    kept, place = [data[:8]], 8
+    while len(data) >= place + 12:
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        name = data[place + 4 : place + 8]
+        if name[:1].isupper() or name == b"tRNS":
+            kept.append(data[place:end])
+        place = end
+    return b"".join((*kept, data[place:]))
 
 
 class ToImages:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -9,7 +11,27 @@ import numpy as np
 import torch
 from PIL import Image
 
+from spark3r.families.parts.preprocessing import Preprocessed, to_tensor
+from spark3r.families.registry import FAMILIES
+from spark3r.io.clips import Footage
 from spark3r.reference.scenes.render import rendered_clip
+from spark3r.transform import Transform
+
+
+def keep(images: Iterable[Image.Image]) -> Preprocessed:
+    tensors = [to_tensor(image.convert("RGB")) for image in images]
+    return Preprocessed(
+        torch.stack(tensors), tuple(Transform((each.shape[1], each.shape[2])) for each in tensors)
+    )
+
+
+AS_THEY_ARE = replace(FAMILIES["reference"], preprocess=keep)
+"""A family whose preprocessing changes nothing."""
+
+
+def levels(footage: Footage) -> np.ndarray:
+    """Return the pixels of footage that was read as it is, 8-bit ``[S, H, W, 3]``."""
+    return (footage.clip.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def frames_of(seed: int, count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -39,11 +61,21 @@ def write_video(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
     return path
 
 
+def write_matrix(video: Path, turn: Sequence[float]) -> None:
+    """Write a display matrix into an MP4's track header.
+
+    Args:
+        video: The file.
+        turn: Where a step to the right and a step down lead: (right, down) and (right, down).
+    """
+    data = bytearray(video.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (round(part * 0x10000) for part in turn)
+    matrix = (a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    data[start : start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    video.write_bytes(data)
+
+
 def turn_clockwise(video: Path) -> None:
     """Write into an MP4's track header that its picture is to be shown a quarter turn clockwise."""
-    data = bytearray(video.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40
-    one = 0x00010000
-    turned = (0, one, 0, -one, 0, 0, 0, 0, 0x40000000)
-    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turned)
-    video.write_bytes(data)
+    write_matrix(video, (0, 1, -1, 0))

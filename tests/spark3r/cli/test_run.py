@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -131,6 +132,25 @@ def test_real_footage_asks_for_a_model(folder: Path) -> None:
         "  --model pi3:yyfz233/Pi3"
     ]
     assert [path.name for path in folder.iterdir()] == ["photos"]
+
+
+def test_images_that_are_passed_over_are_said_and_recorded(folder: Path) -> None:
+    write_images(folder / "photos", frames_of(3, 4))
+    (folder / "photos" / "frame_9.heic").write_text("")
+    answer = run("run", "--model", "reference", "--clip", "photos", "--output", "out", "--json")
+    assert answer.status == 0, answer.err
+    assert answer.object["passed_over"] == ["frame_9.heic: HEIC files are not read"]
+    assert "spark3r: 1 that look like images were passed over: frame_9.heic: HEIC" in answer.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_names_that_are_no_text_are_said_and_written(folder: Path) -> None:
+    photos = os.fsdecode(b"a\n\xff:%d")
+    write_images(folder / photos, frames_of(3, 4), os.fsdecode(b"\xfe\n{}.png"))
+    answer = run("run", "--model", "reference", "--clip", photos, "--output", "out")
+    assert answer.status == 0, answer.err
+    cameras = json.loads(Path("out/cameras.json").read_text())
+    assert os.fsencode(cameras["frames"][3]["name"]) == b"\xfe\n3.png"
 
 
 def test_the_reference_model_on_real_footage_says_what_it_is_for(folder: Path) -> None:

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from footage_files import frames_of, turn_clockwise, write_images, write_video
+from footage_files import (
+    AS_THEY_ARE,
+    frames_of,
+    turn_clockwise,
+    write_images,
+    write_video,
+)
 from PIL import Image
 from torch import Tensor
 
 from spark3r import ClipError, FamilyError
 from spark3r.families import Family, generic
-from spark3r.families.parts.preprocessing import Preprocessed, to_tensor
 from spark3r.families.registry import FAMILIES
 from spark3r.io.clips import load_clip
 from spark3r.io.frames import FrameSelection
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.transform import Transform
-
-
-def keep(images: Iterable[Image.Image]) -> Preprocessed:
-    tensors = [to_tensor(image.convert("RGB")) for image in images]
-    return Preprocessed(
-        torch.stack(tensors), tuple(Transform((each.shape[1], each.shape[2])) for each in tensors)
-    )
-
-
-AS_THEY_ARE = replace(FAMILIES["reference"], preprocess=keep)
 
 
 def pixels(frames: np.ndarray) -> Tensor:

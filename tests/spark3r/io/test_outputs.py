@@ -13,6 +13,7 @@ from PIL import Image
 
 from spark3r import Prediction, Spark3rError
 from spark3r.geometry import camera_centres, unproject
+from spark3r.io.cameras import cameras_record
 from spark3r.io.clips import Footage, load_clip
 from spark3r.io.depth_maps import coloured_depth, depth_range
 from spark3r.io.outputs import new_folder, write_outputs
@@ -87,6 +88,53 @@ def test_cameras_put_depth_where_the_points_are(written: Path, truth: Prediction
         points = unproject(depth[None], intrinsics[None], extrinsics[None])
         assert torch.allclose(points[0], truth.points[number], atol=1e-5)
         assert frame["name"] == f"frame {number}"
+
+
+def test_cameras_say_where_each_pixel_lies_in_the_original(tmp_path: Path) -> None:
+    """In each original, red counts its columns and green its rows."""
+    sizes = [(180, 120), (100, 200)]  # height and width, upright: one is cropped, one padded
+    for number, (height, width) in enumerate(sizes):
+        grid = np.zeros((height, width, 3), np.uint8)
+        grid[..., 0] = np.arange(width)
+        grid[..., 1] = np.arange(height)[:, None]
+        exif = Image.Exif()
+        exif[0x0112] = 6  # stored turned counter-clockwise
+        stored = Image.fromarray(grid).transpose(Image.Transpose.ROTATE_90)
+        stored.save(tmp_path / f"{number}.png", exif=exif)
+    footage = load_clip(str(tmp_path), "vggt")
+    frames, _, rows, columns = footage.clip.images.shape
+    depth = torch.ones(frames, rows, columns)
+    extrinsics = torch.eye(3, 4).expand(frames, 3, 4)
+    intrinsics = torch.tensor([[400.0, 0, 250.0], [0, 410.0, 255.0], [0, 0, 1]]).expand(2, 3, 3)
+    prediction = Prediction.from_depth(depth, depth, extrinsics, intrinsics)
+    cameras = json.loads(json.dumps(cameras_record(prediction, footage)))
+    for number, frame in enumerate(cameras["frames"]):
+        original = frame["original"]
+        assert (original["width"], original["height"]) == sizes[number]  # as it is stored
+        assert original["orientation"] == 6
+        scale, offset = np.array(original["scale"]), np.array(original["offset"])
+        matrix = np.array(frame["intrinsics"])
+        focal = matrix[[0, 1], [0, 1]] / scale
+        principal = (matrix[:2, 2] - offset) / scale
+        for x, y in ((0.0, 0.0), (-0.3, 0.2), (0.35, -0.25)):
+            upright = focal * (x, y) + principal
+            seen = (matrix @ (x, y, 1))[:2]
+            assert np.allclose(upright * scale + offset, seen)  # there
+            assert np.allclose((seen - offset) / scale, upright)  # and back
+            column, row = (int(part) for part in seen)
+            red, green, _ = footage.clip.images[number, :, row, column] * 255
+            assert np.allclose(upright - 0.5, (red, green), atol=1.0)
+            stored = footage.transforms[number].to_original(torch.tensor(seen))
+            turned = (upright[1], sizes[number][1] - upright[0])
+            assert np.allclose(stored, turned)
+        left, top, right, bottom = original["crop"]
+        corners = np.array([[0, 0], [columns, rows]])
+        (low_x, low_y), (high_x, high_y) = (corners - offset) / scale
+        height, width = sizes[number]
+        assert (left, top) == pytest.approx((max(0, low_x), max(0, low_y)))
+        assert (right, bottom) == pytest.approx((min(width, high_x), min(height, high_y)))
+    assert cameras["frames"][0]["original"]["crop"] == pytest.approx([0, 30, 120, 150], abs=1)
+    assert cameras["frames"][1]["original"]["crop"] == [0, 0, 200, 100]
 
 
 def test_the_cloud_holds_confident_pixels_in_their_colours(
