@@ -118,11 +118,11 @@ def reconstruct(
     """
     runner = Runner.of(model, family, dtype)
     few = clip.select(slice(0, WARM_UP_FRAMES))
-    with stage("warm-up", ()):
+    layers = runner.attention.values()
+    with stage("warm-up", layers):
         with _within_memory(few):
             layout, precision = runner.layout(few.images), runner.precision(few.images)
         _timed(runner, few)
-    layers = runner.attention.values()
     if profile is None:
         with stage("dense", layers):
             return Reconstruction(_timed(runner, clip), precision)

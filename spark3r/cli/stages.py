@@ -31,6 +31,9 @@ WORDS = {
 }
 """What the user reads of each stage."""
 
+PASSES = ("dense", "reduced")
+"""Stages whose end is told."""
+
 SHOWN_AFTER_S = 1.0
 """Seconds after which a terminal shows a stage that is not over."""
 
@@ -55,6 +58,7 @@ class Stages:
         self._clock = clock
         self._device: torch.device | str = "cpu"
         self._highest_gb: float | None = None
+        self._earlier: LayerProgress | None = None  # of the last pass
 
     def on(self, device: torch.device | str) -> None:
         """Measure the memory of this device from now on; before, it is that of the process."""
@@ -85,7 +89,7 @@ class Stages:
             raise
         finally:
             seconds = self._clock() - begin
-            if modules and not error:
+            if name in PASSES and not error:
                 self.say(f"{WORDS[name]}: done after {seconds:.1f} s")
             if self._log is not None:
                 peak = peak_bytes(self._device)
@@ -118,7 +122,7 @@ class Stages:
 
         from .progress import counted
 
-        with counted(modules, torch.device(self._device)) as progress:
+        with counted(modules, torch.device(self._device), self._earlier, self._clock) as progress:
 
             def line() -> Text:
                 seconds = self._clock() - begin
@@ -128,6 +132,8 @@ class Stages:
             console = Console(stderr=True)
             with Live(get_renderable=line, console=console, transient=True, refresh_per_second=4):
                 yield
+        if modules:
+            self._earlier = progress
 
     def _write(self, name: str, seconds: float, peak_gb: float | None, error: str) -> None:
         """Append a line to the log."""
@@ -153,12 +159,10 @@ class Stages:
 def _progress_line(words: str, seconds: float, progress: LayerProgress) -> str:
     parts = [f"{words}, {seconds:.0f} s"]
     done, left = progress.done, progress.left_s
-    if 0 < done < progress.total:
-        parts.append(f"global layer {done} of {progress.total}")
-        if left is not None:
-            parts.append(f"about {left:.0f} s left")
-    elif done and done == progress.total:
-        parts.append("global layers done, the heads follow")
+    if done:
+        parts.append("heads" if done >= progress.total else f"layer {done} of {progress.total}")
+    if left is not None and left >= 1:
+        parts.append(f"about {left:.0f} s left")
     return ", ".join(parts)
 
 

@@ -45,7 +45,7 @@ def test_layers_are_counted_and_the_hooks_go() -> None:
 
 def test_the_time_left_follows_the_layers_that_are_done() -> None:
     clock = Clock()
-    progress = LayerProgress(5, torch.device("cpu"), clock)
+    progress = LayerProgress(5, torch.device("cpu"), clock=clock)
     lines = []
     for _ in range(5):
         clock.now += 10
@@ -54,12 +54,27 @@ def test_the_time_left_follows_the_layers_that_are_done() -> None:
         lines.append(_progress_line("dense pass", clock.now - 100, progress))
     # 12 s from one layer to the next, 2 s of which are over.
     assert lines == [
-        "dense pass, 12 s, global layer 1 of 5",
-        "dense pass, 24 s, global layer 2 of 5, about 34 s left",
-        "dense pass, 36 s, global layer 3 of 5, about 22 s left",
-        "dense pass, 48 s, global layer 4 of 5, about 10 s left",
-        "dense pass, 60 s, global layers done, the heads follow",
+        "dense pass, 12 s, layer 1 of 5",
+        "dense pass, 24 s, layer 2 of 5, about 34 s left",
+        "dense pass, 36 s, layer 3 of 5, about 22 s left",
+        "dense pass, 48 s, layer 4 of 5, about 10 s left",
+        "dense pass, 60 s, heads",
     ]
+
+
+def test_the_heads_are_foretold_by_an_earlier_pass() -> None:
+    """A pass of 100 frames after one of 2: encoder and heads take 50 times as long, layers more."""
+    clock, earlier = Clock(), None
+    for encoder_s, layer_s, heads_s in ((0.5, 0.25, 0.125), (25.0, 100.0, 6.25)):
+        modules, left = layers(4), []
+        with counted(modules, torch.device("cpu"), earlier, clock) as progress:
+            for module in modules:
+                clock.now += encoder_s if module is modules[0] else layer_s
+                module(torch.ones(2))
+                left.append(progress.left_s)
+            clock.now += heads_s
+        earlier = progress
+    assert left == [None, 206.25, 106.25, 6.25]
 
 
 class Event:
@@ -89,7 +104,7 @@ def test_on_a_gpu_a_layer_counts_when_its_event_has_happened(
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     clock = Clock()
-    progress = LayerProgress(3, torch.device("cuda:1"), clock)
+    progress = LayerProgress(3, torch.device("cuda:1"), clock=clock)
     for _ in range(3):
         progress._count(nn.Identity(), (), None)
     assert progress.done == 0
@@ -125,7 +140,7 @@ def test_a_terminal_shows_the_stage_and_forgets_it(monkeypatch: pytest.MonkeyPat
         with stages("dense", modules):
             modules[0](torch.ones(2))
             clock.now += 7
-        assert "spark3r: dense pass, 7 s, global layer 1 of 2" in terminal.getvalue()
+        assert "spark3r: dense pass, 7 s, layer 1 of 2" in terminal.getvalue()
         assert terminal.getvalue().endswith("spark3r: dense pass: done after 7.0 s\n")
         with stages("write"):
             pass
