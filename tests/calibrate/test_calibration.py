@@ -21,7 +21,7 @@ from calibrate.budget import UnreachableBudgetError, parse_budget
 from calibrate.clips import split_clips
 from calibrate.measure.probe import SensitivityError
 from calibrate.measure.target_length import clip_of_length
-from calibrate.report.page import write_report
+from calibrate.report.page import render, write_report
 from calibrate.report.result import Calibration
 from calibrate.report.summary import missed
 from calibrate.search.storage_errors import StudyError
@@ -91,6 +91,16 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 3
     assert 'src="http' not in page
     assert profile.model.global_layers[0] in page
+
+
+def test_the_report_shows_markup_as_text(calibrated: Calibration) -> None:
+    profile = calibrated.profile
+    evil = "<script>alert(1)</script>"
+    model = profile.model.model_copy(update={"name": evil})
+    changed = replace(calibrated, profile=profile.model_copy(update={"model": model}))
+    page = render(changed, f"{evil}.json", {"schedules": b"", "sensitivity": b""})
+    assert "<script>alert" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
 
 
 def outcome_of(result: Calibration) -> dict[str, Any]:
