@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -311,7 +312,7 @@ def deviation(reduced: Prediction, dense: Prediction) -> Deviation:
         source = sample_evenly(reduced.points.reshape(-1, 3), _POINTS)
         target = sample_evenly(dense.points.reshape(-1, 3), _POINTS)
         pose = pose_metrics(reduced.extrinsics, dense.extrinsics)
-        return Deviation(
+        found = Deviation(
             depth=depth_metrics(reduced.depth, dense.depth, align="clip").log_ratio,
             rotation_deg=pose.rotation_deg,
             translation_deg=pose.translation_deg,
@@ -320,3 +321,7 @@ def deviation(reduced: Prediction, dense: Prediction) -> Deviation:
         )
     except ValueError as error:
         raise Spark3rError(f"the runs cannot be compared: {error}") from error
+    for name, value in found.to_dict().items():
+        if value is not None and not math.isfinite(value):
+            raise Spark3rError(f"the runs cannot be compared: {LABELS[name]} deviates by {value}")
+    return found

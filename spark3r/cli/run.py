@@ -165,7 +165,7 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
 def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     from ..io.clips import check_source
-    from ..io.outputs import new_folder, refuse_folder
+    from ..io.outputs import new_folder, refuse_folder, refuse_full_disk
 
     # Mistakes are reported before a model of several GB is loaded.
     refuse_folder(options.output)
@@ -197,6 +197,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     with stages("read"):
         footage = _footage(options, runner)
     _say_footage(stages, footage)
+    refuse_full_disk(options.output, footage.clip.images)
     with new_folder(options.output) as folder:
         made = reconstruct(
             runner.model,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Spark3rError, first_line, printable
 from .termination import Terminated, word_and_status
@@ -34,6 +37,9 @@ WORDS = {
 PASSES = ("dense", "reduced")
 """Stages whose end is told."""
 
+OTHERS_SHOW = ("load",)
+"""Stages in which others show progress of their own, such as that of a download."""
+
 SHOWN_AFTER_S = 1.0
 """Seconds after which a terminal shows a stage that is not over."""
 
@@ -46,13 +52,13 @@ class Stages:
     begins, and one when a pass ends.
 
     Args:
-        log: File that one JSON object per stage is written to, as soon as the stage is over; None
-            for none.
+        log: File without a buffer. One JSON object per stage is written to it, as soon as the
+            stage is over. None for no log.
         clock: Function that returns seconds.
     """
 
     def __init__(
-        self, log: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self, log: RawIOBase | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._log = log
         self._clock = clock
@@ -111,7 +117,7 @@ class Stages:
 
     @contextmanager
     def _shown(self, name: str, modules: Collection[nn.Module], begin: float) -> Iterator[None]:
-        if not sys.stderr.isatty():
+        if name in OTHERS_SHOW or not sys.stderr.isatty():
             self.say(WORDS[name])
             yield
             return
@@ -148,9 +154,10 @@ class Stages:
             "memory": str(self._device),
             "error": error or None,
         }
+        line = (json.dumps(entry) + "\n").encode()
         try:
-            self._log.write(json.dumps(entry) + "\n")
-            self._log.flush()
+            if self._log.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as failed:
             self._log = None  # the work is worth more than its log
             self.say(f"the log cannot be written any more ({failed.strerror})")
@@ -173,8 +180,8 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def opened(path: Path | None) -> Iterator[TextIO | None]:
-    """Open a log to append to; None for no log.
+def opened(path: Path | None) -> Iterator[RawIOBase | None]:
+    """Open a log to append to, without a buffer; None for no log.
 
     Raises:
         Spark3rError: If it cannot be written.
@@ -183,7 +190,7 @@ def opened(path: Path | None) -> Iterator[TextIO | None]:
         yield None
         return
     try:
-        file = path.open("a", encoding="utf-8")
+        file = path.open("ab", buffering=0)
     except OSError as error:
         raise Spark3rError(f"--log-json {path} cannot be written ({error.strerror})") from error
     with file:

@@ -33,7 +33,14 @@ from .depth_maps import coloured_depth, depth_range
 from .point_cloud import coloured_points, write_ply
 from .provenance import provenance_lines
 
-__all__ = ["LEAST_CONFIDENT_PERCENT", "MAX_POINTS", "new_folder", "refuse_folder", "write_outputs"]
+__all__ = [
+    "LEAST_CONFIDENT_PERCENT",
+    "MAX_POINTS",
+    "new_folder",
+    "refuse_folder",
+    "refuse_full_disk",
+    "write_outputs",
+]
 
 MAX_POINTS = 1_000_000
 """Default for the largest number of points of a cloud."""
@@ -84,7 +91,8 @@ def write_outputs(
         write_ply(folder / "points.ply", points, colours, comments)
         _write_json(folder / "run.json", {**run, "points": len(points)})
     except OSError as error:
-        raise Spark3rError(f"{folder}: cannot write the outputs ({error.strerror})") from error
+        reason = error.strerror or str(error)  # numpy's errors have their own text
+        raise Spark3rError(f"the reconstruction cannot be written ({reason})") from error
     return len(points)
 
 
@@ -121,12 +129,36 @@ def refuse_folder(folder: Path) -> None:
         Spark3rError: If the folder exists already, or its parent does not exist or is read-only.
     """
     parent = folder.absolute().parent
-    if folder.exists() or folder.is_symlink():
+    try:
+        exists = folder.exists() or folder.is_symlink()
+    except OSError as error:  # a name that no folder can have
+        raise Spark3rError(f"--output {folder} cannot be made ({error.strerror})") from error
+    if exists:
         raise Spark3rError(f"--output {folder} exists already: choose another, or move it away")
     if not parent.is_dir():
         raise Spark3rError(f"--output {folder}: there is no folder {parent}")
     if not os.access(parent, os.W_OK):
         raise Spark3rError(f"--output {folder}: the folder {parent} is read-only")
+
+
+def refuse_full_disk(folder: Path, images: Tensor) -> None:
+    """Check that there is room for depth and confidence of a clip, before minutes of work.
+
+    Args:
+        folder: The folder that is to be made.
+        images: The clip ``[S, 3, H, W]``.
+
+    Raises:
+        Spark3rError: If there is not.
+    """
+    frames, _, height, width = images.shape
+    needed = frames * height * width * 2 * np.dtype(np.float32).itemsize
+    free = shutil.disk_usage(folder.absolute().parent).free
+    if free < needed:
+        raise Spark3rError(
+            f"--output {folder}: depth and confidence of {frames} frames take {needed / 1e6:.1f} "
+            f"MB, and {free / 1e6:.1f} MB are free there: make room, or choose another place"
+        )
 
 
 @contextmanager
@@ -141,15 +173,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
         Spark3rError: If it cannot be made, or somebody else made it in the meantime.
     """
     refuse_folder(folder)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    except OSError as error:
+        raise Spark3rError(f"--output {folder} cannot be made ({error.strerror})") from error
     try:
         yield partial
         mask = os.umask(0)
         os.umask(mask)
-        partial.chmod(0o777 & ~mask)  # mkdtemp makes folders for their owner alone
         refuse_folder(folder)
-        partial.rename(folder)
-    except OSError as error:
-        raise Spark3rError(f"--output {folder} cannot be made ({error.strerror})") from error
+        try:
+            partial.chmod(0o777 & ~mask)  # mkdtemp makes folders for their owner alone
+            partial.rename(folder)
+        except OSError as error:
+            raise Spark3rError(f"--output {folder} cannot be made ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -155,7 +155,7 @@ def test_a_pipe_gets_a_line_at_the_start_and_no_hooks() -> None:
 
 
 def test_a_stage_that_fails_or_is_interrupted_is_logged() -> None:
-    clock, log = Clock(), io.StringIO()
+    clock, log = Clock(), io.BytesIO()
     stages = Stages(log, clock)
 
     def fail(error: BaseException) -> None:
@@ -175,14 +175,19 @@ def test_a_stage_that_fails_or_is_interrupted_is_logged() -> None:
 
 
 def test_a_log_that_fills_the_disk_does_not_end_the_work(capsys: pytest.CaptureFixture) -> None:
-    class Full(io.StringIO):
-        def flush(self) -> None:
+    class Full(io.RawIOBase):
+        def write(self, line: bytes) -> int:
+            return len(line) - 1
+
+    class Gone(io.RawIOBase):
+        def write(self, line: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-    stages = Stages(Full())
-    with stages("read"):
-        pass
-    with stages("write"):
-        pass
-    told = capsys.readouterr().err
-    assert told.count("the log cannot be written any more (No space left on device)") == 1
+    for log in (Full(), Gone()):
+        stages = Stages(log)
+        with stages("read"):
+            pass
+        with stages("write"):
+            pass
+        told = capsys.readouterr().err
+        assert told.count("the log cannot be written any more (No space left on device)") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from spark3r.geometry import camera_centres, unproject
 from spark3r.io.cameras import cameras_record
 from spark3r.io.clips import Footage, load_clip
 from spark3r.io.depth_maps import coloured_depth, depth_range
-from spark3r.io.outputs import new_folder, write_outputs
+from spark3r.io.outputs import new_folder, refuse_full_disk, write_outputs
 from spark3r.io.point_cloud import VERTEX, coloured_points, write_ply
 
 
@@ -216,3 +217,41 @@ def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         making.__exit__(None, None, None)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_errors_of_the_work_are_not_called_errors_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "out"):
+        (tmp_path / "no such file").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    for name in ("a" * 255, "a" * 300):  # too long with, and without, what a temporary name adds
+        with (
+            pytest.raises(Spark3rError, match="cannot be made \\(File name too long\\)"),
+            new_folder(tmp_path / name),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_full_is_told_before_the_work(
+    footage: Footage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * 24 * 24 * 8
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=needed))
+    refuse_full_disk(tmp_path / "out", footage.clip.images)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=needed - 1))
+    with pytest.raises(Spark3rError, match="depth and confidence of 4 frames take"):
+        refuse_full_disk(tmp_path / "out", footage.clip.images)
+
+
+def test_an_error_of_numpy_has_its_reason(
+    footage: Footage, truth: Prediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError("2304 requested and 0 written")
+
+    monkeypatch.setattr("numpy.save", full)
+    with pytest.raises(Spark3rError, match=r"cannot be written \(2304 requested and 0 written\)"):
+        write_outputs(tmp_path, footage, truth, {})
