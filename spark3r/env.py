@@ -72,11 +72,14 @@ def kernels() -> list[dict[str, Any]]:
     """
     import torch
 
-    from .kernels import choices, grouped_attention
+    from .kernels import choices, grouped_attention, nearest, norm_rope
 
     for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            grouped_attention.implementation(torch.device("cuda", index), dtype, HEAD_DIM)
+            grouped_attention.implementation(device, dtype, HEAD_DIM)
+            norm_rope.implementation(device, dtype, HEAD_DIM)
+        nearest.implementation(device, torch.float32, HEAD_DIM)
     return [
         {
             "operation": choice.operation,

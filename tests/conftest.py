@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 import tiers
@@ -11,6 +12,9 @@ from small_models import make_model
 from torch import nn
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Before anything imports Triton, whose own functions are marked for its interpreter, too.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,6 +34,10 @@ def _no_metadata(root: nn.Module) -> dict[str, int]:
     return {}
 
 
+def _no_modules(root: nn.Module) -> tuple[nn.Module, ...]:
+    return ()
+
+
 def _no_reason(root: nn.Module) -> None:
     return None
 
@@ -59,6 +63,13 @@ class Family:
         reduced_forward: Replacement of a global attention module's forward,
             ``reduced_forward(module, layout, rule, *args, **kwargs)`` with the module's own
             arguments. It returns the module's output, reduced by a `ResolvedRule`.
+        frame_attention: Return the modules that attend inside frames and that ``frame_forward`` can
+            run.
+        frame_forward: Replacement of such a module's forward, with the arguments of
+            ``reduced_forward``: the layout is that of one frame, and the rule reduces nothing. It
+            runs in place of the module's own forward where a fused kernel makes it faster, and only
+            in passes that reduce something, because kernels round differently. None if there is
+            none.
         call: Run the model on one clip of images ``[S, 3, H, W]`` in [0, 1] and return its output.
             It normalises the images where the model leaves that to its caller.
         predict: Return a Prediction from the model's output and the clip's images
@@ -81,6 +92,8 @@ class Family:
     entry: Callable[[nn.Module], nn.Module]
     layout: LayoutFunction
     reduced_forward: Callable[..., Tensor]
+    frame_attention: Callable[[nn.Module], Iterable[nn.Module]] = _no_modules
+    frame_forward: Callable[..., Tensor] | None = None
     call: Callable[[nn.Module, Tensor], Any] = _call
     predict: Callable[[Any, Tensor], Prediction] | None = None
     preprocess: Preprocess | None = None

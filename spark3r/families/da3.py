@@ -9,6 +9,7 @@ of a layout are slots, not the caller's frames. In global blocks all patches hav
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ from .parts.da3_memory import memory_savers
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
 from .parts.projection import join, project
+from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     arguments,
     attentions,
     clip_images,
+    fused_attentions,
     has,
     is_fused_attention,
     locate,
@@ -36,7 +39,7 @@ from .parts.recognition import (
     refuse_stale_positions,
     unlike,
 )
-from .parts.rotary import rotate, without_waiting
+from .parts.rotary import without_waiting
 
 # Paths to the backbone: of the network, of it inside the API object, of the nested network, of that
 # inside the API object, and the backbone itself.
@@ -99,6 +102,17 @@ def _attention(root: nn.Module) -> dict[str, nn.Module]:
     return {prefix + name: attn for name, attn in _global(backbone).items()}
 
 
+def _frame_attention(root: nn.Module) -> list[nn.Module]:
+    """Return the attention inside frames that has norms or a rotary embedding."""
+    backbone = _backbone(root)[1]
+    whole = set(_global(backbone).values())
+    return [
+        attn
+        for attn in fused_attentions(backbone.pretrained.blocks, _ARGUMENTS)
+        if attn not in whole and getattr(attn, "rope", None) is not None
+    ]
+
+
 def _layout(
     backbone: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[int, TokenLayout]:
@@ -127,14 +141,17 @@ def _reduced_forward(
     x: Tensor,
     pos: Tensor | None = None,
     attn_mask: Tensor | None = None,
+    *,
+    uniform: bool = True,
 ) -> Tensor:
     refuse_argument(attn, "attn_mask", attn_mask)
     refuse_dropout(attn)
     selection = select(layout, rule, x.device)
     query, key, value = project(attn, x, selection)
-    query, key = attn.q_norm(query), attn.k_norm(key)
-    if attn.rope is not None and pos is not None:
-        query, key = rotate(query, key, attn.rope, layout, selection, uniform=True)
+    rotary = attn.rope is not None and pos is not None
+    query, key = normalise_and_rotate(
+        attn, query, key, value.dtype, layout, selection, rotary=rotary, uniform=uniform
+    )
     output = attend(query, key, value, layout, rule, selection)
     return attn.proj_drop(attn.proj(join(output)))
 
@@ -168,6 +185,8 @@ FAMILY = Family(
     entry=lambda root: _backbone(root)[1],
     layout=_layout,
     reduced_forward=_reduced_forward,
+    frame_attention=_frame_attention,
+    frame_forward=partial(_reduced_forward, uniform=False),
     call=_call,
     predict=_predict,
     preprocess=longest_side,

@@ -23,6 +23,7 @@ from .parts import aggregator
 from .parts.memory import aggregator_in_pieces
 from .parts.preprocessing import balanced
 from .parts.projection import join, project
+from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     attentions,
     has,
@@ -93,8 +94,9 @@ def _reduced_forward(
     refuse_dropout(attn)
     selection = select(layout, rule, x.device)
     query, key, value = project(attn, x, selection)
-    if attn.q_norm is not None:
-        query, key = attn.q_norm(query), attn.k_norm(key)
+    query, key = normalise_and_rotate(
+        attn, query, key, value.dtype, layout, selection, rotary=False
+    )
     output = attend(query, key, value, layout, rule, selection)
     return attn.proj_drop(attn.proj(join(output)))
 

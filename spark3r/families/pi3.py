@@ -27,9 +27,11 @@ from .parts.memory import by_frames, by_tokens, encoder_by_frames
 from .parts.outputs import first_clip
 from .parts.preprocessing import first_image_area
 from .parts.projection import join, project
+from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     attentions,
     clip_images,
+    fused_attentions,
     has,
     is_fused_attention,
     refuse_argument,
@@ -37,7 +39,7 @@ from .parts.recognition import (
     refuse_stale_positions,
     unlike,
 )
-from .parts.rotary import rotate, without_waiting
+from .parts.rotary import without_waiting
 
 _ARGUMENTS = ("x", "attn_bias", "xpos")
 
@@ -92,9 +94,10 @@ def _reduced_forward(
     refuse_dropout(attn)
     selection = select(layout, rule, x.device)
     query, key, value = project(attn, x, selection)
-    query, key = attn.q_norm(query).to(value.dtype), attn.k_norm(key).to(value.dtype)
-    if attn.rope is not None:
-        query, key = rotate(query, key, attn.rope, layout, selection)
+    rotary = attn.rope is not None
+    query, key = normalise_and_rotate(
+        attn, query, key, value.dtype, layout, selection, rotary=rotary, cast_first=True
+    )
     with _pinned_kernels(value, selection):
         output = attend(query, key, value, layout, rule, selection)
     return attn.proj_drop(attn.proj(join(output)))
@@ -142,6 +145,8 @@ FAMILY = Family(
     entry=lambda root: root,
     layout=_layout,
     reduced_forward=_reduced_forward,
+    frame_attention=lambda root: fused_attentions(root.decoder, _ARGUMENTS)[::2],
+    frame_forward=_reduced_forward,
     predict=_predict,
     preprocess=first_image_area,
     metadata=_metadata,

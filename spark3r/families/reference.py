@@ -19,6 +19,8 @@ from .parts import aggregator
 from .parts.memory import aggregator_in_pieces
 from .parts.preprocessing import balanced
 from .parts.projection import join, project
+from .parts.query_key import fused, is_fused
+from .parts.recognition import attentions
 
 _START = "patch_start_idx"
 
@@ -38,11 +40,14 @@ def _reduced_forward(
 ) -> Tensor:
     selection = select(layout, rule, x.device)
     query, key, value = project(attn, x, selection)
-    cos, sin = rope
-    query = apply_rope(attn.q_norm(query).to(value.dtype), (cos, sin))
+    dtype, key_rope = value.dtype, rope
     if selection is not None:
-        cos, sin = selection.take(cos, 0), selection.take(sin, 0)
-    key = apply_rope(attn.k_norm(key).to(value.dtype), (cos, sin))
+        key_rope = selection.take(rope[0], 0), selection.take(rope[1], 0)
+    if is_fused(attn, query, dtype):
+        query, key = fused(attn, query, key, dtype, rope, key_rope, None)
+    else:
+        query = apply_rope(attn.q_norm(query).to(dtype), rope)
+        key = apply_rope(attn.k_norm(key).to(dtype), key_rope)
     return attn.proj(join(attend(query, key, value, layout, rule, selection)))
 
 
@@ -58,6 +63,8 @@ FAMILY = Family(
     entry=lambda root: root.get_submodule("aggregator"),
     layout=partial(aggregator.layout, start=_START),
     reduced_forward=_reduced_forward,
+    frame_attention=lambda root: attentions(root.get_submodule("aggregator.frame_blocks")),
+    frame_forward=_reduced_forward,
     predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
     preprocess=partial(balanced, resolution=64, patch=8),  # it was trained at 64x64 pixels
     metadata=lambda root: aggregator.metadata(root.get_submodule("aggregator"), start=_START),

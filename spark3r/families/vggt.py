@@ -19,8 +19,10 @@ from .base import Family
 from .parts import aggregator
 from .parts.preprocessing import crop_width
 from .parts.projection import join, project
+from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     attentions,
+    fused_attentions,
     has,
     is_fused_attention,
     locate,
@@ -28,7 +30,7 @@ from .parts.recognition import (
     refuse_dropout,
     unlike,
 )
-from .parts.rotary import rotate, without_waiting
+from .parts.rotary import without_waiting
 from .parts.vggt_memory import memory_savers
 
 _AGGREGATORS = ("aggregator", "")
@@ -80,9 +82,10 @@ def _reduced_forward(
     refuse_dropout(attn)
     selection = select(layout, rule, x.device)
     query, key, value = project(attn, x, selection)
-    query, key = attn.q_norm(query), attn.k_norm(key)
-    if attn.rope is not None:
-        query, key = rotate(query, key, attn.rope, layout, selection)
+    rotary = attn.rope is not None
+    query, key = normalise_and_rotate(
+        attn, query, key, value.dtype, layout, selection, rotary=rotary
+    )
     output = attend(query, key, value, layout, rule, selection)
     return attn.proj_drop(attn.proj(join(output)))
 
@@ -96,6 +99,8 @@ FAMILY = Family(
     entry=lambda root: _aggregator(root)[1],
     layout=partial(aggregator.layout, start=_START),
     reduced_forward=_reduced_forward,
+    frame_attention=lambda root: fused_attentions(_aggregator(root)[1].frame_blocks, _ARGUMENTS),
+    frame_forward=_reduced_forward,
     predict=aggregator.predict,
     preprocess=crop_width,
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),

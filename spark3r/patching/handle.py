@@ -89,6 +89,9 @@ class Handle(Patch):
         _warn_when_traced(self._number, device, *layout.fields)
         return Pass(layout, self.schedule.resolve_within(layout))
 
+    def _reduces(self, current: Pass) -> bool:
+        return not all(rule.is_dense for rule in current.rules)
+
     def _run(
         self,
         module: nn.Module,

@@ -89,6 +89,17 @@ class Passes:
         with self._lock:
             return any(owner == thread for owner, _ in self._running)
 
+    def innermost(self) -> Pass | None:
+        """Return the pass that this thread, or the graph that is being traced, is inside of."""
+        if torch.compiler.is_compiling():
+            return self._traced
+        thread = threading.get_ident()
+        with self._lock:
+            for owner, shape in reversed(self._running):
+                if owner == thread:
+                    return self._by_shape[shape]
+        return None
+
     def current(self, hidden: Tensor) -> Pass:
         """Return the pass that hidden states ``[B, N, C]`` belong to.
 

@@ -18,7 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from ..errors import LayoutError, PatchError
 from ..families.base import Replacement, overridden
 from ..families.registry import FAMILIES, named_family
+from ..kernels import norm_rope
 from ..kernels.limits import refuse_wrong_norm
 from ..layout import TokenLayout
+from ..reduction.rule import ResolvedRule
 from ..runner import Runner
 from .passes import Pass, Passes
 
@@ -43,6 +45,7 @@ its forward; returns what the forward would."""
 
 HANDLE = "_spark3r_handle"  # on the root module
 PLACE = "_spark3r_place"  # on each global attention module
+FRAME = "_spark3r_frame"  # on each module that attends inside frames
 
 
 class Patch(ABC):
@@ -168,6 +171,12 @@ class Patch(ABC):
                     f"{name} has a forward of its own (an offloading hook, say), which a reduced "
                     "layer would not run: apply before it is installed, or leave this layer dense"
                 )
+        for module in self.family.frame_attention(self.root):
+            if not overridden(module):
+                found += [
+                    (module, FRAME, self),
+                    (module, "forward", partial(_frame_forward, module)),
+                ]
         found += self.family.compile_fixes(self.root)
         if self.saves_memory:
             found += self.family.memory_savers(self.root)
@@ -222,7 +231,7 @@ class Patch(ABC):
         if not torch.compiler.is_compiling():
             self._passes.end(output)
 
-    # A subclass defines `_run`. One that follows a schedule overrides the other three as well.
+    # A subclass defines `_run`. One that follows a schedule overrides the other four as well.
 
     def _replaces(self, index: int) -> bool:
         """Return True if a layer may run another function than its own forward."""
@@ -235,6 +244,10 @@ class Patch(ABC):
     def _traced(self, layout: TokenLayout, device: str) -> Pass:
         """Return the pass that begins in a compiled graph."""
         return Pass(layout, ())
+
+    def _reduces(self, current: Pass) -> bool:
+        """Return True if a pass differs from that of the unpatched model."""
+        return True
 
     @abstractmethod
     def _run(
@@ -313,4 +326,24 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         output = patch._run(self, place.index, current, args, kwargs)
         if output is not None:
             return output
+    return type(self).forward(self, *args, **kwargs)
+
+
+_DENSE = ResolvedRule()
+
+
+def _frame_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """Replace the forward of a module that attends inside frames; see `Family.frame_forward`.
+
+    Passes that reduce nothing run the module's own forward, so that they give the same bits.
+    """
+    patch: Patch | None = self.__dict__.get(FRAME)
+    tokens: Tensor = args[0] if args else next(iter(kwargs.values()))
+    if patch is None or not patch._enabled or not norm_rope.is_possible(tokens.device):
+        return type(self).forward(self, *args, **kwargs)
+    forward, current = patch.family.frame_forward, patch._passes.innermost()
+    if forward is not None and current is not None and patch._reduces(current):
+        frame = replace(current.layout, frames=1, tail=0, anchor_frame=None)
+        if tokens.shape[1] == frame.tokens and not torch.is_grad_enabled():
+            return forward(self, frame, _DENSE, *args, **kwargs)
     return type(self).forward(self, *args, **kwargs)

@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import nearest as fused
 from ..layout import TokenLayout
 
 SIMILARITY_ELEMENTS = 2**22
 """Similarities held at once on a CPU: 16 MiB in float32, which fits its caches best."""
 
-SIMILARITY_ELEMENTS_GPU = 2**26
-"""Similarities held at once on other devices: 256 MiB in float32, so that products are few and
-large. The row of one source may be longer than either bound."""
+SIMILARITY_ELEMENTS_GPU = 2**28
+"""Similarities held at once on other devices: 1 GiB in float32, which the groups of the four
+families fit in whole, so that products are few and equal. The row of one source may be longer than
+either bound."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,12 @@ def nearest(source: Tensor, destination: Tensor, count: int, elements: int | Non
     """
     batch, n, s, d = *source.shape[:3], destination.shape[2]
     # Sources stay as they are: their length does not change which destination is nearest.
-    destination = F.normalize(destination, dim=-1).transpose(2, 3)
+    destination = F.normalize(destination, dim=-1)
+    if count == 1 and elements is None and d:
+        kernel = fused.implementation(source.device, source.dtype, source.shape[3])
+        if kernel == fused.TRITON:
+            return fused.apply(source, destination).unsqueeze(3)
+    destination = destination.transpose(2, 3)
     bound = elements
     if bound is None:
         bound = SIMILARITY_ELEMENTS if source.device.type == "cpu" else SIMILARITY_ELEMENTS_GPU

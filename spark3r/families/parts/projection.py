@@ -41,6 +41,11 @@ def is_plain_linear(module: nn.Module) -> bool:
     """Return True if a module is a linear layer without hooks, whose weight may be sliced."""
     if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
         return False  # quantised and sharded weights exist inside plain layers, too
+    return is_unhooked(module)
+
+
+def is_unhooked(module: nn.Module) -> bool:
+    """Return True if a module runs the forward of its class and nothing else."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks

@@ -78,6 +78,17 @@ def is_fused_attention(module: nn.Module, expected: tuple[str, ...]) -> bool:
     return has(module, *parts) and arguments(module) == expected
 
 
+def fused_attentions(blocks: object, expected: tuple[str, ...]) -> list[nn.Module]:
+    """Return ``attn`` of every block, or no module if one is not of the kind in the name.
+
+    Args:
+        blocks: Module list of blocks.
+        expected: Names of the arguments of their forward.
+    """
+    found = attentions(blocks)
+    return found if all(is_fused_attention(attn, expected) for attn in found) else []
+
+
 def unlike(module: nn.Module, expected: tuple[str, ...], model: str) -> str:
     """Return the reason why an attention module is not that of the model it resembles."""
     shown = ", ".join(arguments(module))

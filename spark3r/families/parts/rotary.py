@@ -56,14 +56,33 @@ def rotate(
     Raises:
         FamilyError: If the embedding has no base frequency.
     """
-    special_last = layout.special_last
-    grid = (layout.special, layout.height, layout.width, special_last, uniform)
-    cos, sin = _tables(grid, query.shape[-1], base_frequency(embedding), query.dtype, query.device)
+    cos, sin = frame_tables(query, embedding, layout, query.dtype, uniform=uniform)
     query = _rotate_frames(query, (cos, sin))
     if selection is None or selection.index is None:
         return query, _rotate_frames(key, (cos, sin))
     place = selection.index % layout.tokens_per_frame
     return query, apply_rope(key, (cos.index_select(0, place), sin.index_select(0, place)))
+
+
+def frame_tables(
+    query: Tensor,
+    embedding: nn.Module,
+    layout: TokenLayout,
+    dtype: torch.dtype,
+    *,
+    uniform: bool = False,
+) -> Rope:
+    """Return cosines and sines of the tokens of one frame, ``[P, D]`` each.
+
+    Args:
+        query: Queries ``[..., D]``, of which device and head size count.
+        embedding: The model's own embedding, which has the base frequency.
+        layout: Token layout of the clip.
+        dtype: Precision in which tokens are rotated. Upstream rounds the angles to it.
+        uniform: Whether all patches have the same position; see `rotate`.
+    """
+    grid = (layout.special, layout.height, layout.width, layout.special_last, uniform)
+    return _tables(grid, query.shape[-1], base_frequency(embedding), dtype, query.device)
 
 
 def without_waiting(root: nn.Module) -> Iterator[Replacement]:
