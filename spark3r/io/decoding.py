@@ -81,6 +81,7 @@ class Video:
             try:
                 packet = next(packets, None)
             except Exception as error:  # from reading: the rest of the file is lost
+                _pass_on(error)
                 yield from _frames_of(lambda: self._stream.decode(None))
                 yield Decoded(None, reason(error))
                 return
@@ -130,12 +131,13 @@ def open_video(path: Path, source: str, *, threads: bool) -> Iterator[Video]:
         ClipError: If the file is not a video, or has no stream that can be decoded.
     """
     try:
+        with path.open("rb") as file:
+            strict = file.read(3) != b"FLV"  # whose demuxer crashes when strict, up to FFmpeg 8.0
         # The prefix keeps FFmpeg from reading a protocol in a name such as "a:b.mp4".
-        # Demuxers are not made strict: that of FLV crashes then, up to FFmpeg 8.0.
-        container = av.open(f"file:{path}", metadata_errors="replace")
-    except MemoryError:
-        raise
+        options = _STRICT if strict else {}
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except Exception as error:
+        _pass_on(error)
         raise ClipError(
             f"clip '{source}' is not a video that FFmpeg can read ({reason(error)}): "
             "expected a video, a folder of images or rendered:SEED; an interrupted recording or "
@@ -167,9 +169,8 @@ def _shown(container: Any, source: str) -> Any:
 def _frames_of(decode: Callable[[], list[Any]]) -> Iterator[Decoded]:
     try:
         frames = decode()
-    except MemoryError:
-        raise
     except Exception as error:
+        _pass_on(error)
         yield Decoded(None, reason(error))
         return
     for frame in frames:
@@ -217,8 +218,7 @@ def _jpeg_pixels(data: bytes) -> bytes:
 def _png_pixels(data: bytes) -> bytes:
     """Return a PNG file without its metadata: chunks that a reader may leave out."""
     kept, place = [data[:8]], 8
-    while len(data) >= place + 12:
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+    while (end := place + 12 + int.from_bytes(data[place : place + 4], "big")) <= len(data):
         name = data[place + 4 : place + 8]
         if name[:1].isupper() or name == b"tRNS":
             kept.append(data[place:end])
@@ -294,6 +294,12 @@ def orientation_of(frame: Any) -> int:
     if near not in _ORIENTATIONS or off > _LEVEL:
         raise ValueError("its display matrix turns the picture by other than quarter turns")
     return _ORIENTATIONS[near]
+
+
+def _pass_on(error: Exception) -> None:
+    """Raise an error of a machine that is out of memory, and none that a lying header causes."""
+    if isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError):
+        raise error
 
 
 def reason(error: Exception) -> str:

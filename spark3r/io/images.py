@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipError, Spark3rWarning
 from ..transform import UPRIGHT
@@ -33,8 +33,11 @@ other formats either stop Pillow or hide their damage from FFmpeg too (benchmark
 
 _Parts = list[tuple[int, int | str]]
 
-_CheckData = Callable[[bytes, str], None]
+CheckData = Callable[[bytes, str], None]
 """Function(file's content, decoder) that raises an error for damaged data."""
+
+_TIFF_PARTS = ((273, 279), (324, 325))
+"""Tags of the places and the lengths of a TIFF file's strips, and of its tiles."""
 
 _TRUNCATED = re.compile("only got|larger than file|Truncated")  # in Pillow's warnings of a TIFF
 
@@ -48,14 +51,33 @@ def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
     files = image_files(folder, selection)
     check_data = _load_check()
     for number in selection.pick(len(files)):
-        try:
-            image, orientation = open_image(files[number], check_data)
-        except ClipError:
-            raise
-        except Exception as error:  # Pillow raises a dozen kinds for damaged files
-            selection.unreadable(files[number].name, _reason(error))
-            continue
-        yield Frame(files[number].name, float(number), image, orientation)
+        frame = read_image(files[number], number, selection, check_data)
+        if frame is not None:
+            yield frame
+
+
+def read_image(
+    path: Path, number: int, selection: FrameSelection, check_data: CheckData | None
+) -> Frame | None:
+    """Return an image as a frame, or None if it is unreadable and the selection skips such images.
+
+    Args:
+        path: The file.
+        number: Its number in the folder.
+        selection: Records what is unreadable.
+        check_data: Check of the formats in which Pillow passes over damage, None for no check.
+
+    Raises:
+        ClipError: If it is unreadable and not to be skipped, or Pillow is missing.
+    """
+    try:
+        image, orientation = open_image(path, check_data)
+    except (ClipError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        selection.unreadable(path.name, _reason(error))
+        return None
+    return Frame(path.name, float(number), image, orientation)
 
 
 def image_files(folder: Path, selection: FrameSelection) -> list[Path]:
@@ -98,7 +120,7 @@ def _parts(text: str) -> _Parts:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
-def open_image(path: Path, check_data: _CheckData | None) -> tuple[Image, int]:
+def open_image(path: Path, check_data: CheckData | None) -> tuple[Image, int]:
     """Read an image, turned upright, and the EXIF orientation in which it is stored.
 
     Args:
@@ -127,12 +149,22 @@ def open_image(path: Path, check_data: _CheckData | None) -> tuple[Image, int]:
             raise ValueError("too many pixels to be a frame") from error
     if opened.mode.startswith(("I", "F")):
         raise ValueError("one channel of more than 8 bits, as depth maps have")
-    for each in warned:
-        if opened.format == "TIFF" and _TRUNCATED.search(str(each.message)):
-            raise ValueError(f"damaged: {each.message}")
+    if opened.format == "TIFF":
+        _check_tiff(opened, path.stat().st_size, [str(each.message) for each in warned])
     if check_data is not None and opened.format in _CHECKED:
         check_data(path.read_bytes(), _CHECKED[opened.format])
     return turned_upright(opened, _valid(left_to_turn)), _valid(stored)
+
+
+def _check_tiff(image: Any, size: int, warned: list[str]) -> None:
+    """Raise an error for a TIFF file of which a part is missing."""
+    for text in warned:
+        if _TRUNCATED.search(text):
+            raise ValueError(f"damaged: {text}")
+    for offsets, lengths in _TIFF_PARTS:
+        parts = zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False)
+        if any(offset + length > size for offset, length in parts):
+            raise ValueError("damaged: a part lies beyond the end of the file")
 
 
 def turned_upright(image: Image, orientation: int) -> Image:
@@ -155,7 +187,7 @@ def _valid(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else UPRIGHT
 
 
-def _load_check() -> _CheckData | None:
+def _load_check() -> CheckData | None:
     try:
         import av  # noqa: F401
     except ImportError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ffmpeg import H264, TEST_PICTURE, ffmpeg, frames_by_ffmpeg, refused_by_ffmpeg
+from ffmpeg_program import H264, TEST_PICTURE, ffmpeg, frames_by_ffmpeg, refused_by_ffmpeg
 from footage_files import AS_THEY_ARE, levels, write_matrix
 
 from spark3r import ClipError

@@ -17,13 +17,19 @@ H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "10", "-bf", "3", "-thre
 """Encoder with three key frames in the 30 frames, and B frames between them."""
 
 
+def program() -> str:
+    """Return the path of the program."""
+    path: str = imageio_ffmpeg.get_ffmpeg_exe()
+    return path
+
+
 def ffmpeg(*arguments: object) -> None:
     """Run the program.
 
     Raises:
         subprocess.CalledProcessError: If it fails.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-nostdin", "-v", "error"]
+    command = [program(), "-y", "-nostdin", "-v", "error"]
     subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True)
 
 
