@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Spark3rError
+from ..errors import Spark3rError, Spark3rWarning
 from ..files import write_file
 from .arguments import (
     add_dtype,
@@ -132,22 +135,23 @@ def _bench(options: argparse.Namespace) -> int:
         print(f"spark3r: {known.notice}", file=sys.stderr, flush=True)
     model = load_model(options.model, device)
     dtype = chosen_dtype(options, device)
-    result = bench(
-        model,
-        options.frames,
-        options.schedules,
-        name=options.model,
-        grid=options.grid,
-        sensitive=options.sensitive,
-        backend=options.backend,
-        dtype=None if dtype == torch.float32 else dtype,
-        dense_up_to=options.dense_up_to,
-        once_from=options.once_from,
-        cpu_time=options.cpu_time,
-        rounds=options.rounds,
-        seed=options.seed,
-        progress=lambda message: print(message, file=sys.stderr, flush=True),
-    )
+    with _notes_at_the_end():
+        result = bench(
+            model,
+            options.frames,
+            options.schedules,
+            name=options.model,
+            grid=options.grid,
+            sensitive=options.sensitive,
+            backend=options.backend,
+            dtype=None if dtype == torch.float32 else dtype,
+            dense_up_to=options.dense_up_to,
+            once_from=options.once_from,
+            cpu_time=options.cpu_time,
+            rounds=options.rounds,
+            seed=options.seed,
+            progress=lambda message: print(message, file=sys.stderr, flush=True),
+        )
     written = json.dumps(result.to_dict(), indent=2)
     if options.output is not None:
         _write(options.output, written + "\n")
@@ -156,6 +160,19 @@ def _bench(options: argparse.Namespace) -> int:
     else:
         print_result(result)
     return 0
+
+
+@contextmanager
+def _notes_at_the_end() -> Iterator[None]:
+    """Show each warning of spark3r once, as a note, when the block ends."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Spark3rWarning)
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(each.message) for each in caught):
+                print(f"spark3r: note: {message}", file=sys.stderr, flush=True)
 
 
 def print_result(result: Benchmark) -> None:
@@ -169,9 +186,12 @@ def print_result(result: Benchmark) -> None:
         f"attention kernel {result.backend}, {result.clock} time\n"
     )
     print_table(COLUMNS, [cells(row) for row in result.rows])
-    print("\nmilliseconds by part, of one profiled pass:\n")
-    parts = [part_cells(row) for row in result.rows if row.parts_ms is not None]
-    print_table(("frames", "schedule", *PARTS), parts)
+    for frames in dict.fromkeys(row.frames for row in result.rows):
+        profiled = [row for row in result.rows if row.frames == frames and row.parts_ms]
+        print(f"\nmilliseconds by part, of one profiled pass of {frames} frames:\n")
+        texts = [part_cells(row)[2:] for row in profiled]
+        heads = ("part", *(row.schedule for row in profiled))
+        print_table(heads, [(part, *(text[i] for text in texts)) for i, part in enumerate(PARTS)])
     for name, exponent in result.growth().items():
         print(f"\n{name}: time grows with frames to the power of {exponent:.2f}", end="")
     print()

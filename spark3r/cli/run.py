@@ -46,8 +46,8 @@ EXAMPLES = """examples:
   spark3r run --model vggt:facebook/VGGT-1B --profile vggt-1b --clip tour.mp4 --output out
   spark3r run --model da3:random-small --clip photos/ --output out --dtype bfloat16
 
-exit status: 0 done, 1 failed, 2 wrong usage, 4 the deviation is above --fail-above (the files are
-written), 130 interrupted
+exit status: 0 done, 1 failed, 2 wrong usage, 4 a deviation is above --fail-above
+(the files are written), 130 after Ctrl-C, 143 after SIGTERM
 """
 
 
@@ -212,19 +212,26 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
         )
         record = _record(options, model, runner.family.name, footage, made, profile, device)
         record["provenance"] = origins
+        above = _above(made, options.fail_above)
+        record["above"] = None if options.fail_above is None else above
         with stages("write"):
             record["points"] = _write(folder, footage, made.run.prediction, record, options)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
         _print(record, options.output)
-    if options.fail_above is None:
-        return 0
-    unknown = ["the deviation is not known"]
-    above = unknown if made.deviation is None else made.deviation.above(options.fail_above)
     if above:
         stages.say(f"--fail-above {options.fail_above:g}%: {'; '.join(above)}")
     return ABOVE if above else 0
+
+
+def _above(made: Reconstruction, percent: float | None) -> list[str]:
+    """Return in words which deviations are above the limit of ``--fail-above``."""
+    if percent is None:
+        return []
+    if made.deviation is None:
+        return ["the deviation is not known"]
+    return made.deviation.above(percent)
 
 
 def _refuse_without_pillow() -> None:

@@ -71,12 +71,24 @@ def _draw(
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column, numeric in zip(columns, right, strict=True):
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    console = Console()
+    cells = [max((len(row[place]) for row in rows), default=0) for place in range(len(columns))]
+    natural = [max(pair) for pair in zip(cells, map(len, columns), strict=True)]
+    # Where a table is too wide, heads of numbers break between words, and texts fold. Numbers stay
+    # whole, because half a number is another number.
+    whole = [max(cell, *map(len, head.split())) for cell, head in zip(cells, columns, strict=True)]
+    too_wide = sum(natural) + 2 * len(columns) > console.width
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head, numeric, width in zip(columns, right, whole, strict=True):
+        drawn.add_column(
+            head,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            width=width if numeric and too_wide else None,
+        )
     for row in rows:
         drawn.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    Console().print(drawn)
+    console.print(drawn)
 
 
 def _print_plain(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from profile_documents import reference_profile
 from small_models import make_model
 
 from spark3r.cli.main import main
@@ -40,6 +41,18 @@ def test_a_table_or_one_json_object(
     assert "speed-up" in out
     assert "milliseconds by part" in out
     assert "dense: time grows with frames to the power of" in out
+
+
+def test_a_warning_is_one_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text(json.dumps(reference_profile()))
+    arguments = ["bench", "--frames", "2,3", "--schedules", "./mine.json", "--rounds", "1"]
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    assert told.count("spark3r: note: the profile is a paper's schedule and was not measured") == 1
+    assert "Spark3rWarning" not in told
 
 
 def test_half_precision_is_autocast(tiny_model: str, capsys: pytest.CaptureFixture[str]) -> None:

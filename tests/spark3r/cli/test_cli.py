@@ -18,7 +18,7 @@ from command_line import run
 from profile_documents import Document, copied, measured, paper, reference_profile
 
 from spark3r import __version__, cli
-from spark3r.cli.tables import folded_names
+from spark3r.cli.tables import folded_names, print_table
 from spark3r.latency import FORM, TERMS
 from spark3r.profile import Profile, shipped_folder, shipped_names
 
@@ -472,6 +472,23 @@ def test_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "━" in out.getvalue() or "─" in out.getvalue()
     assert "\x1b[33mpaper, not measured" in out.getvalue()
     assert "\x1b[35mprior, not measured" in out.getvalue()
+
+
+def test_a_narrow_terminal_folds_texts_and_never_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out, numbers = Terminal(), ["1234567.89", "22.5%", "333"]
+    with contextlib.redirect_stdout(out):
+        print_table(
+            ("a long name", "wall ÷ ms", "of all", "n"), [["very long text " * 3, *numbers]]
+        )
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert any(all(number in line for number in numbers) for line in lines)
 
 
 def test_shipped_profiles_are_the_ones_listed() -> None:

@@ -207,6 +207,7 @@ def test_a_deviation_above_a_limit_has_its_own_exit_status(folder: Path, profile
     assert answer.status == ABOVE == 4
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
     assert "spark3r: --fail-above 0.001%: depth " in answer.err
+    assert answer.object["above"][0].startswith("depth ")
     found = answer.object["deviation"]
     limits = {"rotation_deg": 1.0, "translation_deg": 4.0}
     highest = max(value / limits.get(name, 0.01) for name, value in found.items() if value)
