@@ -125,15 +125,17 @@ def render(document: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a text file whole or not at all; see `spark3r.files.write_file`.
+    """Write a profile's text whole or not at all; see `spark3r.files.write_file`.
 
     Raises:
         ProfileExistsError: If the file exists and ``overwrite`` is not set.
-        ProfileError: If the file cannot be written.
+        ProfileError: If the file cannot be written, or could not be read again.
     """
-    if len(text.encode()) > MAX_BYTES:
+    too_large = len(text.encode()) > MAX_BYTES
+    if too_large or structure_problems(parse(text, str(path))):
         raise ProfileError(
-            f"{path}: the profile has more than {MAX_BYTES // 2**20} MiB and could not be read"
+            f"{path}: the profile is too large to be read again (at most {MAX_BYTES // 2**20} MiB, "
+            f"{MAX_VALUES} values and {MAX_LENGTH} entries in a list): keep fewer clips"
         )
     try:
         target = Path(os.path.realpath(path))  # a symbolic link stays one

@@ -13,7 +13,7 @@ from profile_documents import paper
 
 from spark3r.errors import ProfileError, ProfileExistsError
 from spark3r.profile import Profile
-from spark3r.profile.files import MAX_BYTES
+from spark3r.profile.files import MAX_BYTES, MAX_LENGTH
 
 
 @pytest.fixture
@@ -97,10 +97,14 @@ def test_a_profile_opens_no_file_but_its_own(tmp_path: Path) -> None:
 def test_a_profile_that_could_not_be_read_again_is_not_written(
     tmp_path: Path, profile: Profile
 ) -> None:
-    large = profile.model_copy(update={"notes": "x" * MAX_BYTES})
-    with pytest.raises(ProfileError, match="has more than 4 MiB and could not be read"):
-        large.save(tmp_path / "x.json")
-    assert not list(tmp_path.iterdir())
+    many_layers = profile.model.model_copy(update={"global_layers": ("x",) * (MAX_LENGTH + 1)})
+    for changes in ({"notes": "x" * MAX_BYTES}, {"model": many_layers}):
+        large = profile.model_copy(update=changes)
+        with pytest.raises(
+            ProfileError, match=r"x\.json: the profile is too large to be read again"
+        ):
+            large.save(tmp_path / "x.json")
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_byte_order_mark_is_no_harm(tmp_path: Path, profile: Profile) -> None:
