@@ -8,14 +8,17 @@ or swapped, and the document is written as JSON in some unusual way; or the byte
 flipped, cut, inserted or copied. A third of the cases are mild, so that many are accepted.
 
 `Profile.load` must then refuse the file with a `ProfileError`, or accept it. A profile that is
-accepted must be the same after it is saved and loaded, and each layer of a reduced pass under its
-default schedule must equal the slow oracle of the tests. Nothing else may be raised, no case may
-take more than a second, and the process must not grow.
+accepted must be the same after it is saved and loaded, `spark3r show` must print it, and in a pass
+of a model that its default schedule is applied to, each layer must equal the slow oracle of the
+tests. Nothing else may be raised, no case may take more than a second, and the process must not
+grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import resource
@@ -23,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -31,12 +35,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from spark3r.errors import ProfileError
-from spark3r.layout import TokenLayout
+from spark3r import Schedule, TokenLayout, apply, generic
+from spark3r.cli.main import main as main_of_spark3r
+from spark3r.errors import ProfileError, Spark3rWarning
 from spark3r.profile import Profile
-from spark3r.reduction.attention import attend
-from spark3r.reduction.plans import select
 from spark3r.reduction.rule import ResolvedRule
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -52,6 +56,8 @@ MOST_SECONDS = 1.0
 HANG_SECONDS = 20
 """Time on the clock after which a case is stopped. It covers waiting."""
 MOST_GROWTH_MB = 200
+MOST_SHOWN = 20
+"""Faults that the result describes. All of them are counted."""
 
 LAYOUTS = (
     TokenLayout(9, 3, 4, special=2, anchor_frame=0),
@@ -191,29 +197,59 @@ def damaged(raw: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
+def split(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries, keys and values ``[1, 2, N, 4]`` that tokens ``[1, N, 24]`` hold."""
+    query, key, value = tokens.unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    return query, key, value
+
+
 @lru_cache(maxsize=len(LAYOUTS))
-def inputs(layout: TokenLayout) -> tuple[torch.Tensor, ...]:
-    """Return queries, keys and values ``[1, 2, N, 4]`` in float64, the same every time."""
+def inputs(layout: TokenLayout) -> Tensor:
+    """Return tokens ``[1, N, 24]`` in float64, the same every time."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(1, 2, layout.tokens, 4, dtype=torch.float64, generator=generator)
-        for _ in range(3)
-    )
+    return torch.randn(1, layout.tokens, 24, dtype=torch.float64, generator=generator)
 
 
 @lru_cache(maxsize=2048)
-def expected(layout: TokenLayout, rule: ResolvedRule) -> torch.Tensor:
+def expected(layout: TokenLayout, rule: ResolvedRule) -> Tensor:
     """Return the oracle's output of a layer."""
-    return oracle.attend(*inputs(layout), layout, rule)
+    return oracle.attend(*split(inputs(layout)), layout, rule)
 
 
-def reduced(layout: TokenLayout, rule: ResolvedRule) -> torch.Tensor:
-    """Return the output of a layer as a reduced pass computes it."""
-    query, key, value = inputs(layout)
-    selection = select(layout, rule, query.device)
-    if selection is not None:
-        key, value = (selection.take(each, dim=2) for each in (key, value))
-    return attend(query, key, value, layout, rule, selection)
+class Attention(nn.Module):
+    """A global layer without projections."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return attention ``[1, 2, N, 4]``."""
+        return nn.functional.scaled_dot_product_attention(*split(tokens))
+
+
+class Layers(nn.Module):
+    """Global layers that all get the same tokens."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.attn = nn.ModuleList(Attention() for _ in range(layers))
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """Return the output of each layer."""
+        return [layer(tokens) for layer in self.attn]
+
+
+@lru_cache(maxsize=32)
+def model_of(layers: int) -> Layers:
+    return Layers(layers)
+
+
+def reduced(schedule: Schedule, layout: TokenLayout) -> list[Tensor]:
+    """Return the output of each layer of a model that a schedule is applied to."""
+    model = model_of(len(schedule.layers))
+    family = generic("attn.*", layout=lambda *_: (1, layout))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Spark3rWarning)  # of a clip beyond max_frames
+        with apply(model, schedule, family=family):
+            outputs: list[Tensor] = model(inputs(layout))
+    return outputs
 
 
 def outcome(path: Path, again: Path, layout: TokenLayout) -> str:
@@ -229,11 +265,31 @@ def outcome(path: Path, again: Path, layout: TokenLayout) -> str:
     profile.save(again)
     if Profile.load(again) != profile:
         return "fault: saving changed the profile"
-    for rule in dict.fromkeys(profile.schedule().resolve_within(layout)):
-        difference = float((reduced(layout, rule) - expected(layout, rule)).abs().max())
+    if problem := show(path, layout):
+        return f"fault: {problem}"
+    schedule = profile.schedule()
+    rules = schedule.resolve_within(layout)
+    for rule, output in zip(rules, reduced(schedule, layout), strict=True):
+        difference = float((output - expected(layout, rule)).abs().max())
         if not difference <= TOLERANCE:
             return f"fault: a layer is {difference:.1e} off the oracle"
     return "accepted"
+
+
+def show(path: Path, layout: TokenLayout) -> str:
+    """Print a profile as ``spark3r show`` does, and return what is wrong with it, "" if nothing."""
+    printed, told = io.StringIO(), io.StringIO()
+    arguments = ["show", str(path), "--frames", str(layout.frames)]
+    arguments += ["--json"] * (layout.frames == LAYOUTS[0].frames)
+    folders = list(sys.path)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        status = main_of_spark3r(arguments)
+    sys.path[:] = folders  # each call adds the folder that it runs in
+    if status not in (0, 1) or "internal error" in told.getvalue():
+        return told.getvalue().strip() or f"show ends with status {status}"
+    if not all(each.isprintable() or each == "\n" for each in printed.getvalue() + told.getvalue()):
+        return "show steers the terminal"
+    return ""
 
 
 def guarded(call: Callable[[], str]) -> tuple[str, float]:
@@ -263,13 +319,14 @@ def peak_mb() -> float:
 def run(cases: int, seed: int, folder: Path) -> dict[str, Any]:
     """Return counts of outcomes, the slowest case, the growth of the process, and the faults."""
     documents = bases()
+    large = json.loads((ROOT / "profiles" / "reference.json").read_text())
     path, again = folder / "case.json", folder / "again.json"
     counts: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     slowest, warm_mb, compared = 0.0, 0.0, 0
     for number in range(cases):
         chance = random.Random(f"{seed}-{number}")
-        document = chance.choice(documents)
+        document = large if chance.random() < 0.02 else chance.choice(documents)
         kind = "grammar" if number % 2 == 0 else "bytes"
         if kind == "grammar":
             change = varied if chance.random() < 0.33 else changed
@@ -287,7 +344,7 @@ def run(cases: int, seed: int, folder: Path) -> dict[str, Any]:
             if seconds > MOST_SECONDS and not result.startswith("fault"):
                 result = f"fault: {seconds:.1f} s"
         counts[f"{kind}, {result.partition(':')[0]}"] += 1
-        if result.startswith("fault"):
+        if result.startswith("fault") and len(faults) < MOST_SHOWN:
             faults.append({"case": number, "kind": kind, "fault": result, "start": repr(raw[:80])})
         if number == cases // 10:
             warm_mb = peak_mb()
