@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ def provenance(
     """
     known, origin = about(model), origin_of(runner.root)
     file = None if origin is None else origin.file
-    upstream = UPSTREAMS.get(runner.family.name)
-    code = None if upstream is None else installed_code(upstream.package)
     return {
         "spark3r": __version__,
         "command": shlex.join(command),
@@ -46,13 +44,43 @@ def provenance(
             "licence": known.licence or None,
             "attention": runner.record().fingerprint,
         },
-        "code": None
-        if code is None
-        else {"package": code.package, "version": code.version, "commit": code.commit},
+        "code": _code(runner.family.name),
         "profile": None
         if profile is None
         else {"name": profile, "sha256": sha256(profile_path(profile)), "schedule": schedule},
     }
+
+
+def _code(family: str) -> dict[str, Any] | None:
+    """Return which code of a family's own is installed, and which spark3r was checked against."""
+    upstream = UPSTREAMS.get(family)
+    if upstream is None:
+        return None
+    found = installed_code(upstream.package)
+    return {
+        "package": found.package,
+        "version": found.version,
+        "commit": found.commit,
+        "checked": upstream.checked,
+    }
+
+
+def other_code(record: Mapping[str, Any]) -> str:
+    """Return a line about code of another version than was checked, "" if there is none.
+
+    Args:
+        record: The record that `provenance` returned.
+    """
+    code = record["code"]
+    if code is None:
+        return ""
+    installed = code["version" if "." in code["checked"] else "commit"]
+    if installed in (None, code["checked"]):
+        return ""
+    return (
+        f"{code['package']} is installed at {installed}; spark3r was checked against "
+        f"{code['checked']}"
+    )
 
 
 def sha256(path: Path) -> str:

@@ -176,7 +176,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     from ..loading.load import REFERENCE_IS_FOR, about, load_model
     from ..reconstruction import reconstruct
     from ..runner import Runner
-    from .provenance import provenance
+    from .provenance import other_code, provenance
 
     device = usable_device(options.device or _default_device())
     model = chosen_model(
@@ -193,6 +193,8 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
         origins = provenance(options.command, runner, model, options.profile, schedule)
         if profile is not None:
             _refuse_misfit(runner, profile, options.schedule)
+    if other := other_code(origins):
+        stages.say(f"note: {other}")
     stages.on(runner.device)
     with stages("read"):
         footage = _footage(options, runner)

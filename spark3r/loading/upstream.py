@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -117,6 +118,12 @@ class Upstream:
     def example_licence(self) -> str:
         """Licence of the weights `example`."""
         return self.weights_licence("/".join(self.example.split("/")[:2]))
+
+    @property
+    def checked(self) -> str:
+        """Commit, or version, of the code that spark3r was checked against."""
+        pinned = next(word for word in self.install.split() if "==" in word or "git+" in word)
+        return re.split("==|@", pinned)[-1]
 
     @property
     def is_installed(self) -> bool:
