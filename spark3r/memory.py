@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,14 @@ if TYPE_CHECKING:
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_LACKING = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "failed to map segment",
+    "could not create a primitive",  # oneDNN does not say why
+)
 
 
 def peak_extra_mb(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
@@ -98,17 +108,14 @@ def fits_into_memory(call: Callable[[], object], device: torch.device | str = "c
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error says that memory of the host or a device was not enough."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    import torch
-
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # it may be what did not fit
+    if isinstance(error, getattr(getattr(torch, "cuda", None), "OutOfMemoryError", ())):
         return True
-    # The CPU allocator and some backends raise a plain RuntimeError.
+    # The CPU allocator, some backends and the loader of libraries raise plain errors.
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
+    return isinstance(error, RuntimeError | ImportError) and any(each in text for each in _LACKING)
 
 
 def _return_freed() -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from spark3r.cli.arguments import UsageError, chosen_dtype, chosen_model
+from spark3r.cli.failure import failure_text
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
-from spark3r.errors import ProfileExistsError, Spark3rError, printable
+from spark3r.errors import ProfileExistsError, Spark3rError
 from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+LESS_MEMORY = "give fewer --frames or --target-frames"
 
 
 def main(
@@ -103,7 +106,7 @@ def run_command(
         footage = (*(options.clip or ()), *(options.held_out or ()))
         options.model = chosen_model(options, footage, None)
     except UsageError as error:
-        print(f"calibrate: {printable(str(error))}", file=sys.stderr)
+        print(f"calibrate: {failure_text(error)}", file=sys.stderr)
         return USAGE
     sys.path.append(os.getcwd())  # for a model factory in the working directory, as python -m
     try:
@@ -117,23 +120,8 @@ def run_command(
         if options.debug:
             traceback.print_exc()
         else:
-            print(f"calibrate: {printable(_message(error))}", file=sys.stderr)
+            print(f"calibrate: {failure_text(error, LESS_MEMORY)}", file=sys.stderr)
         return UNREACHABLE if isinstance(error, UnreachableBudgetError) else FAILED
-
-
-def _message(error: Exception) -> str:
-    from spark3r.memory import is_out_of_memory
-
-    if isinstance(error, Spark3rError):
-        return str(error)
-    if is_out_of_memory(error):
-        return "out of memory: give fewer --frames or --target-frames"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}"
-    return (
-        f"internal error, {type(error).__name__}: {error} "
-        "(--debug shows where; please report it with `python -m spark3r.env`)"
-    )
 
 
 def _calibrate(
@@ -261,7 +249,10 @@ def _write(result: Calibration, output: Path, options: argparse.Namespace) -> in
     try:
         report = write_report(result, written)
     except OSError as error:
-        print(f"calibrate: the report could not be written, {_message(error)}", file=sys.stderr)
+        print(
+            f"calibrate: the report could not be written, {failure_text(error, LESS_MEMORY)}",
+            file=sys.stderr,
+        )
     except (KeyboardInterrupt, Terminated) as stop:
         word, status = word_and_status(stop)
         print(f"calibrate: {word}: {written} is there, its report is not", file=sys.stderr)

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import optuna
 
-from spark3r.errors import Spark3rError, first_line
+from spark3r.errors import Spark3rError, first_line, printable
 
 Storage = str | Path | optuna.storages.BaseStorage | None
 """Path of a journal file, an Optuna URL (a string with ``://``), an open storage, or None."""
@@ -89,14 +89,14 @@ def _shown_and_hidden(url: str) -> tuple[str, set[str]]:
         return "(opened by the caller)", set()
     file = _SQLITE_FILE.fullmatch(url)
     if file is not None:
-        return _printable(file["shown"]), _values(file["rest"])
+        return printable(file["shown"]), _values(file["rest"])
     parts = _URL.fullmatch(url)
     if parts is None:
         return UNREADABLE, _words(url)
     user, path, rest = parts["user"] or "", parts["path"] or "", parts["rest"]
     if "@" in rest or rest[:1] not in ("", "?", ";", "#"):
         return f"{parts['driver']}://...", _words(url.partition("://")[2])
-    shown_url = _printable(f"{parts['driver']}://{parts['host']}{path}")
+    shown_url = printable(f"{parts['driver']}://{parts['host']}{path}")
     return shown_url, _words(user) | _values(rest)
 
 
@@ -112,7 +112,3 @@ def _values(parameters: str) -> set[str]:
 def _words(text: str) -> set[str]:
     """Return the words of a text, as they are and percent-decoded."""
     return set(re.findall(r"\w+", f"{text} {unquote(text)}"))
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in text)

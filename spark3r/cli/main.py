@@ -14,10 +14,11 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import Spark3rError, first_line, printable
+from ..errors import first_line
 from .arguments import UsageError
 from .bench import add_bench
 from .check import add_check
+from .failure import failure_text
 from .listing import add_list
 from .run import add_run
 from .show import add_show
@@ -75,14 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             traceback.print_exc()
-        elif isinstance(error, Spark3rError):
-            print(f"spark3r: {printable(str(error))}", file=sys.stderr)
         else:
-            print(
-                f"spark3r: internal error, {type(error).__name__}: {error} "
-                "(--debug shows where; please report it with `python -m spark3r.env`)",
-                file=sys.stderr,
-            )
+            print(f"spark3r: {failure_text(error)}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
 
 

@@ -13,6 +13,7 @@ All of them but the arrays say what they were made from: command, weights, code 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -92,7 +93,9 @@ def write_outputs(
         _write_json(folder / "run.json", {**run, "points": len(points)})
     except OSError as error:
         reason = error.strerror or str(error)  # numpy's errors have their own text
-        raise Spark3rError(f"the reconstruction cannot be written ({reason})") from error
+        raise Spark3rError(
+            f"the reconstruction cannot be written in {folder.parent} ({reason})"
+        ) from error
     return len(points)
 
 
@@ -111,11 +114,17 @@ def _write_frames(
     near, far = depth_range(prediction.depth)
     frames = zip(images, prediction.depth, prediction.confidence, strict=True)
     for number, (image, depth, confidence) in enumerate(frames):
-        np.save(folder / f"depth/{number:05}.npy", depth.float().numpy())
-        np.save(folder / f"confidence/{number:05}.npy", confidence.float().numpy())
+        _write_array(folder / f"depth/{number:05}.npy", depth)
+        _write_array(folder / f"confidence/{number:05}.npy", confidence)
         colours = (image * 255).round().byte().permute(1, 2, 0).numpy()
         beside = np.concatenate([colours, coloured_depth(depth, near, far)], axis=1)
         Image.fromarray(beside).save(folder / f"preview/{number:05}.png", pnginfo=info)
+
+
+def _write_array(path: Path, values: Tensor) -> None:
+    content = io.BytesIO()  # writing to a file itself, NumPy does not say why it failed
+    np.save(content, values.float().numpy())
+    path.write_bytes(content.getvalue())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

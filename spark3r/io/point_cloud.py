@@ -75,4 +75,4 @@ def write_ply(path: Path, points: Tensor, colours: Tensor, comments: Sequence[st
     ]
     with path.open("wb") as file:
         file.write(("\n".join(header) + "\n").encode("ascii"))
-        vertices.tofile(file)
+        file.write(vertices.tobytes())

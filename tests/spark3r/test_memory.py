@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from spark3r import memory
+from spark3r.cli.failure import failure_text
 from spark3r.memory import is_out_of_memory, peak_extra_mb
 
 
@@ -33,3 +36,28 @@ def test_peak_memory_is_none_where_it_cannot_be_measured(monkeypatch: pytest.Mon
     assert calls == ["cpu", "meta"]
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+    ],
+)
+def test_errors_that_say_otherwise_that_memory_was_not_enough(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(type(error)("something else"))
+    text = failure_text(error, "give fewer --frames")
+    assert text.startswith("out of memory: give fewer --frames, or make more memory free (")
+
+
+def test_memory_is_named_where_torch_is_what_did_not_fit() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from spark3r.memory import is_out_of_memory\n"
+        "assert is_out_of_memory(ImportError('libtorch: failed to map segment'))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

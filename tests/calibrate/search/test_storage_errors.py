@@ -40,7 +40,7 @@ from calibrate.search.storage_errors import StudyError, is_journal, shown
         ("postgresql:/user:secret@db/x", "(a URL that cannot be read)"),
         ("postgresql:user:secret@db/x", "(a URL that cannot be read)"),
         ("://user:secret@db/x", "(a URL that cannot be read)"),
-        ("postgresql://user:secret\udcff@d\udcffb/x", "postgresql://d?b/x"),
+        ("postgresql://user:secret\udcff@d\udcffb/x", r"postgresql://d\udcffb/x"),
     ],
 )
 def test_driver_host_and_database_are_shown(url: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import types
 from pathlib import Path
 
@@ -253,5 +254,24 @@ def test_an_error_of_numpy_has_its_reason(
         raise OSError("2304 requested and 0 written")
 
     monkeypatch.setattr("numpy.save", full)
-    with pytest.raises(Spark3rError, match=r"cannot be written \(2304 requested and 0 written\)"):
+    with pytest.raises(Spark3rError, match=r"cannot be written in .* \(2304 requested and 0 written\)"):
         write_outputs(tmp_path, footage, truth, {})
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
+@pytest.mark.parametrize("most", [100, 1_000, 10_000])
+def test_a_file_that_does_not_fit_is_named_with_the_reason(
+    most: int, footage: Footage, truth: Prediction, tmp_path: Path
+) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with (
+            pytest.raises(Spark3rError, match=r"cannot be written in .* \(File too large\)"),
+            new_folder(tmp_path / "out") as folder,
+        ):
+            write_outputs(folder, footage, truth, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
