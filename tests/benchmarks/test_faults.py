@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from benchmark_scripts import script
+from benchmark_scripts import environment, script
 
 from spark3r.profile import Profile
 
@@ -68,3 +71,31 @@ def test_hostile_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ):
         (row,) = hostile.read_all([("a case", call)], canary)
         assert row["outcome"].startswith(fault)
+
+
+FEW_PROCESSES = """
+import sys
+from faults import disk, kill, memory
+few = ["--frames", "16", "--output"]
+status = kill.main(["--share", "0.02", *few, "kill.json"])
+status += disk.main(["--share", "0.1", "--command", "calibrate", *few, "disk.json"])
+status += memory.main(["--share", "0.05", "--command", "run", *few, "memory.json"])
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_hundredth_of_the_faults_of_processes(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", FEW_PROCESSES],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert answer.returncode == 0, results
+    assert results["kill"]["run"]["kills"] == results["kill"]["calibrate"]["kills"] == 1
+    assert "two writers" in results["disk"]["calibrate"]["outcomes"]
+    assert results["memory"]["run"]["outcomes"]["named"] > 0

@@ -254,8 +254,9 @@ def test_an_error_of_numpy_has_its_reason(
         raise OSError("2304 requested and 0 written")
 
     monkeypatch.setattr("numpy.save", full)
-    with pytest.raises(Spark3rError, match=r"cannot be written in .* \(2304 requested and 0 written\)"):
+    with pytest.raises(Spark3rError, match=r"\(2304 requested and 0 written\)"):
         write_outputs(tmp_path, footage, truth, {})
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
 @pytest.mark.parametrize("most", [100, 1_000, 10_000])
