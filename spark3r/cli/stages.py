@@ -117,7 +117,7 @@ class Stages:
 
     @contextmanager
     def _shown(self, name: str, modules: Collection[nn.Module], begin: float) -> Iterator[None]:
-        if name in OTHERS_SHOW or not sys.stderr.isatty():
+        if name in OTHERS_SHOW or not _can_redraw():
             self.say(WORDS[name])
             yield
             return
@@ -161,6 +161,11 @@ class Stages:
         except OSError as failed:
             self._log = None  # the work is worth more than its log
             self.say(f"the log cannot be written any more ({failed.strerror})")
+
+
+def _can_redraw() -> bool:
+    """Return True if stderr is a terminal on which a line can be written again."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def _progress_line(words: str, seconds: float, progress: LayerProgress) -> str:

@@ -147,11 +147,15 @@ def test_a_terminal_shows_the_stage_and_forgets_it(monkeypatch: pytest.MonkeyPat
     assert "writing" not in terminal.getvalue()  # it took less than a second
 
 
-def test_a_pipe_gets_a_line_at_the_start_and_no_hooks() -> None:
-    modules, pipe = layers(2), io.StringIO()
-    with contextlib.redirect_stderr(pipe), Stages()("reduced", modules):
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_where_no_line_can_be_redrawn_there_is_one_at_the_start_and_no_hook(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    modules, shown = layers(2), stream()
+    with contextlib.redirect_stderr(shown), Stages()("reduced", modules):
         assert not any(module._forward_hooks for module in modules)
-        assert pipe.getvalue() == "spark3r: reduced pass\n"
+        assert shown.getvalue() == "spark3r: reduced pass\n"
 
 
 def test_a_stage_that_fails_or_is_interrupted_is_logged() -> None:
