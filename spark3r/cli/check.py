@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ProfileError, printable
+from ..errors import ProfileError
 from .arguments import add_json, add_model, add_profile
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _check(options: argparse.Namespace) -> int:
         fits = f" and fits {options.model}" if options.model else ""
         print(f"{options.profile} is valid{fits}; status: {STATUS_WORDS[profile.status]}")
         for warning in warnings:
-            print(f"warning: {printable(warning)}")
+            print(f"warning: {warning}")
     return 0
 
 

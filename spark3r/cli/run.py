@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..errors import printable
 from .arguments import (
     add_dtype,
     add_json,
@@ -387,7 +388,7 @@ def _print(record: dict[str, Any], output: Path) -> None:
         ("", f"trajectory.txt, points.ply ({record['points']} points)"),
     ]
     for name, text in lines:
-        print(f"{name:<10}{text}")
+        print(f"{name:<10}{printable(text)}")
     if record["deviation"] is not None:
         _print_deviation(record["deviation"], record["expected"])
 

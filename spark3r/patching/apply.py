@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..errors import PatchError, Spark3rWarning
+from ..errors import PatchError, Spark3rWarning, printable
 from ..families.base import Family, unwrap
 from ..identity import name_of
 from ..runner import Runner
@@ -70,7 +70,7 @@ def apply(
     chosen = loaded.schedule(schedule)
     _check(loaded, runner, strict)
     grids = frozenset(entry.grid for entry in loaded.measurements)
-    dtypes = frozenset(entry.dtype for entry in loaded.measurements)
+    dtypes = frozenset(printable(entry.dtype) for entry in loaded.measurements)  # for warnings
     return Handle(runner, chosen, grids, dtypes, save_memory).install()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..env import device_name
+from ..errors import printable
 from ..reduction.operators import OPERATORS_REVISION
 from .document import Profile
 from .model import ModelRecord
@@ -55,7 +56,7 @@ def compare(
     """
     errors = tuple(_mismatches(profile.model, record))
     if errors:
-        return Compatibility(errors, ())
+        return _printable(errors, ())
     warnings = [
         *_other_architecture(profile.model, record),
         *_operators(profile),
@@ -69,7 +70,12 @@ def compare(
             f"the profile is {taken} and was not measured on your weights; "
             f"{calibrate_line(record.family, name)} measures one"
         )
-    return Compatibility(errors, tuple(warnings))
+    return _printable(errors, warnings)
+
+
+def _printable(errors: Iterable[str], warnings: Iterable[str]) -> Compatibility:
+    """Return the reasons without control characters, which names in a profile may hold."""
+    return Compatibility(tuple(map(printable, errors)), tuple(map(printable, warnings)))
 
 
 def calibrate_line(family: str, name: str | None, *, own_clip: bool = False) -> str:

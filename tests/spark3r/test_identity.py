@@ -279,3 +279,15 @@ def test_shipped_weights_can_be_named_to_calibrate(name: str) -> None:
     weights = load_profile(name).model.weights
     assert weights is not None
     assert parse_hub_name(weights)
+
+
+def test_reasons_do_not_steer_a_terminal() -> None:
+    profile = load_profile("vggt-1b")
+    evil = "\x1b[2J"
+    named = profile.model.model_copy(update={"name": evil})
+    other = profile.model_copy(update={"model": named})
+    (error,) = compare(other, record_of(profile, global_layers=("x",))).errors
+    warnings = compare(other, record_of(profile, width=1)).warnings
+    for reason in (error, *warnings):
+        assert evil not in reason
+    assert "(\\x1b[2J)" in error
