@@ -44,6 +44,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spark3r.errors import ClipError
+from spark3r.io import decoding
+from spark3r.io.frames import FrameSelection
+from spark3r.io.images import read_image
+from spark3r.io.video import read_video
 
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
@@ -51,8 +55,10 @@ from ffmpeg_program import H264, ffmpeg, program
 from results_io import write_result
 
 IMAGES, VIDEOS = 20_000, 2_000
-MOST_SECONDS = 10.0
-"""Time on the clock after which a case is stopped."""
+MOST_SECONDS = 5.0
+"""CPU time that a case may take. Other work on the machine does not count."""
+HANG_SECONDS = 60.0
+"""Time on the clock after which a case is stopped. It covers waiting."""
 MOST_LEVELS = 2
 MOST_LEVELS_JPEG = 3
 """Decoders may differ by one level of luma and of chroma, which makes up to three of a colour."""
@@ -186,7 +192,7 @@ def in_children(count: int, work: Callable[[int], Any]) -> Iterator[Any]:
         if number < count:
             signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
             late = signalled == signal.SIGKILL
-            yield f"fault: no end after {MOST_SECONDS} s" if late else f"fault: died of {signalled}"
+            yield f"fault: no end after {HANG_SECONDS} s" if late else f"fault: died of {signalled}"
             number += 1
 
 
@@ -205,7 +211,7 @@ def _line_in_time(results: io.BufferedReader, child: int) -> bytes:
         os.kill(child, signal.SIGKILL)
 
     before = signal.signal(signal.SIGALRM, kill)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
     try:
         return results.readline()
     finally:
@@ -289,7 +295,7 @@ def run_images(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         "cases": cases,
         "outcomes": dict(sorted(counts.items())),
         "largest_difference_levels": most,
-        "slowest_case_s": round(slowest, 3),
+        "slowest_case_cpu_s": round(slowest, 3),
         "faults": faults,
     }
 
@@ -299,15 +305,11 @@ def _read_one(paths: Sequence[Path], number: int) -> dict[str, Any]:
 
 
 def _read_image(path: Path) -> dict[str, Any]:
-    from spark3r.io.decoding import check_image
-    from spark3r.io.frames import FrameSelection
-    from spark3r.io.images import read_image
-
-    started = time.monotonic()
+    started = time.process_time()
     selection = FrameSelection(str(path.parent), None, skip_bad=True)
     fault = None
     try:
-        frame = read_image(path, 0, selection, check_image)
+        frame = read_image(path, 0, selection, decoding.check_image)
     except Exception as error:
         return _outcome("refused", started, f"fault: {type(error).__name__}: {str(error)[:200]}")
     if frame is None and (len(selection.skipped) != 1 or path.name not in selection.skipped[0]):
@@ -316,7 +318,10 @@ def _read_image(path: Path) -> dict[str, Any]:
 
 
 def _outcome(outcome: str, started: float, fault: str | None) -> dict[str, Any]:
-    return {"outcome": outcome, "seconds": time.monotonic() - started, "fault": fault}
+    seconds = time.process_time() - started
+    if seconds > MOST_SECONDS:
+        fault = fault or f"fault: {seconds:.1f} s of CPU time"
+    return {"outcome": outcome, "seconds": seconds, "fault": fault}
 
 
 def _difference(path: Path) -> int:
@@ -386,16 +391,13 @@ def run_videos(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         "cases": cases,
         "outcomes": dict(sorted(counts.items())),
         "largest_difference_levels": most,
-        "slowest_case_s": round(slowest, 3),
+        "slowest_case_cpu_s": round(slowest, 3),
         "faults": faults,
     }
 
 
 def _read_video(path: Path) -> dict[str, Any]:
-    from spark3r.io.frames import FrameSelection
-    from spark3r.io.video import read_video
-
-    started = time.monotonic()
+    started = time.process_time()
     outcome, fault = "read", None
     try:
         frames = list(read_video(path, FrameSelection(str(path), None, skip_bad=False)))
@@ -415,9 +417,6 @@ def _read_video(path: Path) -> dict[str, Any]:
 
 
 def _read_the_rest(path: Path) -> str | None:
-    from spark3r.io.frames import FrameSelection
-    from spark3r.io.video import read_video
-
     selection = FrameSelection(str(path), None, skip_bad=True)
     try:
         times = [frame.time for frame in read_video(path, selection)]

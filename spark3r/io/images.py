@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ClipError, Spark3rWarning
 from ..transform import UPRIGHT
@@ -17,7 +17,7 @@ from .frames import INSTALL, Frame, FrameSelection
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_ORIENTATION = 0x0112  # EXIF tag
+_ORIENTATION, _SHORT = 0x0112, 3  # a tag and a type of EXIF
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
@@ -141,10 +141,10 @@ def open_image(path: Path, check_data: CheckData | None) -> tuple[Image, int]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as opened:
-                stored = opened.getexif().get(_ORIENTATION)
+                stored = _orientation(opened)
                 opened.load()
                 # Pillow turns TIFF files upright while it loads them, and none of the others.
-                left_to_turn = opened.getexif().get(_ORIENTATION)
+                to_turn = _orientation(opened) if opened.format == "TIFF" else stored
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError("too many pixels to be a frame") from error
     if opened.mode.startswith(("I", "F")):
@@ -153,7 +153,7 @@ def open_image(path: Path, check_data: CheckData | None) -> tuple[Image, int]:
         _check_tiff(opened, path.stat().st_size, [str(each.message) for each in warned])
     if check_data is not None and opened.format in _CHECKED:
         check_data(path.read_bytes(), _CHECKED[opened.format])
-    return turned_upright(opened, _valid(left_to_turn)), _valid(stored)
+    return turned_upright(opened, to_turn), stored
 
 
 def _check_tiff(image: Any, size: int, warned: list[str]) -> None:
@@ -183,8 +183,27 @@ def turned_upright(image: Image, orientation: int) -> Image:
     return image if orientation == UPRIGHT else image.transpose(methods[orientation])
 
 
-def _valid(orientation: object) -> int:
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else UPRIGHT
+def _orientation(image: Image) -> int:
+    """Return the EXIF orientation of an image. It is read alone, whatever the other tags hold."""
+    found: object = _exif_orientation(image.info.get("exif", b""))
+    if found is None:
+        found = image.getexif().get(_ORIENTATION)  # of a TIFF file, or in XMP
+    return found if isinstance(found, int) and 1 <= found <= 8 else UPRIGHT
+
+
+def _exif_orientation(block: bytes) -> int | None:
+    """Return the orientation in a block of EXIF data, None if it has none."""
+    block = block.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if block.startswith(b"II") else "big"
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(block[place : place + size], order)
+
+    first = number(4, 4) + 2
+    for place in range(first, first + 12 * number(first - 2, 2), 12):
+        if number(place, 2) == _ORIENTATION and number(place + 2, 2) == _SHORT:
+            return number(place + 8, 2)
+    return None
 
 
 def _load_check() -> CheckData | None:
