@@ -22,8 +22,12 @@ FIGURES: Mapping[str, str] = {
 }
 """Names of a run's deviations, and of the same figures in a profile."""
 
-BEYOND = 2.0
-"""A deviation this many times the evidence's mean, and above its largest, is beyond it."""
+BEYOND = 1.5
+"""A deviation this many times the largest of the evidence is beyond it.
+
+Of the shipped profile's figures on 12 further rendered scenes, the highest was 1.3 times the
+largest of its 16 clips. On a handheld video of a kitchen it was 12 times as large.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class ExpectedFigure:
 
     def is_exceeded(self, value: float) -> bool:
         """Return True for a deviation that is beyond the evidence."""
-        return value > max(self.largest, BEYOND * self.mean)
+        return value > BEYOND * self.largest
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,6 @@ def test_the_measurement_nearest_to_the_run_is_taken() -> None:
     assert depth_on((9, 9), "bfloat16") == 0.5
 
 
-@pytest.mark.parametrize(
-    ("value", "exceeded"), [(0.019, False), (0.021, False), (0.031, True), (0.029, False)]
-)
-def test_beyond_is_above_the_largest_and_twice_the_mean(value: float, exceeded: bool) -> None:
+@pytest.mark.parametrize(("value", "exceeded"), [(0.01, False), (0.044, False), (0.046, True)])
+def test_beyond_is_well_above_the_largest(value: float, exceeded: bool) -> None:
     assert ExpectedFigure(mean=0.01, largest=0.03).is_exceeded(value) == exceeded
-    assert ExpectedFigure(mean=0.01, largest=0.015).is_exceeded(0.019) is False
-    assert ExpectedFigure(mean=0.01, largest=0.015).is_exceeded(0.021) is True
