@@ -38,8 +38,8 @@ import torch
 from torch import Tensor, nn
 
 from spark3r import Schedule, TokenLayout, apply, generic
-from spark3r.cli.main import main as main_of_spark3r
-from spark3r.errors import ProfileError, Spark3rWarning
+from spark3r.cli.main import parser
+from spark3r.errors import ProfileError, Spark3rError, Spark3rWarning
 from spark3r.profile import Profile
 from spark3r.reduction.rule import ResolvedRule
 
@@ -276,20 +276,20 @@ def outcome(path: Path, again: Path, layout: TokenLayout) -> str:
     return "accepted"
 
 
+@lru_cache(maxsize=1)
+def command_line() -> argparse.ArgumentParser:
+    return parser()
+
+
 def show(path: Path, layout: TokenLayout) -> str:
     """Print a profile as ``spark3r show`` does, and return what is wrong with it, "" if nothing."""
-    printed, told = io.StringIO(), io.StringIO()
     arguments = ["show", str(path), "--frames", str(layout.frames)]
-    arguments += ["--json"] * (layout.frames == LAYOUTS[0].frames)
-    folders = list(sys.path)
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        status = main_of_spark3r(arguments)
-    sys.path[:] = folders  # each call adds the folder that it runs in
-    if status not in (0, 1) or "internal error" in told.getvalue():
-        return told.getvalue().strip() or f"show ends with status {status}"
-    if not all(each.isprintable() or each == "\n" for each in printed.getvalue() + told.getvalue()):
-        return "show steers the terminal"
-    return ""
+    options = command_line().parse_args(arguments + ["--json"] * (layout is LAYOUTS[0]))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(Spark3rError):
+        options.run(options)
+    steers = not all(each.isprintable() or each == "\n" for each in printed.getvalue())
+    return "show steers the terminal" if steers else ""
 
 
 def guarded(call: Callable[[], str]) -> tuple[str, float]:
@@ -361,11 +361,11 @@ def run(cases: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Run the cases and return 1 if one of them was a fault."""
-    parser = argparse.ArgumentParser(description="Load malformed profiles.")
-    parser.add_argument("--share", type=float, default=1.0, help=f"share of {CASES} cases to run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
-    options = parser.parse_args()
+    own = argparse.ArgumentParser(description="Load malformed profiles.")
+    own.add_argument("--share", type=float, default=1.0, help=f"share of {CASES} cases to run")
+    own.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
+    own.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    options = own.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         result = run(max(1, round(CASES * options.share)), options.seed, Path(folder))
