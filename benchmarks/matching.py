@@ -58,6 +58,15 @@ def packed(source: Tensor, destination: Tensor, count: int) -> Tensor:
     return torch.cat(best)[None].long().unsqueeze(3)
 
 
+def by_argmax(source: Tensor, destination: Tensor, count: int) -> Tensor:
+    """Search with `torch.argmax`, which gives the same places as `torch.max`."""
+    assert count == 1
+    destination = F.normalize(destination, dim=-1).transpose(2, 3)
+    groups = merging.SIMILARITY_ELEMENTS // (source.shape[2] * destination.shape[3])
+    pieces = zip(source.split(groups, 1), destination.split(groups, 1), strict=True)
+    return torch.cat([(s @ d).argmax(dim=-1, keepdim=True) for s, d in pieces], dim=1)
+
+
 def scatter_merge(query: Tensor, plan: merging.MergePlan, places: Tensor) -> Tensor:
     """Merge as revision 1 did, with copies of destinations and sources and a scatter-add."""
     side_by_side = query.transpose(1, 2).flatten(2)
@@ -90,6 +99,7 @@ def calls(query: Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
             )
             for power in (18, 20, 22, 24)
         },
+        "argmax in the place of max": ("arg-max", partial(match, search=by_argmax)),
         "bfloat16 product": ("arg-max", partial(match, search=in_bfloat16)),
         "index in the lowest bits": ("arg-max", partial(match, search=packed)),
         "scatter-add (revision 1)": ("merge", lambda: scatter_merge(query, plan, places)),

@@ -38,8 +38,9 @@ def implementation(device: torch.device, dtype: torch.dtype, features: int) -> s
         dtype: Precision of the features; the kernel computes in float32 only.
         features: Number of features C.
     """
-    covered = device.type == "cuda" and dtype == torch.float32 and features in FEATURES
-    candidates = (TRITON,) if covered else ()
+    possible = device.type == "cuda" and torch.cuda.is_available()
+    covered = dtype == torch.float32 and features in FEATURES
+    candidates = (TRITON,) if possible and covered else ()
     chosen = trials.choose(OPERATION, candidates, PLAIN, _trial, device, dtype, features)
     if chosen == TRITON:
         _register()

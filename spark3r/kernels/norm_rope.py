@@ -36,7 +36,8 @@ def implementation(device: torch.device, dtype: torch.dtype, head_dim: int) -> s
         dtype: Precision of the result.
         head_dim: Size of one attention head, D.
     """
-    candidates = (TRITON,) if device.type == "cuda" and is_covered_size(head_dim) else ()
+    possible = device.type == "cuda" and torch.cuda.is_available()
+    candidates = (TRITON,) if possible and is_covered_size(head_dim) else ()
     chosen = trials.choose(OPERATION, candidates, PLAIN, _trial, device, dtype, head_dim)
     if chosen == TRITON:
         _register()
