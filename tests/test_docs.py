@@ -149,6 +149,17 @@ def test_every_public_name_is_on_the_page_of_public_names(package: object) -> No
     assert public <= named, f"docs/public-api.md lacks {sorted(public - named)}"
 
 
+def test_the_threat_model_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", text_of("docs/security.md")))
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named
+    assert named <= defined, f"docs/security.md names {sorted(named - defined)}"
+
+
 def test_every_field_of_a_family_is_on_the_page_that_adds_one() -> None:
     named = set(re.findall(r"`(\w+)[`(]", text_of("docs/adding-a-family.md")))
     lacking = {field.name for field in fields(Family)} - {"name", "reduced_forward"} - named
