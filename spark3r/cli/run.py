@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import printable
 from .arguments import (
     add_dtype,
     add_json,
@@ -24,8 +23,8 @@ from .arguments import (
     parse_text,
     usable_device,
 )
+from .result import print_result
 from .stages import Stages, opened
-from .tables import print_table
 
 if TYPE_CHECKING:
     from ..io.clips import Footage
@@ -222,7 +221,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        _print(record, options.output)
+        print_result(record, options.output)
     if above:
         stages.say(f"--fail-above {options.fail_above:g}%: {'; '.join(above)}")
     return ABOVE if above else 0
@@ -362,74 +361,3 @@ def _write(
         max_points=options.max_points or MAX_POINTS,
         least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
     )
-
-
-def _print(record: dict[str, Any], output: Path) -> None:
-    licence = record["provenance"]["weights"]["licence"]
-    weights = "random" if record["random_weights"] else record["weights"]
-    schedule = record["schedule"]
-    if record["profile"] is not None:
-        schedule = f"'{schedule}' of profile {record['profile']} ({record['status']})"
-    size = f"{record['width']}x{record['height']}"
-    done = "dense" if record["profile"] is None else "reduced"
-    lines = [
-        ("model", f"{record['model']} (weights: {weights}{f', {licence}' if licence else ''})"),
-        ("schedule", schedule),
-        ("clip", f"{record['frames']} frames of {size} pixels from {record['clip']}"),
-        ("device", f"{record['device']}, {record['dtype']}"),
-        (done, _cost(record)),
-    ]
-    dense = record["dense"]
-    if dense is not None:
-        lines.append(("dense", _cost(dense)))
-        lines.append(("speed-up", f"{dense['seconds'] / record['seconds']:.2f} times as fast"))
-    lines += [
-        ("written", f"{output}: depth/, confidence/, preview/, cameras.json, run.json,"),
-        ("", f"trajectory.txt, points.ply ({record['points']} points)"),
-    ]
-    for name, text in lines:
-        print(f"{name:<10}{printable(text)}")
-    if record["deviation"] is not None:
-        _print_deviation(record["deviation"], record["expected"])
-
-
-def _print_deviation(found: dict[str, float | None], expected: dict[str, Any] | None) -> None:
-    """Print the deviation from dense, beside what the profile measured."""
-    from ..reconstruction import LABELS, in_unit
-
-    figures = {} if expected is None else expected["figures"]
-    columns = ["deviation from dense", "this clip"]
-    columns += ["evidence", "largest", "times"] if figures else []
-    rows = []
-    for name, value in found.items():
-        row = [LABELS[name], "undefined" if value is None else in_unit(name, value)]
-        if figures:
-            row += _beside(name, value, figures.get(name))
-        rows.append(row)
-    print()
-    print_table(columns, rows)
-    if expected is not None:
-        print(
-            f"\nevidence: mean and largest deviation that the profile measured on {expected['on']}"
-        )
-
-
-def _beside(name: str, value: float | None, figure: dict[str, float] | None) -> list[str]:
-    from ..reconstruction import in_unit
-
-    if figure is None:
-        return ["-", "-", "-"]
-    mean, largest = figure["mean"], figure["largest"]
-    times = "-" if value is None or mean == 0 else f"{value / mean:.1f}"
-    return [in_unit(name, mean), in_unit(name, largest), times]
-
-
-def _cost(record: dict[str, Any]) -> str:
-    memory = record["peak_memory_mb"]
-    if memory is None:
-        return f"{record['seconds']:.2f} s"
-    return f"{record['seconds']:.2f} s, peak memory {_size(memory)} above model and clip"
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"

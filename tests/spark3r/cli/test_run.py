@@ -62,7 +62,7 @@ def test_a_rendered_scene_dense(folder: Path) -> None:
     assert answer.status == 0, answer.err
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
     assert answer.out.startswith(
-        "model     reference (weights: reference, Apache-2.0)\n"
+        "model     reference (weights: Apache-2.0)\n"
         "schedule  dense\n"
         "clip      3 frames of 64x64 pixels from rendered:7\n"
         "device    cpu, float32\n"
@@ -378,7 +378,7 @@ def test_random_weights_are_named(folder: Path) -> None:
     )
     assert answer.status == 0, answer.err
     assert "reference:random has random weights: its time and memory are meaningful" in answer.err
-    assert answer.out.startswith("model     reference:random (weights: random)\n")
+    assert answer.out.startswith("model     reference:random (random weights)\n")
     record = json.loads(Path("out/run.json").read_text())
     assert (record["weights"], record["random_weights"]) == ("random", True)
     assert 1 <= record["points"] <= 10
