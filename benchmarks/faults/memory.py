@@ -41,7 +41,7 @@ from faults.jobs import (
     warm_up,
 )
 
-LIMITS = 20
+LIMITS = 12
 """Limits for each command."""
 
 NAMED = re.compile(r"(calibrate|spark3r): .*(out of|allocate) memory")

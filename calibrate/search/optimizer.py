@@ -36,7 +36,7 @@ from ..measure.evaluator import DenseRuns, Evaluator, is_failure
 from ..measure.quality import mean_figures
 from ..settings import Job
 from . import candidates
-from .problem import DeviationLimit, Goal, SearchProblem, Space
+from .problem import DeviationLimit, Goal, SearchProblem
 from .storage import check_storage, decode, encode, finished, open_studies
 from .storage_errors import Storage, fail
 
@@ -137,6 +137,9 @@ class SearchOptions:
         name: Name of the studies there.
         resume: Whether to continue studies of this name.
         timeout_s: Seconds after which no further trial is proposed; None for no limit.
+        corrected: Whether the latency model was corrected before. A continued search takes no
+            notice of trials after the correction until it has come to that point itself, so that
+            it decides what an undisturbed search decides.
     """
 
     trials: int = TRIALS
@@ -145,6 +148,7 @@ class SearchOptions:
     name: str = "search"
     resume: bool = False
     timeout_s: float | None = None
+    corrected: bool = False
 
 
 def optimize(
@@ -171,23 +175,28 @@ def optimize(
         StudyError: If the storage cannot be used. Trials that finished before are stored.
     """
     begin = clock()
-    state = _SearchState(objective, problem.predict_ms, problem.goal, on_trial)
+    state = _SearchState(objective, problem, options.corrected, on_trial)
     studies = open_studies(options.storage, options.name, _sampler(options.seed, 0), options.resume)
-    for study in (studies.initial, studies.proposed):
-        state.done += [_restored(trial, problem.predict_ms) for trial in finished(study)]
+    stored = (*finished(studies.initial), *finished(studies.proposed))
+    for corrected in (False, True)[: 1 + options.corrected]:  # in the order in which they ran
+        state.done += [
+            _restored(trial, problem.predict_ms)
+            for trial in stored
+            if trial.user_attrs.get("corrected", False) == corrected
+        ]
 
     def is_over() -> bool:
         return options.timeout_s is not None and clock() - begin >= options.timeout_s
 
     try:
         _run_initial(studies.initial, initial, state)
-        _run_proposed(studies.proposed, problem.space, state, options, is_over)
+        _run_proposed(studies.proposed, state, options, is_over)
     except KeyboardInterrupt:
         return Found(tuple(state.done), problem.goal, interrupted=True)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         problem_text = (
             f"the search stopped after {len(state.done)} trials, which are kept, because the next "
-            "could not be stored: make room, and --resume continues from them"
+            "could not be stored; once it can, --resume continues from them"
         )
         fail(options.storage, problem_text, error)
     return Found(tuple(state.done), problem.goal)
@@ -198,8 +207,8 @@ class _SearchState:
     """The state that the trials of one search share."""
 
     objective: Callable[[Schedule], Score]
-    predict_ms: Callable[[Schedule], float]
-    goal: Goal
+    problem: SearchProblem
+    corrected: bool
     on_trial: Callable[[Trial], object]
     done: list[Trial] = field(default_factory=list)
 
@@ -207,10 +216,11 @@ class _SearchState:
         self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule
     ) -> None:
         """Run a schedule unless it ran before, and store the result."""
-        latency_ms = self.predict_ms(schedule)
+        latency_ms, goal = self.problem.predict_ms(schedule), self.problem.goal
         trial.set_user_attr("name", name)
         trial.set_user_attr("schedule", encode(schedule))
         trial.set_user_attr("latency_ms", latency_ms)
+        trial.set_user_attr("corrected", self.corrected)
         try:
             score, failure = self._score(schedule)
         except BaseException:
@@ -218,7 +228,7 @@ class _SearchState:
             raise
         # Every trial needs its constraint: Optuna takes a trial without one for feasible.
         mean = None if score is None else score.mean
-        trial.set_constraint("excess", self.goal.excess(latency_ms, mean))
+        trial.set_constraint("excess", goal.excess(latency_ms, mean))
         if score is None:
             trial.set_user_attr("failure", failure)
             study.tell(trial, state=TrialState.FAIL)
@@ -226,7 +236,7 @@ class _SearchState:
             trial.set_user_attr("score", score.value)
             trial.set_user_attr("judged", score.judged)
             trial.set_user_attr("figures", dict(score.figures))
-            study.tell(trial, self.goal.value(latency_ms, score.value))
+            study.tell(trial, goal.value(latency_ms, score.value))
         self.done.append(Trial(name, schedule, latency_ms, score, failure, dict(trial.params)))
         self.on_trial(self.done[-1])
 
@@ -255,12 +265,12 @@ def _run_initial(study: optuna.Study, initial: Mapping[str, Schedule], state: _S
 
 def _run_proposed(
     study: optuna.Study,
-    space: Space,
     state: _SearchState,
     options: SearchOptions,
     is_over: Callable[[], bool],
 ) -> None:
-    names = state.goal.parameters(space)
+    goal, space = state.problem.goal, state.problem.space
+    names = goal.parameters(space)
     number = len(finished(study))
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     if number == 0 and not waiting:  # the knapsack's answer, so that the sampler learns from it
@@ -270,7 +280,7 @@ def _run_proposed(
         study.sampler = _sampler(options.seed, number)
         trial = study.ask()
         weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
-        schedule = state.goal.proposed(space, weights)
+        schedule = goal.proposed(space, weights)
         if schedule is None:
             study.tell(trial, state=TrialState.FAIL)
             return
@@ -360,7 +370,7 @@ def run_search(
     initial = problem.initial_schedules(at_the_goal=repeated is not None)
     if repeated is not None:
         step, initial = "search, corrected", initial | dict(repeated)
-        options = replace(options, trials=0, resume=True)
+        options = replace(options, trials=0, resume=True, corrected=True)
     total = len(initial) + options.trials
     ran = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -14,10 +15,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from calibrate.search import journal as journal_file
 from calibrate.search.journal import lock_journal
-from calibrate.search.optimizer import Found, SearchOptions, optimize
+from calibrate.search.optimizer import Found, Score, SearchOptions, optimize
 from calibrate.search.problem import LatencyLimit
 from calibrate.search.storage_errors import StudyError
-from spark3r import Spark3rWarning
+from spark3r import Schedule, Spark3rWarning
 
 
 def search(storage: Path, trials: int = 4, resume: bool = False) -> Found:
@@ -109,6 +110,23 @@ def test_a_search_that_stops_at_any_write_ends_like_an_undisturbed_one(
                 search(path)
         with pytest.warns(Spark3rWarning, match="finished trials of this search are kept"):
             assert search(path, resume=True) == whole, writes
+
+
+def test_a_search_that_stops_after_a_correction_decides_again_as_it_did(tmp_path: Path) -> None:
+    problem = toys.Problem(LatencyLimit(18.0))
+    options = SearchOptions(3, storage=tmp_path / "a.journal", name="a")
+    corrected = replace(options, trials=0, resume=True, corrected=True)
+    again = {"again": Schedule.uniform(4, 2, 4)}
+
+    def nothing_new(schedule: Schedule) -> Score:
+        raise AssertionError(f"{schedule} ran already")
+
+    first = optimize(problem, toys.starts(), toys.interacting, options)
+    second = optimize(problem, again, toys.interacting, corrected)
+    assert len(second.trials) == len(first.trials) + 1
+    resumed = replace(options, resume=True)  # the process was killed at this point
+    assert optimize(problem, toys.starts(), nothing_new, resumed) == first
+    assert optimize(problem, again, nothing_new, corrected) == second
 
 
 def test_the_lock_of_a_killed_writer_does_not_hold_up_a_search(
