@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from spark3r.cli.arguments import UsageError, chosen_dtype, chosen_model
+from spark3r.cli.arguments import UsageError, chosen_dtype, chosen_model, is_real
 from spark3r.cli.failure import failure_text
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError
@@ -103,8 +103,7 @@ def run_command(
     if options.dry_run and options.profile is not None:
         wrong_usage("--dry-run plans a whole calibration, and --from measures only the answer")
     try:
-        footage = (*(options.clip or ()), *(options.held_out or ()))
-        options.model = chosen_model(options, footage, None)
+        options.model = chosen_model(options, _footage(options), None)
     except UsageError as error:
         print(f"calibrate: {failure_text(error)}", file=sys.stderr)
         return USAGE
@@ -122,6 +121,11 @@ def run_command(
         else:
             print(f"calibrate: {failure_text(error, LESS_MEMORY)}", file=sys.stderr)
         return UNREACHABLE if isinstance(error, UnreachableBudgetError) else FAILED
+
+
+def _footage(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return all footage that the options name."""
+    return (*(options.clip or ()), *(options.held_out or ()))
 
 
 def _calibrate(
@@ -196,7 +200,7 @@ def _read_inputs(
     options: argparse.Namespace, budget: Budget | None, storage: str | Path, reporter: Reporter
 ) -> _Inputs:
     from spark3r.families.registry import detect
-    from spark3r.loading.load import about, load_model
+    from spark3r.loading.load import REFERENCE_IS_FOR, about, load_model
     from spark3r.profile import Profile, profile_path
 
     from ..settings import Settings
@@ -211,6 +215,8 @@ def _read_inputs(
     known = about(options.model)
     if known.notice:
         reporter.say(known.notice)
+    if options.model == "reference" and any(map(is_real, _footage(options))):
+        reporter.say(REFERENCE_IS_FOR)
     model = load_model(options.model, options.device)
     family = detect(model)
     settings = Settings(

@@ -17,13 +17,15 @@ def print_result(record: Mapping[str, Any], output: Path) -> None:
         record: Content of ``run.json``.
         output: Folder of the files.
     """
+    from ..profile import STATUS_WORDS
+
     licence = record["provenance"]["weights"]["licence"]
     weights = f" (weights: {licence})" if licence else ""
     if record["random_weights"]:
         weights = " (random weights)"
     schedule = record["schedule"]
     if record["profile"] is not None:
-        schedule = f"'{schedule}' of profile {record['profile']} ({record['status']})"
+        schedule = f"'{schedule}' of profile {record['profile']} ({STATUS_WORDS[record['status']]})"
     size = f"{record['width']}x{record['height']}"
     done = "dense" if record["profile"] is None else "reduced"
     lines = [
