@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
@@ -38,18 +40,17 @@ class Passes:
 
     Args:
         usage: The supported ways to call the model, for error messages.
+        entry: The module that every pass goes through.
     """
 
-    def __init__(self, usage: str) -> None:
+    def __init__(self, usage: str, entry: nn.Module) -> None:
         self._usage = usage
+        self._entry = entry
         self._by_shape: dict[tuple[int, int], Pass] = {}
         self._running: list[tuple[int, tuple[int, int]]] = []  # (thread, shape), innermost last
         self._recorded: dict[tuple[int, int], int] = {}  # backward passes still to come
         self._traced: Pass | None = None
         self._lock = threading.Lock()
-
-    def __deepcopy__(self, memo: object) -> Passes:
-        return Passes(self._usage)
 
     def trace(self, begun: Pass) -> None:
         """Record the pass that a compiled graph begins."""
@@ -66,6 +67,7 @@ class Passes:
         shape = (batch, begun.layout.tokens)
         with self._lock:
             self._traced = None
+            self._drop_interrupted(calls_under_way(self._entry) - 1)
             known = self._by_shape.get(shape)
             if known is not None and known.layout != begun.layout:
                 self._refuse_if_needed(known.layout, begun.layout, shape)
@@ -85,9 +87,23 @@ class Passes:
 
     def are_running(self) -> bool:
         """Return True if this thread is inside a pass."""
-        thread = threading.get_ident()
         with self._lock:
-            return any(owner == thread for owner, _ in self._running)
+            return self._drop_interrupted(calls_under_way(self._entry)) > 0
+
+    def _drop_interrupted(self, under_way: int) -> int:
+        """Forget passes of this thread that ended without notice, as Ctrl-C ends them.
+
+        Args:
+            under_way: Calls of the entry module that this thread is inside of.
+
+        Returns:
+            Number of passes of this thread that are left.
+        """
+        thread = threading.get_ident()
+        mine = [i for i, (owner, _) in enumerate(self._running) if owner == thread]
+        for index in reversed(mine[under_way:]):
+            del self._running[index]
+        return min(len(mine), under_way)
 
     def innermost(self) -> Pass | None:
         """Return the pass that this thread, or the graph that is being traced, is inside of."""
@@ -157,6 +173,17 @@ class Passes:
             "schedule was applied while the pass was under way, or the call went past the model's "
             f"entry module. Call the model so that its entry module runs: {self._usage}"
         )
+
+
+def calls_under_way(module: nn.Module) -> int:
+    """Return the number of calls of a module that this thread is inside of."""
+    count = 0
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module:
+            count += 1
+        frame = frame.f_back
+    return count
 
 
 @dataclass(frozen=True)

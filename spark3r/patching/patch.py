@@ -72,7 +72,7 @@ class Patch(ABC):
 
     def _reset(self) -> None:
         """Forget everything about passes and pauses: a copy has none of its own."""
-        self._passes = Passes(self.family.usage)
+        self._passes = Passes(self.family.usage, self._entry)
         self._pauses: set[object] = set()
         self._enabled = True
         self._lock = threading.Lock()
@@ -98,7 +98,11 @@ class Patch(ABC):
 
     def remove(self) -> None:
         """Restore the model bit for bit. A second call does nothing."""
-        _surely(self._take_off)
+        try:
+            self._take_off()
+        except BaseException:
+            self._take_off()  # an interrupt takes nothing off twice, and leaves nothing on
+            raise
 
     def _take_off(self) -> None:
         while self._undo:
@@ -110,12 +114,16 @@ class Patch(ABC):
         """Run the model dense inside the block, in every thread; blocks may overlap."""
         pause = object()
         try:
-            with self._lock:
-                self._pauses.add(pause)
-                self._enabled = False
-            yield
-        finally:
-            _surely(partial(self._resume, pause))
+            try:
+                with self._lock:
+                    self._pauses.add(pause)
+                    self._enabled = False
+                yield
+            finally:
+                self._resume(pause)
+        except BaseException:
+            self._resume(pause)  # once more, because an interrupt may have hit the first
+            raise
 
     def _resume(self, pause: object) -> None:
         with self._lock:
@@ -185,10 +193,9 @@ class Patch(ABC):
     def _put_on(self, replacements: list[Replacement]) -> None:
         for module, name, value in replacements:
             self._set(module, name, value)
-        hook = self._entry.register_forward_pre_hook(self._open, with_kwargs=True)
-        self._undo.append(hook.remove)
-        hook = self._entry.register_forward_hook(self._close, always_call=True)
-        self._undo.append(hook.remove)
+        entry, undo = self._entry, self._undo
+        undo.append(entry.register_forward_pre_hook(self._open, with_kwargs=True).remove)
+        undo.append(entry.register_forward_hook(self._close, always_call=True).remove)
 
     def _set(self, module: nn.Module, name: str, value: object) -> None:
         before = [module.__dict__[name]] if name in module.__dict__ else []
@@ -199,8 +206,7 @@ class Patch(ABC):
         """Raise a PatchError if this thread is inside a pass of the model."""
         if self._passes.are_running():
             raise PatchError(
-                f"a forward pass of {type(self.root).__name__} is under way: apply before or "
-                "after it. If that pass was interrupted, call spark3r.remove(model) first"
+                f"a forward pass of {type(self.root).__name__} is under way: apply before or after"
             )
 
     def _open(self, entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -285,15 +291,6 @@ class _Place:
 
     patch: Patch
     index: int
-
-
-def _surely(action: Callable[[], None]) -> None:
-    """Run an action that may be repeated. If it is interrupted, run it again and then raise."""
-    try:
-        action()
-    except BaseException:
-        action()
-        raise
 
 
 def _restore(module: nn.Module, name: str, value: object, *before: object) -> None:

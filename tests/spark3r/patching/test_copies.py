@@ -106,10 +106,8 @@ def test_tracing_is_refused_by_name_and_pausing_lets_it_pass(model: nn.Module) -
         assert torch.equal(traced(clip)["depth"], dense)
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
-@pytest.mark.parametrize(
-    "case", [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])], ids=str
-)
 def test_a_patched_model_is_exported(case: Case) -> None:
     model, clip = build(case), images(case, 5)
     with spark3r.apply(model, reducing(case.layers)):

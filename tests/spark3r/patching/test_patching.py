@@ -204,20 +204,39 @@ def test_applying_inside_a_pass_is_refused(model):
     spark3r.apply(model, FAITHFUL)
 
 
-def test_after_an_interrupted_pass_a_schedule_is_applied_once_the_old_one_is_removed(model):
-    spark3r.apply(model, REDUCED)
+def test_an_interrupted_pass_is_no_longer_under_way(model):
+    tall, wide = make_images(4, 32, 16), make_images(4, 16, 32)  # as many tokens
+    handle = spark3r.apply(model, REDUCED)
+    expected = depth(model, wide)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     hook = model.aggregator.frame_blocks[0].register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        depth(model, make_images(3))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            depth(model, tall)
     hook.remove()
-    with pytest.raises(PatchError, match=r"If that pass was interrupted, call spark3r\.remove"):
-        spark3r.apply(model, FAITHFUL)
-    spark3r.remove(model)
+    assert torch.equal(depth(model, wide), expected)
+    assert handle._passes._running == []
     spark3r.apply(model, FAITHFUL)
+
+
+def test_a_pass_inside_a_pass_is_told_from_an_interrupted_one(model):
+    tall, wide = make_images(4, 32, 16), make_images(4, 16, 32)
+    spark3r.apply(model, REDUCED)
+    expected = depth(model, tall)
+    nested = [make_images(3)]  # runs inside, and ends before the outer pass goes on
+
+    def run_another(*_):
+        if nested:
+            depth(model, nested.pop())
+            with pytest.raises(LayoutError, match="is still running"):
+                model(wide)
+
+    model.aggregator.frame_blocks[0].register_forward_hook(run_another)
+    assert torch.equal(depth(model, tall), expected)
+    assert not nested
 
 
 def test_a_schedule_applied_during_an_unpatched_pass_says_so_in_its_first_layer(model):
