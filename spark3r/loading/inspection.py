@@ -22,7 +22,7 @@ MAX_HEADER = 2**20
 MAX_PICKLE = 2**23
 """Most bytes of the pickle in a checkpoint. The tensors are outside of it."""
 
-MAX_STEPS = 250_000
+MAX_STEPS = 500_000
 """Most instructions of that pickle. A tensor takes about 25."""
 
 MAX_DEPTH = 100
@@ -34,6 +34,18 @@ MAX_SIZE = 10**7
 _Object = tuple[int, int]  # the number of objects in it, and how many are inside one another
 _PLAIN = (1, 1)
 _GROWING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_STORING = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_FETCHING = {"GET", "BINGET", "LONG_BINGET"}
+_BOUNDS = (pickletools.markobject, pickletools.stackslice)
+_EFFECTS = {
+    opcode.name: (
+        sum(kind not in _BOUNDS for kind in opcode.stack_before),
+        pickletools.stackslice in opcode.stack_before,
+        len(opcode.stack_after),
+    )
+    for opcode in pickletools.opcodes
+}
+"""What each instruction takes off the stack and puts there: see `_taken`, and how many objects."""
 
 
 def inspect_safetensors(path: Path) -> None:
@@ -106,40 +118,49 @@ def _inspect(path: Path, content: io.BytesIO, pickles: int) -> None:
             if steps > MAX_STEPS:
                 raise _beyond(path, f"of more than {MAX_STEPS} instructions")
             name = opcode.name
-            if name.endswith("PUT") or name == "MEMOIZE":
-                memo[len(memo) if name == "MEMOIZE" else argument] = _top(stack)
-            elif name.endswith("GET"):
+            if name in _STORING:
+                memo[len(memo) if argument is None else argument] = _top(stack)
+            elif name in _FETCHING:
                 stack.append(memo.get(argument, _PLAIN))
             elif name == "MARK":
                 stack.append(None)
             else:
-                taken = _taken(opcode, stack)
+                objects, to_mark, made = _EFFECTS[name]
+                if not objects and not to_mark:
+                    stack += (_PLAIN,) * made
+                    continue
+                taken = _taken(stack, objects, to_mark)
                 size = 1 + sum(size for size, _ in taken)
                 levels = [depth for _, depth in taken]
-                if name in _GROWING and levels:  # the lowest object takes the others in
+                if name in _GROWING:  # the lowest object takes the others in
                     levels[-1] -= 1
                 depth = 1 + max(levels, default=0)
                 if size > MAX_SIZE:
                     raise _beyond(path, f"of more than {MAX_SIZE} objects")
-                if depth > MAX_DEPTH and opcode.stack_after:
+                if depth > MAX_DEPTH and made:
                     raise _beyond(path, f"nested more than {MAX_DEPTH} levels deep")
-                stack += [(size, depth)] * len(opcode.stack_after)
+                stack += ((size, depth),) * made
 
 
 def _top(stack: list[_Object | None]) -> _Object:
     return (stack[-1] if stack else None) or _PLAIN
 
 
-def _taken(opcode: pickletools.OpcodeInfo, stack: list[_Object | None]) -> list[_Object]:
-    """Take off the stack what an instruction takes, and return it from the top down."""
+def _taken(stack: list[_Object | None], objects: int, to_mark: bool) -> list[_Object]:
+    """Take off the stack what an instruction takes, and return it from the top down.
+
+    Args:
+        stack: The stack.
+        objects: Number of objects that it takes.
+        to_mark: Whether it first takes everything above the last mark, and the mark.
+    """
     taken: list[_Object] = []
-    for kind in reversed(opcode.stack_before):
-        if kind is pickletools.stackslice:  # everything above the last mark, and the mark
-            while stack and (above := stack.pop()) is not None:
-                taken.append(above)
-        elif kind is not pickletools.markobject:
-            taken.append(_top(stack))
-            del stack[-1:]
+    if to_mark:
+        while stack and (above := stack.pop()) is not None:
+            taken.append(above)
+    for _ in range(objects):
+        taken.append(_top(stack))
+        del stack[-1:]
     return taken
 
 
