@@ -25,6 +25,10 @@ GRACE_S = 10
 line is written in milliseconds."""
 
 
+_BEGIN = b'{"op_code":'
+"""Beginning of every line of a journal."""
+
+
 @contextmanager
 def lock_journal(storage: Storage) -> Iterator[None]:
     """Lock a journal file against other processes for as long as this one searches.
@@ -64,6 +68,7 @@ def open_journal(path: Path) -> tuple[optuna.storages.BaseStorage, str | None]:
 
     Raises:
         OSError: If the file cannot be read or written.
+        ValueError: If the file is no journal.
     """
     # With a relative path Optuna would wait forever for a lock that a killed process left.
     path = path.absolute()
@@ -93,6 +98,9 @@ def _mend(path: Path, lock: JournalFileSymlinkLock) -> str | None:
         with path.open("r+b") as file:
             file.seek(whole)
             rest = file.read()
+            begin = rest[: len(_BEGIN)].rstrip(b"\0")
+            if whole == 0 and not _BEGIN.startswith(begin):  # perhaps a database, or a text
+                raise ValueError("it exists and is no journal of trials")
             done = f"a line was broken off, so the last {size - whole} bytes are removed"
             if b"\n" in rest:
                 kept = path.with_name(f"{path.name}.damaged")

@@ -76,6 +76,27 @@ def test_a_truncated_journal_continues_from_its_last_whole_line(
     assert found == search(journal.with_name("undisturbed.journal"))
 
 
+@pytest.mark.parametrize(
+    "content", [b"notes of mine", b"SQLite format 3\0" + bytes(100), b'{"a": 1}\n', b"[1]\n[2]"]
+)
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match=r"a\.txt: cannot be opened \(it exists and is no journal"):
+        search(path, resume=True)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b'{"op_', b'{"op_code":0,"worker_id":', b"\0" * 512])
+def test_a_journal_without_a_whole_line_begins_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.journal"
+    path.write_bytes(content)
+    with pytest.warns(Spark3rWarning, match="0 finished trials of this search are kept"):
+        found = search(path, resume=True)
+    assert found == search(tmp_path / "undisturbed.journal")
+
+
 def test_lines_after_a_broken_one_are_kept_in_another_file(journal: Path) -> None:
     lines = journal.read_bytes().splitlines(keepends=True)
     broken = [lines[-3][:20] + lines[-2], lines[-1]]
@@ -101,7 +122,7 @@ def test_a_search_that_stops_at_any_write_ends_like_an_undisturbed_one(
             raise OSError(28, "No space left on device")
         append(self, logs)
 
-    for writes in range(3, 60, 4):
+    for writes in range(3, 60, 7):
         path.unlink(missing_ok=True)
         left = writes
         with monkeypatch.context() as patch:
