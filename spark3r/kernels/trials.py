@@ -154,9 +154,17 @@ def _tried(
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """Run a trial on real tensors and in full precision, whatever surrounds the call."""
+    on_cuda = device.type == "cuda" and torch.cuda.is_available()
+    waits = torch.cuda.get_sync_debug_mode() if on_cuda else 0
     autocast = torch.autocast(device.type, enabled=False)
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(), autocast:
-        yield
+        try:
+            if waits:
+                torch.cuda.set_sync_debug_mode(0)  # a trial waits for its result, on purpose
+            yield
+        finally:
+            if waits:
+                torch.cuda.set_sync_debug_mode(waits)
 
 
 def disagreement(found: Tensor, exact: Tensor, eps: float) -> str | None:

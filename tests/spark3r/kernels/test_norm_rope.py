@@ -162,6 +162,7 @@ def test_other_head_sizes_stay_plain() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
 def test_the_kernel_is_one_operator_of_a_compiled_graph() -> None:
     import torch._dynamo
