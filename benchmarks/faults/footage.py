@@ -8,7 +8,8 @@ One case in ten is left whole. Every file is then read by spark3r and by ffmpeg 
 mode, ``-xerror -err_detect explode``. These are faults:
 
 - spark3r raises anything but an error that names the file, dies, or takes longer than a case may;
-- ffmpeg refuses a file, and spark3r reads it without a word;
+- ffmpeg refuses a file, and spark3r reads it without a word; for an image, unless its pixels are
+  those of the whole file;
 - both read a whole file, and a frame differs by more than 2 levels, a JPEG file by more than 3;
 - spark3r refuses a whole file that ffmpeg reads;
 - with ``skip_bad``, spark3r raises anything but an error that too few frames are left.
@@ -33,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -259,11 +261,11 @@ def run_images(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         decoder, files = bases[kind]
         suffix = kind.partition(" ")[0]
         paths = [folder / f"{number:03}.{suffix}" for number in range(min(batch, cases - start))]
-        whole = []
+        origins, whole = [], []
         for path in paths:
-            data = chance.choice(files)
+            origins.append(chance.choice(files))
             whole.append(chance.random() < WHOLE)
-            path.write_bytes(data if whole[-1] else damaged(data, chance))
+            path.write_bytes(origins[-1] if whole[-1] else damaged(origins[-1], chance))
         read = images_that_ffmpeg_reads(folder, decoder, suffix)
         ours = in_children(len(paths), partial(_read_one, paths))
         for number, (path, result) in enumerate(zip(paths, ours, strict=True)):
@@ -283,9 +285,12 @@ def run_images(cases: int, seed: int, folder: Path) -> dict[str, Any]:
                 allowed = MOST_LEVELS_JPEG if decoder == "mjpeg" else MOST_LEVELS
                 if levels is None or levels > allowed:
                     fault = fault or f"fault: a whole file, {outcome}, differs by {levels} levels"
-            if outcome == "read" and not theirs:
-                fault = fault or "fault: ffmpeg refuses it"
             state = "whole" if whole[number] else "damaged"
+            if outcome == "read" and not theirs:
+                if np.array_equal(_pixels(path), _pixels(io.BytesIO(origins[number]))):
+                    outcome = "read with the pixels of the whole file"
+                else:
+                    fault = fault or "fault: ffmpeg refuses it"
             counts[f"{state}: {outcome}, by ffmpeg {'read' if theirs else 'refused'}"] += 1
             if fault:
                 faults.append(_fault(start + number, kind, fault, path))
@@ -324,9 +329,16 @@ def _outcome(outcome: str, started: float, fault: str | None) -> dict[str, Any]:
     return {"outcome": outcome, "seconds": seconds, "fault": fault}
 
 
+def _pixels(file: Path | io.BytesIO) -> Pixels:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+
+
 def _difference(path: Path) -> int:
     """Return the largest difference between Pillow's and ffmpeg's pixels of an image."""
-    ours = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    ours = _pixels(path).astype(int)
     theirs = _raw_frames(path, "-f", "image2", "-pattern_type", "none").reshape(ours.shape)
     return int(abs(ours - theirs).max())
 

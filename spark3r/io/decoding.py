@@ -26,7 +26,7 @@ from ..transform import UPRIGHT
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_STRICT = {"err_detect": "explode"}
+_STRICT = {"err_detect": "crccheck+explode"}
 
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
@@ -146,7 +146,7 @@ def open_video(path: Path, source: str, *, threads: bool) -> Iterator[Video]:
     with container:
         stream = _shown(container, source)
         stream.codec_context.options = _STRICT
-        stream.thread_type = "AUTO" if threads else "NONE"
+        stream.thread_type = "FRAME" if threads else "NONE"  # threads of slices hide damage
         stream.codec_context.thread_count = 0 if threads else 1
         yield Video(container, stream)
 

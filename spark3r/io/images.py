@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 import warnings
@@ -36,7 +37,7 @@ _Parts = list[tuple[int, int | str]]
 CheckData = Callable[[bytes, str], None]
 """Function(file's content, decoder) that raises an error for damaged data."""
 
-_TIFF_PARTS = ((273, 279), (324, 325))
+_STRIPS, _TILES = (273, 279), (324, 325)
 """Tags of the places and the lengths of a TIFF file's strips, and of its tiles."""
 
 _TRUNCATED = re.compile("only got|larger than file|Truncated")  # in Pillow's warnings of a TIFF
@@ -157,14 +158,21 @@ def open_image(path: Path, check_data: CheckData | None) -> tuple[Image, int]:
 
 
 def _check_tiff(image: Any, size: int, warned: list[str]) -> None:
-    """Raise an error for a TIFF file of which a part is missing."""
+    """Raise an error for a TIFF file that lacks data, or whose tags contradict its data."""
     for text in warned:
         if _TRUNCATED.search(text):
             raise ValueError(f"damaged: {text}")
-    for offsets, lengths in _TIFF_PARTS:
-        parts = zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False)
-        if any(offset + length > size for offset, length in parts):
+    tags = image.tag_v2
+    for places, lengths in (_STRIPS, _TILES):
+        if places in tags and lengths not in tags:
+            raise ValueError("damaged: the lengths of its parts are missing")
+        parts = zip(tags.get(places, ()), tags.get(lengths, ()), strict=False)
+        if any(place + length > size for place, length in parts):
             raise ValueError("damaged: a part lies beyond the end of the file")
+    if image.info.get("compression") == "raw" and _STRIPS[1] in tags:
+        row = math.ceil(tags[256] * sum(tags.get(258, (1,))) / 8)  # width, bits of each sample
+        if not 0 <= sum(tags[_STRIPS[1]]) - row * tags[257] < max(row, 2):  # height
+            raise ValueError("damaged: it has more or less data than pixels")
 
 
 def turned_upright(image: Image, orientation: int) -> Image:

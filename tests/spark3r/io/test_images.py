@@ -8,6 +8,7 @@ import random
 import struct
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,15 +91,35 @@ def damaged_jpeg(data: bytearray) -> None:
 
 
 def damaged_checksum(data: bytearray) -> None:
-    data[data.index(b"IDAT") + 30] ^= 1
     data[data.index(b"IEND") - 6] ^= 1
 
 
-@pytest.mark.parametrize(("suffix", "damage"), [("jpg", damaged_jpeg), ("png", damaged_checksum)])
-def test_damage_that_pillow_draws_is_found(tmp_path: Path, suffix: str, damage: type[None]) -> None:
+def without_lengths(data: bytearray) -> None:
+    data[data.index(b"\x17\x01\x04\x00")] = 0x18
+
+
+def with_a_short_length(data: bytearray) -> None:
+    data[data.index(b"\x17\x01\x04\x00") + 9] -= 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        ("jpg", damaged_jpeg),
+        ("png", damaged_checksum),
+        ("tif", without_lengths),
+        ("tif", with_a_short_length),
+    ],
+)
+def test_damage_that_pillow_draws_is_found(
+    tmp_path: Path, suffix: str, damage: Callable[[bytearray], None]
+) -> None:
     write_images(tmp_path, frames_of(3, 3, 128, 128), f"{{}}.{suffix}")
     data = bytearray((tmp_path / f"1.{suffix}").read_bytes())
-    damage(data)  # type: ignore[call-arg]
+    damage(data)
+    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as opened:
+        warnings.simplefilter("ignore")
+        opened.load()
     (tmp_path / f"1.{suffix}").write_bytes(data)
     with pytest.raises(ClipError, match=f"1.{suffix} cannot be read"):
         load_clip(str(tmp_path), AS_THEY_ARE)
