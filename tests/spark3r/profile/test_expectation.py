@@ -64,6 +64,28 @@ def test_the_measurement_nearest_to_the_run_is_taken() -> None:
     assert depth_on((9, 9), "bfloat16") == 0.5
 
 
+def test_clips_that_nothing_saw_count_before_those_of_the_search() -> None:
+    document = measured()
+    (measurement,) = document["measurements"]
+    (clip,) = measurement["clips"]
+    measurement["clips"] = [
+        clip | {"name": role, "role": role, "frames": frames}
+        for role, frames in (("search", 8), ("held_out", 16), ("validation", 4))
+    ]
+    for run in (measurement["dense"], *measurement["schedules"], *measurement["baselines"]):
+        run["figures"] = []
+    measurement["schedules"][0]["figures"] = [
+        {"clip": role, "deviation": {"depth_log": depth}}
+        for role, depth in (("search", 0.1), ("held_out", 0.2), ("validation", 0.3))
+    ]
+    document["sensitivity"] = []
+    expected = expected_deviation(Profile.parse(json.dumps(document)))
+    assert expected is not None
+    assert (expected.role, expected.clips) == ("held_out", ("held_out",))
+    assert expected.figures == {"depth": ExpectedFigure(0.2, 0.2)}
+    assert str(expected) == "1 clip of 16 frames"
+
+
 @pytest.mark.parametrize(("value", "exceeded"), [(0.01, False), (0.044, False), (0.046, True)])
 def test_beyond_is_well_above_the_largest(value: float, exceeded: bool) -> None:
     assert ExpectedFigure(mean=0.01, largest=0.03).is_exceeded(value) == exceeded
