@@ -11,7 +11,7 @@ from typing import Any
 from .. import __version__
 from ..identity import origin_of
 from ..loading.load import about
-from ..loading.upstream import UPSTREAMS, installed_code
+from ..loading.upstream import UPSTREAMS
 from ..profile import profile_path
 from ..runner import Runner
 
@@ -54,9 +54,9 @@ def provenance(
 def _code(family: str) -> dict[str, Any] | None:
     """Return which code of a family's own is installed, and which spark3r was checked against."""
     upstream = UPSTREAMS.get(family)
-    if upstream is None:
+    found = None if upstream is None else upstream.installed
+    if upstream is None or found is None:
         return None
-    found = installed_code(upstream.package)
     return {
         "package": found.package,
         "version": found.version,

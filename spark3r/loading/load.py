@@ -89,9 +89,9 @@ def offered(family: str | None = None) -> str:
         lines += [
             f"  --model {upstream.family}:{upstream.example}",
             f"      {upstream.example_gb:.1f} GB of weights, {upstream.example_licence}; its code "
-            + ("is installed" if upstream.is_installed else "is not installed:"),
+            + ("is not installed:" if upstream.installed is None else "is installed"),
         ]
-        if not upstream.is_installed:
+        if upstream.installed is None:
             lines.append(f"      {upstream.install}")
     if family not in UPSTREAMS:
         lines += [

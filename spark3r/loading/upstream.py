@@ -10,18 +10,23 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FamilyError, WeightsError
+
+_GIT_TIMEOUT_S = 5
 
 NON_COMMERCIAL = "CC BY-NC 4.0, non-commercial"
 
@@ -33,7 +38,8 @@ class InstalledCode:
     Attributes:
         package: Name of the package.
         version: Its version; None if it was not installed as a package.
-        commit: Commit that it was installed from, if that was a git repository.
+        commit: Commit of its repository, if that is known; it ends in ``-dirty`` if files of a
+            clone were changed.
     """
 
     package: str
@@ -41,18 +47,65 @@ class InstalledCode:
     commit: str | None = None
 
 
-def installed_code(package: str) -> InstalledCode:
-    """Return the version and the commit of an installed package, as far as pip recorded them."""
+def installed_code(package: str, module: str, repository: str) -> InstalledCode:
+    """Return the version and the commit of installed code, as far as they are known.
+
+    pip records the commit of an installation from git. The commit of a clone that Python imports
+    from is asked of git.
+
+    Args:
+        package: Name of the package.
+        module: Name of the module at its top.
+        repository: Name of its repository, without the owner.
+    """
+    version: str | None = None
+    commit: str | None = None
     try:
         distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        return InstalledCode(package)
-    try:
+        version = distribution.version
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         commit = origin.get("vcs_info", {}).get("commit_id")
-    except (OSError, ValueError, AttributeError):
-        commit = None
-    return InstalledCode(package, distribution.version, commit)
+    except (metadata.PackageNotFoundError, OSError, ValueError, AttributeError):
+        pass  # it was not installed as a package, or pip's record is damaged
+    return InstalledCode(package, version, commit or _commit_of_clone(module, repository))
+
+
+def _commit_of_clone(module: str, repository: str) -> str | None:
+    """Return the commit of the clone that a module is imported from, None if it is in none."""
+    found = _spec(module)
+    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+        clone = Path(folder).parent
+        # A copy inside of a user's own repository is of no commit of that repository.
+        url = _git(clone, "config", "--get", "remote.origin.url") if _is_clone(clone) else ""
+        if url.removesuffix(".git").rpartition("/")[2] == repository:
+            return _git(clone, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    try:
+        return find_spec(module)
+    except ValueError:  # a module that was made by hand has none
+        return None
+
+
+def _is_clone(folder: Path) -> bool:
+    return (folder / ".git").exists()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return the answer of git about a clone, "" if it has none."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -126,9 +179,13 @@ class Upstream:
         return re.split("==|@", pinned)[-1]
 
     @property
-    def is_installed(self) -> bool:
-        """True if the code is found, without importing it."""
-        return find_spec(self.entry.partition(".")[0]) is not None
+    def installed(self) -> InstalledCode | None:
+        """The code as it is installed, without importing it; None if it is not found."""
+        module = self.entry.partition(".")[0]
+        if _spec(module) is None:
+            return None
+        repository = self.install.partition("@")[0].rpartition("/")[2]
+        return installed_code(self.package, module, repository)
 
     def require(self) -> None:
         """Import the code, before weights of several GB are fetched for it.

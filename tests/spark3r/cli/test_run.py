@@ -124,7 +124,7 @@ def test_real_footage_asks_for_a_model(folder: Path) -> None:
         "reference",
     ]
     for upstream in UPSTREAMS.values():
-        assert upstream.install in answer.err or upstream.is_installed
+        assert upstream.install in answer.err or upstream.installed
         assert upstream.example_licence in answer.err
     answer = run("run", "--clip", "photos", "--profile", "pi3", "--output", "out")
     assert answer.status == 2

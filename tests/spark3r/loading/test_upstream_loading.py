@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -311,8 +313,41 @@ def test_the_commit_of_installed_code_is_known(
     if record is not None:
         (info / "direct_url.json").write_text(record)
     monkeypatch.syspath_prepend(tmp_path)
-    assert installed_code("some-vggt") == InstalledCode("some-vggt", "0.0.1", commit)
-    assert installed_code("no-such-code") == InstalledCode("no-such-code")
+    found = installed_code("some-vggt", "some_vggt", "vggt")
+    assert found == InstalledCode("some-vggt", "0.0.1", commit)
+    assert installed_code("no-such", "no_such", "vggt") == InstalledCode("no-such")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_of_a_clone_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.org")
+        answer = subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True
+        )
+        return answer.stdout.strip()
+
+    (tmp_path / "cloned_vggt").mkdir()
+    code = tmp_path / "cloned_vggt" / "__init__.py"
+    code.write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    git("tag", "v1.0")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def known() -> str | None:
+        return installed_code("cloned-vggt", "cloned_vggt", "vggt").commit
+
+    assert known() is None  # of whose repository?
+    git("remote", "add", "origin", "https://github.com/a/my-project")
+    assert known() is None
+    for url in ("https://github.com/facebookresearch/vggt", "git@github.com:a/vggt.git"):
+        git("remote", "set-url", "origin", url)
+        assert known() == commit
+    code.write_text("changed = True")
+    assert known() == f"{commit}-dirty"
 
 
 @pytest.mark.parametrize("family", UPSTREAMS)
