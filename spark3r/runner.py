@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .clips import Clip
 from .errors import FamilyError, Spark3rError, first_line
-from .families.base import Family, unwrap
+from .families.base import Family, Replacement, unwrap
 from .families.registry import detect, named_family
 from .identity import describe
 from .layout import TokenLayout
@@ -109,7 +110,7 @@ class Runner:
         """Return the model's output for one clip, in evaluation mode and without gradients.
 
         All passes run here. Whatever is computed from their outputs stays outside autocast. Modules
-        in training mode are so again afterwards.
+        in training mode are so again afterwards. Outputs that no Prediction reads may be missing.
 
         Args:
             images: ``[S, 3, H, W]`` in [0, 1], on any device; rounded to the precision of the
@@ -124,7 +125,12 @@ class Runner:
                 f"the parameters of {type(self.root).__name__} are on the meta device, so they "
                 "have no values: load its weights before it runs"
             )
-        with torch.inference_mode(), evaluation_mode(self.model), autocast(device, self.dtype):
+        with (
+            torch.inference_mode(),
+            evaluation_mode(self.model),
+            without_unread(self.root, self.family),
+            autocast(device, self.dtype),
+        ):
             try:
                 return self.family.call(self.model, images.to(device, own))
             except (RuntimeError, TypeError) as error:
@@ -253,6 +259,38 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+_LEFT_OUT: dict[nn.Module, tuple[int, list[Replacement]]] = {}
+_LEFT_OUT_LOCK = threading.Lock()
+
+
+@contextmanager
+def without_unread(root: nn.Module, family: Family) -> Iterator[None]:
+    """Run the block without what no Prediction reads, which is there again afterwards.
+
+    Blocks may overlap in several threads, and the last one to end restores the model. A call of the
+    same model by another thread lacks these outputs meanwhile, as it is in evaluation mode. A graph
+    that ``torch.compile`` made outside of such a block still computes them.
+    """
+    with _LEFT_OUT_LOCK:
+        count, replaced = _LEFT_OUT.get(root, (0, []))
+        if not count:
+            replaced = [each for each in family.unread(root) if each[1] not in each[0].__dict__]
+        _LEFT_OUT[root] = (count + 1, replaced)
+    try:
+        for module, name, value in replaced:
+            # It hides the submodule of this name, which stays registered.
+            module.__dict__[name] = value
+        yield
+    finally:
+        with _LEFT_OUT_LOCK:
+            count, replaced = _LEFT_OUT.pop(root)
+            if count > 1:
+                _LEFT_OUT[root] = (count - 1, replaced)
+            else:
+                for module, name, _ in replaced:
+                    module.__dict__.pop(name, None)
 
 
 def _does_not_run(

@@ -83,6 +83,9 @@ class Family:
             compiled graph whole. They change no output and hold while a schedule is applied.
         memory_savers: Return replacements that lower peak memory. They change no output and hold
             while a schedule is applied, unless the user switches them off.
+        unread: Return replacements that leave out what no Prediction reads, such as a head. Each
+            sets something else in the place of a submodule. They hold in passes of a Runner, and
+            change nothing that ``predict`` reads.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Family:
     explain_mismatch: Callable[[nn.Module], str | None] = _no_reason
     compile_fixes: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
     memory_savers: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
+    unread: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
 
 
 def unwrap(model: nn.Module) -> nn.Module:

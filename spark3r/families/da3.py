@@ -8,7 +8,7 @@ of a layout are slots, not the caller's frames. In global blocks all patches hav
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..prediction import Prediction
 from ..reduction.attention import attend
 from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
-from .base import Family, unwrap
+from .base import Family, Replacement, unwrap
 from .parts.da3_memory import memory_savers
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
@@ -176,6 +176,36 @@ def _metadata(root: nn.Module) -> dict[str, int]:
     return {"patch_size": inner.patch_size, "special_tokens": 1 + inner.num_register_tokens}
 
 
+# The half of the dense head that predicts rays: per level a fusion block, a neck and a projection.
+_RAY_FUSION = ("refinenet4_aux", "refinenet3_aux", "refinenet2_aux", "refinenet1_aux")
+_RAY_LEVELS = ("output_conv1_aux", "output_conv2_aux")
+
+
+def _unread(root: Any) -> Iterator[Replacement]:
+    """Yield what leaves out the rays, which upstream drops where a decoder predicts cameras.
+
+    The convolutions of the rays share nothing with those of depth. In their place a corner of the
+    lowest level passes through.
+    """
+    for network in root.modules():
+        scratch: Any = getattr(getattr(network, "head", None), "scratch", None)
+        has_cameras = getattr(network, "cam_dec", None) is not None
+        if not has_cameras or not has(scratch, *_RAY_FUSION, *_RAY_LEVELS):
+            continue
+        for name, function in zip(_RAY_FUSION, (_corner, _first, _first, _first), strict=True):
+            yield scratch, name, function
+        for name in _RAY_LEVELS:
+            yield scratch, name, (_first,) * len(getattr(scratch, name))
+
+
+def _corner(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x[..., :1, :1].clone()
+
+
+def _first(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
 FAMILY = Family(
     name="da3",
     usage="model.inference(images), or the network itself with images [B, S, 3, H, W]",
@@ -195,4 +225,5 @@ FAMILY = Family(
     memory_savers=lambda root: memory_savers(
         _backbone(root)[1].pretrained, _attention(root).values()
     ),
+    unread=_unread,
 )

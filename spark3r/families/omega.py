@@ -109,6 +109,11 @@ def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
     return aggregator_in_pieces(entry, whole)
 
 
+def _unread(root: nn.Module) -> Iterator[Replacement]:
+    if has(root, "aggregator", "dense_head", "text_alignment_head"):
+        yield root, "text_alignment_head", None
+
+
 FAMILY = Family(
     name="omega",
     usage="model(images) or model.aggregator(images)",
@@ -122,4 +127,5 @@ FAMILY = Family(
     preprocess=balanced,
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),
     memory_savers=_memory_savers,
+    unread=_unread,
 )

@@ -6,6 +6,7 @@ of its own. The entry is the aggregator, which people also call without the head
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..layout import TokenLayout
 from ..reduction.attention import attend
 from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
-from .base import Family
+from .base import Family, Replacement
 from .parts import aggregator
 from .parts.preprocessing import crop_width
 from .parts.projection import join, project
@@ -90,6 +91,12 @@ def _reduced_forward(
     return attn.proj_drop(attn.proj(join(output)))
 
 
+def _unread(root: nn.Module) -> Iterator[Replacement]:
+    # Points are unprojected depth, and a head that is None does not run.
+    if has(root, "aggregator", "depth_head", "point_head"):
+        yield root, "point_head", None
+
+
 FAMILY = Family(
     name="vggt",
     usage="model(images) or model.aggregator(images)",
@@ -106,4 +113,5 @@ FAMILY = Family(
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),
     compile_fixes=without_waiting,
     memory_savers=lambda root: memory_savers(root, _aggregator(root)[1]),
+    unread=_unread,
 )

@@ -164,6 +164,37 @@ class PixelHead(nn.Module):
         return maps.unflatten(0, (batch, frames)).permute(0, 1, 3, 4, 2)
 
 
+class DualHead(PixelHead):
+    """Depth-Anything-3's dense head: maps of depth, and rays by modules of their own."""
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__(patch_size, 2)
+        self.scratch = nn.Module()
+        for level in (4, 3, 2, 1):
+            setattr(self.scratch, f"refinenet{level}_aux", _Fusion())
+        for name in ("output_conv1_aux", "output_conv2_aux"):
+            levels = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(4))
+            setattr(self.scratch, name, levels)
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        maps = super().forward(tokens, height, width)
+        grid = (height // self.patch_size, width // self.patch_size)
+        level = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+        rays = self.scratch.refinenet4_aux(level, size=grid)
+        for number in (3, 2, 1):
+            rays = getattr(self.scratch, f"refinenet{number}_aux")(rays, level, size=grid)
+        rays = self.scratch.output_conv2_aux[-1](self.scratch.output_conv1_aux[3](rays))
+        return maps, rays
+
+
+class _Fusion(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH, 1)
+
+    def forward(self, x: Tensor, *lateral: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().forward(sum(lateral, x))
+
+
 def pose_encoding(tokens: Tensor) -> Tensor:
     """Return a valid pose encoding made of a token per frame [B, S, C]."""
     turn = F.normalize(tokens[..., 3:7] + torch.tensor([0.0, 0.0, 0.0, 3.0]), dim=-1)

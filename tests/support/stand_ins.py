@@ -13,6 +13,7 @@ from stand_in_parts import (
     Attention,
     Block,
     Da3Attention,
+    DualHead,
     MaskedBiasLinear,
     OmegaAttention,
     PatchEmbed,
@@ -70,17 +71,22 @@ class Vggt(nn.Module):
         self.aggregator = VggtAggregator(attention)
         self.depth_head = PixelHead(14, 2)
         self.depth_head.intermediate_layer_idx = [0, 2]
+        self.point_head = PixelHead(14, 4)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         images = images if images.ndim == 5 else images[None]
         tokens, start = self.aggregator(images)
         patches = sum(tokens[i] for i in self.depth_head.intermediate_layer_idx)[:, :, start:]
         maps = self.depth_head(patches[..., WIDTH:], *images.shape[-2:])
-        return {
+        predictions = {
             "pose_enc": pose_encoding(tokens[-1][:, :, 0, WIDTH:]),
             "depth": maps[..., :1].exp(),
             "depth_conf": 1 + maps[..., 1].exp(),
         }
+        if self.point_head is not None:
+            points = self.point_head(patches[..., WIDTH:], *images.shape[-2:])
+            predictions["world_points"] = points[..., :3]
+        return predictions
 
 
 class Pi3(nn.Module):
@@ -201,8 +207,9 @@ class DinoV2(nn.Module):
 class Da3(nn.Module):
     def __init__(self, alt_start: int = 2) -> None:
         super().__init__()
-        self.backbone, self.head = DinoV2(alt_start), PixelHead(14, 2)
+        self.backbone, self.head = DinoV2(alt_start), DualHead(14)
         self.cam_enc = nn.Linear(16, WIDTH)
+        self.cam_dec = nn.Linear(WIDTH, 3)
 
     def forward(
         self, x: Tensor, extrinsics: Tensor | None = None, ref_view_strategy: str = "middle"
@@ -210,11 +217,13 @@ class Da3(nn.Module):
         height, width = x.shape[-2:]
         cam_token = None if extrinsics is None else self.cam_enc(extrinsics.flatten(2))
         tokens = self.backbone(x, cam_token=cam_token, ref_view_strategy=ref_view_strategy)
-        maps = self.head(tokens[:, :, 1:], height, width)
+        maps, _ = self.head(tokens[:, :, 1:], height, width)  # the rays are dropped
         focal = 40.0 + 0 * tokens[:, :, 0, 0]
         zero, one = torch.zeros_like(focal), torch.ones_like(focal)
         rows = (focal, zero, one * width / 2, zero, focal, one * height / 2, zero, zero, one)
-        where = torch.cat((torch.eye(3).expand(*focal.shape, 3, 3), tokens[:, :, 0, :3, None]), -1)
+        where = torch.cat(
+            (torch.eye(3).expand(*focal.shape, 3, 3), self.cam_dec(tokens[:, :, 0])[..., None]), -1
+        )
         return {
             "depth": maps[..., 0].exp(),
             "depth_conf": 1 + maps[..., 1].exp(),
@@ -271,12 +280,17 @@ class Omega(nn.Module):
         super().__init__()
         self.aggregator = OmegaAggregator(attention)
         self.dense_head = PixelHead(16, 2)
+        self.text_alignment_head = nn.Linear(WIDTH, 4)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         images = images if images.ndim == 5 else images[None]
         tokens, start = self.aggregator(images)
         maps = self.dense_head(tokens[-1][:, :, start:], *images.shape[-2:])
+        aligned = {}
+        if self.text_alignment_head is not None:
+            aligned["text_embedding"] = self.text_alignment_head(tokens[-1][:, :, 0])
         return {
+            **aligned,
             "pose_enc": pose_encoding(tokens[-1][:, :, 0]),
             "depth": maps[..., :1].exp(),
             "depth_conf": 1 + maps[..., 1].exp(),
