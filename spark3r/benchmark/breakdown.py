@@ -55,7 +55,7 @@ class SDPACall:
         key: Shape of the keys, ``[B, H, M, D]``.
         value: Shape of the values, ``[B, H, M, D]``.
         dtype: Precision of the queries.
-        has_bias: True if a bias was added to the logits.
+        has_bias: True if a bias was added to the logits by a mask.
     """
 
     query: tuple[int, ...]
@@ -133,8 +133,8 @@ def profile_pass(runner: Runner, images: Tensor, clock: Clock = time.perf_counte
             return F.scaled_dot_product_attention(*args, **kwargs)
 
     def observe(step: str, args: tuple[Any, ...]) -> AbstractContextManager[None]:
-        if step == "attention":  # by a kernel of its own, which adds the bias without a mask
-            calls.append(_seen(*args[:4]))
+        if step == "attention":  # by a kernel of its own, without a mask
+            calls.append(_seen(*args[:3]))
         return meter.inside(_PART_OF_STEP[step])
 
     with ExitStack() as stack:

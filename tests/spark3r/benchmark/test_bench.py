@@ -26,6 +26,8 @@ from spark3r.benchmark.treatments import treatments
 from spark3r.cli.bench import BACKENDS
 from spark3r.errors import FamilyError, ProfileError, ScheduleError
 from spark3r.families import generic
+from spark3r.kernels import forced
+from spark3r.kernels.grouped_attention import OPERATION
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators, QueryMerging
 from spark3r.reduction.plans import key_value_length, query_length
@@ -167,6 +169,18 @@ def test_token_stride_is_mass_corrected(model: nn.Module) -> None:
         seen = profile_pass(runner, torch.rand(6, 3, 16, 16))
     assert handle.schedule.operators.key_value.mass_correction == 1
     assert all(call.has_bias for call in seen.calls)
+
+
+def test_attention_by_group_is_attention_without_a_mask(model: nn.Module) -> None:
+    runner = Runner.of(model)
+    found = treatments(("token_stride:1:2",), runner)
+    with found["token_stride:1:2"]():
+        masked = profile_pass(runner, torch.rand(6, 3, 16, 16))
+        ticks = itertools.count()
+        with forced(OPERATION, "flash"):
+            seen = profile_pass(runner, torch.rand(6, 3, 16, 16), lambda: float(next(ticks)))
+    assert seen.calls == tuple(replace(call, has_bias=False) for call in masked.calls)
+    assert seen.ms["attention"] == 2000  # one second in each of two layers
 
 
 def test_bare_attention_computes_the_same_calls(model: nn.Module) -> None:
