@@ -37,8 +37,8 @@ from ..measure.quality import mean_figures
 from ..settings import Job
 from . import candidates
 from .problem import DeviationLimit, Goal, SearchProblem
-from .storage import check_storage, decode, encode, finished, open_studies
-from .storage_errors import Storage, fail
+from .storage import Studies, check_storage, decode, encode, finished, open_studies
+from .storage_errors import Storage, fail, is_of_storage
 
 
 @dataclass(frozen=True)
@@ -177,23 +177,19 @@ def optimize(
     begin = clock()
     state = _SearchState(objective, problem, options.corrected, on_trial)
     studies = open_studies(options.storage, options.name, _sampler(options.seed, 0), options.resume)
-    stored = (*finished(studies.initial), *finished(studies.proposed))
-    for corrected in (False, True)[: 1 + options.corrected]:  # in the order in which they ran
-        state.done += [
-            _restored(trial, problem.predict_ms)
-            for trial in stored
-            if trial.user_attrs.get("corrected", False) == corrected
-        ]
 
     def is_over() -> bool:
         return options.timeout_s is not None and clock() - begin >= options.timeout_s
 
     try:
+        state.restore(studies)
         _run_initial(studies.initial, initial, state)
         _run_proposed(studies.proposed, state, options, is_over)
     except KeyboardInterrupt:
         return Found(tuple(state.done), problem.goal, interrupted=True)
-    except (OSError, optuna.exceptions.StorageInternalError) as error:
+    except Exception as error:
+        if not is_of_storage(error):
+            raise
         problem_text = (
             f"the search stopped after {len(state.done)} trials, which are kept, because the next "
             "could not be stored; once it can, --resume continues from them"
@@ -211,6 +207,16 @@ class _SearchState:
     corrected: bool
     on_trial: Callable[[Trial], object]
     done: list[Trial] = field(default_factory=list)
+
+    def restore(self, studies: Studies) -> None:
+        """Take over the stored trials that count, in the order in which they ran."""
+        stored = (*finished(studies.initial), *finished(studies.proposed))
+        for corrected in (False, True)[: 1 + self.corrected]:
+            self.done += [
+                _restored(trial, self.problem.predict_ms)
+                for trial in stored
+                if trial.user_attrs.get("corrected", False) == corrected
+            ]
 
     def run_trial(
         self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule

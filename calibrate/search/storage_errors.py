@@ -50,6 +50,13 @@ def shown(storage: Storage) -> str:
     return _shown_and_hidden(_url(storage))[0]
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Return whether an error comes from a storage, rather than from what is stored there."""
+    if isinstance(error, OSError | optuna.exceptions.StorageInternalError):
+        return True
+    return type(error).__module__.partition(".")[0] == "sqlalchemy"
+
+
 def fail(storage: Storage, problem: str, error: BaseException) -> NoReturn:
     """Raise the error of a storage, with the driver's own message but without its passwords.
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import optuna
 import pytest
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import OperationalError
 from tiers import examples
 
 from calibrate.search.optimizer import SearchOptions, optimize
@@ -99,3 +102,28 @@ def test_no_password_is_printed(driver: str, password: str) -> None:
     printed = refusal(f"{driver}://me:{marked}@db/x")
     assert "qzjx" not in printed
     assert "vkwq" not in printed
+
+
+@pytest.mark.parametrize(
+    ("call", "wrapped"), [("create_new_trial", False), ("set_trial_user_attr", True)]
+)
+def test_a_database_that_fails_later_keeps_its_password(
+    call: str, wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "sqlite:///study.db?secret"
+
+    def lost(*args: object, **options: object) -> None:
+        error = OperationalError("insert", {}, ValueError("server at user:secret is gone"))
+        if not wrapped:
+            raise error
+        raise optuna.exceptions.StorageInternalError("perhaps invalid data") from error
+
+    problem, options = toys.Problem(LatencyLimit(18.0)), SearchOptions(1, storage=url)
+    monkeypatch.setattr(RDBStorage, call, lost)
+    with pytest.raises(StudyError) as caught:
+        optimize(problem, toys.starts(), toys.additive, options)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "study storage sqlite:///study.db: " in printed
+    assert "server at user:*** is gone" in printed
+    assert "secret" not in printed
