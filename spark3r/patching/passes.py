@@ -47,7 +47,7 @@ class Passes:
         self._usage = usage
         self._entry = entry
         self._by_shape: dict[tuple[int, int], Pass] = {}
-        self._running: list[tuple[int, tuple[int, int]]] = []  # (thread, shape), innermost last
+        self._running: dict[int, list[tuple[int, int]]] = {}  # by thread, the innermost last
         self._recorded: dict[tuple[int, int], int] = {}  # backward passes still to come
         self._traced: Pass | None = None
         self._lock = threading.Lock()
@@ -67,54 +67,54 @@ class Passes:
         shape = (batch, begun.layout.tokens)
         with self._lock:
             self._traced = None
-            self._drop_interrupted(calls_under_way(self._entry) - 1)
+            if self._mine:
+                self._keep(calls_under_way(self._entry) - 1)
             known = self._by_shape.get(shape)
             if known is not None and known.layout != begun.layout:
                 self._refuse_if_needed(known.layout, begun.layout, shape)
             self._by_shape[shape] = begun
-            self._running.append((threading.get_ident(), shape))
+            self._running.setdefault(threading.get_ident(), []).append(shape)
 
     def end(self, output: object) -> None:
         """Record that this thread's innermost pass is over, and keep it if gradients need it."""
-        thread = threading.get_ident()
         with self._lock:
-            mine = [i for i, (owner, _) in enumerate(self._running) if owner == thread]
+            mine = self._mine
             if not mine:
                 return
-            _, shape = self._running.pop(mine[-1])
+            shape = mine[-1]
+            self._keep(len(mine) - 1)
             if torch.is_grad_enabled():
                 self._await_backward(shape, output)
 
     def are_running(self) -> bool:
         """Return True if this thread is inside a pass."""
         with self._lock:
-            return self._drop_interrupted(calls_under_way(self._entry)) > 0
+            self._keep(calls_under_way(self._entry))
+            return bool(self._mine)
 
-    def _drop_interrupted(self, under_way: int) -> int:
-        """Forget passes of this thread that ended without notice, as Ctrl-C ends them.
+    @property
+    def _mine(self) -> list[tuple[int, int]]:
+        """Shapes of this thread's passes, the innermost last."""
+        return self._running.get(threading.get_ident(), [])
 
-        Args:
-            under_way: Calls of the entry module that this thread is inside of.
+    def _keep(self, outermost: int) -> None:
+        """Forget passes of this thread but the outermost ones.
 
-        Returns:
-            Number of passes of this thread that are left.
+        A pass that Ctrl-C ends is not announced as over. It is known by the number of calls of the
+        entry module that the thread is still inside of.
         """
-        thread = threading.get_ident()
-        mine = [i for i, (owner, _) in enumerate(self._running) if owner == thread]
-        for index in reversed(mine[under_way:]):
-            del self._running[index]
-        return min(len(mine), under_way)
+        mine = self._mine[:outermost]
+        if mine:
+            self._running[threading.get_ident()] = mine
+        else:
+            self._running.pop(threading.get_ident(), None)
 
     def innermost(self) -> Pass | None:
         """Return the pass that this thread, or the graph that is being traced, is inside of."""
         if torch.compiler.is_compiling():
             return self._traced
-        thread = threading.get_ident()
         with self._lock:
-            for owner, shape in reversed(self._running):
-                if owner == thread:
-                    return self._by_shape[shape]
-        return None
+            return self._by_shape[self._mine[-1]] if self._mine else None
 
     def current(self, hidden: Tensor) -> Pass:
         """Return the pass that hidden states ``[B, N, C]`` belong to.
@@ -146,7 +146,7 @@ class Passes:
     def _refuse_if_needed(
         self, known: TokenLayout, begun: TokenLayout, shape: tuple[int, int]
     ) -> None:
-        if any(running == shape for _, running in self._running):
+        if any(shape in mine for mine in self._running.values()):
             why, remedy = "is still running", "run them one after the other"
         elif self._recorded.get(shape):
             why = "has a backward pass to come, which may run attention again"
@@ -160,12 +160,11 @@ class Passes:
         )
 
     def _unknown(self, batch: int, length: int) -> str:
-        thread = threading.get_ident()
-        announced = [shape for owner, shape in self._running if owner == thread]
-        if announced:
+        if self._mine:
+            announced = self._mine[-1]
             return (
                 f"global attention was given {length} tokens (batch {batch}) in a pass of "
-                f"{announced[-1][1]} (batch {announced[-1][0]}): the family's token counts do not "
+                f"{announced[1]} (batch {announced[0]}): the family's token counts do not "
                 "fit this model, or one of its global attention modules is not one"
             )
         return (

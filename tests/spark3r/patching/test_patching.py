@@ -218,7 +218,7 @@ def test_an_interrupted_pass_is_no_longer_under_way(model):
             depth(model, tall)
     hook.remove()
     assert torch.equal(depth(model, wide), expected)
-    assert handle._passes._running == []
+    assert not handle._passes._running
     spark3r.apply(model, FAITHFUL)
 
 
