@@ -105,7 +105,7 @@ def test_no_password_is_printed(driver: str, password: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "wrapped"), [("create_new_trial", False), ("set_trial_user_attr", True)]
+    ("call", "wrapped"), [("set_trial_user_attr", False), ("set_trial_state_values", True)]
 )
 def test_a_database_that_fails_later_keeps_its_password(
     call: str, wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
