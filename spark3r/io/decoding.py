@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _STRICT = {"err_detect": "crccheck+explode"}
 
+# Up to FFmpeg 8.0 a strict demuxer crashes, even on whole files of FLV and MPEG-PS.
+_STRICT_DEMUXER = _STRICT if av.library_versions["libavformat"] >= (62, 12, 0) else {}
+
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 _STATES_WHOLE = ("matroska", "flv", "asf")
@@ -131,11 +134,8 @@ def open_video(path: Path, source: str, *, threads: bool) -> Iterator[Video]:
         ClipError: If the file is not a video, or has no stream that can be decoded.
     """
     try:
-        with path.open("rb") as file:
-            strict = file.read(3) != b"FLV"  # whose demuxer crashes when strict, up to FFmpeg 8.0
         # The prefix keeps FFmpeg from reading a protocol in a name such as "a:b.mp4".
-        options = _STRICT if strict else {}
-        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+        container = av.open(f"file:{path}", options=_STRICT_DEMUXER, metadata_errors="replace")
     except Exception as error:
         _pass_on(error)
         raise ClipError(

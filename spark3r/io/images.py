@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import unicodedata
 import warnings
 from collections import Counter
@@ -37,6 +38,7 @@ _Parts = list[tuple[int, int | str]]
 CheckData = Callable[[bytes, str], None]
 """Function(file's content, decoder) that raises an error for damaged data."""
 
+_COMPRESSION = 259
 _STRIPS, _TILES = (273, 279), (324, 325)
 """Tags of the places and the lengths of a TIFF file's strips, and of its tiles."""
 
@@ -152,9 +154,19 @@ def open_image(path: Path, check_data: CheckData | None) -> tuple[Image, int]:
         raise ValueError("one channel of more than 8 bits, as depth maps have")
     if opened.format == "TIFF":
         _check_tiff(opened, path.stat().st_size, [str(each.message) for each in warned])
+    elif opened.format == "BMP":
+        _check_bmp(path)
     if check_data is not None and opened.format in _CHECKED:
         check_data(path.read_bytes(), _CHECKED[opened.format])
     return turned_upright(opened, to_turn), stored
+
+
+def _check_bmp(path: Path) -> None:
+    """Raise an error for a BMP file whose pixels begin inside its header."""
+    with path.open("rb") as file:
+        _, pixels, header = struct.unpack("<10sII", file.read(18))
+    if pixels < 14 + header:
+        raise ValueError("damaged: its pixels begin inside its header")
 
 
 def _check_tiff(image: Any, size: int, warned: list[str]) -> None:
@@ -163,6 +175,8 @@ def _check_tiff(image: Any, size: int, warned: list[str]) -> None:
         if _TRUNCATED.search(text):
             raise ValueError(f"damaged: {text}")
     tags = image.tag_v2
+    if _COMPRESSION not in tags:
+        raise ValueError("damaged: its compression is missing")
     for places, lengths in (_STRIPS, _TILES):
         if places in tags and lengths not in tags:
             raise ValueError("damaged: the lengths of its parts are missing")

@@ -29,7 +29,7 @@ def test_malformed_footage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_a_fault_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     footage = script(monkeypatch, "faults.footage")
     monkeypatch.setattr(decoding, "check_image", lambda data, decoder: None)
-    faults = footage.run_images(40, 3, tmp_path)["faults"]
+    faults = footage.run_images(100, 3, tmp_path)["faults"]
     assert {fault["fault"] for fault in faults} == {"fault: ffmpeg refuses it"}
     monkeypatch.setattr(decoding, "check_image", lambda data, decoder: 1 / 0)
     faults = footage.run_images(10, 3, tmp_path)["faults"]
