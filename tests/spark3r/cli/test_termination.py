@@ -99,8 +99,8 @@ def test_a_stopped_benchmark_keeps_the_file_that_was_there(
 
 def test_a_process_that_gets_the_signal_ends_with_the_usual_status() -> None:
     program = (
-        "import os, signal, sys, spark3r.profile\n"
-        "spark3r.profile.load_profile = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "import signal, sys, spark3r.profile\n"
+        "spark3r.profile.load_profile = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
         "from spark3r.cli import main\n"
         "sys.exit(main(['check', 'a.json']))\n"
     )
