@@ -62,7 +62,7 @@ def test_what_is_pointless_is_not_planned(
         ["--model", "vggt:facebook/VGGT-1B"],
         ["--device", "cuda"],
         ["--size", "256"],
-        ["--clip", "tour.mp4"],
+        ["--clip", "tour.mp4", "--model", "reference"],
     ],
 )
 def test_no_times_where_they_are_not_known(
@@ -81,7 +81,8 @@ def test_no_times_where_they_are_not_known(
 
 
 def test_footage_that_is_missing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry-run", "--budget", "2x", "--clip", "no/such.mp4"]) == 1
+    job = ["--budget", "2x", "--clip", "no/such.mp4", "--model", "reference"]
+    assert main(["--dry-run", *job]) == 1
     assert "clip 'no/such.mp4': there is no such file" in capsys.readouterr().err
 
 
