@@ -103,6 +103,26 @@ def test_parameters_that_the_user_cast_stay_so(assessed: list[torch.dtype]) -> N
     assert profile.measurements[0].dtype == "bfloat16"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_job")
+def test_a_model_in_double_precision_and_training_mode_is_calibrated_as_it_predicts() -> None:
+    model, same = tiny_job.make_tiny().double().train(), tiny_job.make_tiny().double()
+    block = model.aggregator.frame_blocks[0]
+    block.ls1 = nn.Sequential(block.ls1, nn.Dropout(0.5)).train()
+    with Products() as products:
+        profile, expected = (
+            calibrate.calibrate(
+                each, tiny_job.clips(), budget="75%", target_frames=64, trials=1, timer=FixedTimer()
+            )
+            for each in (model, same)
+        )
+    assert set(products.dtypes) == {torch.float64}
+    assert all(module.training for module in model.modules())
+    assert profile.measurements[0].dtype == "float64"
+    assert profile.schedule() == expected.schedule()
+    assert profile.measurements == expected.measurements
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_latency_is_of_products_in_that_precision(model: nn.Module, dtype: torch.dtype) -> None:
     images = torch.rand(6, 3, 16, 16)
