@@ -135,7 +135,7 @@ def _opened(
             f"study storage {shown(storage)} holds a study of this search already: --resume "
             "continues it, another --output (or --storage, if you gave one) begins a new one"
         )
-    if resume and names and name not in names:
+    if resume and names and not {name, name + _INITIAL} & set(names):
         raise StudyError(
             f"study storage {shown(storage)} holds no study of this model, clips, budget and "
             "settings to continue; leave out --resume to begin one"

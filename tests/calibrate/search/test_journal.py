@@ -76,6 +76,16 @@ def test_a_truncated_journal_continues_from_its_last_whole_line(
     assert found == search(journal.with_name("undisturbed.journal"))
 
 
+@pytest.mark.parametrize("lines", [0, 1, 2, 3])
+def test_a_search_that_stopped_before_its_first_trial_is_continued(
+    journal: Path, lines: int
+) -> None:
+    content = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(content[:lines]))
+    found = search(journal, resume=True)
+    assert found == search(journal.with_name("undisturbed.journal"))
+
+
 @pytest.mark.parametrize(
     "content", [b"notes of mine", b"SQLite format 3\0" + bytes(100), b'{"a": 1}\n', b"[1]\n[2]"]
 )
