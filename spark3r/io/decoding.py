@@ -31,6 +31,9 @@ _STRICT = {"err_detect": "crccheck+explode"}
 # Up to FFmpeg 8.0 a strict demuxer crashes, even on whole files of FLV and MPEG-PS.
 _STRICT_DEMUXER = _STRICT if av.library_versions["libavformat"] >= (62, 12, 0) else {}
 
+_MODERN = ("h264", "hevc", "vp9", "av1", "libdav1d")
+"""Decoders that show nothing before a first key frame. Older ones show grey frames."""
+
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 _STATES_WHOLE = ("matroska", "flv", "asf")
@@ -58,11 +61,11 @@ class Video:
     Attributes:
         start: Time of its beginning in seconds.
         duration: Seconds that the file states, None if it states none.
-        packets: Number of packets that were decoded, each of which makes one frame in most codecs.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
+        self._is_modern = stream.codec_context.name in _MODERN
         self.start = (container.start_time or 0) / av.time_base
         self.duration: float | None = None
         self._measured = (stream,)  # the streams that the duration is about
@@ -75,11 +78,11 @@ class Video:
             self._measured = tuple(container.streams)
         self._ends = [0.0]
         self._times: list[float] = []
-        self.packets = 0
 
     def decode(self) -> Iterator[Decoded]:
         """Yield every frame in the order of its display, and every damage."""
         packets = iter(self._container.demux())
+        headless = None  # True until the first key frame, in a file that begins without one
         while True:
             try:
                 packet = next(packets, None)
@@ -96,9 +99,15 @@ class Video:
                 continue
             if packet.is_corrupt:
                 yield Decoded(None, "its data are cut off or damaged")
-            else:
-                self.packets += packet.size > 0 and not packet.is_discard
-                yield from _frames_of(packet.decode)
+                continue
+            if headless is None and packet.size > 0:
+                headless = not packet.is_keyframe and not self._is_modern
+            for decoded in _frames_of(packet.decode):
+                if headless and decoded.damage is None:
+                    headless = not decoded.frame.key_frame
+                    if headless:
+                        decoded = decoded._replace(damage="no key frame is before it")
+                yield decoded
 
     def _note_end(self, packet: Any) -> None:
         ticks = packet.dts if packet.pts is None else packet.pts
@@ -127,8 +136,7 @@ def open_video(path: Path, source: str, *, threads: bool) -> Iterator[Video]:
     Args:
         path: The file.
         source: The footage as the user named it.
-        threads: True decodes frames in parallel; around damage, the frames that result may then
-            depend on the number of cores.
+        threads: True decodes in parallel, and then misses damage at some times and not at others.
 
     Raises:
         ClipError: If the file is not a video, or has no stream that can be decoded.
@@ -146,7 +154,7 @@ def open_video(path: Path, source: str, *, threads: bool) -> Iterator[Video]:
     with container:
         stream = _shown(container, source)
         stream.codec_context.options = _STRICT
-        stream.thread_type = "FRAME" if threads else "NONE"  # threads of slices hide damage
+        stream.thread_type = "AUTO" if threads else "NONE"
         stream.codec_context.thread_count = 0 if threads else 1
         yield Video(container, stream)
 

@@ -39,18 +39,14 @@ def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
         raise ClipError(f"frames are made with Pillow, which is missing: {INSTALL}") from error
     from .decoding import ToImages, open_video, orientation_of
 
-    threads = True
-    survey = _survey(path, selection.source, threads)
-    if survey.damage or not survey.complete:
-        # Threads lose frames around damage, and hide damage of the last frames.
-        threads = False
-        survey = _survey(path, selection.source, threads)
+    survey = _survey(path, selection.source)
     for what, why in survey.damage:
         selection.unreadable(what, why)
     wanted = {survey.whole[each]: survey.times[each] for each in selection.pick(len(survey.whole))}
     to_image = ToImages()
     number = 0
-    with open_video(path, selection.source, threads=threads) as video:
+    # Around damage, the frames that threads make depend on their number and on chance.
+    with open_video(path, selection.source, threads=not survey.damage) as video:
         for frame, _ in video.decode():
             if number in wanted and frame is not None:
                 try:
@@ -71,17 +67,15 @@ class _Survey:
         times: Time of each of them: seconds from the beginning of the video if they all have one
             and it ascends, and their numbers otherwise.
         damage: Every damaged part, and what is wrong with it.
-        complete: True if every packet made a frame, so that nothing can be lost.
     """
 
     whole: tuple[int, ...]
     times: tuple[float, ...]
     damage: tuple[tuple[str, str], ...]
-    complete: bool
 
 
-def _survey(path: Path, source: str, threads: bool) -> _Survey:
-    """Decode a video to find its whole frames.
+def _survey(path: Path, source: str) -> _Survey:
+    """Decode a video to find its whole frames, in one thread, as several miss damage.
 
     A frame after damage is drawn from it, up to the next key frame: the decoder does not say so.
     """
@@ -92,7 +86,7 @@ def _survey(path: Path, source: str, threads: bool) -> _Survey:
     damage: list[tuple[str, str]] = []
     number = 0
     lost, first, why = 0, 0, ""  # of the damaged part that is being read, if lost > 0
-    with open_video(path, source, threads=threads) as video:
+    with open_video(path, source, threads=False) as video:
         for frame, wrong in video.decode():
             if wrong is not None and not lost:
                 first, why = number, wrong
@@ -112,7 +106,7 @@ def _survey(path: Path, source: str, threads: bool) -> _Survey:
             end = f"the last {missing:.2f} s of {video.duration:.2f} s"
             damage.append((end, "the file ends early"))
     seconds = _times(whole, times, video.start)
-    return _Survey(tuple(whole), seconds, tuple(damage), number == video.packets)
+    return _Survey(tuple(whole), seconds, tuple(damage))
 
 
 def _times(numbers: list[int], seconds: list[float | None], start: float) -> tuple[float, ...]:

@@ -213,6 +213,19 @@ def test_frames_drawn_from_a_damaged_key_frame_are_left_out(
         assert len(footage.skipped) == 1
 
 
+def test_a_video_that_begins_without_a_key_frame(tmp_path: Path, folder: Path) -> None:
+    path, headless = folder / "whole.m4v", tmp_path / "headless.m4v"
+    ffmpeg(*TEST_PICTURE, "-c:v", "mpeg4", "-bf", "2", "-g", "10", path)
+    (frames,) = frames_by_ffmpeg([path], [SIZE])
+    data = path.read_bytes()
+    headless.write_bytes(data[len(data) // 10 :])
+    with pytest.raises(ClipError, match=r"frames from frame 0 on cannot be read \(no key frame is"):
+        load(headless)
+    kept = levels(load(headless, skip_bad=True))
+    assert len(kept) > 10
+    assert np.array_equal(kept, frames[-len(kept) :])
+
+
 def test_the_default_stream_is_read_and_never_a_cover(
     h264: Path, whole: np.ndarray, folder: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +245,10 @@ def test_the_default_stream_is_read_and_never_a_cover(
         load(alone)
 
 
+ON_WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+
+
+@ON_WINDOWS
 @pytest.mark.parametrize(
     "name",
     [
@@ -259,7 +276,7 @@ def test_a_file_may_have_any_name(
     assert footage.clip.name == os.fsdecode(name)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses such names itself")
+@ON_WINDOWS
 @pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a\0b.mp4"])
 def test_a_name_that_no_file_can_have_is_an_error(name: str) -> None:
     with pytest.raises(ClipError, match=r"cannot be opened|there is no such file"):
