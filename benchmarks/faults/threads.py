@@ -79,12 +79,20 @@ class Callers:
     Args:
         model: The patched model.
         clips: Clips by what was drawn for them.
-        modules: Number of calls of modules in a pass.
     """
 
-    def __init__(self, model: nn.Module, clips: dict[Any, Tensor], modules: int) -> None:
-        self.model, self.clips, self.modules = model, clips, modules
-        self.expected = {key: run(model, clip) for key, clip in clips.items()}
+    def __init__(self, model: nn.Module, clips: dict[Any, Tensor]) -> None:
+        self.model, self.clips = model, clips
+        self.expected: dict[Any, dict[str, Tensor]] = {}
+        self.modules: dict[Any, int] = {}  # calls of modules, fewer where a layer is dense
+        for key, clip in clips.items():
+            seen: list[nn.Module] = []
+            hook = register_module_forward_pre_hook(
+                lambda module, _, seen=seen: seen.append(module)
+            )
+            self.expected[key] = run(model, clip)
+            hook.remove()
+            self.modules[key] = len(seen)
         self.failures = Failures()
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -96,7 +104,7 @@ class Callers:
         clip, at = self.clips[key], -1
         asked = chance.choice(("module", "no clip")) if chance.random() < FAILING else ""
         if asked == "module":
-            at = chance.randrange(self.modules)
+            at = chance.randrange(self.modules[key])
         elif asked:
             clip = clip[..., :1, :1]
         self.failures.at(at)
@@ -140,11 +148,7 @@ def run_case(case: Case, calls: int, seed: int) -> dict[str, Any]:
     }
     dense = {key: run(model, clip) for key, clip in clips.items()}
     handle = spark3r.apply(model, reducing(case.layers))
-    seen: list[nn.Module] = []
-    hook = register_module_forward_pre_hook(lambda module, inputs: seen.append(module))
-    run(model, clips[5, 1, GRIDS[0]])
-    hook.remove()
-    callers = Callers(model, clips, len(seen))
+    callers = Callers(model, clips)
     hook = register_module_forward_pre_hook(callers.failures.count)
     shares = [calls // THREADS + (i < calls % THREADS) for i in range(THREADS)]
     threads = [
