@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spark3r.clips import Clip
 from spark3r.errors import ClipError
 
-from .defaults import FAR_TARGET, FEW_TO_VALIDATE, LEAST_FRAMES
+from .defaults import FAR_TARGET, FEW_TO_VALIDATE, LEAST_FRAMES, MOST_HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def split_clips(
         skipped: Frames that could not be read, with the reason.
 
     Raises:
-        ClipError: If there is no clip, if names repeat, or if a clip is too short.
+        ClipError: If there is no clip, if names repeat, if a clip is too short, or if more than
+            `MOST_HELD_OUT` clips would be held out.
     """
     names = [clip.name for clip in (*clips, *held_out)]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -120,6 +121,11 @@ def split_clips(
             for number, part in enumerate(_stretches(clip, count)):
                 dealt[number * roles // count].append(part)
     reported = tuple(held_out) or tuple(dealt[3])
+    if len(reported) > MOST_HELD_OUT:
+        raise ClipError(
+            f"{len(reported)} clips would be held out, and a profile has room for the figures of "
+            f"{MOST_HELD_OUT}: give fewer clips, or longer ones (--frames)"
+        )
     for clip in (*itertools.chain(*dealt), *reported):
         if clip.frames < LEAST_FRAMES:
             raise ClipError(

@@ -34,6 +34,10 @@ LEAST_FRAMES = 2
 FEW_TO_VALIDATE = 4
 """Number of validation clips below which a message says that they hardly tell schedules apart."""
 
+MOST_HELD_OUT = 200
+"""Most held-out clips. A profile holds their figures under every schedule, and a file of more could
+not be read again (`spark3r.profile.files.MAX_VALUES`)."""
+
 FAR_TARGET = 4
 """Ratio of the target length to the clips' length above which a message says that the clips are
 short. At a ratio of 10 short clips choose schedules that deviate half as much again at the target,

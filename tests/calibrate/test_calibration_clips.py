@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import tiny_job
 import torch
 
 from calibrate.clips import split_clips
-from spark3r import Clip, ClipError
+from calibrate.defaults import MOST_HELD_OUT
+from spark3r import Clip, ClipError, Profile
+from spark3r.profile import profile_path
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +41,33 @@ def test_clips_that_cannot_be_split_are_refused(clips: list) -> None:
         split_clips([clips[0], clips[0]])
     with pytest.raises(ClipError, match="no clip"):
         split_clips([])
+
+
+def test_a_profile_holds_the_figures_of_the_most_clips_and_more_are_refused(
+    clips: list, tmp_path: Path
+) -> None:
+    document = json.loads(profile_path("reference").read_text())
+    (measurement,) = document["measurements"]
+    runs = [measurement["dense"], *measurement["schedules"], *measurement["baselines"]]
+    of_clip = {each["name"]: each for each in measurement["clips"]}
+    held_out = [name for name, each in of_clip.items() if each["role"] == "held_out"]
+    more = [f"rendered:v2:{number}" for number in range(4 * MOST_HELD_OUT)]
+    for run in runs:
+        reported = [each for each in run["figures"] if each["clip"] in held_out]
+        for name in more[: MOST_HELD_OUT - len(held_out) if reported else 0]:
+            run["figures"].append({**reported[0], "clip": name})
+    model = of_clip[held_out[0]]
+    measurement["clips"] += [
+        {**model, "name": name, "digest": f"{number:016x}"} for number, name in enumerate(more)
+    ]
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(document))
+    profile = Profile.load(path)
+    profile.save(tmp_path / "again.json")
+    assert Profile.load(tmp_path / "again.json") == profile
+
+    few = clips[0].select(slice(0, 2))
+    many = [Clip(str(n), few.images) for n in range(MOST_HELD_OUT + 1)]
+    assert len(split_clips(clips, many[1:]).held_out) == MOST_HELD_OUT
+    with pytest.raises(ClipError, match="201 clips would be held out"):
+        split_clips(clips, many)
