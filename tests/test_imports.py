@@ -31,7 +31,7 @@ ORDERS = {
         "identity",
         "runner",
         "patching",
-        "loading io",
+        "loading io memory_count",
         "reconstruction benchmark",
         "cli",
         "__main__",

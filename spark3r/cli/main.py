@@ -20,6 +20,7 @@ from .bench import add_bench
 from .check import add_check
 from .failure import failure_text
 from .listing import add_list
+from .memory import add_memory
 from .run import add_run
 from .show import add_show
 from .termination import Terminated, raise_on_sigterm, word_and_status
@@ -32,6 +33,7 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     add_check,
     add_run,
     add_bench,
+    add_memory,
 )
 """The subcommands. Each function declares the arguments of one and sets the function that runs it
 (``run=``), which does its imports itself, so that ``--help`` is fast."""

@@ -187,6 +187,29 @@ def _variant(upstream: Upstream, text: str) -> str:
     return variant
 
 
+def variant_of_name(upstream: Upstream, weights: str) -> str:
+    """Return the variant that a name of weights tells, without reading them.
+
+    Args:
+        upstream: The architecture.
+        weights: ``random``, ``random-VARIANT``, or the name of published weights.
+
+    Raises:
+        FamilyError: If there is no such variant, or the name does not tell it.
+    """
+    if weights.partition("-")[0] == "random":
+        return _variant(upstream, weights)
+    # The nested network of Depth-Anything-3 has the names of its two parts in its own.
+    told = [each for each in upstream.variants if each in weights.lower()]
+    longest = sorted(told, key=lambda each: (each == "nested", len(each)))
+    if longest:
+        return longest[-1]
+    if len(upstream.variants) == 1:
+        return upstream.variants[0]
+    known = " or ".join(f"{upstream.family}:random-{known}" for known in upstream.variants)
+    raise FamilyError(f"the name does not tell the variant of {upstream.title}: give {known}")
+
+
 def _with_checkpoint(upstream: Upstream, weights: str) -> tuple[nn.Module, Path]:
     upstream.require()
     path = _checkpoint_path(upstream, weights)

@@ -10,7 +10,7 @@ frame is left alone on request.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -263,9 +263,8 @@ def nearest(source: Tensor, destination: Tensor, count: int, elements: int | Non
 
 def precisely(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which autocast lowers no precision on the device."""
-    if device.type == "meta":
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    # The meta device has no autocast; `spark3r.memory_count` follows that of any device there.
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def _rows(places: Tensor, length: int) -> Tensor:

@@ -126,6 +126,8 @@ def _in_pieces(piece: Callable[[slice], Tensor], count: int, most: int) -> Tenso
     ends = [count * (i + 1) // pieces for i in range(pieces)]
     whole: Tensor | None = None
     for start, end in zip((0, *ends[:-1]), ends, strict=True):
+        if whole is not None and whole.device.type == "meta" and end < count:
+            continue  # nothing is computed there, and the first and last piece stand for all
         part = piece(slice(start, end))
         if whole is None:
             whole = part.new_empty((count, *part.shape[1:]))

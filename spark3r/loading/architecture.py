@@ -1,0 +1,52 @@
+"""Architectures by a model's name, without weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import FamilyError
+from .load import load_model, variant_of_name
+from .upstream import UPSTREAMS
+
+
+def load_architecture(name: str) -> nn.Module:
+    """Return the architecture that a model's name stands for, in evaluation mode.
+
+    A published model is built on the meta device, and its weights are not fetched. Any other name
+    is loaded as it is.
+
+    Args:
+        name: Name of the model, see `load_model`.
+
+    Raises:
+        FamilyError: If the code is not installed, or the name does not tell the variant.
+        WeightsError: If the name is of another kind, and its weights are missing or do not fit.
+    """
+    kind, _, weights = name.partition(":")
+    if kind not in UPSTREAMS or not weights or os.path.exists(Path(weights).expanduser()):
+        return load_model(name)
+    try:
+        variant = variant_of_name(UPSTREAMS[kind], weights)
+        with torch.device("meta"), _ValuesOnCPU():
+            model = UPSTREAMS[kind].random(variant)
+    except FamilyError as error:
+        raise FamilyError(f"model '{name}': {error}") from error
+    return model.to("meta").eval()
+
+
+class _ValuesOnCPU(TorchFunctionMode):
+    """A context in which ``torch.linspace`` has values, which constructors of DINOv2 read."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.linspace:
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)

@@ -1,0 +1,476 @@
+"""Memory of a pass, counted by tracing it without numbers.
+
+A copy of the model runs on torch's meta device, where tensors have shapes and no values. The bytes
+of every storage are added when it is made and subtracted when it is freed, as a GPU's allocator
+would. So the count needs no GPU, takes no memory, and is the same on every machine.
+
+Half precision follows the rules of autocast on CUDA (`_LOWER`, `_WIDER`), and weights that are cast
+stay until the pass is over, as in autocast's cache. Fused attention counts as its inputs and its
+output. The CUDA context, workspaces of kernels and fragmentation are not counted. Where a fused
+kernel of spark3r runs on a GPU, a pass needs less than is counted, because the plain steps are.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .errors import Spark3rError, first_line
+from .families.base import Family
+from .patching.apply import apply, remove
+from .runner import HALF, Runner, evaluation_mode, without_unread
+from .schedule import Schedule
+
+WEIGHTS, CAST_WEIGHTS, INPUT = "weights", "cast weights", "input"
+ENCODER, FRAME, GLOBAL, FEATURES, HEADS = (
+    "encoder",
+    "frame attention",
+    "global attention",
+    "features",
+    "heads",
+)
+PARTS = (WEIGHTS, CAST_WEIGHTS, INPUT, ENCODER, FRAME, GLOBAL, FEATURES, HEADS)
+"""Parts of a count. A tensor belongs to the part whose module made it. Features are made between
+the blocks: normalised images, positions, and the tokens that are kept for the heads."""
+
+
+@dataclass(frozen=True)
+class MemoryCount:
+    """Memory of one pass at its peak.
+
+    Attributes:
+        frames: Length of the clip.
+        parts: Bytes that are alive at the peak, by part; see `PARTS`.
+        where: Qualified name of the module that runs then.
+    """
+
+    frames: int
+    parts: dict[str, int]
+    where: str
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+    @property
+    def extra(self) -> int:
+        """Bytes above the loaded model and clip, as `spark3r.memory.peak_extra_mb` measures."""
+        return self.total - self.parts[WEIGHTS] - self.parts[INPUT]
+
+
+def count_memory(
+    model: nn.Module,
+    frames: int,
+    image_size: tuple[int, int],
+    *,
+    schedule: Schedule | None = None,
+    dtype: torch.dtype | None = None,
+    family: Family | str | None = None,
+    save_memory: bool = True,
+    prediction: bool = True,
+) -> MemoryCount:
+    """Return the memory that a pass over one clip needs, without running it.
+
+    Args:
+        model: A model on any device, the meta device too. It is copied without its values, and
+            stays as it is.
+        frames: Length of the clip, S.
+        image_size: Height and width of its images in pixels.
+        schedule: The schedule; None counts a dense pass.
+        dtype: Autocast precision as on CUDA, ``bfloat16`` or ``float16``; None or ``float32`` for
+            none.
+        family: The model's family or the name of one; None recognises it.
+        save_memory: False leaves out the family's memory savers.
+        prediction: False also counts outputs that no Prediction reads.
+
+    Raises:
+        FamilyError: If no family knows the model.
+        PatchError: If the schedule does not fit the model.
+        Spark3rError: If the model does not run without values, for example because what it does
+            depends on them.
+    """
+    runner = Runner.of(on_meta(model), family)
+    root = runner.root
+    rules = Schedule.dense(runner.depth) if schedule is None else schedule
+    images = torch.empty(frames, 3, *image_size, device="meta")
+    running = dtype if dtype in HALF else None
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of shapes that the schedule was not measured on
+        stack.enter_context(apply(root, rules, family=runner.family, save_memory=save_memory))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluation_mode(root))
+        if prediction:
+            stack.enter_context(without_unread(root, runner.family))
+        count = _Count(root, images, running)
+        _follow(root, runner.family, count)
+        stack.enter_context(_counted_autocast(count))
+        stack.enter_context(torch.device("meta"))  # for tensors whose device a model leaves open
+        stack.enter_context(_Functions(count))
+        stack.enter_context(count)
+        try:
+            # The first pass makes what later ones find in caches, such as index plans.
+            for _ in range(2):
+                count.reset()
+                runner.family.call(root, images)
+        except (NotImplementedError, RuntimeError) as error:
+            raise Spark3rError(
+                f"the memory of {type(root).__name__} cannot be counted, because its pass does "
+                f"not run without values ({first_line(error)})"
+            ) from error
+    return MemoryCount(frames, count.at_peak(), count.peak_place)
+
+
+def most_frames(count: Callable[[int], int], room: int, start: int) -> int:
+    """Return the largest number of frames whose memory fits, within a hundredth.
+
+    Args:
+        count: Function from a number of frames to bytes. They grow nearly in proportion.
+        room: Bytes that there are.
+        start: Length from which the search starts.
+
+    Returns:
+        A length that fits by its own count, while one that is a hundredth longer does not. 0 if
+        a single frame does not fit.
+    """
+    low, low_bytes = 1, count(1)
+    if low_bytes > room:
+        return 0
+    high = max(2, start)
+    high_bytes = count(high)
+    while high_bytes <= room:
+        slope = (high_bytes - low_bytes) / (high - low)
+        along = 1.02 * (room - high_bytes) / slope if slope > 0 else high
+        low, low_bytes = high, high_bytes
+        high += max(1, int(min(along, 3 * high)))
+        high_bytes = count(high)
+    halve = False
+    while high - low > max(1, low // 100):
+        # Just below where a line through both ends meets the room, or in the middle.
+        share = 0.5 if halve else 0.995 * (room - low_bytes) / (high_bytes - low_bytes)
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        found = count(middle)
+        halve = not halve and found <= room
+        if found > room:
+            high, high_bytes = middle, found
+        else:
+            low, low_bytes = middle, found
+    return low
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without values, on the meta device and without a schedule."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    with _CopyToMeta():
+        twin: Any = copy.deepcopy(model, memo)
+    remove(twin)
+    if hasattr(twin, "use_multimodal"):
+        twin.use_multimodal = False  # Pi3X would look at the values of poses that it is not given
+    return twin
+
+
+class _CopyToMeta(TorchFunctionMode):
+    """A context in which deep copies of tensors, buffers and cached ones, have no values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__:
+            tensor, memo = args
+            memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    """A context in which attention is fused, and convolutions follow a count's precision.
+
+    Attention makes its output and nothing else, as fused kernels do. Convolutions compare the
+    precisions of their arguments before a dispatch mode sees them.
+    """
+
+    def __init__(self, count: _Count) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, half = kwargs or {}, self.count.half
+        if half is not None and func in _AUTOCAST:
+            args, kwargs = self.count.cast(half, args, kwargs)
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, _, value = args[:3]
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+_AUTOCAST = {
+    F.scaled_dot_product_attention,
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+
+
+def _names(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+_LOWER = _names(
+    "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "addbmm", "convolution", "_convolution"
+)  # fmt: skip
+_WIDER = _names(
+    *("native_layer_norm", "native_group_norm", "_softmax", "_log_softmax", "exp", "expm1"),
+    *("log", "log2", "log10", "log1p", "pow", "rsqrt", "reciprocal", "acos", "asin", "tan"),
+    *("norm", "linalg_vector_norm", "cumsum", "cumprod", "prod", "sum", "softplus"),
+)
+"""Operators that autocast on CUDA runs in half precision, and in float32
+(https://docs.pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior)."""
+
+
+class _Count(TorchDispatchMode):
+    """Adds up the bytes of living storages, and remembers them by part at their peak.
+
+    Args:
+        root: The model.
+        images: The input.
+        half: Precision of autocast; None for none.
+    """
+
+    def __init__(self, root: nn.Module, images: Tensor, half: torch.dtype | None) -> None:
+        super().__init__()
+        self.half = half
+        self.parts: list[str] = [FEATURES]
+        self.places: list[str] = [""]
+        self._makes_new: dict[Any, bool] = {}
+        self._known: dict[Any, tuple[Any, list[Any]]] = {}
+        weights = (*root.parameters(), *root.buffers())
+        self._weights = {t.untyped_storage()._cdata: t.untyped_storage() for t in weights}
+        self._images = images.untyped_storage()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a count, with weights and input alive."""
+        self.peak_place = ""
+        self._cast: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._seen: set[int] = {*self._weights, self._images._cdata}
+        self._alive: dict[str, int] = dict.fromkeys(PARTS, 0)
+        self._alive[WEIGHTS] = sum(each.nbytes() for each in self._weights.values())
+        self._alive[INPUT] = self._images.nbytes()
+        self._total = self._peak = sum(self._alive.values())
+        self._snapshot = dict(self._alive)
+
+    def at_peak(self) -> dict[str, int]:
+        """Return the bytes that were alive at the peak, by part."""
+        return dict(self._snapshot)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage(), FEATURES)  # unless it is known, it was cached
+        if self.half is not None:
+            name = func.overloadpacket.__name__
+            if name in _LOWER:
+                args, kwargs = self.cast(self.half, args, kwargs)
+            elif name in _WIDER:
+                args, kwargs = self.cast(torch.float32, args, kwargs)
+        output = self._run(func, args, kwargs)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage(), self.parts[-1])
+        return output
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an operator's output, of known form if it ran on such arguments before.
+
+        Most operators work out the form of their output in Python, and a long clip runs the same
+        pieces over and over.
+        """
+        makes = self._makes_new.get(func)
+        if makes is None:
+            schema = func._schema
+            aliases = (*schema.arguments, *schema.returns)
+            makes = all(each.alias_info is None for each in aliases)
+            # Its schema does not say that it returns a view.
+            makes = makes and func is not torch.ops.aten._unsafe_view.default
+            self._makes_new[func] = makes
+        if not makes:
+            return func(*args, **kwargs)
+        key = (func, _form(args), _form(tuple(kwargs.items())))
+        made = self._known.get(key)
+        if made is None:
+            output = func(*args, **kwargs)
+            listed = output if isinstance(output, (tuple, list)) else (output,)
+            if all(isinstance(each, Tensor) and each.device.type == "meta" for each in listed):
+                self._known[key] = (
+                    None if isinstance(output, Tensor) else type(output),
+                    [(each.shape, each.stride(), each.dtype) for each in listed],
+                )
+            return output
+        kind, forms = made
+        new = [
+            torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+            for shape, stride, dtype in forms
+        ]
+        return new[0] if kind is None else kind(new)
+
+    def cast(self, dtype: torch.dtype, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return an operator's arguments in a precision, as autocast casts them.
+
+        Whole weights are cast once in a pass.
+        """
+
+        def one(tensor: Tensor) -> Tensor:
+            if tensor.dtype not in (torch.float32, *HALF) or tensor.dtype == dtype:
+                return tensor
+            storage = tensor.untyped_storage()
+            key, items = (storage._cdata, dtype), storage.nbytes() // tensor.element_size()
+            if key[0] not in self._weights or tensor.numel() != items:
+                return self._made(self.parts[-1], tensor.shape, dtype)
+            if key not in self._cast:
+                self._cast[key] = self._made(CAST_WEIGHTS, (items,), dtype)
+            return self._cast[key].as_strided(tensor.shape, tensor.stride())
+
+        return tree_map_only(Tensor, one, args), tree_map_only(Tensor, one, kwargs)
+
+    def _made(self, part: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        self.parts.append(part)  # for a call that comes back here through the dispatcher
+        made = torch.empty(shape, dtype=dtype, device="meta")
+        self._add(made.untyped_storage(), part)
+        self.parts.pop()
+        return made
+
+    def _add(self, storage: torch.UntypedStorage, part: str) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._alive[part] += size
+        self._total += size
+        if self._total > self._peak:
+            self._peak, self.peak_place = self._total, self.places[-1]
+            self._snapshot = dict(self._alive)
+        weakref.finalize(storage, self._drop, key, size, part)
+
+    def _drop(self, key: int, size: int, part: str) -> None:
+        if key in self._seen:  # it may be of an earlier pass
+            self._seen.remove(key)
+            self._alive[part] -= size
+            self._total -= size
+
+
+def _form(value: Any) -> Any:
+    """Return what an operator's output on the meta device depends on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (tuple, list)):
+        return tuple(_form(each) for each in value)
+    return type(value), value
+
+
+def _follow(root: nn.Module, family: Family, count: _Count) -> None:
+    """Let a count know which module runs. The model is a copy, so its hooks are never removed.
+
+    Layers inside a block get no hook, because families slice the weights of plain layers only.
+    """
+    part_of = _parts(root, family)
+    for name, module in root.named_modules():
+        part = part_of.get(module)
+        if part is None and next(module.children(), None) is None:
+            continue
+
+        def begin(
+            module: nn.Module, args: object, name: str = name, part: str | None = part
+        ) -> None:
+            count.places.append(name)
+            count.parts.append(part or count.parts[-1])
+
+        def end(module: nn.Module, args: object, output: object) -> None:
+            count.places.pop()
+            count.parts.pop()
+
+        module.register_forward_pre_hook(begin, prepend=True)
+        module.register_forward_hook(end, always_call=True)
+
+
+def _parts(root: nn.Module, family: Family) -> dict[nn.Module, str]:
+    """Return the part of each module that begins one. What is inside a module belongs to it."""
+    entry, whole = family.entry(root), set(family.attention(root).values())
+    parts: dict[nn.Module, str] = {}
+    trunk = set(entry.modules())
+    for module in root.modules():
+        if module not in trunk:
+            if not _holds(module, entry):
+                parts[module] = HEADS
+        elif getattr(module, "attn", None) is not None:
+            parts[module] = GLOBAL if module.attn in whole else FRAME
+    for name, child in entry.named_children():
+        if name in ("patch_embed", "encoder"):
+            parts |= dict.fromkeys(child.modules(), ENCODER)
+        elif entry is root and not whole & set(child.modules()):
+            parts |= dict.fromkeys(child.modules(), HEADS)
+    return parts
+
+
+def _holds(module: nn.Module, sought: nn.Module) -> bool:
+    return any(each is sought for each in module.modules())
+
+
+@contextmanager
+def _counted_autocast(count: _Count) -> Iterator[None]:
+    """Let autocast of this thread switch the precision of a count, whatever device it is for.
+
+    Models turn it off around their heads, by the device of their tensors or by name, and torch
+    knows no autocast on the meta device.
+    """
+    kind: Any = torch.amp.autocast_mode.autocast
+    thread = threading.get_ident()
+    init, enter, leave = kind.__init__, kind.__enter__, kind.__exit__
+    outside: list[torch.dtype | None] = []
+
+    def begin(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() != thread:
+            init(self, device_type, *args, **kwargs)
+            return
+        given = {**dict(zip(("dtype", "enabled"), args, strict=False)), **kwargs}
+        half = given.get("dtype") or torch.bfloat16
+        self._spark3r_half = half if given.get("enabled", True) else None
+
+    def on(self: Any) -> Any:
+        if threading.get_ident() != thread:
+            return enter(self)
+        outside.append(count.half)
+        count.half = self._spark3r_half
+        return self
+
+    def off(self: Any, *error: Any) -> Any:
+        if threading.get_ident() != thread:
+            return leave(self, *error)
+        count.half = outside.pop()
+        return None
+
+    kind.__init__, kind.__enter__, kind.__exit__ = begin, on, off
+    try:
+        yield
+    finally:
+        kind.__init__, kind.__enter__, kind.__exit__ = init, enter, leave
