@@ -123,7 +123,7 @@ def seconds(card: Card, frames: int, reduced: bool, aggregator_only: bool = Fals
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Estimate VGGT-1B on several GPUs.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = [
