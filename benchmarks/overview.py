@@ -93,7 +93,7 @@ def draw_accuracy(axes: Axes, schedules: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the README's picture.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=PICTURE, help="default: docs/overview.svg")
     options = parser.parse_args()
     scale, asymmetry = (

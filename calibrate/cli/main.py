@@ -137,6 +137,10 @@ def _calibrate(
         return DONE
     output, storage = _output(options), _storage(options)
     _check_output(output, storage, options.resume)
+    if isinstance(storage, str):
+        from ..search.storage import check_database
+
+        check_database(storage)
 
     from ..pipeline import run
 

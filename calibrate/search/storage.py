@@ -92,6 +92,21 @@ def open_studies(
     return studies
 
 
+def check_database(storage: str | Path) -> None:
+    """Open a database and close it again. A journal file is left alone.
+
+    Raises:
+        StudyError: If the URL names no database that can be opened.
+    """
+    if is_journal(storage):
+        return
+    with _quiet():
+        try:
+            optuna.storages.get_storage(str(storage)).remove_session()
+        except Exception as error:  # a database driver may raise anything
+            fail(storage, "cannot be opened", error)
+
+
 def check_storage(storage: Storage, name: str, resume: bool, say: Say = warn) -> None:
     """Raise the errors of `open_studies` before anything is measured, and create nothing.
 

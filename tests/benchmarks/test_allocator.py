@@ -11,12 +11,12 @@ from benchmark_scripts import environment
 PROGRAM = """
 import torch
 from allocator import keep_freed_memory
-from spark3r.memory import peak_extra_mb, _status_kb
+from spark3r.memory import peak_extra_mb, _status_bytes
 assert keep_freed_memory()
-before = _status_kb("VmRSS")
+before = _status_bytes("VmRSS")
 block = torch.ones(24 * 2**20)  # 96 MiB, beyond what glibc would keep
 del block
-assert _status_kb("VmRSS") - before > 90 * 1024, "kept"
+assert _status_bytes("VmRSS") - before > 90 * 2**20, "kept"
 peak_mb = peak_extra_mb(lambda: torch.ones(24 * 2**20))
 assert 90 < peak_mb < 130, peak_mb
 """

@@ -94,6 +94,15 @@ def test_failed(arguments: list[str], message: str, capsys: pytest.CaptureFixtur
     assert "Traceback" not in err
 
 
+def test_a_storage_that_cannot_be_opened_is_refused_before_clips_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/missing/study.db"
+    assert main(["--budget", "75%", *JOB, "--storage", url]) == 1
+    (line,) = capsys.readouterr().err.splitlines()  # no clip was read
+    assert "missing/study.db: cannot be opened" in line
+
+
 def test_read_only_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
