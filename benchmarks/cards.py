@@ -82,8 +82,8 @@ class Card:
 
 
 CARDS = (
-    Card("RTX 4090", 165, 83, 83, 1.01, 24, 290),
-    Card("L40S", 362, 183, 92, 0.86, 48, 700),
+    Card("RTX 4090", 165, 83, 83, 1.01, 24, 270),
+    Card("L40S", 362, 183, 92, 0.86, 48, 640),
     Card("A100 80 GB", 312, 156, 19.5, 2.04, 80, 1000),
     Card("H100 80 GB", 989, 495, 67, 3.35, 80, 1000),
     Card("H200", 989, 495, 67, 4.80, 141, 1000),
@@ -92,9 +92,10 @@ CARDS = (
 # Shares of the data sheet that large kernels reach on Hopper.
 OF_HALF, OF_ATTENTION, OF_TF32, OF_SINGLE, OF_BANDWIDTH = 0.61, 0.56, 0.35, 0.67, 0.75
 
-FIXED_GB, FRAME_GB = 6.6, 0.0603
-"""Memory: weights with their half-precision copies, and a frame. Counted at 1,000 frames as the
-bytes of all living tensors, images included; the CUDA context is not."""
+FIXED_GB, FRAME_GB = 6.5, 0.0626
+"""Memory: weights with their half-precision copies, and a frame. `spark3r memory` counts 69.0 GB at
+1,000 frames and 24.6 GB at 290: the bytes of all living tensors, images included. The CUDA context
+is not."""
 
 
 def global_attention(frames: int, reduced: bool) -> float:
