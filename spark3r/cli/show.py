@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipError, ProfileError, printable
@@ -95,6 +96,8 @@ def _show(options: argparse.Namespace) -> int:
         _print_cost(cost, layout)
         _print_evidence(profile, name)
         _print_taken(taken, layout)
+        if isinstance(taken, ProfileError) or taken.peak_gb is None:
+            print(f"  memory: {_counting(options.profile, profile, layout)} counts it")
         _print_bounds(schedule.length, layout)
     return 0
 
@@ -249,10 +252,10 @@ def _print_evidence(profile: Profile, schedule: str) -> None:
 
 
 def _print_taken(taken: Estimate | ProfileError, layout: TokenLayout) -> None:
-    """Print seconds, speed-up and memory with their source, or why they are not known."""
+    """Print seconds, speed-up and recorded memory with their source, or why they are not known."""
     print(f"\nat {layout.frames} frames:")
     if isinstance(taken, ProfileError):
-        print(f"  time, memory and speed-up are not known: {printable(str(taken))}")
+        print(f"  time and speed-up are not known: {printable(str(taken))}")
         return
     print(
         f"  {taken.seconds:.3g} s per clip, dense {taken.dense_seconds:.3g} s, "
@@ -272,12 +275,21 @@ def _print_taken(taken: Estimate | ProfileError, layout: TokenLayout) -> None:
                 f"  ({layout.frames} frames lie beyond the {taken.known_to} that the latency model "
                 "is known to hold for: it was not checked there)"
             )
-    print(f"  {_memory_text(taken, layout)}")
+    if taken.peak_gb is not None:
+        print(f"  {_memory_text(taken, layout)}")
+
+
+def _counting(source: str, profile: Profile, layout: TokenLayout) -> str:
+    """Return the command that counts the memory of a pass."""
+    model = profile.model
+    name = "MODEL"
+    if model.weights is not None:
+        name = model.weights if model.weights == model.family else f"{model.family}:{model.weights}"
+    command = ["spark3r", "memory", name, "--frames", str(layout.frames), "--profile", source]
+    return printable(f"`{shlex.join(command)}`")
 
 
 def _memory_text(taken: Estimate, layout: TokenLayout) -> str:
-    if taken.peak_gb is None:
-        return "peak memory is not known: the profile recorded none"
     dense = "" if taken.dense_peak_gb is None else f", dense {taken.dense_peak_gb:.3g} GB"
     text = f"{taken.peak_gb:.3g} GB peak memory{dense} (measured at {taken.measured_frames} frames)"
     if layout.frames != taken.measured_frames:
