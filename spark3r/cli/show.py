@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_FRAMES = 256
+MOST_COUNTED = 5000
+"""Longest clip whose memory is counted."""
 DEFAULT_GRID = (28, 37)  # the paper's frames, 518x392 pixels in patches of 14
 MOST_TOKENS = 10**8
 """Longest sequence whose keys are counted. A profile by a stranger may ask for any length."""
@@ -80,6 +82,7 @@ def _show(options: argparse.Namespace) -> int:
     name = options.schedule or profile.default
     cost = _cost(profile, name, layout)
     taken = _taken(profile, name, layout)
+    counted = _counted_bytes(profile, name, layout) if options.frames else None
     if options.json:
         record = _record(profile, name)
         sections = {
@@ -88,7 +91,12 @@ def _show(options: argparse.Namespace) -> int:
         }
         print(
             json.dumps(
-                summary(options.profile, profile) | sections | cost | _as_json(taken), indent=2
+                summary(options.profile, profile)
+                | sections
+                | cost
+                | _as_json(taken)
+                | {"counted_peak_bytes": counted},
+                indent=2,
             )
         )
     else:
@@ -97,7 +105,7 @@ def _show(options: argparse.Namespace) -> int:
         _print_evidence(profile, name)
         _print_taken(taken, layout)
         if isinstance(taken, ProfileError) or taken.peak_gb is None:
-            print(f"  memory: {_counting(options.profile, profile, layout)} counts it")
+            print(f"  {_counted_text(options.profile, profile, layout, counted)}")
         _print_bounds(schedule.length, layout)
     return 0
 
@@ -279,14 +287,35 @@ def _print_taken(taken: Estimate | ProfileError, layout: TokenLayout) -> None:
         print(f"  {_memory_text(taken, layout)}")
 
 
-def _counting(source: str, profile: Profile, layout: TokenLayout) -> str:
-    """Return the command that counts the memory of a pass."""
+def _counted_bytes(profile: Profile, name: str, layout: TokenLayout) -> int | None:
+    """Return the counted peak of a pass in bfloat16, None if the model cannot be built here."""
+    import torch
+
+    from ..loading.architecture import published_architecture
+    from ..memory_count import count_memory
+
+    side = profile.model.patch_size
+    if side is None or layout.frames > MOST_COUNTED:
+        return None
+    model = published_architecture(profile.model.family, profile.model.weights)
+    if model is None:
+        return None
+    size = layout.height * side, layout.width * side
+    schedule = profile.schedule(name)
+    return count_memory(model, layout.frames, size, schedule=schedule, dtype=torch.bfloat16).total
+
+
+def _counted_text(source: str, profile: Profile, layout: TokenLayout, counted: int | None) -> str:
+    """Return the counted memory of a pass, or the command that counts it where that is possible."""
     model = profile.model
     name = "MODEL"
     if model.weights is not None:
         name = model.weights if model.weights == model.family else f"{model.family}:{model.weights}"
     command = ["spark3r", "memory", name, "--frames", str(layout.frames), "--profile", source]
-    return printable(f"`{shlex.join(command)}`")
+    by = printable(f"`{shlex.join(command)}`")
+    if counted is None:
+        return f"memory: {by} counts it where the model's code is installed"
+    return f"{counted / 1e9:.3g} GB at the peak, with weights (counted in bfloat16 by {by})"
 
 
 def _memory_text(taken: Estimate, layout: TokenLayout) -> str:

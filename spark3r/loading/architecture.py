@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import FamilyError
-from .load import load_model, variant_of_name
+from .load import load_model, published_name, variant_of_name
 from .upstream import UPSTREAMS
 
 
@@ -38,6 +38,28 @@ def load_architecture(name: str) -> nn.Module:
     except FamilyError as error:
         raise FamilyError(f"model '{name}': {error}") from error
     return model.to("meta").eval()
+
+
+def published_architecture(family: str, weights: str | None) -> nn.Module | None:
+    """Return the architecture of the model that a profile names.
+
+    A profile is data from anyone, so only the reference model and published names are followed.
+
+    Args:
+        family: Family of the model.
+        weights: Source of its weights.
+
+    Returns:
+        None for any other name, or if the model's code is not installed.
+    """
+    if family == weights == "reference":
+        return load_model("reference")
+    if family not in UPSTREAMS or weights is None or published_name(weights) is None:
+        return None
+    try:
+        return load_architecture(f"{family}:{weights}")
+    except FamilyError:
+        return None
 
 
 class _ValuesOnCPU(TorchFunctionMode):

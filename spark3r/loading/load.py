@@ -65,7 +65,7 @@ def about(name: str) -> About:
     if name == "reference":
         return About(name, licence="Apache-2.0")
     if kind in UPSTREAMS and rest:
-        upstream, published = UPSTREAMS[kind], _published_name(rest)
+        upstream, published = UPSTREAMS[kind], published_name(rest)
         licence = upstream.weights_licence(published.repository) if published else ""
         terms = licence or "under their own terms"
         if published and not licence:
@@ -234,7 +234,7 @@ def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
         return path
     if os.path.isdir(path):
         return inside(path, "model.safetensors")
-    published = _published_name(weights)
+    published = published_name(weights)
     if published:
         return fetch(published)
     raise WeightsError(
@@ -244,7 +244,7 @@ def _checkpoint_path(upstream: Upstream, weights: str) -> Path:
     )
 
 
-def _published_name(weights: str) -> HubName | None:
+def published_name(weights: str) -> HubName | None:
     """Return the parts of a name on Hugging Face, None for a path on this machine."""
     if os.path.exists(Path(weights).expanduser()):
         return None

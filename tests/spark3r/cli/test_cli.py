@@ -215,7 +215,7 @@ def test_show_a_paper_schedule() -> None:
         "  time and speed-up are not known: the profile has no measurement of this "
         "schedule; `calibrate` measures your model on your device\n"
         "  memory: `spark3r memory vggt:facebook/VGGT-1B --frames 300 --profile vggt-1b` counts "
-        "it\n"
+        "it where the model's code is installed\n"
     )
 
 
@@ -237,6 +237,36 @@ def test_show_as_json() -> None:
     }
     mean = sum(layer["share"] for layer in shown["layers"]) / 24
     assert shown["share"] == pytest.approx(mean)
+
+
+def test_show_counts_memory_as_the_command_for_it_does() -> None:
+    counted = run(
+        "memory",
+        "reference",
+        "--frames",
+        "40",
+        "--size",
+        "64x64",
+        "--profile",
+        "reference",
+        "--json",
+    )
+    shown = run("show", "reference", "--frames", "40", "--json")
+    assert shown.object["counted_peak_bytes"] == counted.object["bytes"]
+    gb = counted.object["bytes"] / 1e9
+    assert (
+        f"{gb:.3g} GB at the peak, with weights (counted"
+        in run("show", "reference", "--frames", "40").out
+    )
+    assert run("show", "reference", "--json").object["counted_peak_bytes"] is None
+
+
+def test_show_opens_no_weights_that_a_profile_names(folder: Path) -> None:
+    (folder / "model.pt").write_bytes(b"not a checkpoint")
+    document = estimated()
+    document["model"] |= {"family": "vggt", "weights": "model.pt"}
+    answer = run("show", store(document), "--frames", "40", "--json")
+    assert answer.object["counted_peak_bytes"] is None
 
 
 def test_show_a_measured_profile(folder: Path) -> None:
