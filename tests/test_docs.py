@@ -176,5 +176,5 @@ def test_the_readme_has_the_test_command_where_ci_reads_it() -> None:
     assert rest.startswith("```sh\n")
     command = rest.removeprefix("```sh\n").partition("\n```")[0]
     assert "pip install" in command
-    assert command.endswith("-m pytest")
+    assert command.endswith("-m pytest -n 2 --dist loadfile")
     assert "\n" not in command
