@@ -130,7 +130,7 @@ def mass_correction_candidates(
     rule = ResolvedRule(1, 8, operators)
     selection = select(layout, rule, torch.device("cpu"), by_group=True)
     assert selection is not None
-    mass = selection.bias(torch.float64)
+    mass = selection.logit_bias
     assert mass is not None
     query = torch.randn(1, HEADS, layout.tokens, DIM).to(dtype)
     key, value = torch.randn(2, 1, HEADS, selection.length, DIM).to(dtype).unbind(0)

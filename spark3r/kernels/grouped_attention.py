@@ -116,18 +116,18 @@ def _joined(
     scale: float | None,
 ) -> Tensor:
     run = _KERNELS[kernel]
-    joined: Tensor | None = None
-    for start, count, bias in groups:
+
+    def group(start: int, count: int, bias: float) -> tuple[Tensor, Tensor]:
         own = key.narrow(2, start, count), value.narrow(2, start, count)
         output, mass = run(query, *own, scale)
-        mass = mass.float() + bias
-        if joined is None:
-            joined, total = output.float(), mass
-        else:
-            share = torch.sigmoid(mass - total).unsqueeze(-1)
-            joined = joined.lerp_(output.float(), share)
+        return output.float(), mass.float() + bias if bias else mass.float()
+
+    joined, total = group(*groups[0])
+    for i, each in enumerate(groups[1:], start=2):
+        output, mass = group(*each)
+        joined = joined.lerp_(output, torch.sigmoid(mass - total).unsqueeze(-1))
+        if i < len(groups):
             total = torch.logaddexp(total, mass)
-    assert joined is not None
     return joined.to(query.dtype)
 
 

@@ -58,8 +58,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, selection: KeySelection | None, scale: float | None
 ) -> Tensor:
     """Return attention to the selected keys, with mass correction."""
-    bias = None if selection is None else selection.bias(query.dtype)
-    if selection is None or bias is None:
+    if selection is None or selection.logit_bias is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     if selection.groups and not recorded:
@@ -69,6 +68,7 @@ def _attend(
             query, key = query.to(value.dtype), key.to(value.dtype)
             by_group = grouped_attention.attend
             return step("attention", by_group, query, key, value, selection.groups, kernel, scale)
+    bias = selection.logit_bias.to(query.dtype)
     return grouped_attention.masked(query, key, value, bias, scale)
 
 

@@ -56,12 +56,15 @@ class MergePlan:
         kept: Positions in the full sequence of the merged sequence's tokens, ``[K]``: first the
             tokens that are never merged, then the destinations group by group.
         sources: Positions in the full sequence of the sources, ``[M]``, group by group.
+        first_places: Place of each of the K kept tokens in the merged sequence, then for each
+            source that of the first destination of its group, ``[K + M]``.
         place_of_token: Place of each of the N tokens in ``kept`` followed by ``sources``, ``[N]``.
         blocks: Runs of groups of equal size.
     """
 
     kept: Tensor
     sources: Tensor
+    first_places: Tensor
     place_of_token: Tensor
     blocks: tuple[GroupBlock, ...]
 
@@ -70,6 +73,7 @@ class MergePlan:
         return MergePlan(
             self.kept.to(device),
             self.sources.to(device),
+            self.first_places.to(device),
             self.place_of_token.to(device),
             self.blocks,
         )
@@ -111,9 +115,14 @@ def make_plan(
     none = torch.empty(0, dtype=torch.int64, device="cpu")
     kept = torch.cat((aside.nonzero().squeeze(1), *joined))
     source = torch.cat((none, *sources))
+    own = torch.arange(len(kept), device="cpu")
+    of_group = torch.tensor(shapes, dtype=torch.int64, device="cpu").view(-1, 2)
+    first_of_group = len(kept) - of_group[:, 0].flip(0).cumsum(0).flip(0)
+    first_places = torch.cat((own, first_of_group.repeat_interleave(of_group[:, 1])))
     place_of_token = torch.empty(layout.tokens, dtype=torch.int64, device="cpu")
     place_of_token[torch.cat((kept, source))] = torch.arange(layout.tokens, device="cpu")
-    return MergePlan(kept, source, place_of_token, _blocks(shapes, int(aside.sum())))
+    blocks = _blocks(shapes, int(aside.sum()))
+    return MergePlan(kept, source, first_places, place_of_token, blocks)
 
 
 def merged_length(
@@ -172,15 +181,14 @@ def match(
     with precisely(query.device):
         compared = features(query)
         kept, sources = compared.index_select(1, plan.kept), compared.index_select(1, plan.sources)
-        own = torch.arange(kept.shape[1], device=query.device).expand(kept.shape[0], -1)
-        places = [own]
+        own, first = plan.first_places.split((kept.shape[1], sources.shape[1]))
+        places = [own.expand(kept.shape[0], -1)]
         for block in plan.blocks:
             n, d, s = block.groups, block.destinations, block.sources
             destination = kept.narrow(1, block.first_destination, n * d).unflatten(1, (n, d))
             source = sources.narrow(1, block.first_source, n * s).unflatten(1, (n, s))
-            best = search(source, destination, 1).squeeze(3)  # [B, n, s]
-            first = block.first_destination + d * torch.arange(n, device=query.device)
-            places.append((best + first.view(1, n, 1)).flatten(1))
+            best = search(source, destination, 1).flatten(1)  # [B, n * s]
+            places.append(best + first.narrow(0, block.first_source, n * s))
     return torch.cat(places, dim=1).index_select(1, plan.place_of_token)
 
 
@@ -269,6 +277,8 @@ def precisely(device: torch.device) -> AbstractContextManager[object]:
 
 def _rows(places: Tensor, length: int) -> Tensor:
     """Return ``[B, N]`` places as row numbers of a ``[B * length, C]`` matrix."""
+    if places.shape[0] == 1:
+        return places.flatten()
     offset = length * torch.arange(places.shape[0], device=places.device)
     return (places + offset.unsqueeze(1)).flatten()
 

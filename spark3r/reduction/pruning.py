@@ -42,10 +42,6 @@ class KeySelection:
     logit_bias: Tensor | None = None
     groups: tuple[Group, ...] = ()
 
-    def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """Return the bias of mass correction on the logits of the kept keys, ``[M]``, or None."""
-        return None if self.logit_bias is None else self.logit_bias.to(dtype)
-
     def by_group(self) -> KeySelection:
         """Return the selection with tokens of the same bias side by side, the least bias first.
 

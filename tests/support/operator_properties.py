@@ -30,7 +30,7 @@ def check_selection(layout: TokenLayout, rule: ResolvedRule) -> None:
     tokens = torch.arange(layout.tokens).view(1, -1, 1)
     assert selection.take(tokens).flatten().tolist() == sorted(expected)
     assert selection.length == key_value_length(layout, rule) == len(expected)
-    bias = selection.bias(torch.float64)
+    bias = selection.logit_bias
     if bias is None:  # off, or nothing that is kept stands for anything dropped
         bias = torch.zeros(selection.length, dtype=torch.float64)
     else:
