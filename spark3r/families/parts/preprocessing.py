@@ -173,9 +173,14 @@ def balanced(images: Iterable[Image], *, resolution: int = 512, patch: int = 16)
 
 def imagenet_normalised(images: Tensor) -> Tensor:
     """Return images ``[..., 3, H, W]`` minus ImageNet's mean, divided by its deviation."""
-    mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
-    deviation = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
-    return (images - mean) / deviation
+    return (images - _by_channel(images, 0.485, 0.456, 0.406)) / _by_channel(
+        images, 0.229, 0.224, 0.225
+    )
+
+
+def _by_channel(images: Tensor, *values: float) -> Tensor:
+    """Return ``[3, 1, 1]``, made on the device, because a copy to a GPU waits for it."""
+    return torch.stack([images.new_full((1, 1), value) for value in values])
 
 
 def to_tensor(image: Image) -> Tensor:
