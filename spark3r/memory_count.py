@@ -100,8 +100,8 @@ def count_memory(
     Raises:
         FamilyError: If no family knows the model.
         PatchError: If the schedule does not fit the model.
-        Spark3rError: If the model does not run without values, for example because what it does
-            depends on them.
+        Spark3rError: If the model does not take images of this size, or does not run without
+            values, for example because what it does depends on them.
     """
     runner = Runner.of(on_meta(model), family)
     root = runner.root
@@ -127,10 +127,11 @@ def count_memory(
             for _ in range(2):
                 count.reset()
                 runner.family.call(root, images)
-        except (NotImplementedError, RuntimeError) as error:
+        except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
             raise Spark3rError(
-                f"the memory of {type(root).__name__} cannot be counted, because its pass does "
-                f"not run without values ({first_line(error)})"
+                f"the memory of {type(root).__name__} cannot be counted, because its pass over "
+                f"{frames} frames of {image_size[1]}x{image_size[0]} pixels does not run without "
+                f"values ({first_line(error)})"
             ) from error
     return MemoryCount(frames, count.at_peak(), count.peak_place)
 

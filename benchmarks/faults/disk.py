@@ -20,7 +20,6 @@ Disks are tmpfs, which takes root on Linux; without it, only the quota and the t
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import resource
@@ -37,20 +36,18 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from results_io import write_result
 
 from faults.jobs import (
     RESULTS,
     Ended,
     Job,
-    add_job_arguments,
     again,
+    disturb_jobs,
     half_written,
-    jobs_of,
+    job_parser,
     kept_trials,
     left_behind,
     limit,
-    warm_up,
 )
 
 SHARES = 6
@@ -213,19 +210,12 @@ def disturb(job: Job, shares: int, mounts: bool) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Disturb the commands and return 1 if anything was lost, half written or not named."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--share", type=float, default=1.0, help=f"share of {SHARES} sizes each")
-    add_job_arguments(parser)
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    parser = job_parser((__doc__ or "").splitlines()[0], f"{SHARES} sizes each")
     options = parser.parse_args(arguments)
     shares = max(1, round(SHARES * options.share))
-    warm_up()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        mounts = can_mount(folder / "disk")
-        results = {job.command: disturb(job, shares, mounts) for job in jobs_of(options, folder)}
-    write_result({"mounts": mounts, **results}, options.output)
-    return 1 if any(result["faults"] for result in results.values()) else 0
+    with tempfile.TemporaryDirectory() as folder:
+        mounts = can_mount(Path(folder) / "disk")
+    return disturb_jobs(options, lambda job: disturb(job, shares, mounts), {"mounts": mounts})
 
 
 if __name__ == "__main__":

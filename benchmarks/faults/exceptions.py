@@ -12,7 +12,6 @@ taken for a running one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,8 @@ from spark3r.patching.handle import Handle
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 from family_cases import ALL_CASES, Case, build, images, reducing, run
-from results_io import write_result
+
+from faults.outcome import finish, outcome_parser
 
 PACKAGE = str(Path(spark3r.__file__).parent)
 CASES = tuple(case for case in ALL_CASES if not case.needs)
@@ -255,16 +255,13 @@ def run_all(cases: tuple[Case, ...], share: float) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Run all sweeps and return 1 if something was wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--share", type=float, default=1.0, help="share of the steps (default: 1)")
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    parser = outcome_parser((__doc__ or "").splitlines()[0], "the steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = run_all(CASES, options.share)
-    faults = sum(len(row["faults"]) for row in rows)
-    total = {"raised": sum(row["raised"] for row in rows), "faults": faults}
-    write_result(total | {"rows": rows}, options.output)
-    return 1 if faults else 0
+    faults = [fault for row in rows for fault in row["faults"]]
+    total = {"raised": sum(row["raised"] for row in rows), "faults": len(faults)}
+    return finish(total | {"rows": rows}, faults, options.output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ by an ffmpeg of its own.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -55,7 +54,8 @@ from spark3r.io.video import read_video
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 from ffmpeg_program import H264, ffmpeg, program
-from results_io import write_result
+
+from faults.outcome import finish, outcome_parser
 
 IMAGES, VIDEOS = 20_000, 2_000
 MOST_SECONDS = 5.0
@@ -458,10 +458,7 @@ def peak_mb() -> float:
 
 def main() -> int:
     """Run the cases and return 1 if one of them was a fault."""
-    parser = argparse.ArgumentParser(description="Read malformed images and videos.")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the cases to run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    parser = outcome_parser("Read malformed images and videos.", "the cases", seed="the cases")
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -471,8 +468,8 @@ def main() -> int:
             "videos": run_videos(max(1, round(VIDEOS * options.share)), options.seed, Path(folder)),
         }
     result |= {"seconds": round(time.monotonic() - started), "peak_mb": round(peak_mb())}
-    write_result(result, options.output)
-    return 1 if any(result[part]["faults"] for part in ("images", "videos")) else 0
+    faults = [fault for part in ("images", "videos") for fault in result[part]["faults"]]
+    return finish(result, faults, options.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ read as tensors.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pickle
@@ -37,7 +36,7 @@ from spark3r.loading.checkpoints import inside, read_checkpoint
 from spark3r.profile import Profile, load_profile
 
 sys.path.append(str(Path(__file__).parents[1]))
-from results_io import write_result
+from faults.outcome import finish, outcome_parser
 
 MOST_SECONDS = 1.0
 MOST_GROWTH_MB = 150
@@ -302,12 +301,9 @@ def damaged_weights(count: int, seed: int, folder: Path, canary: Path) -> dict[s
 
 def main() -> int:
     """Read everything and return 1 if one of the files was a fault."""
-    parser = argparse.ArgumentParser(description="Read hostile profiles and weights.")
-    parser.add_argument(
-        "--share", type=float, default=1.0, help=f"share of {DAMAGED} damaged checkpoints to read"
+    parser = outcome_parser(
+        "Read hostile profiles and weights.", f"{DAMAGED} damaged checkpoints", seed="the damage"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
     options = parser.parse_args()
     output = None if options.output is None else options.output.resolve()
     torch.set_num_threads(1)
@@ -323,9 +319,9 @@ def main() -> int:
             max(1, round(DAMAGED * options.share)), options.seed, folder / "damaged", canary
         )
         os.chdir(folder.parent)
-    write_result({"files": rows, "damaged_weights": damaged}, output)
     bad = [row for row in rows if row["outcome"].startswith("fault")]
-    return 1 if bad or damaged["faults"] else 0
+    result = {"files": rows, "damaged_weights": damaged}
+    return finish(result, [*bad, *damaged["faults"]], output)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib.pyplot  # noqa: F401  (a job would import it late)
@@ -34,8 +35,11 @@ from calibrate.cli.clips import read_split
 from calibrate.search.storage import finished
 from spark3r.cli.main import main as spark3r_main
 
+sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 import tiny_job
+
+from faults.outcome import finish, outcome_parser
 
 LIMIT_S = 300
 """Seconds after which a job is stopped and counts as a hang."""
@@ -268,12 +272,42 @@ RESULTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
 """The commands, and the functions from their folder to what must always be the same."""
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that `jobs_of` reads."""
+def job_parser(description: str, share: str, *, seed: str = "") -> argparse.ArgumentParser:
+    """Return a parser of the options that `disturb_jobs` reads; see `outcome_parser`."""
+    parser = outcome_parser(description, share, seed=seed)
     parser.add_argument("--command", choices=RESULTS, help="disturb this command (default: all)")
     parser.add_argument(
         "--frames", type=int, default=FRAMES, help=f"frames of a job (default: {FRAMES})"
     )
+    return parser
+
+
+def disturb_jobs(
+    options: argparse.Namespace,
+    disturb: Callable[[Job], dict[str, Any]],
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    without: str = "",
+) -> int:
+    """Disturb the jobs of the commands, write what happened and return the exit status.
+
+    Args:
+        options: What `job_parser` has read.
+        disturb: Function from a job to what happened to it, with a list of ``faults``.
+        facts: What the result begins with.
+        without: A command that is left out.
+    """
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        results = {
+            job.command: disturb(job)
+            for job in jobs_of(options, Path(folder))
+            if job.command != without
+        }
+    faults = [
+        f"{command}: {fault}" for command, result in results.items() for fault in result["faults"]
+    ]
+    return finish({**facts, **results}, faults, options.output)
 
 
 def jobs_of(options: argparse.Namespace, folder: Path) -> list[Job]:

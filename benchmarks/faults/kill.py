@@ -13,30 +13,26 @@ temporary file may be left, and the exit status must be 143.
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from results_io import write_result
 
 from faults.jobs import (
     RESULTS,
     Job,
-    add_job_arguments,
     again,
+    disturb_jobs,
     half_written,
-    jobs_of,
+    job_parser,
     kept_trials,
     left_behind,
-    warm_up,
 )
 
 KILLS = 50
@@ -106,28 +102,20 @@ def kill(job: Job, kills: int, number: signal.Signals, chance: random.Random) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Kill both commands and return 1 if anything was lost."""
-    parser = argparse.ArgumentParser(
-        description="`calibrate` and `spark3r run`, killed at random moments and started again."
+    parser = job_parser(
+        "`calibrate` and `spark3r run`, killed at random moments and started again.",
+        f"{KILLS} kills each",
+        seed="the moments",
     )
-    parser.add_argument("--share", type=float, default=1.0, help=f"share of {KILLS} kills each")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="the signal")
-    add_job_arguments(parser)
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
     options = parser.parse_args(arguments)
     number = signal.Signals[f"SIG{options.signal}"]
     kills = max(1, round(KILLS * options.share))
     chance = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        warm_up()
-        results = {
-            job.command: kill(job, kills, number, chance)
-            for job in jobs_of(options, folder)
-            if job.command != "bench"
-        }
-    write_result({"signal": options.signal, "seed": options.seed, **results}, options.output)
-    return 1 if any(result["faults"] for result in results.values()) else 0
+    facts = {"signal": options.signal, "seed": options.seed}
+    return disturb_jobs(
+        options, lambda job: kill(job, kills, number, chance), facts, without="bench"
+    )
 
 
 if __name__ == "__main__":

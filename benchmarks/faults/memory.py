@@ -12,12 +12,10 @@ second job with enough memory has all trials of the first, and ends well.
 
 from __future__ import annotations
 
-import argparse
 import re
 import resource
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -25,20 +23,18 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from results_io import write_result
 
 from faults.jobs import (
     Ended,
     Job,
-    add_job_arguments,
     again,
+    disturb_jobs,
     half_written,
-    jobs_of,
+    job_parser,
     kept_trials,
     left_behind,
     limit,
     memory_bytes,
-    warm_up,
 )
 
 LIMITS = 12
@@ -102,17 +98,10 @@ def outcome_of(ended: Ended) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Starve the commands and return 1 if anything was lost or not named."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--share", type=float, default=1.0, help=f"share of {LIMITS} limits each")
-    add_job_arguments(parser)
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    parser = job_parser((__doc__ or "").splitlines()[0], f"{LIMITS} limits each")
     options = parser.parse_args(arguments)
     limits = max(1, round(LIMITS * options.share))
-    warm_up()
-    with tempfile.TemporaryDirectory() as folder:
-        results = {job.command: starve(job, limits) for job in jobs_of(options, Path(folder))}
-    write_result(results, options.output)
-    return 1 if any(result["faults"] for result in results.values()) else 0
+    return disturb_jobs(options, lambda job: starve(job, limits))
 
 
 if __name__ == "__main__":

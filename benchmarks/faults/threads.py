@@ -12,7 +12,6 @@ refused while they run at the same time. At the end no pass may be left, and the
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import threading
@@ -33,7 +32,8 @@ from spark3r import LayoutError
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
 from family_cases import ALL_CASES, Case, build, images, reducing, run
-from results_io import write_result
+
+from faults.outcome import finish, outcome_parser
 
 CASES = tuple(case for case in ALL_CASES if not case.needs)
 CALLS = 10_000
@@ -190,17 +190,13 @@ def run_all(cases: tuple[Case, ...], calls: int, seed: int) -> list[dict[str, An
 
 def main() -> int:
     """Make the calls and return 1 if one of them went wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--share", type=float, default=1.0, help=f"share of {CALLS} calls")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the calls (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    parser = outcome_parser((__doc__ or "").splitlines()[0], f"{CALLS} calls", seed="the calls")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = run_all(CASES, max(1, round(CALLS * options.share)), options.seed)
-    wrong = sum(len(row["wrong"]) for row in rows)
-    total = {"calls": sum(row["calls"] for row in rows), "wrong": wrong}
-    write_result(total | {"threads": THREADS, "rows": rows}, options.output)
-    return 1 if wrong else 0
+    wrong = [fault for row in rows for fault in row["wrong"]]
+    total = {"calls": sum(row["calls"] for row in rows), "wrong": len(wrong)}
+    return finish(total | {"threads": THREADS, "rows": rows}, wrong, options.output)
 
 
 if __name__ == "__main__":

@@ -293,12 +293,16 @@ def _counted_bytes(profile: Profile, name: str, layout: TokenLayout) -> int | No
 
     from ..loading.architecture import published_architecture
     from ..memory_count import count_memory
+    from ..runner import Runner
 
     side = profile.model.patch_size
     if side is None or layout.frames > MOST_COUNTED:
         return None
     model = published_architecture(profile.model.family, profile.model.weights)
     if model is None:
+        return None
+    runner = Runner.of(model)
+    if runner.family.metadata(runner.root).get("patch_size") != side:
         return None
     size = layout.height * side, layout.width * side
     schedule = profile.schedule(name)

@@ -22,6 +22,7 @@ assert 90 < peak_mb < 130, peak_mb
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
 def test_freed_memory_is_kept_and_given_back_before_a_peak_is_measured() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=environment())

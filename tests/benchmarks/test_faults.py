@@ -15,9 +15,10 @@ from spark3r.profile import Profile
 pytestmark = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 
 SLOW_MACHINE_S = 15.0
-"""Limit of a case in place of the scripts' one second, which is meant for a quiet machine."""
+"""Limit of a case in place of the scripts' own, which is meant for a quiet machine."""
 
 
+@pytest.mark.slow
 def test_malformed_profiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     profiles = script(monkeypatch, "faults.profiles")
     monkeypatch.setattr(profiles, "MOST_SECONDS", SLOW_MACHINE_S)

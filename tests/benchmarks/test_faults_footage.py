@@ -26,6 +26,7 @@ def test_malformed_footage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert videos["outcomes"]["damaged: refused, by ffmpeg refused"] > 3
 
 
+@pytest.mark.slow
 def test_a_fault_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     footage = script(monkeypatch, "faults.footage")
     monkeypatch.setattr(decoding, "check_image", lambda data, decoder: None)

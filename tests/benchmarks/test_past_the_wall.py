@@ -141,6 +141,7 @@ def test_a_model_without_the_parts_says_so(past_the_wall: ModuleType) -> None:
     assert missing.keys() == {"head", "merged"}
 
 
+@pytest.mark.slow
 def test_the_script_runs(
     past_the_wall: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

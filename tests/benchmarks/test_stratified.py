@@ -20,6 +20,7 @@ QUERY_FACTORS, KEY_VALUE_FACTORS = (1, 2, 3, 4, 8), (1, 2, 4, 8, 16, 32)
 MODEL = LatencyModel(40, 300.0, dict.fromkeys(TERMS, 1.0) | {"attention": 12.0})
 
 
+@pytest.mark.slow
 def test_stratified_schedules_spread_from_wall_to_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     stratified_schedules = script(monkeypatch, "stratified").stratified_schedules
     arguments = (DEPTH, OPERATORS, QUERY_FACTORS, KEY_VALUE_FACTORS, MODEL, LAYOUT)

@@ -201,6 +201,7 @@ def test_latencies_that_were_not_timed_are_missing_in_the_profile(clips: list) -
     assert (measurement.wall.median_ms, measurement.wall.n) == (50, 3)
 
 
+@pytest.mark.slow
 def test_same_seed_same_profile(clips: list, calibrated: Calibration) -> None:
     again = run(make_model(), split_clips(clips), settings(cache=None))
     assert again.profile.schedules == calibrated.profile.schedules

@@ -68,6 +68,7 @@ def _job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_job.place(monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_job")
 def test_whole_job_under_autocast(assessed: list[torch.dtype], tmp_path: Path) -> None:
     model, clips = tiny_job.make_tiny(), tiny_job.clips()
@@ -90,6 +91,7 @@ def test_whole_job_under_autocast(assessed: list[torch.dtype], tmp_path: Path) -
         model(images)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_job")
 def test_parameters_that_the_user_cast_stay_so(assessed: list[torch.dtype]) -> None:
     model = tiny_job.make_tiny().bfloat16()
@@ -176,6 +178,7 @@ def test_wrong_precisions_are_refused() -> None:
         run(tiny_job.make_tiny(), split, Settings(parse_budget("75%")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_job")
 def test_another_budget_from_a_profile_needs_its_precision(
     capsys: pytest.CaptureFixture[str],

@@ -280,6 +280,7 @@ def test_a_runner_recognises_a_model_or_takes_a_family_by_its_name(model: nn.Mod
         Runner.of(model, "referenc")
 
 
+@pytest.mark.slow
 def test_a_compiled_model_runs_compiled() -> None:
     torch._dynamo.reset()
     model = make_model(pairs=1)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from pathlib import Path
 from typing import Any
+
+from profile_documents import Document
 
 from spark3r import cli
 
@@ -28,3 +31,9 @@ def run(*arguments: str) -> Answer:
         except SystemExit as left:
             status = int(left.code or 0)
     return Answer(status, out.getvalue(), err.getvalue())
+
+
+def store(document: Document, name: str = "mine.json") -> str:
+    """Write a profile into the working folder and return its name."""
+    Path(name).write_text(json.dumps(document))
+    return name

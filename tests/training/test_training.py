@@ -77,6 +77,7 @@ def test_orthogonalise_brings_singular_values_near_one() -> None:
         assert ((values > 0.4) & (values < 1.4)).all()
 
 
+@pytest.mark.slow
 def test_processes_together_take_the_step_of_one() -> None:
     gradients = torch.Generator().manual_seed(3)
     count = sum(p.numel() for p in modules().parameters())
@@ -112,6 +113,7 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
     assert torch.equal(state.parameters, before)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_small_and_restore(tmp_path: Path) -> None:
     member = modules()
     count = sum(p.numel() for p in member.parameters())

@@ -229,6 +229,7 @@ def test_a_second_process_at_the_same_search_is_refused(
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.slow
 def test_clips_shorter_than_a_group_are_merged_as_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_a_dense_latency_that_was_extrapolated_is_reported_as_such(
     assert "does not fit at 64 frames" in (tmp_path / "a.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_trial_out_of_memory_is_counted_and_the_search_continues(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -264,6 +266,7 @@ def test_a_trial_out_of_memory_is_counted_and_the_search_continues(
     assert document["holds"] is True
 
 
+@pytest.mark.slow
 def test_the_fastest_schedule_within_a_deviation(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

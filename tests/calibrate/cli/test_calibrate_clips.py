@@ -121,6 +121,7 @@ def test_default_clips_of_different_roles_have_different_seeds() -> None:
 SHORT = ["--frames", "4", "--size", "16", "--target-frames", "64", "--trials", "1", "--quiet"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_calibrated_on_without_ground_truth(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_search_that_stops_after_a_correction_decides_again_as_it_did(tmp_path
     assert optimize(problem, again, nothing_new, corrected) == second
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_writer_does_not_hold_up_a_search(
     journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

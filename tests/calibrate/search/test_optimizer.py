@@ -88,6 +88,7 @@ def test_every_proposal_is_within_the_budget() -> None:
     assert "too slow" in {trial.name for trial in found.front()}
 
 
+@pytest.mark.slow
 def test_a_deviation_limit_finds_the_fastest_schedule_that_is_faithful_enough() -> None:
     most = 0.5
     rules = [LayerRule(*pair) for pair in toys.FACTORS]
@@ -260,6 +261,7 @@ def test_unusable_storage(storage: str, tmp_path: Path, monkeypatch: pytest.Monk
         run(trials=1, storage=storage, name="a")
 
 
+@pytest.mark.slow
 def test_killed_process_loses_no_finished_trial(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     program = f"""

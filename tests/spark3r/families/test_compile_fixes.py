@@ -21,14 +21,14 @@ from spark3r.families.registry import detect
 # Upstream's rotary embeddings wait for the device, except for these two.
 ROTARY = [case for case in CASES if case.family not in ("omega", "reference")]
 # Compiling takes seconds. So one instance represents both of Depth-Anything-3, and the fast tier
-# compiles two reduced stand-ins that differ most.
-FAST = ("vggt-stand-in", "da3-stand-in")
+# compiles one reduced stand-in.
+FAST = "vggt-stand-in"
 COMPILED = [
     pytest.param(
         case,
         reduced,
         id=f"{case}-{'reduced' if reduced else 'dense'}",
-        marks=() if reduced and case.name in FAST else pytest.mark.slow,
+        marks=() if reduced and case.name == FAST else pytest.mark.slow,
     )
     for case in CASES
     if case.name != "da3-small-upstream"

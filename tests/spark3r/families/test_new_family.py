@@ -114,6 +114,7 @@ def test_a_profile_is_written_for_it_and_applied(toy: nn.Module, tmp_path: Path)
         assert "family toy, 1 global layers" in str(handle)
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
 def test_it_compiles_without_a_graph_break(toy: nn.Module) -> None:
     images = torch.rand(1, 6, 3, 16, 16)

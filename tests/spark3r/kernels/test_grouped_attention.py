@@ -210,6 +210,7 @@ def test_a_cpu_keeps_the_mask_and_tries_nothing() -> None:
     assert selection.groups == ()
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
 def test_the_choice_and_the_join_compile_into_one_graph_per_length() -> None:
     import torch._dynamo

@@ -102,6 +102,7 @@ def test_patching_pausing_and_removing_after_compilation_are_honoured():
         torch.testing.assert_close(compiled(images), dense)
 
 
+@pytest.mark.slow
 def test_compiled_parts_of_an_eager_model_find_their_pass(model):
     spark3r.apply(model, PAPER)
     clips = [make_images(frames, 16, 16) for frames in (6, 9)]
@@ -113,6 +114,7 @@ def test_compiled_parts_of_an_eager_model_find_their_pass(model):
             torch.testing.assert_close(model(images)["depth"], value)
 
 
+@pytest.mark.slow
 def test_the_generic_family_compiles():
     model = ToyModel()
     spark3r.apply(model, ONE, family=TOY)
@@ -138,6 +140,7 @@ class TwoLayers(ToyModel):
         return tokens
 
 
+@pytest.mark.slow
 def test_graph_breaks_and_the_recompile_limit_only_cost_speed():
     # Upstream rotary embeddings break the graph, and all layers share one code object: past the
     # limit some layers run eagerly inside a pass that a compiled graph began.
@@ -160,6 +163,7 @@ def test_warnings_reach_the_user_of_a_compiled_model():
         compiled(make_images(3, 16, 16)[None])
 
 
+@pytest.mark.slow
 def test_a_compiled_pass_knows_its_precision():
     model = ToyModel()
     Handle(Runner.of(model, TOY), ONE, dtypes=frozenset({"bfloat16"})).install()

@@ -16,6 +16,7 @@ import spark3r
 from spark3r import LayoutError
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::spark3r.Spark3rWarning")  # one frame clamps
 def test_two_threads_of_mixed_lengths_agree_with_one():
     model = make_model()

@@ -127,6 +127,7 @@ def test_the_toolkit_asks_it() -> None:
     assert Operators.from_dict(json.loads(operators_text(OPERATORS))) == OPERATORS
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
 def test_a_compiled_graph_follows_its_fields() -> None:
     torch._dynamo.reset()

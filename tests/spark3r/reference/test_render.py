@@ -79,6 +79,7 @@ def test_warping_by_wrong_poses_does_not() -> None:
     assert not valid.any() or error.quantile(0.9) > TAIL_TOLERANCE
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process() -> None:
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(2)\n"
