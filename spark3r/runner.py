@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .clips import Clip
 from .errors import FamilyError, Spark3rError, first_line
-from .families.base import Family, Replacement, unwrap
+from .families.base import SAVES_MEMORY, Family, Replacement, unwrap
 from .families.registry import detect, named_family
 from .identity import describe
 from .layout import TokenLayout
@@ -269,6 +269,9 @@ _LEFT_OUT_LOCK = threading.Lock()
 def without_unread(root: nn.Module, family: Family) -> Iterator[None]:
     """Run the block without what no Prediction reads, which is there again afterwards.
 
+    While a patch saves memory, intermediate results that a Prediction does not need as they are
+    may be missing or have another form, too.
+
     Blocks may overlap in several threads, and the last one to end restores the model. A call of the
     same model by another thread lacks these outputs meanwhile, as it is in evaluation mode. A graph
     that ``torch.compile`` made outside of such a block still computes them.
@@ -276,7 +279,10 @@ def without_unread(root: nn.Module, family: Family) -> Iterator[None]:
     with _LEFT_OUT_LOCK:
         count, replaced = _LEFT_OUT.get(root, (0, []))
         if not count:
-            replaced = [each for each in family.unread(root) if each[1] not in each[0].__dict__]
+            wanted = [*family.unread(root)]
+            if SAVES_MEMORY in root.__dict__:
+                wanted += family.prediction_savers(root)
+            replaced = [each for each in wanted if each[1] not in each[0].__dict__]
         _LEFT_OUT[root] = (count + 1, replaced)
     try:
         for module, name, value in replaced:

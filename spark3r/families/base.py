@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Replacement = tuple[nn.Module, str, object]
 """Module, name of an attribute, and the value to set on it."""
 
+SAVES_MEMORY = "_spark3r_saves_memory"
+"""Mark on the root module while a patch with the family's memory savers is on it."""
+
 LayoutFunction = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], tuple[int, TokenLayout]]
 """From the entry module, its positional and its keyword arguments to batch size and layout."""
 
@@ -86,6 +89,9 @@ class Family:
         unread: Return replacements that leave out what no Prediction reads, such as a head. Each
             sets something else in the place of a submodule. They hold in passes of a Runner, and
             change nothing that ``predict`` reads.
+        prediction_savers: Return replacements that lower peak memory and change what submodules
+            return. They hold in passes of a Runner as long as the memory savers do, and change
+            nothing that ``predict`` reads.
     """
 
     name: str
@@ -105,6 +111,7 @@ class Family:
     compile_fixes: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
     memory_savers: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
     unread: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
+    prediction_savers: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
 
 
 def unwrap(model: nn.Module) -> nn.Module:

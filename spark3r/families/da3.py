@@ -20,7 +20,7 @@ from ..reduction.attention import attend
 from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement, unwrap
-from .parts.da3_memory import memory_savers
+from .parts import da3_memory
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
 from .parts.projection import join, project
@@ -206,6 +206,25 @@ def _first(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
+def _head(root: nn.Module) -> nn.Module | None:
+    """Return the dense head of the network whose backbone is reduced, or None if there is none."""
+    backbone = _backbone(root)[1]
+    for network in root.modules():
+        if unwrap(getattr(network, "backbone", network)) is backbone and network is not backbone:
+            found = getattr(network, "head", None)
+            return found if isinstance(found, nn.Module) else None
+    return None
+
+
+def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
+    attention = _attention(root).values()
+    return da3_memory.memory_savers(_backbone(root)[1].pretrained, attention, _head(root))
+
+
+def _prediction_savers(root: nn.Module) -> Iterator[Replacement]:
+    return da3_memory.prediction_savers(_backbone(root)[1].pretrained, _head(root))
+
+
 FAMILY = Family(
     name="da3",
     usage="model.inference(images), or the network itself with images [B, S, 3, H, W]",
@@ -222,8 +241,7 @@ FAMILY = Family(
     preprocess=longest_side,
     metadata=_metadata,
     compile_fixes=without_waiting,
-    memory_savers=lambda root: memory_savers(
-        _backbone(root)[1].pretrained, _attention(root).values()
-    ),
+    memory_savers=_memory_savers,
+    prediction_savers=_prediction_savers,
     unread=_unread,
 )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LayoutError, PatchError
-from ..families.base import Replacement, overridden
+from ..families.base import SAVES_MEMORY, Replacement, overridden
 from ..families.registry import FAMILIES, named_family
 from ..kernels import norm_rope
 from ..kernels.limits import refuse_wrong_norm
@@ -187,7 +187,7 @@ class Patch(ABC):
                 ]
         found += self.family.compile_fixes(self.root)
         if self.saves_memory:
-            found += self.family.memory_savers(self.root)
+            found += [(self.root, SAVES_MEMORY, True), *self.family.memory_savers(self.root)]
         return found
 
     def _put_on(self, replacements: list[Replacement]) -> None:

@@ -1,14 +1,22 @@
-"""Depth-Anything-3's memory savers: one copy of the tokens that the heads read.
+"""Depth-Anything-3's memory savers: one copy of the tokens that the heads read, or none.
 
-The backbone keeps the local and global tokens of four layers side by side, ``[B, S, P, 2C]``, and
-then normalises the global half into a second copy of all four. The camera tokens are views of the
-first copy, so it lives until the heads are done. Here the camera tokens are copied, and the first
-copy of each layer is freed as soon as its second one is made.
+Upstream's backbone keeps the local and global tokens of four layers side by side, ``[B, S, P,
+2C]``, and then normalises the global half into a second copy of all four. Its loop over the blocks
+calls ``locals()``, which before Python 3.13 keeps the tokens of the last of these layers alive once
+more. Here the loop frees what it no longer needs, and each layer is normalised as soon as it is
+there.
+
+A pass of a Runner keeps less. The dense head runs on a few frames at a time, and begins with a norm
+and a projection of each layer to fewer channels. That beginning runs as soon as a layer is there,
+on the frames that the head takes together, so that it gives the same bits. The head then goes on
+from the stored projections (`ProjectedLayers`), and frees them as it proceeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,22 +24,46 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Replacement, overridden
+from . import memory
 from .memory import by_frames, by_tokens
-from .recognition import arguments
+from .recognition import arguments, has, names_used
 
 _LAYERS = "get_intermediate_layers"
 _COLLECT = "_get_intermediate_layers_not_chunked"
 _ARGUMENTS = ("x", "n", "export_feat_layers", "kwargs")
+_COLLECT_USES = frozenset(
+    {
+        *("prepare_tokens_with_masks", "_prepare_rope", "process_attention", "blocks", "shape"),
+        *("rope", "rope_start", "alt_start", "camera_token", "cat_token", "device", "expand"),
+        *("select_reference_view", "reorder_by_reference", "restore_original_order", "get"),
+        *("THRESH_FOR_REF_SELECTION", "locals", "torch", "cat", "append", "enumerate", "range"),
+        *("len", "isinstance", "int", "logger", "info"),
+    }
+)
+"""What upstream's loop over the blocks uses. Another version is left alone."""
 
-_Layers = tuple[tuple[tuple[Tensor, Tensor], ...], list[Tensor]]
+_DENSE_ARGUMENTS = ("feats", "H", "W", "patch_start_idx", "chunk_size")
+_DENSE_BEGINS = (
+    *("shape", "patch_size", "enumerate", "intermediate_layer_idx"),
+    *("norm", "permute", "reshape", "projects"),
+)
+"""What the dense head uses first, in this order."""
+
+_HEAD = "_spark3r_head"  # on the transformer, in passes that need no tokens of its layers
+
+_Layer = tuple[Tensor, Tensor]
+_Layers = tuple[tuple[_Layer, ...], list[Tensor]]
 
 
-def memory_savers(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[Replacement]:
-    """Yield the replacements on a backbone's transformer and its blocks.
+def memory_savers(
+    transformer: Any, attention: Iterable[nn.Module], head: Any
+) -> Iterator[Replacement]:
+    """Yield the replacements on a backbone's transformer, on its blocks and on its dense head.
 
     Args:
         transformer: Module ``pretrained`` of the backbone.
         attention: Global attention modules.
+        head: Dense head of the network, or None.
     """
     whole = set(attention)
     for block in transformer.blocks:
@@ -39,20 +71,54 @@ def memory_savers(transformer: Any, attention: Iterable[nn.Module]) -> Iterator[
             yield from by_tokens(block.mlp)
         else:
             yield from by_frames(block, "pos")
-    if _keeps_two_copies(transformer):
+    if _is_known_transformer(transformer):
         yield transformer, _LAYERS, partial(_layers, transformer)
+        if _is_known_head(head):
+            yield head, "forward", partial(_dense, head)
 
 
-def _keeps_two_copies(transformer: nn.Module) -> bool:
+def prediction_savers(transformer: nn.Module, head: Any) -> Iterator[Replacement]:
+    """Yield what lets the backbone hand projections to the dense head, see `memory_savers`."""
+    if _is_known_transformer(transformer) and _is_known_head(head):
+        yield transformer, _HEAD, head
+
+
+def _is_known_transformer(transformer: nn.Module) -> bool:
     kind = type(transformer)
     return (
         getattr(transformer, "cat_token", False)
-        and hasattr(kind, _COLLECT)
-        and hasattr(kind, _LAYERS)
+        and has(kind, _COLLECT, _LAYERS)
         and arguments(transformer, _LAYERS) == _ARGUMENTS
+        and frozenset(names_used(transformer, _COLLECT)) == _COLLECT_USES
         and not overridden(transformer, _COLLECT)
         and not overridden(transformer, _LAYERS)
     )
+
+
+def _is_known_head(head: Any) -> bool:
+    return (
+        head is not None
+        and has(head, "norm", "projects", "_forward_impl")
+        and arguments(head) == _DENSE_ARGUMENTS
+        and names_used(head, "_forward_impl")[: len(_DENSE_BEGINS)] == _DENSE_BEGINS
+        and tuple(getattr(head, "intermediate_layer_idx", ())) == tuple(range(len(head.projects)))
+        and not overridden(head)
+        and not overridden(head, "_forward_impl")
+    )
+
+
+class ProjectedLayers(tuple[_Layer, ...]):
+    """What the backbone returns for the dense head: layers that it has begun already.
+
+    Each entry holds tokens without numbers, ``[B, S, h * w, 2C]`` on the meta device, and the
+    camera token of every frame, ``[B, S, 2C]``.
+
+    Attributes:
+        maps: Of each layer, its projections ``[frames, channels, h, w]``, in pieces of the frames
+            that the head takes together.
+    """
+
+    maps: list[list[Tensor]]
 
 
 def _layers(
@@ -62,20 +128,178 @@ def _layers(
 
     It replaces the method of upstream's transformer.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         output: _Layers = type(self).get_intermediate_layers(
             self, x, n, export_feat_layers, **kwargs
         )
         return output
-    collected, exported = self._get_intermediate_layers_not_chunked(
-        x, n, export_feat_layers=export_feat_layers, **kwargs
+    head = self.__dict__.get(_HEAD)
+    start = 1 + self.num_register_tokens
+    layers: list[_Layer] = []
+    maps: list[list[Tensor]] = []
+    exported: list[Tensor] = []
+    taken = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
+    if head is not None and len(taken) != len(head.projects):
+        head = None
+
+    def take(i: int, local: Tensor, tokens: Tensor, order: Tensor | None) -> None:
+        if i in export_feat_layers:
+            exported.append(tokens)  # the next block may still write the camera token to them
+        if i not in taken:
+            return
+        camera = torch.cat((local[:, :, 0], tokens[:, :, 0]), dim=-1)
+        camera = _chosen(camera.flatten(0, 1), order, slice(None)).view_as(camera)
+        if head is None:
+            layers.append((_joined(self, local, tokens, order)[..., start:, :], camera))
+            return
+        maps.append(_projected(self, head, len(maps), local, tokens, order, x.shape[-2:]))
+        missing = torch.empty((), device="meta", dtype=tokens.dtype)
+        patches = tokens.shape[2] - start
+        layers.append((missing.expand(*x.shape[:2], patches, camera.shape[-1]), camera))
+
+    _run_blocks(self, x, take, **kwargs)
+    features = [self.norm(each)[..., start:, :] for each in exported]
+    if head is None:
+        return tuple(layers), features
+    projected = ProjectedLayers(layers)
+    projected.maps = maps
+    return projected, features
+
+
+def _run_blocks(
+    self: Any,
+    x: Tensor,
+    take: Callable[[int, Tensor, Tensor, Tensor | None], None],
+    cam_token: Tensor | None = None,
+    **kwargs: Any,
+) -> None:
+    """Run a transformer's blocks as upstream's loop does.
+
+    Args:
+        self: The transformer.
+        x: Images ``[B, S, 3, H, W]``.
+        take: Called after each block with its index, the tokens after the last block inside frames
+            and those after this block, each ``[B, S, P, C]`` in the order of the slots, and the
+            slot of each of the caller's frames ``[B * S]`` (None if that is the same order).
+        cam_token: Camera tokens ``[B, S, C]`` of given cameras.
+        kwargs: ``ref_view_strategy`` and ``attn_mask``, as upstream takes them.
+    """
+    upstream = getattr(type(self), _COLLECT).__globals__
+    batch, frames, _, height, width = x.shape
+    rotated, alternates = self.rope is not None, self.alt_start != -1
+    order: Tensor | None = None
+    local: Tensor | None = None
+    tokens: Tensor = self.prepare_tokens_with_masks(x)
+    pos, same = self._prepare_rope(batch, frames, height, width, x.device)
+    for i, block in enumerate(self.blocks):
+        choose = cam_token is None and frames >= upstream["THRESH_FOR_REF_SELECTION"]
+        if alternates and i == self.alt_start - 1 and choose:
+            strategy = kwargs.get("ref_view_strategy", "saddle_balanced")
+            reference = upstream["select_reference_view"](tokens, strategy=strategy)
+            tokens = upstream["reorder_by_reference"](tokens, reference)
+            slots = torch.arange(batch * frames, device=x.device).view(batch, frames)
+            order = upstream["restore_original_order"](slots, reference).flatten()
+        if alternates and i == self.alt_start:
+            if cam_token is None:
+                first, others = self.camera_token[:, :1], self.camera_token[:, 1:]
+                cam_token = torch.cat(
+                    (first.expand(batch, -1, -1), others.expand(batch, frames - 1, -1)), dim=1
+                )
+            tokens[:, :, 0] = cam_token
+        turned = rotated and i >= self.rope_start
+        if alternates and i >= self.alt_start and i % 2 == 1:
+            mask = kwargs.get("attn_mask")
+            where = same if turned else None
+            tokens = self.process_attention(tokens, block, "global", pos=where, attn_mask=mask)
+        else:
+            local = None  # it is freed before the block runs
+            tokens = self.process_attention(tokens, block, "local", pos=pos if turned else None)
+            local = tokens
+        take(i, tokens if local is None else local, tokens, order)
+
+
+def _chosen(frames: Tensor, order: Tensor | None, chosen: slice) -> Tensor:
+    """Return some of the caller's frames among slots ``[B * S, ...]``."""
+    return frames[chosen] if order is None else frames.index_select(0, order[chosen])
+
+
+def _halves(
+    self: Any, local: Tensor, tokens: Tensor, order: Tensor | None, chosen: slice
+) -> Tensor:
+    """Return local and normalised global tokens of some frames side by side."""
+    parts = (_chosen(each.flatten(0, 1), order, chosen) for each in (local, tokens))
+    return torch.cat((next(parts), self.norm(next(parts))), dim=-1)
+
+
+def _joined(self: Any, local: Tensor, tokens: Tensor, order: Tensor | None) -> Tensor:
+    """Return local and normalised global tokens side by side, ``[B, S, P, 2C]``."""
+    count = local.shape[0] * local.shape[1]
+    joined = memory.in_pieces(
+        lambda chosen: _halves(self, local, tokens, order, chosen), count, memory.MOST_FRAMES
     )
-    width, start = self.embed_dim, 1 + self.num_register_tokens
-    layers = []
-    while collected:
-        camera, tokens = collected.pop(0)
-        camera = camera.clone()
-        both = torch.cat((tokens[..., :width], self.norm(tokens[..., width:])), dim=-1)
-        layers.append((both[..., start:, :], camera))
-        del tokens
-    return tuple(layers), [self.norm(tokens)[..., start:, :] for tokens in exported]
+    return joined.view(*local.shape[:2], *joined.shape[1:])
+
+
+def _projected(
+    self: Any,
+    head: Any,
+    stage: int,
+    local: Tensor,
+    tokens: Tensor,
+    order: Tensor | None,
+    size: Sequence[int],
+) -> list[Tensor]:
+    """Return a layer's projections as the dense head begins with them, piece by piece."""
+    batch, frames = local.shape[:2]
+    height, width = (side // head.patch_size for side in size)
+    at_once = inspect.signature(type(head).forward).parameters["chunk_size"].default
+    if at_once is None or at_once >= frames:
+        at_once = batch * frames
+    device = "cpu" if local.device.type == "meta" else local.device.type
+    found: list[Tensor] = []
+    starts = range(0, batch * frames, at_once)
+    for first in starts:
+        if local.device.type == "meta" and 0 < first < starts[-1]:
+            found.append(torch.empty_like(found[0]))  # as in `memory.in_pieces`
+            continue
+        halves = _halves(self, local, tokens, order, slice(first, first + at_once))
+        patches = halves[:, 1 + self.num_register_tokens :]
+        with torch.autocast(device, enabled=False):
+            patches = head.norm(patches).permute(0, 2, 1)
+            found.append(head.projects[stage](patches.unflatten(2, (height, width))))
+    return found
+
+
+def _dense(self: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
+    """Replace the dense head's forward, which goes on from projections if it is given them."""
+    if not isinstance(feats, ProjectedLayers):
+        return type(self).forward(self, feats, *args, **kwargs)
+    return type(self).forward(_Begun(self, feats.maps), feats, *args, **kwargs)
+
+
+class _Begun:
+    """A dense head whose norms and projections have run: in its forward it stands for the head."""
+
+    def __init__(self, head: Any, maps: list[list[Tensor]]) -> None:
+        self._head = head
+        self._maps = [deque(each) for each in maps]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head, name)
+
+    def _forward_impl(self, feats: list[Tensor], *args: Any) -> Any:
+        """Run the head on the frames of one piece, and free their projections."""
+        piece = _BegunPiece(self._head, [each.popleft() for each in self._maps])
+        return type(self._head)._forward_impl(piece, feats, *args)
+
+
+class _BegunPiece:
+    """A dense head in the place of itself for the frames of one piece."""
+
+    def __init__(self, head: Any, maps: list[Tensor]) -> None:
+        self._head = head
+        self.norm = lambda tokens: tokens
+        self.projects = [lambda _, found=each: found for each in maps]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head, name)

@@ -96,7 +96,7 @@ def _frames_in_pieces(self: nn.Module, frames: Any, *args: Any, **kwargs: Any) -
         (output,) = forward(self, [frames[0][chosen]], *args, **some)
         return output
 
-    output = _in_pieces(piece, count, MOST_FRAMES)
+    output = in_pieces(piece, count, MOST_FRAMES)
     return [output] if listed else output
 
 
@@ -105,7 +105,7 @@ def _tokens_in_pieces(self: nn.Module, tokens: Tensor) -> Tensor:
     flat = tokens.flatten(0, -2)
     if _whole(self, len(flat), MOST_TOKENS):
         return forward(self, tokens)
-    output = _in_pieces(lambda chosen: forward(self, flat[chosen]), len(flat), MOST_TOKENS)
+    output = in_pieces(lambda chosen: forward(self, flat[chosen]), len(flat), MOST_TOKENS)
     return output.view(*tokens.shape[:-1], -1)
 
 
@@ -120,7 +120,7 @@ def _whole(module: nn.Module, count: int, most: int) -> bool:
     )
 
 
-def _in_pieces(piece: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
+def in_pieces(piece: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
     """Return the outputs of all pieces, each written to its final place at once."""
     pieces = -(-count // most)
     ends = [count * (i + 1) // pieces for i in range(pieces)]

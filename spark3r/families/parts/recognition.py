@@ -72,6 +72,15 @@ def arguments(module: nn.Module, method: str = "forward") -> tuple[str, ...]:
     return tuple(inspect.signature(getattr(type(module), method)).parameters)[1:]
 
 
+def names_used(module: nn.Module, method: str) -> tuple[str, ...]:
+    """Return the names that a method of a module's class uses, in the order of their first use.
+
+    They tell the versions of upstream's code apart. A method that is no Python function uses none.
+    """
+    code = getattr(getattr(type(module), method, None), "__code__", None)
+    return getattr(code, "co_names", ())
+
+
 def is_fused_attention(module: nn.Module, expected: tuple[str, ...]) -> bool:
     """Return True if a module has one ``qkv`` and its forward takes exactly these arguments."""
     parts = ("qkv", "proj", "q_norm", "k_norm", "num_heads")
