@@ -5,7 +5,7 @@
 The stages are:
 
 - ``table`` times the target length and fits the latency model that all searches share.
-- ``schedules`` calibrates for each mode and budget; with ``--predicted`` it times nothing.
+- ``schedules`` calibrates for each mode and budget, with latencies that the table predicts.
 - ``quality`` runs the schedules found and their baselines on held-out clips of the length that
   schedules are searched at, and ``long`` on fewer clips of the target length.
 - ``timing`` times them in turns with dense and the wall.
@@ -91,7 +91,6 @@ def parse() -> argparse.Namespace:
         "--mode", nargs="+", choices=get_args(Source), default=modes, help="sources"
     )
     parser.add_argument("--trials", type=int, default=TRIALS, help="of each search")
-    parser.add_argument("--predicted", action="store_true", help="search without timing")
     parser.add_argument("--seed", type=int, default=0, help="of the searches (default: 0)")
     parser.add_argument(
         "--rounds",
@@ -106,7 +105,7 @@ def parse() -> argparse.Namespace:
         "--checks", type=int, default=3, help="samples of the 20 schedules (default: 3)"
     )
     parser.add_argument(
-        "--table-seconds", type=float, default=60.0, help="for the table (default: 60)"
+        "--table-seconds", type=float, default=6.0, help="for the table (default: 6)"
     )
     parser.add_argument("--budget", default="40%", help="of the default run (default: 40%%)")
     add_arguments(parser, frames=FRAMES, output="calibration.json")
@@ -127,7 +126,6 @@ def main() -> None:
         modes=tuple(options.mode),
         trials=options.trials,
         seed=options.seed,
-        predicted=options.predicted,
         table=stages.latency_table(cache, folder, options.target_frames, limit_s),
     )
     write_result(run(plan, options), options.output)
@@ -194,7 +192,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
             "same seed and latency table: the same trials and schedule, twice", str(same), same
         ),
     ]
-    print(f"latency model at {plan.target_frames} frames: {plan.table.report}")
+    print(f"latency model at {plan.target_frames} frames: {plan.table.text}")
     for (mode, share), each in found.items():
         print(
             f"\n{mode}, wall + {share:.0%}: exported {each['exported']}; mean scores {each['gaps']}"
@@ -222,7 +220,7 @@ def run(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
         "rounds_ms": rounds,
         "baseline_rounds_ms": baseline_rounds,
         "slower_baselines": slower,
-        "latency_model": {**plan.table.model.to_dict(), "report": str(plan.table.report)},
+        "latency_model": {**plan.table.model.to_dict(), "report": plan.table.text},
         "accuracy": None if report is None else asdict(report),
         "default": default,
     }

@@ -1,8 +1,7 @@
 """Stages of `benchmarks/calibration.py`. Each stores its result on disk and can be resumed.
 
-Stages that time something need an otherwise idle machine. All searches share one latency table.
-As any calibration does, each search times the schedules it is about to export, unless latencies
-are to be predicted only.
+Stages that time something need an otherwise idle machine. All searches share one latency table,
+which also predicts what a calibration would time.
 """
 
 from __future__ import annotations
@@ -40,17 +39,10 @@ from calibrate.defaults import (
     Source,
 )
 from calibrate.measure.latency_model import FitReport, PassSample, check_fit
+from calibrate.measure.measurements import LatencyTable, measure_latencies
 from calibrate.measure.sensitivity import sensitivities
-from calibrate.measure.target_length import clip_of_length
-from calibrate.measure.timing import (
-    LatencyTable,
-    LayerTiming,
-    Pass,
-    PassTiming,
-    apply_pass,
-    machine_slowdown,
-    measure_latency,
-)
+from calibrate.measure.target_length import clip_of_length, longest_short
+from calibrate.measure.timing import LayerTiming, Pass, PassTiming, apply_pass
 from calibrate.search.storage import decode, encode
 from calibrate.settings import Job
 from spark3r import Schedule, remove
@@ -81,7 +73,6 @@ class Plan:
         trials: Trials of each search after the initial schedules.
         seed: Seed of the searches.
         table: Latency table of all searches.
-        predicted: Whether searches use predicted latencies and time nothing.
     """
 
     cache: QualityCache
@@ -92,7 +83,6 @@ class Plan:
     trials: int
     seed: int
     table: LatencyTable
-    predicted: bool
 
 
 def folder_of(cache: QualityCache) -> Path:
@@ -127,7 +117,9 @@ def footage(frames: int) -> Tensor:
 def latency_table(
     cache: QualityCache, folder: Path, target_frames: int, limit_s: float | None = None
 ) -> LatencyTable:
-    """Return the latency table at the target length, which is measured once.
+    """Return the latencies at the target length as `calibrate` takes them, which happens once.
+
+    The latency model is fitted at a short length and extended to the target.
 
     Args:
         cache: The model.
@@ -137,18 +129,21 @@ def latency_table(
             nothing.
 
     Raises:
-        SystemExit: If it does not exist and must not be measured.
+        SystemExit: If they do not exist and must not be measured.
     """
-    path = folder / f"table-{target_frames}.pickle"
+    path = folder / f"extended-table-{target_frames}.pickle"
     if not path.exists():
         if limit_s is None:
             raise SystemExit(
                 f"latencies at {target_frames} frames were not measured yet: run "
                 f"python benchmarks/calibration.py --only table --target-frames {target_frames}"
             )
-        images = footage(target_frames)
-        table = measure_latency(cache.runner, images, OPERATORS, limit_s=limit_s)
-        replace_file(path, pickle.dumps(table))
+        settings = Settings(parse_budget("50%"), timing_s=limit_s)
+        job = Job(replace(cache.runner, dtype=settings.dtype), settings, "deviation")
+        clip = rendered_clip(CALIBRATION[FIRST_CLIP], 48)
+        short = longest_short(job, clip.images, target_frames)
+        latencies = measure_latencies(job, Split((clip,), (), ()), target_frames, short)
+        replace_file(path, pickle.dumps(latencies.table))
     found: LatencyTable = pickle.loads(path.read_bytes())  # a file that this program wrote
     return found
 
@@ -180,7 +175,8 @@ def sensitivity_table(
 
 def budget_ms(table: LatencyTable, share: float) -> float:
     """Return the budget in milliseconds per clip of a share of the way from the wall to dense."""
-    return table.wall_ms + share * (table.dense_ms - table.wall_ms)
+    wall_ms = table.wall.median_ms
+    return wall_ms + share * (table.dense_ms - wall_ms)
 
 
 def timing_rounds(
@@ -227,7 +223,7 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     """Return how well the latency model predicts stratified schedules; None if they are not timed.
 
     The speed of the machine may have changed since the table was timed. Latencies are scaled so
-    that dense and the wall together take as long as then. The wall alone is too short for that.
+    that the wall takes as long as then.
     """
     table = plan.table
     depth = plan.cache.runner.depth
@@ -241,7 +237,7 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
     if not done:
         return None
     timed = {name: Latency(tuple(each[name] for each in done)) for name in treatments}
-    slower, _ = machine_slowdown({"dense": table.dense_ms, "wall": table.wall_ms}, timed)
+    slower = timed["wall"].median_ms / table.wall.median_ms
     samples = []
     for name, schedule in zip(list(treatments)[2:], schedules, strict=True):
         ms = timed[name].median_ms / slower
@@ -251,37 +247,30 @@ def accuracy(plan: Plan, rounds: int) -> FitReport | None:
 
 @dataclass(frozen=True)
 class TableTimer(Timer):
-    """Gives the timings of a latency table, so that all searches have the same latency model.
+    """Gives the latencies that a table predicts, so that all searches have the same latency model.
 
     Attributes:
         table: The latency table.
-        predicted: Whether everything else is predicted by its latency model. It is timed if not.
+        depth: Number of global attention layers.
     """
 
     table: LatencyTable = field(kw_only=True)
-    predicted: bool = False
+    depth: int = field(kw_only=True)
 
     def time_in_turns(self, treatments: Sequence[Treatment], **options: Any) -> dict[str, Latency]:
         """Return the latencies of treatments."""
-        table, subjects = self.table, {each.name: each.subject for each in treatments}
-        layers = dict(table.layers)
-        if any(isinstance(each, LayerTiming) for each in subjects.values()):
-            return {
-                name: layers[each.rule]
-                for name, each in subjects.items()
-                if isinstance(each, LayerTiming) and each.rule in layers
-            }
-        if table.passes.keys() <= subjects.keys():
-            return {name: table.passes[name] for name in subjects if name in table.passes}
-        if not self.predicted:
-            return super().time_in_turns(treatments, **options)
-        return {
-            name: Latency((table.model.predict_ms(each.what, table.layout),))
-            if isinstance(each.what, Schedule)
-            else table.passes[each.what]
-            for name, each in subjects.items()
-            if isinstance(each, PassTiming)
-        }
+        return {each.name: Latency((self._ms(each.subject),)) for each in treatments}
+
+    def _ms(self, subject: object) -> float:
+        model = self.table.model
+        if isinstance(subject, LayerTiming):  # the layer that returns zeros takes a millisecond
+            return 1.0 + (model.layer_ms(subject.rule, subject.layout) if subject.rule else 0.0)
+        assert isinstance(subject, PassTiming)
+        if subject.what == "wall":
+            return model.wall_ms(subject.layout)
+        dense = Schedule.dense(self.depth)
+        what = dense if subject.what == "dense" else subject.what
+        return model.predict_ms(what, subject.layout)
 
 
 def calibration(
@@ -313,8 +302,8 @@ def calibration(
     split = Split(
         tuple(footage[:search_clips]), tuple(footage[search_clips:-1]), tuple(footage[-1:])
     )
-    timer = TableTimer(table=table, predicted=plan.predicted)
     runner = plan.cache.runner
+    timer = TableTimer(table=table, depth=runner.depth)
     return run(runner.model, split, settings, family=runner.family, timer=timer)
 
 
@@ -326,7 +315,6 @@ def searched(plan: Plan, mode: Source, share: float) -> dict[str, Any]:
     """
     length = f"{plan.cache.frames}-{plan.target_frames}"
     stem = f"{mode}-{share:g}-{length}-{plan.seed}"
-    stem += "-predicted" if plan.predicted else ""
     path = plan.folder / f"{stem}.json"
     if not path.exists():
         if time.monotonic() > plan.cache.deadline:
@@ -373,7 +361,6 @@ def twice(plan: Plan) -> bool | None:
     if not path.exists():
         if time.monotonic() > plan.cache.deadline:
             return None
-        plan = replace(plan, predicted=True)
         tried = []
         for _ in range(2):
             found = calibration(

@@ -20,7 +20,6 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Literal
 
 from spark3r.errors import Spark3rError
-from spark3r.timing import Latency
 
 Kind = Literal["frame", "clip", "speed_up", "share"]
 
@@ -126,16 +125,6 @@ class ResolvedBudget:
     def binds(self) -> bool:
         """Whether dense takes longer than the budget, so that something must be reduced."""
         return self.clip_ms < self.dense_ms
-
-    def beside(self, dense: Latency | None) -> float:
-        """Return the largest latency of a clip, with a relative budget of a later dense latency.
-
-        Args:
-            dense: Dense latency of such a clip, timed later; None if it was not timed.
-        """
-        if dense is None or not self.binds:
-            return self.clip_ms
-        return self.budget.clip_ms(self.frames, dense.median_ms)
 
     @property
     def text(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
+from spark3r.timing import Timer
 
 Objective = Literal["balanced", "depth", "pose", "points"]
 """Metrics that count."""
@@ -72,18 +74,40 @@ measured factor of the axis."""
 
 # Latency
 
-TIMING_S = 15.0
+TIMING_S = 6.0
 """Approximate seconds of each timing step."""
+
+TIMER = Timer(cpu_clock=time.thread_time)
+"""The timer of a calibration."""
+
+FITTED_S = 1.5
+"""Longest dense pass that the latency model is fitted to. Longer clips are extended to."""
+
+FITTED_STEP = 8
+"""Lengths that the latency model may be fitted at are multiples of this many frames."""
+
+FITTED_FROM = 1.25
+"""Ratio of two lengths below which a longer one is not looked for."""
+
+PACE_S = 0.5
+"""Longest dense pass that shows the present pace of the machine to the model of a profile."""
+
+DENSE_TIMED_S = 4.0
+"""Longest dense pass that is timed at the target length. It is timed once."""
+
+LEAST_SAMPLES = 2
+"""Samples of each whole pass that are taken whatever the time limit. The budget is judged by as
+many of the exported schedule."""
+
+SAME_PACE = 0.03
+"""Relative change of a dense pass up to which the pace of the machine counts as the same."""
+
+CORRECT_BELOW = 0.95
+"""Share of the budget below which the timed answer of the knapsack corrects the latency model."""
 
 TIMED_QUERY_FACTORS = (1, 2, 3, 4, 8)
 TIMED_KEY_VALUE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 """Factors of the layers that the latency model is fitted to."""
-
-BUSY = 0.1
-"""Relative spread of timings above which a message says that the machine is busy."""
-
-PREDICTION_ERROR = 0.03
-"""Relative error of a predicted latency, against which the spread of a timing is weighed."""
 
 # Sensitivity
 
@@ -145,8 +169,10 @@ SLACK = 0.08
 """Share of the budget that may be left unused."""
 
 OVER = 0.02
-"""Share of the budget by which a timed schedule may exceed it before the latency model is
-corrected."""
+"""Share of the budget by which the median of two or more timings may exceed it."""
+
+RETRIES = 2
+"""Most schedules that are tried after the first one has missed the budget."""
 
 FASTER = 0.98
 """Largest latency of a schedule, as a share of a simpler one's, for which the faster one is
@@ -154,9 +180,6 @@ preferred where a deviation is the limit."""
 
 ATTEMPTS = 3
 """Most trials of a kind that run on the validation clips until one is allowed there as well."""
-
-FINALISTS_TIMING = 1.5
-"""Time for several finalists, as a share of `TIMING_S`."""
 
 REPEATED_PROPOSALS = 5
 """Best proposals of the search that are solved again after a correction."""
@@ -173,4 +196,4 @@ APART = 1.06
 """Least ratio of latencies between points of the trade-off."""
 
 ALLOWED = 1.05
-"""Measured ÷ allowed latency or deviation up to which the goal counts as met."""
+"""Measured ÷ allowed deviation up to which the goal counts as met on the held-out clips."""

@@ -6,21 +6,24 @@ Nothing here needs torch, because a plan is printed within two seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spark3r.timing import FIRST_COUNTS_S, ROUNDS, samples_to_take
+from spark3r.timing import FIRST_COUNTS_S, samples_to_take
 
 from .budget import Budget, time_text
 from .defaults import (
     DENSE_MARGIN,
-    FINALISTS_TIMING,
+    DENSE_TIMED_S,
+    FITTED_S,
+    FITTED_STEP,
     FRAMES,
     FRONT_POINTS,
     HELD_OUT_CLIPS,
     KINDS,
     KNAPSACK_SHARES,
+    LEAST_SAMPLES,
     OPERATORS,
     PROBED_CLIPS,
     SEARCH_CLIPS,
@@ -41,11 +44,14 @@ DRIFT_RUNS = 12
 """Approximate time of a pass in which every layer also runs at every factor, in reduced runs. 10
 and 16 were measured."""
 
+FIT_S = 25.0
+"""Approximate time of the fit of the latency model."""
+
 LAYERS_TIMED = 6
 """Approximate time of all layers of the latency model's fit, in dense layers."""
 
-OTHER_PASSES = 1 + 2 * len(OPERATORS)
-"""Passes that the latency model is fitted to and checked on, besides the wall and dense."""
+OTHER_PASSES = 1 + len(OPERATORS)
+"""Passes that the latency model is fitted to, besides the wall and dense."""
 
 DEPTHS = {"reference": 8, "vggt": 24, "omega": 19, "pi3": 18, "da3": 14}
 """Global layers of the models that have a name, the largest of each kind."""
@@ -139,13 +145,13 @@ def plan_lines(request: Request) -> list[str]:
     if not request.is_known or frames is None:
         kind = request.model.partition(":")[0]
         assumed = "" if kind in DEPTHS else f", if the model has {UNKNOWN_DEPTH} global layers"
-        passes = 2 + OTHER_PASSES + 2 + 2 + len(KINDS)
         return [
             *lines,
             *(f"{step}: {count} runs of {request.frames} frames" for step, count in runs.items()),
-            f"latency: {passes} passes of the target length, each 1 to {ROUNDS} times",
-            f"in all {total} runs{assumed}, at 1 s each about {_minutes_text(total)}; the latency "
-            f"takes {_minutes_text(4 * TIMING_S)} where a pass takes less than 1 s",
+            f"latency: fitted on clips whose dense pass takes {FITTED_S:g} s, about "
+            f"{time_text(1000 * FIT_S)}; at the target length the wall twice, and the answer three "
+            "times",
+            f"in all {total} runs{assumed}, at 1 s each about {_minutes_text(total)}",
             "nothing was loaded or measured: this is a rough plan",
         ]
     run_s = RUN_S * request.frames / FRAMES
@@ -230,22 +236,27 @@ def _meets(request: Request, dense: str, estimate: str = "") -> str:
 
 def _timings_s(frames: int, budget: Budget | None) -> Mapping[str, float]:
     """Return the seconds of each step that times the model, by the estimated durations."""
-    dense_s, wall_s = _dense_s(frames), _wall_s(frames)
+    lengths = range(FITTED_STEP, frames + 1, FITTED_STEP)
+    fitted = max((n for n in lengths if _dense_s(n) <= FITTED_S), default=FITTED_STEP)
+    short_s, short_wall_s = _dense_s(fitted), _wall_s(fitted)
+    wall_s, dense_s = _wall_s(frames), _dense_s(frames)
     goal_s = dense_s / 2 if budget is None else _clip_s(budget, frames)
+    reduced = [(short_s + short_wall_s) / 2] * OTHER_PASSES
+    target = [short_s, wall_s, *([dense_s] if dense_s <= DENSE_TIMED_S else [])]
     return {
-        "latency of layers": 4 * LAYERS_TIMED * (dense_s - wall_s) / DEPTHS["reference"],
-        "latency of passes": _timed_s([wall_s, dense_s, *[goal_s] * OTHER_PASSES], TIMING_S),
-        "latency at the goal": _timed_s([wall_s, goal_s], TIMING_S),
-        "latency of finalists": _timed_s(
-            [wall_s, dense_s, *[goal_s] * len(KINDS)], FINALISTS_TIMING * TIMING_S
-        ),
+        "length to time": 2 * (short_s + short_wall_s),
+        "latency of layers": 4 * LAYERS_TIMED * (short_s - short_wall_s) / DEPTHS["reference"],
+        "latency of passes": _timed_s([short_wall_s, short_s, *reduced], LEAST_SAMPLES),
+        "latency at the target": 0.0 if fitted == frames else _timed_s(target, 1),
+        "latency at the goal": _timed_s([short_s, goal_s], 1),
+        "latency of the answer": _timed_s([short_s, goal_s], 1),
     }
 
 
-def _timed_s(durations_s: list[float], limit_s: float) -> float:
+def _timed_s(durations_s: Sequence[float], least: int) -> float:
     by_call = {str(number): taken_s for number, taken_s in enumerate(durations_s)}
-    samples = samples_to_take(by_call, limit_s)
-    return sum(
+    samples = samples_to_take(by_call, TIMING_S, least=least)
+    return durations_s[0] + sum(
         (samples[name] + (taken_s < FIRST_COUNTS_S)) * taken_s for name, taken_s in by_call.items()
     )
 

@@ -6,8 +6,8 @@ Measure, search, verify, report: each step takes the results of the one before i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,16 +23,16 @@ from spark3r.timing import Timer
 
 from .budget import Budget, ResolvedBudget, parse_budget, resolve
 from .clips import Split, split_clips
-from .defaults import TRIALS, Objective, Source
+from .defaults import LEAST_SAMPLES, TARGET_LENGTHS, TIMER, TRIALS, Objective, Source
 from .measure.earlier_profile import load_measurements
-from .measure.evaluator import Evaluator, run_dense_by_role
+from .measure.evaluator import DenseRuns, Evaluator, run_dense_by_role
 from .measure.measurements import (
     Latencies,
     Sensitivities,
     measure_latencies,
     measure_sensitivities,
 )
-from .measure.target_length import target_frames
+from .measure.target_length import choose_target, longest_short
 from .progress import Reporter, StepTimes
 from .report.result import Calibration, make_result
 from .report.trade_off import run_trade_off
@@ -40,7 +40,12 @@ from .search.journal import lock_journal
 from .search.optimizer import Optimize, require_result, run_search, search_options, solve
 from .search.problem import DeviationLimit, LatencyLimit, SearchProblem, least_latency_ms
 from .settings import Job, Settings, make_job
-from .verify.correction import CorrectionContext, correct_at_goal, select_and_correct
+from .verify.correction import (
+    CorrectionContext,
+    TargetTimes,
+    correct_at_goal,
+    select_and_correct,
+)
 
 
 def calibrate(
@@ -63,7 +68,7 @@ def calibrate(
     family: Family | None = None,
     dtype: torch.dtype = torch.float32,
     reporter: Reporter = Reporter(),
-    timer: Timer = Timer(),
+    timer: Timer = TIMER,
 ) -> Profile:
     """Calibrate a live model and return its profile.
 
@@ -155,7 +160,7 @@ def run(
     from_profile: Path | None = None,
     family: Family | None = None,
     reporter: Reporter = Reporter(),
-    timer: Timer = Timer(),
+    timer: Timer = TIMER,
 ) -> Calibration:
     """Calibrate a model like `calibrate`, and return everything that was measured.
 
@@ -178,40 +183,84 @@ def run(
         warnings.simplefilter("ignore", Spark3rWarning)
         # Nothing is searched with an earlier profile, so no storage is needed.
         with lock_journal(None if from_profile else settings.storage):
-            result = _run(job, split, from_profile)
+            if from_profile is None:
+                origin = measured_now(job, split)
+            else:
+                origin = of_profile(from_profile, job, split)
+            result = _run(job, origin)
     return replace(result, seconds=times.seconds)
 
 
-def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
-    """Measure, search, verify and report.
+@dataclass(frozen=True)
+class Origin:
+    """Where measurements and answers come from: this calibration, or an earlier profile.
 
-    With an earlier profile (``origin``) nothing is measured before the verification. The knapsack's
-    answer to the profile's measurements takes the place of the search, and only held-out clips run.
+    Attributes:
+        split: Clips by role, as far as they run.
+        latencies: Latencies at the target length.
+        sensitivities: Function from the dense runs of the search clips to the sensitivities.
+        optimize: Function from an evaluator and these runs to the function that solves a problem.
+        answer_samples: Samples that are taken of the knapsack's answer before that.
+        path: The earlier profile.
     """
-    settings = job.settings
-    optimize: Optimize
-    if origin is None:
-        frames = target_frames(job, split)
-        options = search_options(job, split, frames)  # refuses a storage before anything is timed
-        latencies = measure_latencies(job, split, frames)
-    else:
-        latencies, sensitivities = load_measurements(origin, job, split)
-        optimize = solve
-        split = replace(split, search=(), validation=())
+
+    split: Split
+    latencies: Latencies
+    sensitivities: Callable[[DenseRuns], Sensitivities]
+    optimize: Callable[[Evaluator, DenseRuns], Optimize]
+    answer_samples: int = 1
+    path: Path | None = None
+
+
+def measured_now(job: Job, split: Split) -> Origin:
+    """Return the measurements of this calibration, whose schedules are searched on clips."""
+    footage, wanted = split.search[0].images, job.settings.target_frames
+    if wanted is not None:
+        search_options(job, split, wanted)  # refuses a storage before anything is timed
+    short = longest_short(job, footage, wanted or TARGET_LENGTHS[-1])
+    frames = wanted or choose_target(job, short)
+    options = search_options(job, split, frames)
+    latencies = measure_latencies(job, split, frames, short)
+    return Origin(
+        split,
+        latencies,
+        lambda dense: measure_sensitivities(job, split, dense, latencies.short),
+        lambda evaluator, dense: partial(run_search, job, evaluator, dense, options),
+    )
+
+
+def of_profile(path: Path, job: Job, split: Split) -> Origin:
+    """Return the measurements of an earlier profile, which the knapsack's answer solves.
+
+    Nothing is searched, and only held-out clips run.
+    """
+    latencies, sensitivities = load_measurements(path, job, split)
+    return Origin(
+        replace(split, search=(), validation=()),
+        latencies,
+        lambda dense: sensitivities,
+        lambda evaluator, dense: solve,
+        answer_samples=LEAST_SAMPLES,
+        path=path,
+    )
+
+
+def _run(job: Job, origin: Origin) -> Calibration:
+    """Search, verify and report."""
+    settings, split, latencies = job.settings, origin.split, origin.latencies
     table = latencies.table
     least_ms = least_latency_ms(table.model, table.layout, latencies.short, job.depth)
     budget = resolved_budget(job, latencies, least_ms)
     if budget is not None and not budget.binds:
-        return make_result(job, split, latencies, budget, origin)
+        return make_result(job, split, latencies, budget, origin.path)
 
     evaluator = Evaluator(job.runner, job.source, settings.objective)
     dense = run_dense_by_role(job, split)
-    if origin is None:
-        sensitivities = measure_sensitivities(job, split, dense.search, latencies.short)
-        optimize = partial(run_search, job, evaluator, dense.search, options)
+    sensitivities = origin.sensitivities(dense.search)
+    optimize = origin.optimize(evaluator, dense.search)
+    times = TargetTimes(job, latencies)
     problem = make_problem(job, latencies, sensitivities, budget)
-    if origin is None:
-        problem = correct_at_goal(job, problem, table, latencies.images)
+    problem = correct_at_goal(problem, times, origin.answer_samples)
     if settings.budget is not None:  # fewer factors may be measured than `least_ms` assumes
         budget = resolve(settings.budget, latencies.frames, table.dense_ms, problem.space.least_ms)
     found = optimize(problem, None)
@@ -219,7 +268,7 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
     if found.interrupted:
         job.reporter.say("interrupted: the best schedule so far is verified and exported")
 
-    context = CorrectionContext(job, evaluator, dense, latencies.images, optimize, origin)
+    context = CorrectionContext(job, evaluator, dense, times, optimize, origin.path)
     outcome = select_and_correct(context, problem, found)
 
     if budget is None:  # the latency that was found within the deviation counts as the budget
@@ -227,7 +276,9 @@ def _run(job: Job, split: Split, origin: Path | None) -> Calibration:
         text = Budget(settings.goal_text, "clip", found_ms)
         budget = ResolvedBudget(text, latencies.frames, found_ms, table.dense_ms, least_ms)
     trade_off = run_trade_off(job, evaluator, dense.validation, outcome)
-    return make_result(job, split, latencies, budget, origin, sensitivities, outcome, trade_off)
+    return make_result(
+        job, split, latencies, budget, origin.path, sensitivities, outcome, trade_off
+    )
 
 
 def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> ResolvedBudget | None:
@@ -240,7 +291,10 @@ def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> Resolved
     if budget is None:
         return None
     resolved = resolve(budget, latencies.frames, latencies.table.dense_ms, least_ms)
-    job.reporter.say(f"budget {budget.text}: {resolved.text}")
+    line = f"budget {budget.text}: {resolved.text}"
+    if budget.kind in ("frame", "clip"):
+        line += f", at the pace at which {latencies.pace.text}"
+    job.reporter.say(line)
     return resolved
 
 

@@ -19,7 +19,7 @@ from spark3r.timing import Timer
 
 from .budget import Budget
 from .clips import Split
-from .defaults import TIMING_S, TRIALS, Objective, Source
+from .defaults import TIMER, TIMING_S, TRIALS, Objective, Source
 from .progress import Reporter
 
 
@@ -107,7 +107,7 @@ class Job:
     settings: Settings
     source: Source
     reporter: Reporter = Reporter()
-    timer: Timer = Timer()
+    timer: Timer = TIMER
 
     @property
     def depth(self) -> int:
@@ -149,7 +149,7 @@ def make_job(
     *,
     family: Family | None = None,
     reporter: Reporter = Reporter(),
-    timer: Timer = Timer(),
+    timer: Timer = TIMER,
 ) -> Job:
     """Return the job of calibrating a live model.
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -74,6 +74,17 @@ class LatencyModel:
         rules = schedule.resolve(layout.frames)
         return self.wall_ms(layout) + math.fsum(self.layer_ms(rule, layout) for rule in rules)
 
+    def with_wall(self, layout: TokenLayout, wall_ms: float) -> LatencyModel:
+        """Return the model with a wall that was measured at a layout."""
+        rest_ms = wall_ms * self.frames / layout.frames
+        return LatencyModel(self.frames, rest_ms, self.term_ms)
+
+    def scaled(self, by: float) -> LatencyModel:
+        """Return the model of a machine that takes ``by`` times as long."""
+        return LatencyModel(
+            self.frames, by * self.rest_ms, {name: by * ms for name, ms in self.term_ms.items()}
+        )
+
     def corrected(
         self, layout: TokenLayout, wall_ms: float, predicted_ms: float, measured_ms: float
     ) -> LatencyModel:
@@ -88,10 +99,8 @@ class LatencyModel:
         work_ms = predicted_ms - self.wall_ms(layout)
         gain = (measured_ms - wall_ms) / work_ms if work_ms > 0 else 1.0
         gain = min(max(gain, 1 / MOST_GAIN), MOST_GAIN)  # a schedule at the wall tells nothing
-        rest_ms = wall_ms * self.frames / layout.frames
-        return LatencyModel(
-            self.frames, rest_ms, {name: gain * each for name, each in self.term_ms.items()}
-        )
+        terms = {name: gain * each for name, each in self.term_ms.items()}
+        return replace(self.with_wall(layout, wall_ms), term_ms=terms)
 
     def to_dict(self) -> dict[str, float]:
         """Return the constants by name, in the form that a profile stores."""

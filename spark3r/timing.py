@@ -1,7 +1,8 @@
 """Latencies: calls timed in turns, so that a drift of the machine changes all of them alike.
 
 A GPU is timed by CUDA events, every other device by the host's clock around a synchronised call.
-Torch is imported only where a device other than the CPU is timed.
+On a CPU that other programs use as well, the CPU time of the calling thread can take the place of
+wall-clock time. Torch is imported only where a device other than the CPU is timed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ WARM_UP_S = 0.25
 LONG_S, VERY_LONG_S = 3.0, 10.0
 """A call that takes this long needs one and two samples fewer, as each is a mean over more work."""
 
+CLOCKS_AGREE = 1.05
+"""Wall-clock time ÷ CPU time of a thread up to which wall-clock time counts."""
+
 FIRST_COUNTS_S = 1.0
 """The first run of a call that takes this long is a sample. What only a first run does, such as
 building the indices of its factors, is then a small part of it."""
@@ -46,9 +50,12 @@ class Latency:
 
     Attributes:
         samples_ms: All samples in the order taken, milliseconds.
+        busy: Wall-clock time ÷ CPU time where the samples are CPU time of the calling thread; 1
+            where they are wall-clock time.
     """
 
     samples_ms: tuple[float, ...]
+    busy: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.samples_ms:
@@ -71,6 +78,10 @@ class Latency:
             return 0.0
         low, _, high = statistics.quantiles(self.samples_ms, n=4, method="inclusive")
         return high - low
+
+    def scaled(self, by: float) -> Latency:
+        """Return the latency with all samples multiplied by a factor."""
+        return Latency(tuple(by * ms for ms in self.samples_ms), self.busy)
 
     def __str__(self) -> str:
         return f"{self.median_ms:.2f} ms (spread {self.spread_ms:.2f}, n = {self.n})"
@@ -106,11 +117,15 @@ class Timer:
         clock: Function that returns seconds. Not used for samples on a CUDA device.
         rounds: Samples of each treatment, default 20, fewer where a time limit has no room.
         warm_up_s: Seconds for which each call is repeated before it is sampled, default 0.25.
+        cpu_clock: Function that returns the seconds of CPU time of the calling thread, such as
+            `time.thread_time`. On a CPU its samples count where wall-clock time is more than
+            `CLOCKS_AGREE` times as long. None, the default, always takes wall-clock time.
     """
 
     clock: Clock = time.perf_counter
     rounds: int = ROUNDS
     warm_up_s: float = WARM_UP_S
+    cpu_clock: Clock | None = None
 
     def time_in_turns(
         self,
@@ -118,6 +133,7 @@ class Timer:
         *,
         device: torch.device | str = "cpu",
         limit_s: float | None = None,
+        least: int | None = None,
         warmed_up: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> dict[str, Latency]:
@@ -133,6 +149,8 @@ class Timer:
             limit_s: Approximate seconds for everything; each treatment has an equal share of it,
                 but at least the samples that `samples_to_take` demands. None takes ``rounds``
                 samples of each.
+            least: Samples of each treatment that are taken whatever the limit; None leaves that to
+                `samples_to_take`.
             warmed_up: True if every call has already run on this device, so that no run is spent
                 on warming up and the first one is always a sample.
             progress: Callback(runs done, runs in all).
@@ -148,11 +166,14 @@ class Timer:
             warm_up_s = min(warm_up_s, 0.1 * limit_s / max(1, len(treatments)))
         stopwatch = make_stopwatch(device, self.clock)
         first_s: dict[str, float] = {}
+        first_cpu_s: dict[str, float] = {}
+        cpu = _CpuTimes(self.cpu_clock if str(device).startswith("cpu") else None)
 
         def first_runs(number: int, each: Treatment) -> None:
             if number == 0 and not warmed_up:
                 each.call()  # the first call in a process takes up to twice as long
-            taken_s = stopwatch(each.call) / 1000
+            taken_s = stopwatch(cpu.counted(each.name, each.call)) / 1000
+            first_cpu_s[each.name] = cpu.last_s
             if not warmed_up:
                 warm_up(each.call, stopwatch, warm_up_s - taken_s, self.clock)
             first_s[each.name] = taken_s
@@ -161,10 +182,13 @@ class Timer:
             progress(number, len(treatments))
             each.apply()
             fits_into_memory(partial(first_runs, number, each), device)
-        wanted = samples_to_take(first_s, limit_s, self.rounds)
+        wanted = samples_to_take(first_s, limit_s, self.rounds, least)
         taken: dict[str, tuple[float, ...]] = {
             name: (1000 * taken_s,) if warmed_up or taken_s >= FIRST_COUNTS_S else ()
             for name, taken_s in first_s.items()
+        }
+        cpu.samples_ms = {
+            name: [1000 * first_cpu_s[name]] if first else [] for name, first in taken.items()
         }
         left = {name: number - len(taken[name]) for name, number in wanted.items()}
         total, done = len(treatments) + sum(left.values()), len(treatments)
@@ -178,7 +202,7 @@ class Timer:
         # First runs went forwards, so the first round goes backwards.
         rounds = {name: left[name] for name in reversed(left) if left[name]}
         timed = interleaved(
-            {name: by_name[name].call for name in rounds},
+            {name: cpu.counted(name, by_name[name].call) for name in rounds},
             before=before,
             device=device,
             rounds=rounds,
@@ -186,10 +210,45 @@ class Timer:
             clock=self.clock,
         )
         progress(total, total)
-        return {
-            name: Latency(first + (timed[name].samples_ms if name in timed else ()))
-            for name, first in taken.items()
-        }
+        return cpu.taken_where_busy(
+            {
+                name: Latency(first + (timed[name].samples_ms if name in timed else ()))
+                for name, first in taken.items()
+            }
+        )
+
+
+class _CpuTimes:
+    """CPU time of the calling thread in calls, beside the wall-clock time of the same calls."""
+
+    def __init__(self, clock: Clock | None) -> None:
+        self._clock = clock
+        self.samples_ms: dict[str, list[float]] = {}
+        self.last_s = 0.0
+
+    def counted(self, name: str, call: Call) -> Call:
+        """Return the call with a note of its CPU time."""
+        clock = self._clock
+        if clock is None:
+            return call
+
+        def noted() -> None:
+            begin = clock()
+            call()
+            self.last_s = clock() - begin
+            self.samples_ms.setdefault(name, []).append(1000 * self.last_s)
+
+        return noted
+
+    def taken_where_busy(self, wall: Mapping[str, Latency]) -> dict[str, Latency]:
+        """Return the CPU times of all calls if they are much less than the wall-clock times."""
+        if self._clock is None:
+            return dict(wall)
+        in_all = sum(sum(each.samples_ms) for each in wall.values())
+        cpu_ms = sum(sum(self.samples_ms[name]) for name in wall)
+        if cpu_ms <= 0 or in_all <= CLOCKS_AGREE * cpu_ms:
+            return dict(wall)
+        return {name: Latency(tuple(self.samples_ms[name]), in_all / cpu_ms) for name in wall}
 
 
 TIMER = Timer()
@@ -197,25 +256,30 @@ TIMER = Timer()
 
 
 def samples_to_take(
-    seconds: Mapping[str, float], limit_s: float | None, rounds: int = ROUNDS
+    seconds: Mapping[str, float],
+    limit_s: float | None,
+    rounds: int = ROUNDS,
+    least: int | None = None,
 ) -> dict[str, int]:
     """Return the number of samples to take of each call.
 
-    Each call has an equal share of the time limit. At least `MIN_ROUNDS` samples are taken, of a
-    call that takes `LONG_S` one fewer, and of one that takes `VERY_LONG_S` two fewer.
+    Each call has an equal share of the time limit. At least ``least`` samples are taken. Without it
+    these are `MIN_ROUNDS`, of a call that takes `LONG_S` one fewer, and of one that takes
+    `VERY_LONG_S` two fewer.
 
     Args:
         seconds: Duration of each call by name.
         limit_s: Seconds for all samples together; None takes ``rounds`` of each.
         rounds: Largest number of samples of a call, default `ROUNDS`.
+        least: Smallest number of samples of each call.
     """
 
     def number(taken_s: float) -> int:
         if limit_s is None:
             return rounds
-        least = MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
+        fewest = least or MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
         room = int(limit_s / len(seconds) / max(taken_s, 1e-9))
-        return min(rounds, max(least, room))
+        return min(rounds, max(fewest, room))
 
     return {name: number(taken_s) for name, taken_s in seconds.items()}
 

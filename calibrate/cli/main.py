@@ -23,7 +23,7 @@ from spark3r.errors import ProfileExistsError, Spark3rError
 from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
-from ..defaults import FRAMES, Source
+from ..defaults import FRAMES, TIMER, Source
 from ..progress import Reporter, TerminalReporter
 from .arguments import DESCRIPTION, EXAMPLES, declare, parser
 
@@ -45,7 +45,7 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     reporter: Reporter | None = None,
-    timer: Timer = Timer(),
+    timer: Timer = TIMER,
 ) -> int:
     """Run the command and return its exit status.
 
@@ -82,7 +82,7 @@ def run_command(
     options: argparse.Namespace,
     wrong_usage: Callable[[str], NoReturn],
     reporter: Reporter | None = None,
-    timer: Timer = Timer(),
+    timer: Timer = TIMER,
 ) -> int:
     """Run the command with parsed options, and return its exit status; see `main`.
 

@@ -7,21 +7,22 @@ from pathlib import Path
 from torch import Tensor
 
 from spark3r.env import device_name
-from spark3r.errors import ProfileError
+from spark3r.errors import FamilyError, ProfileError
 from spark3r.identity import describe
 from spark3r.latency import FORM, LatencyModel
-from spark3r.layout import TokenLayout
 from spark3r.profile import Profile, compare
-from spark3r.profile.evidence import BaselineRun, Measurement, ScheduleRun
+from spark3r.profile.evidence import Measurement
 from spark3r.runner import dtype_name
 from spark3r.schedule import Schedule
 
 from ..clips import Split
+from ..defaults import FITTED_STEP, PACE_S
 from ..settings import Job
-from .measurements import Latencies, Sensitivities
+from .measurements import Latencies, Sensitivities, extended_table
+from .pace import Pace, say_clock
 from .records import sensitivity_table
 from .target_length import clip_of_length
-from .timing import LatencyTable, slowdown_from_model
+from .timing import TimedPass, time_passes, too_long
 
 
 def load_measurements(path: Path, job: Job, split: Split) -> tuple[Latencies, Sensitivities]:
@@ -49,13 +50,52 @@ def load_measurements(path: Path, job: Job, split: Split) -> tuple[Latencies, Se
             f"{path}: holds for clips of at least {least} frames, and a held-out one has "
             f"{shortest}: give as many --frames"
         )
+    model = _latency_model(path, measurement)
     images = clip_of_length(footage, job.settings.target_frames or measurement.frames)
-    layout = job.runner.layout(images)
-    short = job.runner.layout(clip_of_length(footage, least))
+    model, pace = _at_present_pace(job, model, footage, images.shape[0])
     return (
-        Latencies(images, _latency_table(path, measurement, layout, job.depth), short),
+        Latencies(
+            images,
+            extended_table(job, model, pace, images),
+            job.runner.layout(clip_of_length(footage, least)),
+            pace,
+        ),
         Sensitivities(table, (), profile.sensitivity),
     )
+
+
+def _at_present_pace(
+    job: Job, model: LatencyModel, footage: Tensor, at_most: int
+) -> tuple[LatencyModel, Pace]:
+    """Return the model at the present pace of the machine, and the pass that shows it.
+
+    That is dense at the greatest length at which it takes at most `PACE_S`, but not longer than the
+    target.
+    """
+    dense = Schedule.dense(job.depth)
+    lengths = range(min(FITTED_STEP, at_most), at_most + 1, FITTED_STEP)
+
+    def dense_ms(frames: int) -> float:
+        return model.predict_ms(dense, job.runner.layout(clip_of_length(footage, frames)))
+
+    frames = max((n for n in lengths if dense_ms(n) <= 1000 * PACE_S), default=lengths[0])
+    images = clip_of_length(footage, frames)
+    timed = time_passes(
+        job.runner,
+        [TimedPass("dense", "dense", images)],
+        timer=job.timer,
+        limit_s=3 * PACE_S,
+        progress=job.reporter.step("present pace"),
+    )
+    if "dense" not in timed:
+        raise FamilyError(too_long(frames))
+    say_clock(job, "present pace", timed["dense"])
+    slowdown = timed["dense"].median_ms / dense_ms(frames)
+    job.reporter.say(
+        f"the machine takes {slowdown:.2f} times as long as when the profile was made, and its "
+        "latency model is scaled by that"
+    )
+    return model.scaled(slowdown), Pace("dense", images, timed["dense"].median_ms)
 
 
 def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:
@@ -103,37 +143,8 @@ def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Mea
     return measurement
 
 
-def _latency_table(
-    path: Path, measurement: Measurement, layout: TokenLayout, depth: int
-) -> LatencyTable:
-    """Return a table of the profile's latency model, without timings of its own.
-
-    Dense latency counts only at the length that it was measured at. It was timed at the end of that
-    calibration, when the machine was slower or faster than the latency model, so the slowdown of
-    the schedules timed beside it is taken out.
-    """
+def _latency_model(path: Path, measurement: Measurement) -> LatencyModel:
     try:
-        model = LatencyModel.from_dict(measurement.latency_model.constants)
+        return LatencyModel.from_dict(measurement.latency_model.constants)
     except ValueError as error:
         raise ProfileError(f"{path}: {error}") from error
-    dense = measurement.dense.latency if measurement.frames == layout.frames else None
-    dense_ms = model.predict_ms(Schedule.dense(depth), layout)
-    if dense is not None:
-        runs: tuple[ScheduleRun | BaselineRun, ...]
-        runs = (*measurement.schedules, *measurement.baselines)
-        timed = [
-            (each.latency.median_ms, each.predicted_ms) for each in runs if each.latency is not None
-        ]
-        wall = (measurement.wall.median_ms, model.wall_ms(layout))
-        dense_ms = dense.median_ms / slowdown_from_model(timed, wall)
-    return LatencyTable(
-        layout=layout,
-        layers=(),
-        passes={},
-        model=model,
-        report=None,
-        largest_error=measurement.latency_model.relative_error,
-        dense_ms=dense_ms,
-        dense_extrapolated=dense is None,
-        wall_ms=model.wall_ms(layout),
-    )

@@ -6,22 +6,75 @@ Latencies at the target length, and the sensitivity of every layer. Both are mea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 from torch import Tensor
 
+from spark3r.errors import FamilyError
+from spark3r.latency import LatencyModel
 from spark3r.layout import TokenLayout
 from spark3r.profile.evidence import Sensitivity
+from spark3r.schedule import Schedule
+from spark3r.timing import Latency
 
+from ..budget import time_text
 from ..clips import Split
-from ..defaults import BUSY, OPERATORS
+from ..defaults import DENSE_TIMED_S, OPERATORS
 from ..settings import Job
 from .evaluator import DenseRuns
+from .pace import Pace, say_clock, time_at_pace
 from .records import sensitivity_records
 from .sensitivity import paper_layers, sensitivities
-from .target_length import clip_of_length
-from .timing import LatencyTable, measure_latency, relative_spread
+from .target_length import ShortPasses, clip_of_length
+from .timing import Fit, TimedPass, fit_latency, too_long
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latencies at the target length. All are at the pace at which the model was fitted.
+
+    Attributes:
+        layout: Token layout of the target length.
+        model: The latency model. It is right about the wall at the target length.
+        wall: The wall per clip.
+        dense: Dense latency per clip; None if it was not timed because it is long, or does not fit.
+        dense_ms: Dense latency per clip, predicted where it was not timed.
+        dense_fits: False if dense was tried and does not fit into memory.
+        fit: The timings that the model was fitted to; None for the model of an earlier profile.
+        errors: Measured ÷ predicted latency of what was timed at the target length, by name. The
+            predictions are those before the model was corrected.
+    """
+
+    layout: TokenLayout
+    model: LatencyModel
+    wall: Latency
+    dense: Latency | None
+    dense_ms: float
+    dense_fits: bool = True
+    fit: Fit | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def extension(self) -> float:
+        """Target length ÷ the length that the model was fitted at."""
+        return self.layout.frames / self.model.frames
+
+    @property
+    def largest_error(self) -> float:
+        """Largest relative error of a schedule's prediction, or that of the wall without one."""
+        ratios = [each for name, each in self.errors.items() if name != "wall"]
+        return max((abs(1 / ratio - 1) for ratio in ratios or self.errors.values()), default=0.0)
+
+    @property
+    def text(self) -> str:
+        """The length that the model was fitted at, and its errors at the target, in one line."""
+        line = f"latency model: fitted at {self.model.frames} frames"
+        if self.extension != 1:
+            line += f", extended {self.extension:.1f} times to {self.layout.frames}"
+        errors = [f"{name} {each:.3f} of its prediction" for name, each in self.errors.items()]
+        return f"{line}; there {', '.join(errors)}" if errors else line
 
 
 @dataclass(frozen=True)
@@ -32,11 +85,13 @@ class Latencies:
         images: A clip of the target length, ``[S, 3, H, W]``.
         table: The timings and the latency model.
         short: Token layout of the shortest clip that a schedule must fit. It bounds the factors.
+        pace: The pass that shows the pace of the machine.
     """
 
     images: Tensor
     table: LatencyTable
     short: TokenLayout
+    pace: Pace
 
     @property
     def frames(self) -> int:
@@ -60,31 +115,111 @@ class Sensitivities:
     records: tuple[Sensitivity, ...]
 
 
-def measure_latencies(job: Job, split: Split, frames: int) -> Latencies:
-    """Time the model at the target length, and tell the user how far the result can be trusted."""
-    images = clip_of_length(split.search[0].images, frames)
-    table = measure_latency(
+def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -> Latencies:
+    """Fit the latency model at a short length, and time the wall at the target length.
+
+    Args:
+        job: The job.
+        split: Clips by role.
+        frames: The target length.
+        short: The greatest length at which dense is short.
+    """
+    footage = split.search[0].images
+    fitted_images = clip_of_length(footage, min(frames, short.frames))
+    fit = fit_latency(
         job.runner,
-        images,
+        fitted_images,
         OPERATORS,
         timer=job.timer,
         limit_s=job.settings.timing_s,
         reporter=job.reporter,
     )
-    say = job.reporter.say
-    say(str(table.report))
-    spread = relative_spread(table.passes)
-    if spread > BUSY:
-        say(
-            f"timings of the same pass differ by {spread:.0%}: the machine is busy, and the "
-            "results will hold only roughly"
-        )
-    if table.dense_extrapolated:
-        say(f"dense does not fit at {frames} frames: the latency model extrapolates its latency")
+    say_clock(job, "latency of passes", fit.passes["wall"])
+    if "dense" in fit.passes:
+        pace = Pace("dense", fitted_images, fit.passes["dense"].median_ms)
+    else:
+        pace = Pace("wall", fitted_images, fit.passes["wall"].median_ms)
+    images = clip_of_length(footage, frames)
+    if fit.layout.frames == frames:
+        table = _table(job, fit.model, fit.layout, fit.passes, True, fit)
+    else:
+        table = extended_table(job, fit.model, pace, images, fit)
     for line in split.doubts(frames):
-        say(line)
+        job.reporter.say(line)
     shortest = min(split.clips, key=lambda clip: clip.frames)
-    return Latencies(images, table, job.runner.layout(shortest.images))
+    return Latencies(images, table, job.runner.layout(shortest.images), pace)
+
+
+def extended_table(
+    job: Job, model: LatencyModel, pace: Pace, images: Tensor, fit: Fit | None = None
+) -> LatencyTable:
+    """Return the latencies at the target length, where the wall is timed.
+
+    Dense is timed as well if it is predicted to take at most `DENSE_TIMED_S`.
+
+    Args:
+        job: The job.
+        model: Latency model of another length.
+        pace: The pass that shows the pace of the machine.
+        images: A clip of the target length, ``[S, 3, H, W]``.
+        fit: The timings that the model was fitted to; None for the model of an earlier profile.
+
+    Raises:
+        FamilyError: If the wall does not fit into memory.
+    """
+    layout = job.runner.layout(images)
+    passes = [TimedPass("wall", "wall", images)]
+    dense_is_short = _dense_ms(model, layout, job.depth) <= 1000 * DENSE_TIMED_S
+    if dense_is_short:
+        passes.append(TimedPass("dense", "dense", images))
+    timed = time_at_pace(job, pace, passes, "latency at the target", least=1).latencies
+    if "wall" not in timed:
+        raise FamilyError(too_long(layout.frames))
+    return _table(job, model, layout, timed, dense_is_short, fit)
+
+
+def _table(
+    job: Job,
+    model: LatencyModel,
+    layout: TokenLayout,
+    timed: Mapping[str, Latency],
+    dense_tried: bool,
+    fit: Fit | None,
+) -> LatencyTable:
+    wall, dense = timed["wall"], timed.get("dense")
+    errors: dict[str, float] = {}
+    if fit is None or fit.layout != layout:
+        errors["wall"] = wall.median_ms / model.wall_ms(layout)
+        model = model.with_wall(layout, wall.median_ms)
+    predicted_ms = _dense_ms(model, layout, job.depth)
+    if errors and dense is not None:
+        errors["dense"] = dense.median_ms / predicted_ms
+    table = LatencyTable(
+        layout,
+        model,
+        wall,
+        dense,
+        predicted_ms if dense is None else dense.median_ms,
+        dense_fits=dense is not None or not dense_tried,
+        fit=fit,
+        errors=errors,
+    )
+    job.reporter.say(table.text)
+    if not table.dense_fits:
+        job.reporter.say(
+            f"dense does not fit at {layout.frames} frames: the latency model extrapolates its "
+            "latency"
+        )
+    elif dense is None:
+        job.reporter.say(
+            f"dense would take about {time_text(predicted_ms)} for {layout.frames} frames, and is "
+            "not timed there"
+        )
+    return table
+
+
+def _dense_ms(model: LatencyModel, layout: TokenLayout, depth: int) -> float:
+    return model.predict_ms(Schedule.dense(depth), layout)
 
 
 def measure_sensitivities(

@@ -1,20 +1,26 @@
-"""The target length: the clip length that a budget must hold for."""
+"""Lengths of clips: that which the latency model is fitted at, and that which a budget is for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from spark3r.errors import Spark3rError
-from spark3r.reduction.rule import ResolvedRule
 
 from ..budget import Budget, time_text
-from ..clips import Split
-from ..defaults import DENSE_MARGIN, TARGET_LENGTHS, WALL_MARGIN
+from ..defaults import (
+    DENSE_MARGIN,
+    FITTED_FROM,
+    FITTED_S,
+    FITTED_STEP,
+    TARGET_LENGTHS,
+    WALL_MARGIN,
+)
 from ..settings import Job
-from .timing import time_layers, time_passes
+from .timing import TimedPass, time_passes, too_long
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class TargetLength:
     @property
     def text(self) -> str:
         """The choice in one line."""
-        latencies = f"dense {time_text(self.dense_ms)}, wall {time_text(self.wall_ms)} per clip"
+        latencies = (
+            f"about dense {time_text(self.dense_ms)}, wall {time_text(self.wall_ms)} per clip"
+        )
         if self.meets_rule:
             return f"target length {self.frames} frames ({latencies})"
         return (
@@ -82,60 +90,87 @@ def choose_target_length(
     return best
 
 
-def target_frames(job: Job, split: Split) -> int:
-    """Return the target length of a job in frames.
+@dataclass(frozen=True)
+class ShortPasses:
+    """Latencies at the greatest length at which a dense pass is short.
 
-    That is `Settings.target_frames`. If it is None, it is the shortest length for a deviation, and
-    for a budget the length that `choose_target_length` returns, with dense and the wall timed at
-    each length.
-
-    Raises:
-        Spark3rError: If a clip does not fit into memory even without global attention.
+    Attributes:
+        frames: The length.
+        dense_ms: Dense latency; None if dense does not fit at any length.
+        wall_ms: The wall.
     """
-    settings = job.settings
-    if settings.target_frames is not None:
-        return settings.target_frames
-    if settings.budget is None:
-        return TARGET_LENGTHS[0]
-    progress = job.reporter.step("target length")
 
-    def latencies(frames: int) -> tuple[float, float]:
-        progress(TARGET_LENGTHS.index(frames), len(TARGET_LENGTHS))
-        return dense_and_wall(job, clip_of_length(split.search[0].images, frames))
+    frames: int
+    dense_ms: float | None
+    wall_ms: float
 
-    chosen = choose_target_length(settings.budget, latencies)
-    progress(len(TARGET_LENGTHS), len(TARGET_LENGTHS))
-    job.reporter.say(chosen.text)
-    return chosen.frames
+    def extended(self, frames: int) -> tuple[float, float]:
+        """Return estimates of dense latency and of the wall at another length, in ms per clip.
+
+        The wall grows with the length, the rest of a dense pass with its square. A dense pass that
+        does not fit counts as a thousand walls.
+        """
+        ratio = frames / self.frames
+        wall_ms = ratio * self.wall_ms
+        if self.dense_ms is None:
+            return 1e3 * wall_ms, wall_ms
+        return wall_ms + ratio**2 * max(0.0, self.dense_ms - self.wall_ms), wall_ms
+
+    def longest_within(self, ms: float) -> int:
+        """Return the greatest length at which `extended` dense latency is at most ``ms``."""
+        if self.dense_ms is None:
+            return 0
+        square = max(self.dense_ms - self.wall_ms, 1e-9)
+        root = math.sqrt(self.wall_ms**2 + 4 * square * ms)
+        return int(self.frames * (root - self.wall_ms) / (2 * square))
 
 
-def dense_and_wall(job: Job, images: Tensor) -> tuple[float, float]:
-    """Return estimates of dense latency and of the wall, in ms per clip.
+def longest_short(job: Job, footage: Tensor, at_most: int) -> ShortPasses:
+    """Return the greatest length at which a dense pass takes `FITTED_S`, and its latencies.
 
-    Dense is estimated from the wall and one layer. That takes a fraction of the time, and works if
-    dense does not fit. A layer that does not fit counts as a thousand walls.
+    Longer and longer clips are timed, each as long as the latencies of the one before allow. The
+    shortest one has `FITTED_STEP` frames, however long that takes.
 
     Args:
         job: The job.
-        images: The clip, ``[S, 3, H, W]``.
+        footage: Frames ``[S, 3, H, W]`` to make clips of.
+        at_most: Greatest length.
 
     Raises:
         Spark3rError: If a clip does not fit into memory even without global attention.
     """
-    limit_s = job.settings.timing_s / 8
-    passes = time_passes(job.runner, images, {"wall": "wall"}, timer=job.timer, limit_s=limit_s)
-    if "wall" not in passes:
-        raise Spark3rError(
-            f"a clip of {images.shape[0]} frames does not fit even without global attention: give "
-            "a shorter --target-frames"
-        )
-    wall_ms = passes["wall"].median_ms
-    rule = ResolvedRule()
-    layers = dict(time_layers(job.runner, images, [rule], timer=job.timer, limit_s=limit_s))
-    if rule not in layers:
-        return 1e3 * wall_ms, wall_ms
-    layer_ms = layers[rule].median_ms - layers[None].median_ms
-    return wall_ms + job.depth * max(0.0, layer_ms), wall_ms
+    progress = job.reporter.step("length to time")
+    frames, found = min(FITTED_STEP, at_most), None
+    while True:
+        progress(0 if found is None else found.frames, at_most)
+        images = clip_of_length(footage, frames)
+        passes = [TimedPass("wall", "wall", images), TimedPass("dense", "dense", images)]
+        timed = time_passes(job.runner, passes, timer=job.timer, limit_s=0.0, least=1)
+        if "dense" not in timed and found is not None:
+            break
+        if "wall" not in timed:
+            raise Spark3rError(too_long(frames))
+        dense_ms = timed["dense"].median_ms if "dense" in timed else None
+        found = ShortPasses(frames, dense_ms, timed["wall"].median_ms)
+        frames = found.longest_within(1000 * FITTED_S)
+        frames = at_most if frames >= at_most else frames // FITTED_STEP * FITTED_STEP
+        if frames <= found.frames or at_most > frames < FITTED_FROM * found.frames:
+            break
+    progress(at_most, at_most)
+    return found
+
+
+def choose_target(job: Job, short: ShortPasses) -> int:
+    """Return the target length of a job whose request names none.
+
+    That is the shortest length for a deviation, and for a budget the length that
+    `choose_target_length` returns. Nothing is timed at these lengths.
+    """
+    if job.settings.budget is None:
+        return TARGET_LENGTHS[0]
+    chosen = choose_target_length(job.settings.budget, short.extended)
+    job.reporter.say(chosen.text)
+    return chosen.frames
 
 
 def clip_of_length(images: Tensor, frames: int) -> Tensor:

@@ -1,16 +1,11 @@
 """Timing of a live model: its global attention layers alone, and whole passes.
 
 Layers are timed through the family's own ``reduced_forward`` on the hidden states of a real pass at
-the target length. All global layers of a model have the same size, so only the first one is timed.
-
-The last functions judge timings: how noisy they are, how much slower the machine has become, and
-what to conclude from a prediction and a timing that differ.
+one length. All global layers of a model have the same size, so only the first one is timed.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +22,12 @@ from spark3r.patching.wall import apply_wall, wall_forward
 from spark3r.reduction.operators import Operators
 from spark3r.reduction.rule import ResolvedRule, clamp
 from spark3r.runner import Runner, autocast, evaluation_mode
-from spark3r.schedule import LayerRule, Schedule
+from spark3r.schedule import Schedule
 from spark3r.timing import Latency, Timer, Treatment
 
-from ..defaults import PREDICTION_ERROR, TIMED_KEY_VALUE_FACTORS, TIMED_QUERY_FACTORS
+from ..defaults import LEAST_SAMPLES, TIMED_KEY_VALUE_FACTORS, TIMED_QUERY_FACTORS
 from ..progress import Progress, Reporter, no_progress
-from .latency_model import FitReport, LayerSample, PassSample, check_fit, fit
+from .latency_model import LayerSample, PassSample, fit
 
 Pass = Schedule | Literal["dense", "wall"]
 """A whole pass of the model: under a schedule, dense, or at the wall."""
@@ -65,33 +60,23 @@ class LayerTiming:
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class Fit:
     """Timings at one length, and the latency model that was fitted to them.
 
     Attributes:
-        layout: Token layout of the timed clips.
+        layout: Token layout of the timed clip.
         layers: Resolved rule and latency of layers alone; None for the layer that returns zeros.
-        passes: Latencies of whole passes by name, with ``dense`` and ``wall`` if they fit.
+        passes: Latencies of whole passes by name, with ``wall``, and ``dense`` if it fits.
         model: The latency model.
-        report: Its errors on other passes, None for the model of an earlier profile.
-        largest_error: Its largest relative error.
-        dense_ms: Dense latency per clip.
-        dense_extrapolated: True if dense latency was extrapolated because dense does not fit.
-        wall_ms: The wall per clip.
     """
 
     layout: TokenLayout
     layers: tuple[tuple[ResolvedRule | None, Latency], ...]
     passes: Mapping[str, Latency]
     model: LatencyModel
-    report: FitReport | None
-    largest_error: float
-    dense_ms: float
-    dense_extrapolated: bool
-    wall_ms: float
 
 
-def measure_latency(
+def fit_latency(
     runner: Runner,
     images: Tensor,
     operators: Sequence[Operators],
@@ -101,17 +86,18 @@ def measure_latency(
     key_value_factors: Sequence[int] = TIMED_KEY_VALUE_FACTORS,
     limit_s: float | None = None,
     reporter: Reporter = Reporter(),
-) -> LatencyTable:
-    """Time a model at the target length and fit its latency model.
+) -> Fit:
+    """Time a model at one length and fit its latency model.
 
     Args:
         runner: An unpatched model. It is unpatched again afterwards.
-        images: A clip of the target length, ``[S, 3, H, W]``.
+        images: A clip, ``[S, 3, H, W]``.
         operators: Operators that schedules may use. Each of them is timed.
         timer: Takes the latencies.
         query_factors: Query factors of the timed layers.
         key_value_factors: Key-value factors of the timed layers.
-        limit_s: Approximate seconds for the layers, and again for the passes; None for no limit.
+        limit_s: Approximate seconds for the layers, and again for the passes, of which each has at
+            least `LEAST_SAMPLES` samples; None for no limit.
         reporter: Receives the progress.
 
     Raises:
@@ -121,38 +107,33 @@ def measure_latency(
     rules = layer_grid(operators, query_factors, key_value_factors)
     step = reporter.step("latency of layers")
     layers = time_layers(runner, images, rules, timer=timer, limit_s=limit_s, progress=step)
-    fitted, checked = passes_to_time(depth, operators, query_factors, key_value_factors)
-    to_time = fitted | checked
+    to_time = passes_to_time(depth, operators, query_factors, key_value_factors)
     step = reporter.step("latency of passes")
-    passes = time_passes(runner, images, to_time, timer=timer, limit_s=limit_s, progress=step)
+    passes = time_passes(
+        runner,
+        [TimedPass(name, each, images) for name, each in to_time.items()],
+        timer=timer,
+        limit_s=limit_s,
+        progress=step,
+    )
     if "wall" not in passes:
-        raise FamilyError(
-            f"a clip of {layout.frames} frames does not fit even without global attention: choose "
-            "a shorter target length"
-        )
-    samples = {
-        name: PassSample(name, resolved_rules(to_time[name], depth, layout), latency.median_ms)
-        for name, latency in passes.items()
-    }
+        raise FamilyError(too_long(layout.frames))
     latency_model = fit(
         [LayerSample(rule, latency.median_ms) for rule, latency in layers],
-        [samples[name] for name in fitted if name in samples],
+        [
+            PassSample(name, resolved_rules(to_time[name], depth, layout), latency.median_ms)
+            for name, latency in passes.items()
+        ],
         layout,
     )
-    others = [samples[name] for name in checked if name in samples] or [samples["wall"]]
-    report = check_fit(latency_model, others, layout)
-    dense = passes.get("dense")
-    extrapolated_ms = latency_model.predict_ms(Schedule.dense(depth), layout)
-    return LatencyTable(
-        layout=layout,
-        layers=layers,
-        passes=passes,
-        model=latency_model,
-        report=report,
-        largest_error=report.largest_error,
-        dense_ms=extrapolated_ms if dense is None else dense.median_ms,
-        dense_extrapolated=dense is None,
-        wall_ms=passes["wall"].median_ms,
+    return Fit(layout, layers, passes, latency_model)
+
+
+def too_long(frames: int) -> str:
+    """Return the message for a clip that does not fit into memory even at the wall."""
+    return (
+        f"a clip of {frames} frames does not fit even without global attention: give a shorter "
+        "--target-frames"
     )
 
 
@@ -161,26 +142,20 @@ def passes_to_time(
     operators: Sequence[Operators],
     query_factors: Sequence[int],
     key_value_factors: Sequence[int],
-) -> tuple[dict[str, Pass], dict[str, Pass]]:
-    """Return the passes that the model is fitted to, and those it is checked on, by name.
+) -> dict[str, Pass]:
+    """Return the passes that the model is fitted to, by name.
 
-    It is fitted to the wall, dense, queries alone, keys and values alone, and both axes with each
-    of the other operators. It is checked with half of the layers reduced on one axis and half on
-    the other.
+    They are the wall, dense, queries alone, keys and values alone, and both axes with each of the
+    other operators.
     """
     middle = (_middle(query_factors), _middle(key_value_factors))
-    fitted: dict[str, Pass] = {"wall": "wall", "dense": "dense"}
-    fitted["queries alone"] = Schedule.uniform(depth, middle[0], 1, operators=operators[0])
+    passes: dict[str, Pass] = {"wall": "wall", "dense": "dense"}
+    passes["queries alone"] = Schedule.uniform(depth, middle[0], 1, operators=operators[0])
     for each in operators:
         query = 1 if each == operators[0] else middle[0]
         name = f"uniform {query}/{middle[1]}, {each.describe()}"
-        fitted[name] = Schedule.uniform(depth, query, middle[1], operators=each)
-    most = LayerRule(max(query_factors), 1), LayerRule(1, max(key_value_factors))
-    mixed = tuple(most[layer % 2] for layer in range(depth))
-    checked: dict[str, Pass] = {
-        f"mixed, {each.describe()}": Schedule(mixed, each) for each in operators
-    }
-    return fitted, checked
+        passes[name] = Schedule.uniform(depth, query, middle[1], operators=each)
+    return passes
 
 
 def layer_grid(
@@ -247,13 +222,28 @@ def time_layers(
     return tuple((rule, timed[str(n)]) for n, rule in enumerate(within) if str(n) in timed)
 
 
+@dataclass(frozen=True)
+class TimedPass:
+    """A whole pass to time.
+
+    Attributes:
+        name: Name, unique among the passes that are timed together.
+        what: The pass.
+        images: The clip, ``[S, 3, H, W]``, on any device.
+    """
+
+    name: str
+    what: Pass
+    images: Tensor
+
+
 def time_passes(
     runner: Runner,
-    images: Tensor,
-    passes: Mapping[str, Pass],
+    passes: Sequence[TimedPass],
     *,
     timer: Timer = Timer(),
     limit_s: float | None = None,
+    least: int = LEAST_SAMPLES,
     progress: Progress = no_progress,
 ) -> dict[str, Latency]:
     """Return latencies of whole passes, timed in turns.
@@ -262,26 +252,25 @@ def time_passes(
 
     Args:
         runner: An unpatched model. It is unpatched again afterwards.
-        images: A clip, ``[S, 3, H, W]``.
-        passes: The passes, by name.
+        passes: The passes.
         timer: Takes the latencies.
-        limit_s: Approximate seconds to take, but at least those of
-            `spark3r.timing.samples_to_take`; None for no limit.
+        limit_s: Approximate seconds to take; None for no limit.
+        least: Samples of each pass that are taken whatever the limit.
         progress: Callback(samples taken, their total).
     """
-    layout, images = runner.layout(images), images.to(runner.device)
+    clips = {id(each.images): each.images.to(runner.device) for each in passes}
     treatments = [
         Treatment(
-            name,
-            partial(runner.run, images),
-            partial(apply_pass, runner, each),
-            PassTiming(each, layout),
+            each.name,
+            partial(runner.run, clips[id(each.images)]),
+            partial(apply_pass, runner, each.what),
+            PassTiming(each.what, runner.layout(each.images)),
         )
-        for name, each in passes.items()
+        for each in passes
     ]
     try:
         return timer.time_in_turns(
-            treatments, device=runner.device, limit_s=limit_s, progress=progress
+            treatments, device=runner.device, limit_s=limit_s, least=least, progress=progress
         )
     finally:
         remove(runner.model)
@@ -319,61 +308,3 @@ def _require_alike(attention: Mapping[str, nn.Module]) -> None:
             "the global attention layers differ in class or size, so that one cannot be timed for "
             f"all: {', '.join(shapes)}"
         )
-
-
-def relative_spread(*timings: Mapping[str, Latency]) -> float:
-    """Return the spread of repeated timings of the same call, relative to their median.
-
-    It is the median over the calls that were timed together, and the largest of several timings.
-    """
-
-    def median(latencies: Mapping[str, Latency]) -> float:
-        shares = [each.spread_ms / each.median_ms for each in latencies.values() if each.n > 1]
-        return statistics.median(shares) if shares else 0.0
-
-    return max(map(median, timings), default=0.0)
-
-
-def machine_slowdown(
-    before_ms: Mapping[str, float], now: Mapping[str, Latency]
-) -> tuple[float, float]:
-    """Return how much slower the machine has become, and how much the calls disagree on that.
-
-    Args:
-        before_ms: Latencies of calls before, by name.
-        now: Latencies now. They include at least one of the calls.
-
-    Returns:
-        The ratio of the sums of latencies, now ÷ before, and the log of the largest ÷ the smallest
-        ratio of a single call.
-    """
-    both = [(now[name].median_ms, ms) for name, ms in before_ms.items() if name in now]
-    ratios = [now_ms / ms for now_ms, ms in both]
-    together = sum(now_ms for now_ms, _ in both) / sum(ms for _, ms in both)
-    return together, math.log(max(ratios) / min(ratios))
-
-
-def slowdown_from_model(timed: Sequence[tuple[float, float]], wall: tuple[float, float]) -> float:
-    """Return measured ÷ predicted latency: the slowdown of the machine since the latency model.
-
-    Args:
-        timed: Measured and predicted latencies of schedules, of which the median ratio counts.
-        wall: Measured and predicted wall. It is short and easily disturbed, and only counts if
-            there is no schedule.
-    """
-    return statistics.median(measured / predicted for measured, predicted in timed or (wall,))
-
-
-def shrunk_latency_ms(predicted_ms: float, measured_ms: float, spread: float) -> float:
-    """Return a latency between a prediction and a measurement.
-
-    It is their geometric mean, each weighted by its inverse squared error. On a quiet machine the
-    measurement dominates, on a noisy one the prediction, which was fitted to many timings.
-
-    Args:
-        predicted_ms: Prediction of the latency model, with the error `PREDICTION_ERROR`.
-        measured_ms: Median of a few timings.
-        spread: Relative spread of timings just then, see `relative_spread`.
-    """
-    weight = PREDICTION_ERROR**2 / (PREDICTION_ERROR**2 + spread**2)
-    return predicted_ms * float((measured_ms / predicted_ms) ** weight)

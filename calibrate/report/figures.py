@@ -131,8 +131,7 @@ def schedules_picture(schedules: Mapping[str, Schedule], chosen: str) -> Figure:
 def trade_off_picture(result: Calibration, found: Found) -> Figure:
     """Draw score against latency of the trials and the verified schedules.
 
-    The latencies of trials are predicted. They are multiplied by the slowdown of the machine since
-    the latency model, so that they compare with those of the verified schedules.
+    The latencies of trials and of rivals that were not timed are predicted.
 
     Args:
         result: The calibration.
@@ -141,18 +140,17 @@ def trade_off_picture(result: Calibration, found: Found) -> Figure:
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axis = figure.subplots()
     verified = [
-        (each.name, each.latency.median_ms, each.score)
+        (each.name, each.latency.median_ms if each.latency else each.predicted_ms, each.score)
         for each in result.verification.schedules
-        if each.latency is not None and each.score is not None
+        if each.score is not None
     ]
     worst = max((score for _, _, score in verified), default=0.0)
     ceiling = CEILING * worst if worst > 0 else np.inf
-    slowdown = result.verification.slowdown(result.latency)
     beyond, best = 0, np.inf
     front: list[tuple[float, float]] = []
     scored = [(trial.latency_ms, trial.score.mean, trial) for trial in found.trials if trial.score]
     for latency_ms, score, trial in sorted(scored, key=lambda each: each[:2]):
-        place = (slowdown * latency_ms, 100 * min(score, ceiling))
+        place = (latency_ms, 100 * min(score, ceiling))
         marker = "^" if score > ceiling else "o"
         axis.scatter(*place, s=16, marker=marker, alpha=0.5, color=_colour(trial.name))
         beyond += score > ceiling
@@ -188,8 +186,8 @@ def trade_off_picture(result: Calibration, found: Found) -> Figure:
     axis.set_xlabel("latency per clip, ms")
     axis.set_ylabel(f"{result.source}, % (dense is 0, smaller is better)")
     axis.set_title(
-        "Dots: trials, predicted latency (at the same machine speed), search clips.\n"
-        "Large: measured latency, held-out clips",
+        "Dots: trials, predicted latency, search clips.\n"
+        "Large: held-out clips; the latency of the exported schedule is measured",
         fontsize=9,
     )
     figure.legend(loc="outside right upper", fontsize=8)

@@ -36,8 +36,9 @@ from spark3r.timing import Latency
 
 from ..budget import ResolvedBudget
 from ..clips import Split
+from ..measure.measurements import LatencyTable
+from ..measure.pace import Pace
 from ..measure.quality import Quality
-from ..measure.timing import LatencyTable
 from ..settings import Job
 from ..verify.held_out import Verification, Verified, VerifiedSchedule
 from ..verify.selection import Decision
@@ -51,6 +52,7 @@ def make_profile(
     split: Split,
     table: LatencyTable,
     budget: ResolvedBudget,
+    pace: Pace,
     verification: Verification,
     decision: Decision | None,
     sensitivity: Sequence[Sensitivity],
@@ -72,8 +74,8 @@ def make_profile(
         name=job.settings.name,
         weights=job.settings.weights,
     )
-    dense, wall = verification.dense, verification.wall
-    budget_ms = budget.beside(dense.latency)
+    dense = verification.dense
+    budget_ms = budget.clip_ms
     schedules: dict[str, Schedule] = {}
     runs: list[ScheduleRun] = []
     baselines: list[BaselineRun] = []
@@ -90,10 +92,8 @@ def make_profile(
         elif each.schedule not in schedules.values():
             schedules[each.name] = each.schedule
             runs.append(_schedule_run(each, each.predicted_ms, budget_ms))
-    dense_ms = table.dense_ms if dense.latency is None else dense.latency.median_ms
-    slowdown = verification.slowdown(table)
     for trial, qualities in trade_off.points:
-        name = f"{dense_ms / (slowdown * trial.latency_ms):.2f}x"
+        name = f"{table.dense_ms / trial.latency_ms:.2f}x"
         if trial.schedule not in schedules.values() and name not in schedules:
             schedules[name] = trial.schedule
             figures = figure_records(qualities)
@@ -121,11 +121,10 @@ def make_profile(
             relative_error=table.largest_error,
         ),
         dense=Run(
-            latency=_timing(dense.latency or table.passes.get("dense")),
+            latency=None if dense.latency is None else _timing(dense.latency),
             figures=figure_records((*dense.qualities, *trade_off.dense)),
         ),
-        wall=_timing(wall.latency or table.passes.get("wall"))
-        or Timing(median_ms=table.wall_ms, spread_ms=0.0, n=1),
+        wall=_timing(table.wall),
         schedules=tuple(runs),
         baselines=tuple(baselines),
         clips=() if decision is None else _clips(split),
@@ -139,7 +138,7 @@ def make_profile(
         schedules,
         status="measured",
         default=chosen,
-        notes=_notes(job, split, table, budget, dense, decision, trade_off),
+        notes=_notes(job, split, table, budget, pace, decision, trade_off),
         measurements=(measurement,),
         sensitivity=sensitivity,
     )
@@ -163,7 +162,7 @@ def _schedule_run(each: Verified, predicted_ms: float, budget_ms: float) -> Sche
     return ScheduleRun(
         schedule=each.name,
         predicted_ms=predicted_ms,
-        latency=_timing(each.latency),
+        latency=None if each.latency is None else _timing(each.latency),
         budget_ms=budget_ms,
         figures=figure_records(each.qualities),
     )
@@ -174,16 +173,14 @@ def _baseline(each: VerifiedSchedule, against: str) -> BaselineRun:
         baseline="uniform" if each.name == "uniform" else "paper",
         against=against,
         predicted_ms=each.predicted_ms,
-        latency=_timing(each.latency),
+        latency=None if each.latency is None else _timing(each.latency),
         operators=OperatorsRecord.of(each.schedule.operators),
         factors=tuple((rule.query, rule.key_value) for rule in each.schedule.layers),
         figures=figure_records(each.qualities),
     )
 
 
-def _timing(latency: Latency | None) -> Timing | None:
-    if latency is None:
-        return None
+def _timing(latency: Latency) -> Timing:
     return Timing(median_ms=latency.median_ms, spread_ms=latency.spread_ms, n=latency.n)
 
 
@@ -205,20 +202,25 @@ def _notes(
     split: Split,
     table: LatencyTable,
     budget: ResolvedBudget,
-    dense: Verified,
+    pace: Pace,
     decision: Decision | None,
     trade_off: TradeOff,
 ) -> str:
-    lines = [f"made by calibrate {job.settings.goal_text} on {split.lengths}: {budget.text}."]
+    lines = [
+        f"made by calibrate {job.settings.goal_text} on {split.lengths}: {budget.text}. Latencies "
+        f"hold at the pace at which {pace.text}."
+    ]
     if all(clip.name.startswith("rendered:") for clip in split.clips):
         lines.append(
             "The evidence is of rendered rooms. Other footage can deviate more: `spark3r run "
             "--compare-dense` compares the two."
         )
-    if table.dense_extrapolated and dense.latency is None:
+    if not table.dense_fits:
         lines.append(
             "Dense does not fit at this length; the latency model extrapolates its latency."
         )
+    elif table.dense is None:
+        lines.append("Dense was not timed at this length; the latency model predicts its latency.")
     if decision is None:
         lines.append("Dense meets the budget, so nothing is reduced.")
     else:

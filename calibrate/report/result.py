@@ -10,12 +10,12 @@ from spark3r.profile import Profile
 from ..budget import ResolvedBudget
 from ..clips import Split
 from ..defaults import Source
-from ..measure.measurements import Latencies, Sensitivities
-from ..measure.timing import LatencyTable
+from ..measure.measurements import Latencies, LatencyTable, Sensitivities
+from ..measure.pace import Pace
 from ..search.optimizer import Found
 from ..settings import Job, Settings
 from ..verify.correction import Outcome
-from ..verify.held_out import Verification, Verified, time_beside_the_wall
+from ..verify.held_out import Verification, Verified
 from ..verify.selection import Decision
 from .profile import make_profile
 from .trade_off import TradeOff
@@ -31,7 +31,9 @@ class Calibration:
         source: What schedules were judged by.
         split: Clips by role.
         budget: The budget at the target length. Within a deviation it is the latency found.
-        latency: Timings before the search, and the last corrected latency model.
+        latency: Latencies at the target length, and the last corrected latency model.
+        pace: The pass that shows the pace at which all latencies hold.
+        slowdowns: How much slower the machine was whenever schedules were timed.
         verification: Measurements at the end.
         sensitivities: Sensitivities of the layers; None if dense met the budget.
         outcome: The search and its decision; None if dense met the budget.
@@ -46,6 +48,8 @@ class Calibration:
     split: Split
     budget: ResolvedBudget
     latency: LatencyTable
+    pace: Pace
+    slowdowns: tuple[float, ...]
     verification: Verification
     sensitivities: Sensitivities | None
     outcome: Outcome | None
@@ -85,34 +89,19 @@ class Calibration:
         return {role: score for role, score in scores.items() if score is not None}
 
     @property
-    def dense_then_and_now(self) -> float | None:
-        """Dense latency at the end ÷ before the search; None if it was not timed twice."""
-        now = self.verification.dense.latency
-        if now is None or self.latency.dense_extrapolated:
-            return None
-        return now.median_ms / self.latency.dense_ms
-
-    @property
     def dense_ms(self) -> float:
-        """Dense latency, from the end of the calibration if it was timed there."""
-        now = self.verification.dense.latency
-        return self.latency.dense_ms if now is None else now.median_ms
-
-    @property
-    def dense_extrapolated(self) -> bool:
-        """Whether dense was never timed, because it does not fit at the target length."""
-        return self.verification.dense.latency is None and self.latency.dense_extrapolated
+        """Dense latency per clip, predicted where it was not timed."""
+        return self.latency.dense_ms
 
     @property
     def wall_ms(self) -> float:
-        """The wall, from the end of the calibration if it was timed there."""
-        now = self.verification.wall.latency
-        return self.latency.wall_ms if now is None else now.median_ms
+        """The wall per clip."""
+        return self.latency.wall.median_ms
 
     @property
     def allowed_ms(self) -> float:
-        """Largest latency, with a relative budget of dense latency at the end."""
-        return self.budget.beside(self.verification.dense.latency)
+        """Largest latency per clip."""
+        return self.budget.clip_ms
 
     def dense_runs(self, *steps: str) -> float | None:
         """Return the time of steps in dense runs of a search clip with its quality, if they ran."""
@@ -133,20 +122,16 @@ def make_result(
     outcome: Outcome | None = None,
     trade_off: TradeOff | None = None,
 ) -> Calibration:
-    """Return the result of a calibration. It ends with the budget if dense meets that.
-
-    Dense and the wall are timed if that did not happen before.
-    """
+    """Return the result of a calibration. It ends with the budget if dense meets that."""
     table = latencies.table
-    if outcome is not None:
-        table = replace(table, model=outcome.problem.latency)
-        verification = outcome.verification
+    slowdowns: tuple[float, ...] = ()
+    if outcome is None:
+        verification = Verification(Verified("dense", table.dense), Verified("wall", table.wall))
     else:
-        if not table.passes:  # an earlier profile has no timings of today
-            timed = time_beside_the_wall(job, {}, latencies.images, "latency")
-            table = replace(table, passes=timed)
-        dense, wall = (Verified(name, table.passes.get(name)) for name in ("dense", "wall"))
-        verification = Verification(dense, wall)
+        verification, times = outcome.verification, outcome.times
+        errors = {**table.errors, **times.errors}
+        table = replace(table, model=outcome.problem.latency, errors=errors)
+        slowdowns = tuple(times.slowdowns)
     trade_off = trade_off or TradeOff()
     stopped = outcome is not None and (outcome.interrupted or outcome.found.interrupted)
     return Calibration(
@@ -155,6 +140,7 @@ def make_result(
             split,
             table,
             budget,
+            latencies.pace,
             verification,
             None if outcome is None else outcome.decision,
             () if sensitivities is None else sensitivities.records,
@@ -165,6 +151,8 @@ def make_result(
         split=split,
         budget=budget,
         latency=table,
+        pace=latencies.pace,
+        slowdowns=slowdowns,
         verification=verification,
         sensitivities=sensitivities,
         outcome=outcome,

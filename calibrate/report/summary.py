@@ -10,8 +10,8 @@ from typing import Any
 
 from spark3r.cli.tables import print_table
 
-from ..budget import number_text, time_text
-from ..defaults import ALLOWED, SOURCES, Source
+from ..budget import number_text
+from ..defaults import ALLOWED, OVER, SOURCES, Source
 from ..measure.quality import mean_figures
 from ..measure.score import score
 from ..measure.statistics import Mean, mean_interval
@@ -65,7 +65,7 @@ def missed(result: Calibration) -> str | None:
         )
     if chosen.latency is None:
         return "the exported schedule does not fit into memory at the target length"
-    if chosen.latency.median_ms <= ALLOWED * result.allowed_ms:
+    if chosen.latency.median_ms <= (1 + OVER) * result.allowed_ms:
         return None
     return (
         f"the exported schedule takes {number_text(chosen.latency.median_ms)} ms per clip, and "
@@ -74,28 +74,22 @@ def missed(result: Calibration) -> str | None:
 
 
 def latency_text(result: Calibration) -> str:
-    """Return the errors of the latency model and the change of dense latency, in one line."""
-    report = result.latency.report
-    lines = [] if report is None else [str(report)]
-    if result.dense_extrapolated:
+    """Return the pace, the errors of the latency model and how dense was timed, in one line."""
+    lines = [f"latencies hold at the pace at which {result.pace.text}"]
+    changed = [each for each in result.slowdowns if each != 1]
+    if changed:
+        lines.append(
+            f"the machine later took {min(changed):.2f} to {max(changed):.2f} times as long, and "
+            "the timings are divided by that"
+        )
+    lines.append(result.latency.text)
+    if not result.latency.dense_fits:
         lines.append(
             f"dense does not fit at {result.budget.frames} frames: the latency model extrapolates "
             "its latency"
         )
-    if result.origin is not None:
-        lines.append(
-            f"the latency model of {result.origin.name} had errors of at most "
-            f"{result.latency.largest_error:.1%}"
-        )
-    ratio = result.dense_then_and_now
-    if ratio is not None and (result.latency.passes or result.origin is not None):
-        before = "before the search"
-        if result.origin is not None:
-            before = f"in {result.origin.name}"
-        lines.append(
-            f"dense takes {time_text(result.dense_ms)} beside the verified schedules, "
-            f"{ratio:.2f} times as long as {before}"
-        )
+    elif result.latency.dense is None:
+        lines.append("dense was not timed there: its latency is predicted")
     return "; ".join(lines)
 
 
@@ -184,7 +178,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
 
 def print_json(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
     """Print the result as one JSON object. The arguments are those of `print_summary`."""
-    budget, latency = result.budget, result.latency.report
+    budget, fit = result.budget, result.latency.fit
     trials = () if result.found is None else result.found.trials
     document = {
         "profile": None if output is None else str(output),
@@ -204,16 +198,25 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
         },
         "judged_by": result.source,
         "latency_model": {
-            "median_error": None if latency is None else latency.median_error,
-            "largest_error": result.latency.largest_error,
+            "fitted_frames": result.latency.model.frames,
+            "extension": result.latency.extension,
+            "measured_over_predicted": dict(result.latency.errors),
             "layers": [
                 {"rule": None if rule is None else asdict(rule), "samples_ms": each.samples_ms}
-                for rule, each in result.latency.layers
+                for rule, each in (() if fit is None else fit.layers)
             ],
-            "passes": {name: each.samples_ms for name, each in result.latency.passes.items()},
+            "passes": {}
+            if fit is None
+            else {name: each.samples_ms for name, each in fit.passes.items()},
         },
-        "dense_then_and_now": result.dense_then_and_now,
-        "dense_extrapolated": result.dense_extrapolated,
+        "pace": {
+            "pass": result.pace.what,
+            "frames": int(result.pace.images.shape[0]),
+            "ms": result.pace.ms,
+            "slowdowns": list(result.slowdowns),
+        },
+        "dense_fits": result.latency.dense_fits,
+        "dense_timed": result.latency.dense is not None,
         "skipped": list(result.split.skipped),
         "schedules": rows(result),
         "decision": [] if result.decision is None else list(result.decision.reasons),

@@ -1,32 +1,27 @@
 """Selection, timing and correction, from the trials of a search to a verified schedule.
 
-The latency model is corrected by timings twice at most: before the search by the knapsack's answer,
-and after the selection if the chosen schedule misses the budget.
+The latency model is corrected by timings: before the search by the knapsack's answer, and after the
+selection if the chosen schedule misses the budget. Then the next schedule that holds is tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor
-
+from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from ..budget import time_text
-from ..defaults import FINALISTS_TIMING, OVER, REPEATED_PROPOSALS, SLACK
+from ..defaults import CORRECT_BELOW, LEAST_SAMPLES, OVER, REPEATED_PROPOSALS, RETRIES
 from ..measure.evaluator import Evaluator, SplitRuns
-from ..measure.timing import (
-    LatencyTable,
-    machine_slowdown,
-    relative_spread,
-    shrunk_latency_ms,
-)
+from ..measure.measurements import Latencies
+from ..measure.pace import time_at_pace
+from ..measure.timing import TimedPass
 from ..search.optimizer import Found, Optimize
 from ..search.problem import LatencyLimit, SearchProblem
 from ..settings import Job
-from .held_out import Verification, time_beside_the_wall, verify
+from .held_out import Verification, verify
 from .selection import (
     Decision,
     Finalist,
@@ -46,7 +41,7 @@ class CorrectionContext:
         job: The job.
         evaluator: Runs and scores.
         dense: Dense runs by role.
-        images: A clip of the target length, ``[S, 3, H, W]``.
+        times: Latencies of schedules at the target length.
         optimize: Search, to be continued under a corrected latency model.
         origin: Profile that the measurements are from; None if they were measured.
     """
@@ -54,9 +49,53 @@ class CorrectionContext:
     job: Job
     evaluator: Evaluator
     dense: SplitRuns
-    images: Tensor
+    times: TargetTimes
     optimize: Optimize
     origin: Path | None = None
+
+
+@dataclass(frozen=True)
+class TargetTimes:
+    """Latencies of schedules at the target length, at the pace of the latency model.
+
+    A schedule that is timed again adds to its samples.
+
+    Attributes:
+        job: The job.
+        latencies: Latencies of dense and the wall, and the pass that shows the pace.
+        samples: Latency by schedule, as far as schedules were timed and fit into memory.
+        slowdowns: How much slower the machine was when they were taken, in order.
+        errors: Measured ÷ predicted latency of the first schedule that was timed, as ``answer``.
+    """
+
+    job: Job
+    latencies: Latencies
+    samples: dict[Schedule, Latency] = field(default_factory=dict)
+    slowdowns: list[float] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def of(self, schedule: Schedule, step: str, least: int = LEAST_SAMPLES) -> Latency | None:
+        """Return the latency of a schedule with at least as many samples, timed where needed.
+
+        None is returned if it does not fit into memory.
+        """
+        before = self.samples.get(schedule)
+        if before is not None and before.n >= least:
+            return before
+        missing = least - (0 if before is None else before.n)
+        timed = time_at_pace(
+            self.job,
+            self.latencies.pace,
+            [TimedPass("schedule", schedule, self.latencies.images)],
+            step,
+            least=missing,
+        )
+        self.slowdowns.append(timed.slowdown)
+        now = timed.latencies.get("schedule")
+        if now is not None:
+            kept = () if before is None else before.samples_ms
+            self.samples[schedule] = Latency((*kept, *now.samples_ms), now.busy)
+        return self.samples.get(schedule)
 
 
 @dataclass(frozen=True)
@@ -68,6 +107,7 @@ class Outcome:
         found: All trials.
         decision: The schedule to export.
         verification: Measurements of it and its rivals, of dense and of the wall.
+        times: Latencies of schedules at the target length.
         interrupted: Whether Ctrl-C cut selection or verification short.
     """
 
@@ -75,53 +115,48 @@ class Outcome:
     found: Found
     decision: Decision
     verification: Verification
+    times: TargetTimes
     interrupted: bool = False
 
 
-def correct_at_goal(
-    job: Job, problem: SearchProblem, table: LatencyTable, images: Tensor
-) -> SearchProblem:
+def correct_at_goal(problem: SearchProblem, times: TargetTimes, least: int) -> SearchProblem:
     """Return the problem with its latency model corrected by the timing of the knapsack's answer.
 
-    A model fitted from the wall to dense may be some percent off in between. All schedules of the
-    search lie there, as the knapsack's answer does. The budget was resolved before, so the slowdown
-    of the machine since then is taken out. Dense and the wall together show it, or the wall alone
-    if dense does not fit. (The wall is short, and a single disturbance would shift everything.)
-    The less they agree, the less the timing counts.
+    The model may be some percent off between the wall and dense, and more where it is extended far.
+    All schedules of the search lie there, as the knapsack's answer does. An answer that takes
+    between `CORRECT_BELOW` and all of the budget corrects nothing, so that it can be exported as it
+    was timed.
+
+    Args:
+        problem: The problem.
+        times: Latencies of schedules at the target length.
+        least: Samples of the answer that are taken whatever the time limit.
     """
     answer = problem.knapsack()
-    if answer is None:
+    latency = None if answer is None else times.of(answer, "latency at the goal", least)
+    if answer is None or latency is None:
         return problem
-    latencies = time_beside_the_wall(
-        job,
-        {"knapsack": answer},
-        images,
-        "latency at the goal",
-        dense=not table.dense_extrapolated,
+    predicted_ms, measured_ms = problem.predict_ms(answer), latency.median_ms
+    ratio = measured_ms / predicted_ms
+    times.errors["answer"] = ratio
+    line = f"the knapsack's schedule takes {ratio:.3f} of its predicted latency"
+    goal = problem.goal
+    holds = isinstance(goal, LatencyLimit) and (
+        CORRECT_BELOW * goal.budget_ms <= measured_ms <= goal.budget_ms
     )
-    if not latencies.keys() >= {"wall", "knapsack"}:
+    times.job.reporter.say(line if holds else f"{line}, and the latency model is corrected by that")
+    if holds:
         return problem
-    predicted_ms = problem.predict_ms(answer)
-    before_ms = {"wall": table.wall_ms, "dense": table.dense_ms}
-    slowdown, disagreement = machine_slowdown(before_ms, latencies)
-    measured_ms = latencies["knapsack"].median_ms / slowdown
-    spread = max(relative_spread(table.passes, latencies), disagreement)
-    taken_ms = shrunk_latency_ms(predicted_ms, measured_ms, spread)
-    job.reporter.say(
-        f"the knapsack's schedule takes {measured_ms / predicted_ms:.3f} of its predicted latency; "
-        f"timings spread by {spread:.1%}, so the latency model moves by "
-        f"{taken_ms / predicted_ms:.3f}"
-    )
-    return problem.corrected(problem.latency.wall_ms(problem.layout), answer, taken_ms)
+    wall_ms = problem.latency.wall_ms(problem.layout)
+    return problem.corrected(wall_ms, answer, measured_ms)
 
 
 def select_and_correct(context: CorrectionContext, problem: SearchProblem, found: Found) -> Outcome:
-    """Choose the schedule to export, and verify it and its rivals.
+    """Choose the schedule to export, time it, and verify it and its rivals.
 
-    If the chosen schedule takes more than `OVER` above the budget, or leaves more than `SLACK` of
-    it unused although the latency model predicted otherwise, the model is corrected by the timing,
-    as far as the machine was quiet enough to tell. Then everything is decided once more. The result
-    of that is final.
+    If the median of at least `LEAST_SAMPLES` timings is more than `OVER` above the budget, the
+    latency model is corrected by them, and the next schedule that holds is tried, at most `RETRIES`
+    times. The last one tried is exported, and the result says that it misses the budget.
 
     After Ctrl-C only the last decision is verified. If there is none yet, the best trial of the
     search is. A second Ctrl-C is raised. If nothing was searched, the first one is raised too,
@@ -140,9 +175,9 @@ def select_and_correct(context: CorrectionContext, problem: SearchProblem, found
         if decisions:
             problem, found, chosen = decisions[-1]
             decision = replace(chosen, finalists=(chosen.chosen,))
-        latencies = _timed(context, decision, "verification of the best")
-        verification = verify(context.evaluator, decision, context.dense.held_out, latencies)
-        return Outcome(problem, found, decision, verification, interrupted=True)
+        context.times.of(decision.chosen.trial.schedule, "latency of the best")
+        verification = _verify(context, decision)
+        return Outcome(problem, found, decision, verification, context.times, interrupted=True)
 
 
 def _select_and_correct(
@@ -153,31 +188,52 @@ def _select_and_correct(
 ) -> Outcome:
     """Decide and verify. Append every decision to ``decisions`` as soon as it is made."""
     job = context.job
-    decision = _decide(context, problem, found, "selection")
-    decisions.append((problem, found, decision))
-    share = FINALISTS_TIMING if found.was_run else 1.0
-    latencies = _timed(context, decision, "latency of finalists", share)
-    corrected = corrected_where_missed(job, problem, decision.chosen, latencies)
-    if corrected is not None:
+    earlier: tuple[Finalist, ...] = ()
+    for attempt in range(1 + RETRIES):
+        number = f", {attempt + 1}" if attempt else ""
+        decision = _decide(context, problem, found, f"selection{number}", earlier)
+        decisions.append((problem, found, decision))
+        earlier = (*earlier, *decision.finalists)
+        chosen = decision.chosen.trial
+        latency = context.times.of(chosen.schedule, f"latency of the answer{number}")
+        if latency is not None:
+            job.reporter.say(
+                f"{decision.chosen.kind}: predicted {time_text(chosen.latency_ms)}, measured "
+                f"{time_text(latency.median_ms)} ({latency.median_ms / chosen.latency_ms:.2f})"
+            )
+        if latency is None or not misses(problem, latency) or attempt == RETRIES:
+            break
+        job.reporter.say(
+            f"{decision.chosen.kind} misses the budget: the latency model is corrected, and the "
+            "next schedule that holds is tried"
+        )
+        wall_ms = problem.latency.wall_ms(problem.layout)
+        corrected = problem.corrected(wall_ms, chosen.schedule, latency.median_ms)
         best = [trial for trial in found.ranked() if trial.parameters][:REPEATED_PROPOSALS]
         repeated = corrected.repeat_proposals({trial.name: trial.parameters for trial in best})
         more = context.optimize(corrected, repeated)
-        if more.is_usable:
-            stopped = found.interrupted or more.interrupted
-            problem, found = corrected, replace(more, interrupted=stopped)
-            decision = _decide(context, problem, found, "selection, corrected", decision.finalists)
-            decisions.append((problem, found, decision))
-            latencies = _timed(context, decision, "latency, corrected")
-    if (taken := latencies.get(decision.chosen.kind)) is not None:
-        predicted_ms = decision.chosen.trial.latency_ms
-        job.reporter.say(
-            f"{decision.chosen.kind}: predicted {time_text(predicted_ms)}, measured "
-            f"{time_text(taken.median_ms)} ({taken.median_ms / predicted_ms:.2f})"
-        )
-    progress = job.reporter.step("verification")
-    held_out = context.dense.held_out
-    verification = verify(context.evaluator, decision, held_out, latencies, progress)
-    return Outcome(problem, found, decision, verification)
+        if not more.is_usable:
+            break
+        stopped = found.interrupted or more.interrupted
+        problem, found = corrected, replace(more, interrupted=stopped)
+    return Outcome(problem, found, decision, _verify(context, decision), context.times)
+
+
+def misses(problem: SearchProblem, latency: Latency) -> bool:
+    """Return whether a schedule's latency at the target length exceeds the budget."""
+    goal = problem.goal
+    return isinstance(goal, LatencyLimit) and latency.median_ms > (1 + OVER) * goal.budget_ms
+
+
+def _verify(context: CorrectionContext, decision: Decision) -> Verification:
+    return verify(
+        context.evaluator,
+        decision,
+        context.dense.held_out,
+        context.times.latencies.table,
+        context.times.samples,
+        context.job.reporter.step("verification"),
+    )
 
 
 def _decide(
@@ -187,7 +243,7 @@ def _decide(
     step: str,
     earlier: tuple[Finalist, ...] = (),
 ) -> Decision:
-    if context.origin is not None:
+    if context.origin is not None:  # nothing ran on clips
         return solved(found, context.origin.name)
     progress = context.job.reporter.step(step)
     candidates = run_finalists(
@@ -196,48 +252,3 @@ def _decide(
     if not candidates:
         return most_faithful(found)
     return choose(candidates, problem.goal, context.job.source)
-
-
-def _timed(
-    context: CorrectionContext, decision: Decision, step: str, share: float = 1.0
-) -> dict[str, Latency]:
-    schedules = {each.kind: each.trial.schedule for each in decision.finalists}
-    return time_beside_the_wall(context.job, schedules, context.images, step, share=share)
-
-
-def corrected_where_missed(
-    job: Job, problem: SearchProblem, chosen: Finalist, latencies: Mapping[str, Latency]
-) -> SearchProblem | None:
-    """Return the problem with a corrected latency model, None if the budget is not missed.
-
-    A relative budget counts as a share of dense as it is timed now, not as it was before the
-    search. The corrected model is right about the schedule and the wall, as far as the timings can
-    tell. They are those of the schedule, by its kind, of dense and of the wall.
-    """
-    budget, goal = job.settings.budget, problem.goal
-    if budget is None or not isinstance(goal, LatencyLimit):
-        return None
-    if not latencies.keys() >= {"wall", chosen.kind}:
-        return None
-    allowed_ms = goal.budget_ms
-    if "dense" in latencies:
-        allowed_ms = budget.clip_ms(problem.layout.frames, latencies["dense"].median_ms)
-    slowdown, spread = allowed_ms / goal.budget_ms, relative_spread(latencies)
-    predicted_ms = chosen.trial.latency_ms
-    measured_ms = latencies[chosen.kind].median_ms
-    taken_ms = shrunk_latency_ms(slowdown * predicted_ms, measured_ms, spread)
-    is_over = taken_ms > (1 + OVER) * allowed_ms
-    meant_to_use = predicted_ms >= (1 - SLACK) * goal.budget_ms
-    is_under = meant_to_use and taken_ms < (1 - SLACK) * allowed_ms
-    if not (is_over or is_under):
-        return None
-    job.reporter.say(
-        f"{chosen.kind} takes {time_text(measured_ms)} where {time_text(allowed_ms)} are allowed "
-        f"and {time_text(predicted_ms)} were predicted: the latency model is corrected, and "
-        "everything is solved once more"
-    )
-    wall_ms = shrunk_latency_ms(
-        slowdown * problem.latency.wall_ms(problem.layout), latencies["wall"].median_ms, spread
-    )
-    moved = replace(problem, goal=LatencyLimit(allowed_ms))
-    return moved.corrected(wall_ms, chosen.trial.schedule, taken_ms)

@@ -1,8 +1,7 @@
-"""Verification of the exported schedule and its rivals, at the target length and on held-out clips.
+"""Verification of the exported schedule and its rivals on held-out clips.
 
-Latencies are taken in turns with dense and the wall, so that all are from the same minutes. Quality
-is measured on clips that neither the search nor the selection saw. Only these figures are reported
-as the result.
+Quality is measured on clips that neither the search nor the selection saw. Only these figures are
+reported as the result, with the latency of the exported schedule at the target length.
 """
 
 from __future__ import annotations
@@ -11,16 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from ..measure.evaluator import DenseRuns, Evaluator, is_failure
+from ..measure.measurements import LatencyTable
 from ..measure.quality import Quality
-from ..measure.timing import LatencyTable, Pass, slowdown_from_model, time_passes
 from ..progress import Progress, no_progress
-from ..settings import Job
 from .selection import Decision
 
 
@@ -30,7 +26,7 @@ class Verified:
 
     Attributes:
         name: ``dense``, ``wall`` or a finalist's kind.
-        latency: Latency per clip of the target length; None if the pass does not fit.
+        latency: Latency per clip of the target length; None if the pass was not timed.
         qualities: Quality on each held-out clip; empty for the wall.
         scores: Score on each held-out clip, by the clip's name; empty for the wall.
     """
@@ -61,7 +57,7 @@ class VerifiedSchedule(Verified):
 
 @dataclass(frozen=True)
 class Verification:
-    """The measurements at the end of a calibration, all from the same minutes.
+    """The measurements at the end of a calibration.
 
     Attributes:
         dense: The dense model.
@@ -78,64 +74,26 @@ class Verification:
         """Dense, the wall and the finalists."""
         return (self.dense, self.wall, *self.schedules)
 
-    def slowdown(self, table: LatencyTable) -> float:
-        """Return measured ÷ predicted latency, the slowdown of the machine since the model."""
-        timed = [
-            (each.latency.median_ms, each.predicted_ms)
-            for each in self.schedules
-            if each.latency is not None
-        ]
-        wall = self.wall.latency
-        wall_ms = table.wall_ms if wall is None else wall.median_ms
-        return slowdown_from_model(timed, (wall_ms, table.model.wall_ms(table.layout)))
-
-
-def time_beside_the_wall(
-    job: Job,
-    schedules: Mapping[str, Schedule],
-    images: Tensor,
-    step: str,
-    *,
-    dense: bool = True,
-    share: float = 1.0,
-) -> dict[str, Latency]:
-    """Time schedules in turns with the wall and with dense.
-
-    Args:
-        job: The job.
-        schedules: Schedules to time, by name.
-        images: A clip of the target length, ``[S, 3, H, W]``.
-        step: Name of the step, for its progress.
-        dense: Whether to time dense, default yes.
-        share: Seconds to take as a share of `Settings.timing_s`, default 1.
-
-    Returns:
-        The latencies by name, with ``wall`` and ``dense``, without passes that do not fit.
-    """
-    passes: dict[str, Pass] = {"wall": "wall", **schedules}
-    if dense:
-        passes["dense"] = "dense"
-    return time_passes(
-        job.runner,
-        images,
-        passes,
-        timer=job.timer,
-        limit_s=share * job.settings.timing_s,
-        progress=job.reporter.step(step),
-    )
-
 
 def verify(
     evaluator: Evaluator,
     decision: Decision,
     held_out: DenseRuns,
-    latencies: Mapping[str, Latency],
+    table: LatencyTable,
+    timed: Mapping[Schedule, Latency],
     progress: Progress = no_progress,
 ) -> Verification:
     """Measure the quality of every finalist on the held-out clips.
 
-    A rival that fails there is left out. If the chosen schedule fails, that is an error. The
-    latencies of dense, the wall and the finalists (by kind) are given.
+    A rival that fails there is left out. If the chosen schedule fails, that is an error.
+
+    Args:
+        evaluator: Runs and scores.
+        decision: The finalists.
+        held_out: Dense runs of the held-out clips.
+        table: Latencies of dense and the wall at the target length.
+        timed: Latencies of schedules there. Rivals that were not timed have none.
+        progress: Callback(schedules run, their total).
 
     Raises:
         PredictionError: If the chosen schedule returns NaN there.
@@ -152,7 +110,7 @@ def verify(
         schedules.append(
             VerifiedSchedule(
                 each.kind,
-                latencies.get(each.kind),
+                timed.get(each.trial.schedule),
                 qualities,
                 evaluator.scores(qualities, held_out),
                 schedule=each.trial.schedule,
@@ -162,7 +120,7 @@ def verify(
     progress(len(decision.finalists), len(decision.finalists))
     dense_scores = evaluator.scores(held_out.qualities, held_out)
     return Verification(
-        Verified("dense", latencies.get("dense"), held_out.qualities, dense_scores),
-        Verified("wall", latencies.get("wall")),
+        Verified("dense", table.dense, held_out.qualities, dense_scores),
+        Verified("wall", table.wall),
         tuple(schedules),
     )

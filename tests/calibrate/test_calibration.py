@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
+import random
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,19 @@ import pytest
 import tiny_job
 import torch
 from small_models import make_model
-from tiny_job import FixedTimer, Notes, NoTimer
+from tiny_job import FakeMachine, FixedTimer, Notes, NoTimer
 
 import calibrate
 from calibrate import pipeline
 from calibrate.budget import UnreachableBudgetError, parse_budget
 from calibrate.clips import split_clips
+from calibrate.defaults import OPERATORS
 from calibrate.measure.probe import SensitivityError
 from calibrate.measure.target_length import clip_of_length
+from calibrate.measure.timing import PassTiming, passes_to_time
 from calibrate.report.page import render, write_report
 from calibrate.report.result import Calibration
-from calibrate.report.summary import missed
+from calibrate.report.summary import latency_text, missed
 from calibrate.search.storage_errors import StudyError
 from calibrate.settings import Settings
 from calibrate.verify.held_out import VerifiedSchedule
@@ -163,7 +165,7 @@ def slower(by: float, timed: dict[str, Latency], schedules: set[str]) -> dict[st
     def slow_ms(name: str) -> float:
         return tiny_job.WALL_MS + by * (timed[name].median_ms - tiny_job.WALL_MS)
 
-    return timed | {name: Latency((slow_ms(name),)) for name in schedules}
+    return timed | {name: Latency((slow_ms(name),) * 2) for name in schedules}
 
 
 def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
@@ -181,7 +183,7 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
     )
     assert any("the latency model is corrected" in line for line in notes.lines)
     assert result.chosen.latency is not None
-    assert 0.8 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
+    assert 0.8 * 75 <= result.chosen.latency.median_ms <= 1.02 * 75
     assert isinstance(result.chosen, VerifiedSchedule)
     assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
     constants = result.profile.measurements[0].latency_model.constants
@@ -191,7 +193,10 @@ def test_from_a_profile_an_answer_that_misses_the_budget_is_solved_again(
 
 
 def test_latencies_that_were_not_timed_are_missing_in_the_profile(clips: list) -> None:
-    nothing = FixedTimer(later=lambda *_: {})  # nothing fits beside what others hold
+    def not_schedules(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
+        return {name: timed[name] for name in timed.keys() - schedules}
+
+    nothing = FixedTimer(later=not_schedules)  # they do not fit beside what others hold
     result = run(tiny_job.make_tiny(), split_clips(clips), settings(), timer=nothing)
     (measurement,) = result.profile.measurements
     assert all(each.latency is None for each in measurement.schedules)
@@ -260,7 +265,9 @@ def test_arguments_that_contradict_each_other(arguments: dict, message: str, cli
         calibrate.calibrate(tiny_job.make_tiny(), clips, **arguments)
 
 
-def test_a_schedule_that_misses_the_budget_is_solved_again(clips: list) -> None:
+def test_a_schedule_that_misses_the_budget_is_followed_by_the_next_that_holds(
+    clips: list,
+) -> None:
     """The model is slower than its latency model predicts, and not by the same ratio everywhere."""
     calls = itertools.count()
 
@@ -271,47 +278,9 @@ def test_a_schedule_that_misses_the_budget_is_solved_again(clips: list) -> None:
     notes, timer = Notes(), FixedTimer(later=later)
     job = settings("75ms/clip")
     result = run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
-    assert any("the latency model is corrected" in line for line in notes.lines)
-    assert result.chosen.latency is not None
-    assert 0.9 * 75 <= result.chosen.latency.median_ms <= 1.03 * 75
-    assert isinstance(result.chosen, VerifiedSchedule)
-    assert result.chosen.predicted_ms == pytest.approx(result.chosen.latency.median_ms)
-
-
-@pytest.mark.parametrize("dense_fits", [True, False])
-def test_a_disturbed_wall_hardly_changes_the_slowdown(dense_fits: bool, clips: list) -> None:
-    def disturbed(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
-        timed["wall"] = Latency((1.5 * tiny_job.WALL_MS,))
-        if not dense_fits:
-            timed.pop("dense", None)
-        return timed
-
-    notes, timer = Notes(), FixedTimer(later=disturbed)
-    job = settings("75ms/clip")
-    run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
-    line = next(line for line in notes.lines if line.startswith("the knapsack's schedule takes"))
-    both_ms = tiny_job.WALL_MS + tiny_job.DENSE_MS
-    slower = (both_ms + 0.5 * tiny_job.WALL_MS) / both_ms if dense_fits else 1.5
-    shares = re.findall(r"\d\.\d{3}", line)
-    assert shares[0] == f"{1 / slower:.3f}"
-    # Dense is as fast as before, so the timing hardly counts. Without dense only the wall counts.
-    assert float(shares[1]) > 0.99 if dense_fits else shares[1] == shares[0]
-
-
-def test_a_disturbed_wall_is_corrected_as_far_as_timings_can_tell(clips: list) -> None:
-    def disturbed(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
-        slower = {name: 1.3 for name in timed} | {"wall": 1.5, "dense": 1.0}
-        # As uneven as a prediction is wrong, so that both weigh the same.
-        return {
-            name: Latency(tuple(slower[name] * each.median_ms * m for m in (0.97, 1.0, 1.03)))
-            for name, each in timed.items()
-        }
-
-    notes, timer = Notes(), FixedTimer(later=disturbed)
-    job = settings("75ms/clip")
-    result = run(tiny_job.make_tiny(), split_clips(clips), job, reporter=notes, timer=timer)
-    assert any("the latency model is corrected" in line for line in notes.lines)
-    assert result.latency.model.rest_ms == pytest.approx(math.sqrt(1.5) * tiny_job.WALL_MS)
+    assert any("the next schedule that holds is tried" in line for line in notes.lines)
+    assert 0.9 <= timed(result) <= 1.02
+    assert missed(result) is None
 
 
 def test_an_interrupted_calibration_of_a_live_model_says_so(clips: list) -> None:
@@ -323,16 +292,71 @@ def test_an_interrupted_calibration_of_a_live_model_says_so(clips: list) -> None
     assert profile.status == "measured"
 
 
-def test_relative_budgets_are_of_dense_as_it_is_at_the_end(clips: list) -> None:
+def timed(result: Calibration) -> float:
+    """Return the latency of the exported schedule as a share of the budget."""
+    assert result.chosen.latency is not None
+    assert result.chosen.latency.n >= 2
+    return result.chosen.latency.median_ms / result.allowed_ms
+
+
+@pytest.mark.parametrize("budget", ["75%", "75ms/clip"])
+def test_a_machine_that_becomes_slower_changes_nothing(
+    budget: str, clips: list, calibrated: Calibration
+) -> None:
     def slow_machine(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
-        return {n: Latency(tuple(1.5 * ms for ms in each.samples_ms)) for n, each in timed.items()}
+        return {name: each.scaled(1.5) for name, each in timed.items()}
 
     timer = FixedTimer(later=slow_machine)
-    result = run(tiny_job.make_tiny(), split_clips(clips), settings("75%"), timer=timer)
-    assert result.dense_then_and_now == pytest.approx(1.5)
-    assert result.allowed_ms == pytest.approx(1.5 * 75)
-    assert result.chosen.latency is not None
-    assert result.chosen.latency.median_ms <= 1.03 * result.allowed_ms
+    result = run(tiny_job.make_tiny(), split_clips(clips), settings(budget), timer=timer)
+    assert set(result.slowdowns) == {1.5}
+    assert result.allowed_ms == pytest.approx(75)
+    assert result.chosen.name == calibrated.chosen.name
+    assert timed(result) == pytest.approx(timed(calibrated))
+    assert "1.50 to 1.50 times as long" in latency_text(result)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_on_a_machine_that_drifts_and_jumps_a_budget_is_met_or_missed_aloud(
+    seed: int, clips: list
+) -> None:
+    """Its true latencies differ from the latency model, by more than can be corrected at times."""
+    rng = random.Random(seed)
+    jumps = sorted(rng.uniform(0, 20) for _ in range(4))
+    levels = [math.exp(rng.gauss(0, 0.4)) for _ in range(5)]
+    errors = {seed % 2: 1.0, 1 - seed % 2: rng.uniform(0.8, 1.6)}
+    wild = seed % 3 == 2  # no two timings of this machine agree
+
+    def pace(now_s: float) -> float:
+        return levels[sum(now_s > each for each in jumps)] * (1 + 0.01 * now_s)
+
+    def truth(timing: object) -> float:
+        if not isinstance(timing, PassTiming) or not isinstance(timing.what, Schedule):
+            return 1.0
+        if wild:
+            return rng.uniform(1.2, 2.0)
+        rule = timing.what.resolve(64)[0]
+        return errors[rule.query > 1]
+
+    notes, machine = Notes(), FakeMachine(pace=pace, truth=truth)
+    split, job = split_clips(clips), settings("80%")
+    result = run(tiny_job.make_tiny(), split, job, timer=machine, reporter=notes)
+    assert (missed(result) is None) == (timed(result) <= 1.02)
+    if not wild:
+        true_ms = truth(schedule_timing(result)) * tiny_job.latency_ms(schedule_timing(result))
+        assert true_ms <= 1.05 * 80 or missed(result) is not None
+    tried = {
+        each.what
+        for each in machine.taken
+        if isinstance(each, PassTiming) and isinstance(each.what, Schedule)
+    }
+    retries = sum("the next schedule that holds is tried" in line for line in notes.lines)
+    assert retries <= 2
+    assert len(tried) <= 4 + len(passes_to_time(2, OPERATORS, (1, 2), (1, 2))) - 2
+
+
+def schedule_timing(result: Calibration) -> PassTiming:
+    assert isinstance(result.chosen, VerifiedSchedule)
+    return PassTiming(result.chosen.schedule, result.latency.layout)
 
 
 def test_budget_above_dense_exports_dense(clips: list) -> None:
@@ -378,7 +402,7 @@ def test_error_without_ground_truth_is_refused_at_once(clips: list) -> None:
 def test_the_goal_is_compared_with_the_measurements(clips: list) -> None:
     result = run(tiny_job.make_tiny(), split_clips(clips), settings(source="deviation"))
     assert missed(result) is None
-    slow = replace(result.chosen, latency=Latency((1.06 * result.allowed_ms,)))
+    slow = replace(result.chosen, latency=Latency((1.03 * result.allowed_ms,)))
     others = [each for each in result.verification.schedules if each is not result.chosen]
     verification = replace(result.verification, schedules=(*others, slow))
     assert "ms are allowed" in str(missed(replace(result, verification=verification)))

@@ -289,3 +289,33 @@ def test_fitting_into_memory() -> None:
     assert not fits_into_memory(raising(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     with pytest.raises(RuntimeError, match="shapes"):
         fits_into_memory(raising(RuntimeError("shapes do not match")))
+
+
+@pytest.mark.parametrize("wall_over_cpu", [1.0, 1.04, 2.0])
+def test_cpu_time_counts_where_other_programs_use_the_processors(wall_over_cpu: float) -> None:
+    clock, cpu_s = FakeClock(), [0.0]
+
+    def busy(name: str, ms: float) -> Treatment:
+        waiting = clock.taking(name, wall_over_cpu * ms)
+
+        def call() -> None:
+            waiting()
+            cpu_s[0] += ms / 1000
+
+        return Treatment(name, call)
+
+    timer = Timer(clock, rounds=4, cpu_clock=lambda: cpu_s[0])
+    asked = [busy("short", 40.0), busy("long", 1500.0)]  # the first run of the long one counts
+    timed = timer.time_in_turns(asked)
+    is_busy = wall_over_cpu > 1.05
+    for name, ms in (("short", 40.0), ("long", 1500.0)):
+        expected = ms if is_busy else wall_over_cpu * ms
+        assert timed[name].samples_ms == pytest.approx([expected] * 4)
+        assert timed[name].busy == pytest.approx(wall_over_cpu if is_busy else 1.0)
+    assert timed["short"].scaled(0.5).median_ms == pytest.approx(timed["short"].median_ms / 2)
+
+
+def test_at_least_so_many_samples_whatever_the_limit() -> None:
+    clock = FakeClock()
+    timed = Timer(clock).time_in_turns(treatments(clock, {"a": 20_000}), limit_s=1.0, least=2)
+    assert timed["a"].n == 2

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class FixedTimer(Timer):
 
     Attributes:
         later: Changes what is timed once the latency model is fitted. It gets latencies by name,
-            and the names of those that are schedules.
+            and the names of those that are schedules. ``pace`` shows the pace of the machine.
         dense_fits: Whether a dense pass fits into memory.
     """
 
@@ -140,11 +140,45 @@ class FixedTimer(Timer):
     ) -> dict[str, Latency]:
         passes = {each.name: each.subject for each in treatments}
         if not self.dense_fits:
-            passes.pop("dense", None)
+            passes = {name: each for name, each in passes.items() if not is_dense_pass(each)}
         timed = {name: Latency((latency_ms(each),) * 3) for name, each in passes.items()}
-        if "wall" not in timed or "queries alone" in timed or len(timed) == 1:
-            return timed  # for the latency model, or for the target length
-        return self.later(timed, timed.keys() - {"dense", "wall"})
+        if "pace" not in timed:
+            return timed  # for the latency model
+        return self.later(timed, timed.keys() - {"dense", "wall", "pace"})
+
+
+def is_dense_pass(timing: object) -> bool:
+    return isinstance(timing, PassTiming) and timing.what == "dense"
+
+
+@dataclass(frozen=True)
+class FakeMachine(Timer):
+    """A machine whose pace changes while it runs passes of the made-up model.
+
+    Attributes:
+        pace: Function from the seconds that have passed to how much slower the machine is.
+        truth: Function from a pass or layer to its latency ÷ that of the made-up model.
+        now_s: The seconds that have passed, in a list of one.
+        taken: The subjects of all samples.
+    """
+
+    pace: Callable[[float], float] = lambda now_s: 1.0
+    truth: Callable[[object], float] = lambda timing: 1.0
+    now_s: list[float] = field(default_factory=lambda: [0.0])
+    taken: list[object] = field(default_factory=list)
+
+    def time_in_turns(
+        self, treatments: Sequence[Treatment], *, least: int | None = None, **options: object
+    ) -> dict[str, Latency]:
+        samples: dict[str, list[float]] = {each.name: [] for each in treatments}
+        for _ in range(least or 3):
+            for each in treatments:
+                subject = each.subject
+                ms = self.truth(subject) * latency_ms(subject) * self.pace(self.now_s[0])
+                self.now_s[0] += ms / 1000
+                samples[each.name].append(ms)
+                self.taken.append(subject)
+        return {name: Latency(tuple(each)) for name, each in samples.items()}
 
 
 class NoTimer(Timer):

@@ -249,7 +249,7 @@ def test_a_dense_latency_that_was_extrapolated_is_reported_as_such(
 ) -> None:
     job, notes = ["--budget", "75%", *JOB, "--json", "--output", "a.json"], Notes()
     assert main(job, FixedTimer(dense_fits=False), reporter=notes) == 0
-    assert json.loads(capsys.readouterr().out)["dense_extrapolated"] is True
+    assert json.loads(capsys.readouterr().out)["dense_fits"] is False
     assert any("dense does not fit at 64 frames" in line for line in notes.lines)
     assert "Dense does not fit at this length" in Profile.load(tmp_path / "a.json").notes
     assert "does not fit at 64 frames" in (tmp_path / "a.html").read_text()

@@ -12,8 +12,9 @@ import spark3r
 from benchmarks.stratified import stratified_schedules
 from calibrate.measure.latency_model import LayerSample, PassSample, check_fit, fit
 from calibrate.measure.timing import (
+    TimedPass,
+    fit_latency,
     layer_grid,
-    measure_latency,
     time_layers,
     time_passes,
 )
@@ -214,7 +215,7 @@ def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = model(images)["depth"]
-    table = measure_latency(
+    fitted = fit_latency(
         Runner.of(model),
         images,
         [PAPER, FAITHFUL],
@@ -225,15 +226,12 @@ def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
     assert not spark3r.is_applied(model)
     with torch.inference_mode():
         assert torch.equal(model(images)["depth"], before)
-    assert table.layout == TokenLayout(12, 4, 4, special=5, anchor_frame=0)
-    assert table.wall_ms > 0
-    assert table.dense_ms == table.passes["dense"].median_ms
-    assert not table.dense_extrapolated
-    assert {rule for rule, _ in table.layers} >= {None, ResolvedRule(1, 1, PAPER)}
-    assert table.report is not None
-    assert [name.partition(",")[0] for name in table.report.names] == ["mixed", "mixed"]
-    assert "queries alone" in table.passes
-    assert table.model.predict_ms(Schedule.uniform(2, 2, 4), table.layout) > 0
+    assert fitted.layout == TokenLayout(12, 4, 4, special=5, anchor_frame=0)
+    assert fitted.model.frames == 12
+    assert {rule for rule, _ in fitted.layers} >= {None, ResolvedRule(1, 1, PAPER)}
+    assert {"wall", "dense", "queries alone"} < fitted.passes.keys()
+    assert min(each.n for each in fitted.passes.values()) >= 2
+    assert fitted.model.predict_ms(Schedule.uniform(2, 2, 4), fitted.layout) > 0
 
 
 def test_a_dense_pass_that_does_not_fit_is_left_out_and_extrapolated(
@@ -249,7 +247,7 @@ def test_a_dense_pass_that_does_not_fit_is_left_out_and_extrapolated(
         return result
 
     monkeypatch.setattr(attention, "forward", small_only)
-    table = measure_latency(
+    fitted = fit_latency(
         Runner.of(model),
         torch.rand(8, 3, 16, 16),
         [PAPER],
@@ -257,10 +255,9 @@ def test_a_dense_pass_that_does_not_fit_is_left_out_and_extrapolated(
         key_value_factors=(1, 2, 4),
         limit_s=0.2,
     )
-    assert "dense" not in table.passes
-    assert table.dense_extrapolated
-    assert table.dense_ms == table.model.predict_ms(Schedule.dense(2), table.layout)
-    assert all(rule is None or not rule.is_dense for rule, _ in table.layers)
+    assert "dense" not in fitted.passes
+    assert fitted.model.predict_ms(Schedule.dense(2), fitted.layout) > 0
+    assert all(rule is None or not rule.is_dense for rule, _ in fitted.layers)
 
 
 def test_other_errors_than_out_of_memory_are_raised(model: nn.Module) -> None:
@@ -269,7 +266,7 @@ def test_other_errors_than_out_of_memory_are_raised(model: nn.Module) -> None:
 
     model.aggregator.frame_blocks[1].register_forward_pre_hook(fails)  # type: ignore[union-attr,index]
     with pytest.raises(RuntimeError, match="something else"):
-        time_passes(Runner.of(model), torch.rand(2, 3, 16, 16), {"dense": "dense"})
+        time_passes(Runner.of(model), [TimedPass("dense", "dense", torch.rand(2, 3, 16, 16))])
 
 
 def test_layers_that_differ_cannot_stand_for_one_another(model: nn.Module) -> None:
@@ -298,6 +295,9 @@ def test_a_corrected_model_is_right_about_the_wall_and_one_schedule() -> None:
     gain = (1.3 * predicted - 1.1 * TRUTH.wall_ms(LAYOUT)) / (predicted - TRUTH.wall_ms(LAYOUT))
     assert corrected.predict_ms(other, LAYOUT) == pytest.approx(
         1.1 * TRUTH.wall_ms(LAYOUT) + gain * work
+    )
+    assert TRUTH.scaled(2.0).predict_ms(other, LAYOUT) == pytest.approx(
+        2 * TRUTH.predict_ms(other, LAYOUT)
     )
     # A schedule that takes no more than the wall shows nothing of the terms.
     unmoved = TRUTH.corrected(LAYOUT, TRUTH.wall_ms(LAYOUT), TRUTH.wall_ms(LAYOUT), 5.0)

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+import tiny_job
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_job import make_tiny
 
 from calibrate.budget import Budget, parse_budget
-from calibrate.measure.target_length import choose_target_length
+from calibrate.clips import split_clips
+from calibrate.measure.target_length import choose_target_length, longest_short
+from calibrate.measure.timing import PassTiming
+from calibrate.settings import Settings, make_job
+from spark3r.timing import Latency, Timer, Treatment
 
 
 def latencies(frames: int) -> tuple[float, float]:
@@ -59,3 +67,44 @@ def test_the_default_target_length_is_the_shortest_that_meets_the_rule(
 def test_without_lengths_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="no length"):
         choose_target_length(parse_budget("30ms"), latencies, lengths=())
+
+
+@pytest.mark.parametrize(
+    ("wall_ms", "square_ms", "at_most", "frames"),
+    [
+        (4.4, 0.115, 1024, 96),  # the reference model on two cores
+        (4.4, 0.115, 48, 48),
+        (0.001, 0.01, 1024, 384),
+        (0.001, 0.001, 1024, 1024),
+        (0.001, 100.0, 1024, 8),  # too slow at any length
+    ],
+)
+def test_the_length_to_fit_at_is_the_longest_at_which_dense_is_short(
+    wall_ms: float, square_ms: float, at_most: int, frames: int
+) -> None:
+    taken: list[int] = []
+
+    def dense_ms(frames: int) -> float:
+        return wall_ms * frames + square_ms * frames**2
+
+    class LengthTimer(Timer):
+        def time_in_turns(
+            self, treatments: Sequence[Treatment], **options: object
+        ) -> dict[str, Latency]:
+            by_name = {each.name: each.subject for each in treatments}
+            dense = by_name["dense"]
+            assert isinstance(dense, PassTiming)
+            taken.append(dense.layout.frames)
+            return {
+                "wall": Latency((wall_ms * dense.layout.frames,)),
+                "dense": Latency((dense_ms(dense.layout.frames),)),
+            }
+
+    split = split_clips(tiny_job.clips())
+    job = make_job(make_tiny(), split, Settings(parse_budget("50%")), timer=LengthTimer())
+    short = longest_short(job, split.search[0].images, at_most)
+    assert short.frames == frames == taken[-1]
+    assert all(dense_ms(n) <= 1500 for n in taken[1:])
+    assert len(taken) <= 5
+    for length in (frames, 2 * frames):
+        assert short.extended(length) == pytest.approx((dense_ms(length), wall_ms * length))
