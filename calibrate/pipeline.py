@@ -35,6 +35,7 @@ from .measure.measurements import (
 from .measure.target_length import choose_target, longest_short
 from .progress import Reporter, StepTimes
 from .report.result import Calibration, make_result
+from .report.summary import missed
 from .report.trade_off import run_trade_off
 from .search.journal import lock_journal
 from .search.optimizer import Optimize, require_result, run_search, search_options, solve
@@ -77,7 +78,8 @@ def calibrate(
 
     Ctrl-C during the search, or after it, ends it there: the best schedule so far is verified and
     returned, with a `Spark3rWarning`. Before that, and the second time, it is a
-    `KeyboardInterrupt`.
+    `KeyboardInterrupt`. A schedule that misses the budget or the deviation is returned with a
+    `Spark3rWarning` as well.
 
     Args:
         model: An unpatched model. It is unchanged afterwards.
@@ -149,6 +151,8 @@ def calibrate(
             Spark3rWarning,
             stacklevel=2,
         )
+    elif (why := missed(result)) is not None:
+        warnings.warn(f"the goal is missed: {why}", Spark3rWarning, stacklevel=2)
     return result.profile
 
 

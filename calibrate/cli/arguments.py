@@ -14,12 +14,13 @@ EXAMPLES = """examples:
   calibrate --budget 2.5x
         the reference model on rendered clips, 2.5 times as fast as dense
   calibrate --budget 30ms --model vggt:facebook/VGGT-1B --clip walk.mp4 --target-frames 500 \\
-      --device cuda --dtype bfloat16
-        VGGT on your footage, as it is run on a GPU: clips of 500 frames in 15 s
+      --time-limit 10min
+        VGGT on your footage, in bfloat16 if there is a GPU: clips of 500 frames in 15 s
   calibrate --budget 25% --from reference-2.5x.json
         another budget from the measurements in a profile, in seconds
 
-exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 130 Ctrl-C (after the search
+exit status: 0 done, 1 failed, 2 wrong usage, 3 budget not reachable, 4 exported, but the budget or
+the deviation is missed, 130 Ctrl-C (after the search
 has begun, the best schedule so far is verified and exported), 143 SIGTERM (stops at once); after
 both, --resume continues the search
 """
@@ -137,9 +138,8 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device",
         type=parse_text,
-        default="cpu",
         metavar="D",
-        help="cpu, cuda or cuda:N (default: cpu)",
+        help="cpu, cuda or cuda:N (default: cuda if there is one, otherwise cpu)",
     )
     add_dtype(group)
 

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from spark3r.cli.arguments import UsageError, chosen_dtype, chosen_model, is_real
+from spark3r.cli.arguments import (
+    UsageError,
+    chosen_dtype,
+    chosen_model,
+    default_device,
+    is_real,
+    usable_device,
+)
 from spark3r.cli.failure import failure_text
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
     from ..report.result import Calibration
     from ..settings import Settings
 
-DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+DONE, FAILED, USAGE, UNREACHABLE, MISSED = 0, 1, 2, 3, 4
 
 LESS_MEMORY = "give fewer --frames or --target-frames"
 
@@ -49,8 +56,8 @@ def main(
 ) -> int:
     """Run the command and return its exit status.
 
-    It is 0 if done, 1 if failed, 2 after wrong usage, 3 if the budget cannot be reached, 130 after
-    Ctrl-C and 143 after SIGTERM.
+    It is 0 if done, 1 if failed, 2 after wrong usage, 3 if the budget cannot be reached, 4 if what
+    was exported misses the budget or the deviation, 130 after Ctrl-C and 143 after SIGTERM.
 
     Args:
         arguments: Command-line arguments; None takes those of the process.
@@ -182,7 +189,7 @@ def _plan(options: argparse.Namespace, budget: Budget | None) -> list[str]:
         target_frames=options.target_frames,
         trials=options.trials,
         is_known=options.model in ("reference", "reference:random")
-        and options.device == "cpu"
+        and options.device in (None, "cpu")
         and options.size is None
         and not filmed,
     )
@@ -221,7 +228,8 @@ def _read_inputs(
         reporter.say(known.notice)
     if options.model == "reference" and any(map(is_real, _footage(options))):
         reporter.say(REFERENCE_IS_FOR)
-    model = load_model(options.model, options.device)
+    device = usable_device(options.device or default_device())
+    model = load_model(options.model, device)
     family = detect(model)
     settings = Settings(
         budget=budget,
@@ -237,7 +245,7 @@ def _read_inputs(
         cache=_cache_folder(),
         name=options.model,
         weights=known.weights,
-        dtype=chosen_dtype(options, options.device),
+        dtype=chosen_dtype(options, device),
     )
     patch_size = family.metadata(model).get("patch_size", 8)
     split = _split(options, frames, family, patch_size, reporter)
@@ -247,7 +255,7 @@ def _read_inputs(
 def _write(result: Calibration, output: Path, options: argparse.Namespace) -> int:
     """Write the profile and its report, print the result, and return the exit status."""
     from ..report.page import write_report
-    from ..report.summary import print_json, print_summary
+    from ..report.summary import missed, print_json, print_summary
 
     show = print_json if options.json else print_summary
     try:
@@ -268,7 +276,13 @@ def _write(result: Calibration, output: Path, options: argparse.Namespace) -> in
         print(f"calibrate: {word}: {written} is there, its report is not", file=sys.stderr)
         return status
     show(result, written, report)
-    return INTERRUPTED if result.interrupted else DONE
+    if result.interrupted:
+        return INTERRUPTED
+    why = missed(result)
+    if why is None:
+        return DONE
+    print(f"calibrate: the goal is missed: {why}", file=sys.stderr)
+    return MISSED
 
 
 def _what_is_kept(options: argparse.Namespace) -> str:

@@ -165,7 +165,7 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
     if not result.budget.binds:
         print(f"nothing is reduced: {result.budget.text}")
     elif (why := missed(result)) is not None:
-        print(f"the goal is missed: {why}")
+        print(f"the goal is missed: {why}; what comes nearest is exported")
     names = result.profile.schedule_names()
     if len(names) > 1:
         print(f"schedules in the profile: {', '.join(names)}")
@@ -187,6 +187,7 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
         "exported": result.chosen.name,
         "interrupted": result.interrupted,
         "holds": missed(result) is None,
+        "missed": missed(result),
         "budget": {
             "text": budget.budget.text,
             "frames": budget.frames,

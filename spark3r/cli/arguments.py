@@ -101,6 +101,13 @@ def usable_device(name: str) -> str:
     return name
 
 
+def default_device() -> str:
+    """Return ``cuda`` where there is one, and ``cpu`` elsewhere."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def add_profile(command: argparse.ArgumentParser) -> None:
     """Declare PROFILE."""
     command.add_argument(

@@ -17,6 +17,7 @@ from .arguments import (
     add_model,
     chosen_dtype,
     chosen_model,
+    default_device,
     is_real,
     parse_count,
     parse_path,
@@ -178,7 +179,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     from ..runner import Runner
     from .provenance import other_code, provenance
 
-    device = usable_device(options.device or _default_device())
+    device = usable_device(options.device or default_device())
     model = chosen_model(
         options, (options.clip,), None if profile is None else profile.model.family
     )
@@ -261,12 +262,6 @@ def _profile(options: argparse.Namespace) -> Profile | None:
     profile = load_profile(options.profile)
     profile.schedule(options.schedule)  # raises an error for an unknown name
     return profile
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _footage(options: argparse.Namespace, runner: Runner) -> Footage:

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from tiny_job import JOB, FixedTimer, Notes, main
 
 from spark3r import Profile
+from spark3r.timing import Latency
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +257,23 @@ def test_a_dense_latency_that_was_extrapolated_is_reported_as_such(
 
 
 @pytest.mark.slow
+def test_a_budget_that_is_missed_has_a_status_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def restless(timed: dict[str, Latency], schedules: set[str]) -> dict[str, Latency]:
+        slower = {name: Latency((2 * tiny_job.DENSE_MS,) * 2) for name in schedules}
+        return timed | slower  # whatever is tried
+
+    job = ["--budget", "75%", *JOB, "--json", "--output", "a.json"]
+    assert main(job, FixedTimer(later=restless), reporter=Notes()) == 4
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["holds"] is False
+    assert "200 ms per clip, and 75.0 ms are allowed" in document["missed"]
+    assert err == f"calibrate: the goal is missed: {document['missed']}\n"
+    assert Profile.load(tmp_path / "a.json").default == document["exported"]
+
+
 def test_a_trial_out_of_memory_is_counted_and_the_search_continues(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -387,5 +405,5 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert answer.stdout.count("  calibrate --budget") == 3
-    for default in ("(default: 24, with", "(default: 12)", "(default: cpu)", "(default: 0)"):
+    for default in ("(default: 24, with", "(default: 12)", "(default: cuda if", "(default: 0)"):
         assert default in answer.stdout
