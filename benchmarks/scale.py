@@ -5,13 +5,12 @@
     python benchmarks/scale.py peer         # about 4 minutes
     python benchmarks/scale.py deviation    # about 15 minutes
     python benchmarks/scale.py report       # tables, plot and criteria from the committed data
-    python benchmarks/scale.py gpu          # about 20 minutes on an H100, an estimate
 
 ``reference`` and ``da3`` run `spark3r.benchmark.bench` on the reference model and on the code of
 Depth-Anything-3 small with random weights. ``peer`` times our most faithful schedule in turns with
 FastVGGT's merging. ``deviation`` compares our schedules with it on rendered clips, by distance from
 dense and by error. Each writes a JSON file to `benchmarks/results/` and prints whether its
-acceptance criteria are met.
+acceptance criteria are met. `benchmarks/gpu.py` measures real sizes on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from typing import Any
 # A thread that waits busily distorts the times of everything that runs beside it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
 from acceptance import print_criteria
 from allocator import keep_freed_memory
 from operators import mean_and_error, relative_error
@@ -48,7 +45,6 @@ from spark3r.benchmark.api import bench
 from spark3r.benchmark.breakdown import PARTS
 from spark3r.benchmark.result import COLUMNS, Row, cells, part_cells
 from spark3r.benchmark.treatments import treatments
-from spark3r.cli.arguments import parse_grid
 from spark3r.cli.tables import print_table
 from spark3r.identity import fingerprint
 from spark3r.metrics import log_depth_deviation, pose_metrics
@@ -66,9 +62,6 @@ model, so that 128 frames run in seconds. With fewer tokens per frame global att
 share of the time, and the criterion is harder to meet."""
 DEVIATION_CLIPS = {128: 6, 256: 6, 512: 2, 1024: 2}
 DEVIATION_SCHEDULES = ("paper", OURS, PEER)
-
-GPU_FRAMES = (100, 300, 500, 1000)
-GPU_MODELS = ("vggt:random", "pi3:random", "da3:random-giant", "omega:random")
 
 
 def progress(message: str) -> None:
@@ -245,52 +238,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def gpu(arguments: argparse.Namespace) -> None:
-    """Measure real sizes on a GPU: the first model at all lengths, the others at the third."""
-    device = torch.device(arguments.device)
-    lengths = tuple(arguments.frames or GPU_FRAMES)
-    once_from = lengths[min(2, len(lengths) - 1)]
-    for place, name in enumerate(arguments.models or GPU_MODELS):
-        model = load_model(name, device)
-        result = bench(
-            model,
-            lengths if place == 0 else (once_from,),
-            ("dense", "wall", "paper", PEER) if place == 0 else ("dense", "wall", "paper"),
-            name=name,
-            grid=arguments.grid,
-            sensitive=arguments.sensitive,
-            backend="fastest",
-            dtype=torch.bfloat16,
-            dense_up_to=once_from,
-            once_from=once_from,
-            rounds=arguments.rounds,
-            progress=progress,
-        )
-        write_result(result.to_dict(), path_of(f"{device.type}_{name.replace(':', '_')}"))
-        print_rows(list(result.rows))
-        if device.type == "cuda":
-            count = synchronisations(Runner.of(model, dtype=torch.bfloat16))
-            print(f"\ndevice synchronisations in a reduced pass: {count}")
-        del model
-
-
-def synchronisations(runner: Runner) -> int:
-    """Return the number of device synchronisations in a pass under the paper's schedule."""
-    (paper,) = treatments(("paper",), runner).values()
-    patch = runner.family.metadata(runner.root)["patch_size"]
-    images = torch.rand(120, 3, 8 * patch, 8 * patch, device="cuda")
-    with paper():
-        runner.run(images)  # builds what is cached per layout
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as seen:
-                warnings.simplefilter("always")
-                runner.run(images)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in seen)
-
-
 def report(arguments: argparse.Namespace) -> None:
     found = {name: read(name) for name in ("reference", "da3", "deviation")}
     for name, criteria_of in (("reference", reference_criteria), ("da3", da3_criteria)):
@@ -316,7 +263,6 @@ def main() -> None:
         "da3": da3,
         "peer": peer,
         "deviation": deviation,
-        "gpu": gpu,
         "report": report,
     }
     parser.add_argument("what", choices=measurements)
@@ -329,12 +275,6 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="as for spark3r bench")
     parser.add_argument("--name", default="reference", help="with reference: name of the result")
     parser.add_argument("--schedules", nargs="+", help="with reference: schedules")
-    parser.add_argument("--device", default="cuda", help="with gpu (default: cuda)")
-    parser.add_argument("--models", nargs="+", help=f"with gpu (default: {' '.join(GPU_MODELS)})")
-    parser.add_argument(
-        "--grid", type=parse_grid, help="with gpu: patches per frame (default: 28x37)"
-    )
-    parser.add_argument("--sensitive", type=int, nargs="+", help="with gpu: sensitive layers")
     arguments = parser.parse_args()
     keep_freed_memory()
     measurements[arguments.what](arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,15 +107,18 @@ def test_a_depth_head_in_half_precision_is_near(past_the_wall: ModuleType) -> No
 
 
 @pytest.mark.dynamo
-def test_compiled_blocks_share_one_graph(past_the_wall: ModuleType) -> None:
-    model, images = make_model(pairs=12), make_images(3)
+@pytest.mark.parametrize("applied", [False, True])
+def test_compiled_blocks_share_one_graph(past_the_wall: ModuleType, applied: bool) -> None:
+    model, images = make_model(pairs=12), make_images(34)  # pieces of 12, 11 and 11 frames
     counter = CompileCounterWithBackend("eager")
     step = past_the_wall.steps(Runner.of(model), backend=counter)[0]["compiled"]
-    before = depth(model, images)
-    for _ in range(2):
-        with step():
-            torch.testing.assert_close(depth(model, images), before)
-    assert counter.frame_count == 1
+    layers = len(spark3r.families.detect(model).attention(model))
+    with spark3r.apply(model, Schedule.uniform(layers, 4, 2)) if applied else nullcontext():
+        before = depth(model, images)
+        for _ in range(2):
+            with step():
+                torch.testing.assert_close(depth(model, images), before)
+    assert counter.frame_count == 1 + applied  # one for each length of a piece
 
 
 @pytest.mark.parametrize("name", STEPS)
