@@ -16,14 +16,11 @@ from torch import Tensor, nn
 
 from ..layout import TokenLayout
 from ..prediction import Prediction
-from ..reduction.attention import attend
-from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement, unwrap
 from .parts import da3_memory
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
-from .parts.projection import join, project
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     arguments,
@@ -39,6 +36,7 @@ from .parts.recognition import (
     refuse_stale_positions,
     unlike,
 )
+from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
 
 # Paths to the backbone: of the network, of it inside the API object, of the nested network, of that
@@ -146,14 +144,9 @@ def _reduced_forward(
 ) -> Tensor:
     refuse_argument(attn, "attn_mask", attn_mask)
     refuse_dropout(attn)
-    selection = select(layout, rule, x.device)
-    query, key, value = project(attn, x, selection)
     rotary = attn.rope is not None and pos is not None
-    query, key = normalise_and_rotate(
-        attn, query, key, value.dtype, layout, selection, rotary=rotary, uniform=uniform
-    )
-    output = attend(query, key, value, layout, rule, selection)
-    return attn.proj_drop(attn.proj(join(output)))
+    prepare = partial(normalise_and_rotate, attn, layout, rotary=rotary, uniform=uniform)
+    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
 
 
 def _call(model: nn.Module, images: Tensor) -> Any:

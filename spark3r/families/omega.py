@@ -15,14 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..reduction.attention import attend
-from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts import aggregator
 from .parts.memory import aggregator_in_pieces
 from .parts.preprocessing import balanced
-from .parts.projection import join, project
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     attentions,
@@ -34,6 +31,7 @@ from .parts.recognition import (
     refuse_dropout,
     unlike,
 )
+from .parts.reduced import reduced_attention
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "attn_bias", "rope")
@@ -92,13 +90,8 @@ def _reduced_forward(
     refuse_argument(attn, "attn_bias", attn_bias)
     refuse_argument(attn, "rope", rope)
     refuse_dropout(attn)
-    selection = select(layout, rule, x.device)
-    query, key, value = project(attn, x, selection)
-    query, key = normalise_and_rotate(
-        attn, query, key, value.dtype, layout, selection, rotary=False
-    )
-    output = attend(query, key, value, layout, rule, selection)
-    return attn.proj_drop(attn.proj(join(output)))
+    prepare = partial(normalise_and_rotate, attn, layout, rotary=False)
+    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
 
 
 def _memory_savers(root: nn.Module) -> Iterator[Replacement]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..layout import TokenLayout
 from ..prediction import Prediction
-from ..reduction.attention import attend
-from ..reduction.plans import select
 from ..reduction.pruning import KeySelection
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
-from .parts.memory import by_frames, by_tokens, encoder_by_frames
+from .parts.memory import by_frames, by_tokens, encoder_by_frames, queries_in_pieces
 from .parts.outputs import first_clip
 from .parts.preprocessing import first_image_area
-from .parts.projection import join, project
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     attentions,
@@ -39,6 +37,7 @@ from .parts.recognition import (
     refuse_stale_positions,
     unlike,
 )
+from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
 
 _ARGUMENTS = ("x", "attn_bias", "xpos")
@@ -92,15 +91,10 @@ def _reduced_forward(
 ) -> Tensor:
     refuse_argument(attn, "attn_bias", attn_bias)
     refuse_dropout(attn)
-    selection = select(layout, rule, x.device)
-    query, key, value = project(attn, x, selection)
-    rotary = attn.rope is not None
-    query, key = normalise_and_rotate(
-        attn, query, key, value.dtype, layout, selection, rotary=rotary, cast_first=True
+    prepare = partial(
+        normalise_and_rotate, attn, layout, rotary=attn.rope is not None, cast_first=True
     )
-    with _pinned_kernels(value, selection):
-        output = attend(query, key, value, layout, rule, selection)
-    return attn.proj_drop(attn.proj(join(output)))
+    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare, _pinned_kernels))
 
 
 def _pinned_kernels(value: Tensor, selection: KeySelection | None) -> AbstractContextManager[None]:
@@ -121,7 +115,11 @@ def _pinned_kernels(value: Tensor, selection: KeySelection | None) -> AbstractCo
 def _memory_savers(root: Any) -> Iterator[Replacement]:
     yield from encoder_by_frames(root.encoder)
     for i, block in enumerate(root.decoder):
-        yield from by_tokens(block.mlp) if i % 2 else by_frames(block, "xpos")
+        if i % 2:
+            yield from queries_in_pieces(block.attn)
+            yield from by_tokens(block.mlp)
+        else:
+            yield from by_frames(block, "xpos")
     for name in _HEAD_DECODERS:
         if hasattr(root, name):
             yield from by_frames(getattr(root, name), "xpos")

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..geometry import PIXEL_CENTRE
 from ..layout import TokenLayout
-from ..reduction.attention import attend
-from ..reduction.plans import select
+from ..reduction.pruning import KeySelection
 from ..reduction.rule import ResolvedRule
 from ..rope import apply_rope
 from .base import Family, Replacement
 from .parts import aggregator
 from .parts.memory import aggregator_in_pieces
 from .parts.preprocessing import balanced
-from .parts.projection import join, project
-from .parts.query_key import fused, is_fused
+from .parts.query_key import Where, fused, is_fused
 from .parts.recognition import attentions
+from .parts.reduced import reduced_attention
 
 _START = "patch_start_idx"
 
@@ -38,17 +38,20 @@ def _attention(root: Any) -> dict[str, nn.Module]:
 def _reduced_forward(
     attn: Any, layout: TokenLayout, rule: ResolvedRule, x: Tensor, rope: tuple[Tensor, Tensor]
 ) -> Tensor:
-    selection = select(layout, rule, x.device)
-    query, key, value = project(attn, x, selection)
-    dtype, key_rope = value.dtype, rope
-    if selection is not None:
-        key_rope = selection.take(rope[0], 0), selection.take(rope[1], 0)
-    if is_fused(attn, query, dtype):
-        query, key = fused(attn, query, key, dtype, rope, key_rope, None)
-    else:
-        query = apply_rope(attn.q_norm(query).to(dtype), rope)
-        key = apply_rope(attn.k_norm(key).to(dtype), key_rope)
-    return attn.proj(join(attend(query, key, value, layout, rule, selection)))
+    def prepare(
+        norm: nn.Module | None, make: Callable[[], Tensor], where: Where, dtype: torch.dtype
+    ) -> Tensor:
+        own = rope if where is None else (_taken(rope[0], where), _taken(rope[1], where))
+        tokens = make()
+        if is_fused(attn, tokens, dtype):
+            return fused(norm, tokens, dtype, own, None)
+        return apply_rope((tokens if norm is None else norm(tokens)).to(dtype), own)
+
+    return reduced_attention(attn, layout, rule, x, prepare)
+
+
+def _taken(rows: Tensor, where: slice | KeySelection) -> Tensor:
+    return rows[where] if isinstance(where, slice) else where.take(rows, 0)
 
 
 def _memory_savers(root: Any) -> Iterator[Replacement]:

@@ -13,13 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
-from ..reduction.attention import attend
-from ..reduction.plans import select
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts import aggregator
 from .parts.preprocessing import crop_width
-from .parts.projection import join, project
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
     attentions,
@@ -31,6 +28,7 @@ from .parts.recognition import (
     refuse_dropout,
     unlike,
 )
+from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
 from .parts.vggt_memory import memory_savers
 
@@ -81,14 +79,8 @@ def _reduced_forward(
     attn: Any, layout: TokenLayout, rule: ResolvedRule, x: Tensor, pos: Tensor | None = None
 ) -> Tensor:
     refuse_dropout(attn)
-    selection = select(layout, rule, x.device)
-    query, key, value = project(attn, x, selection)
-    rotary = attn.rope is not None
-    query, key = normalise_and_rotate(
-        attn, query, key, value.dtype, layout, selection, rotary=rotary
-    )
-    output = attend(query, key, value, layout, rule, selection)
-    return attn.proj_drop(attn.proj(join(output)))
+    prepare = partial(normalise_and_rotate, attn, layout, rotary=attn.rope is not None)
+    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
 
 
 def _unread(root: nn.Module) -> Iterator[Replacement]:

@@ -45,19 +45,26 @@ def attend(
     """
     merge_plan = plan(layout, rule, query.device)
     if merge_plan is None:
-        return _attend(query, key, value, selection, scale)
+        return attend_to_selected(query, key, value, selection, scale)
     operator = rule.operators.query
     places = step("matching", merging.match, query, merge_plan, operator.features)
     merged = step("merging", merging.merge, query, places, merge_plan.kept.shape[0])
-    output = _attend(merged, key, value, selection, scale)
+    output = attend_to_selected(merged, key, value, selection, scale)
     unmerge = operator.unmerging.unmerge
     return step("unmerging", unmerge, query, merged, output, places, merge_plan)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, selection: KeySelection | None, scale: float | None
+def attend_to_selected(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    selection: KeySelection | None,
+    scale: float | None = None,
 ) -> Tensor:
-    """Return attention to the selected keys, with mass correction."""
+    """Return attention of some queries to the selected keys, with mass correction.
+
+    Arguments are those of `attend`, and the queries are taken as they are.
+    """
     if selection is None or selection.logit_bias is None:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))

@@ -131,10 +131,12 @@ def run(model: nn.Module, clip: Tensor, **arguments: Any) -> dict[str, Tensor]:
         return upstream.flat(model(clip, **arguments))
 
 
-def reducing(layers: int, query: int = 2, key_value: int = 3, group: int = 4) -> Schedule:
+def reducing(
+    layers: int, query: int = 2, key_value: int = 3, group: int = 4, unmerge: str = "copy"
+) -> Schedule:
     """Return a schedule that reduces every layer, its first one by keys and values alone."""
     rules = (LayerRule(1, key_value), *(LayerRule(query, key_value),) * (layers - 1))
-    return Schedule(rules, Operators(QueryMerging(group=group)))
+    return Schedule(rules, Operators(QueryMerging(group=group, unmerge=unmerge)))
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..base import Replacement, overridden
 from . import memory
-from .memory import by_frames, by_tokens
+from .memory import by_frames, by_tokens, queries_in_pieces
 from .recognition import arguments, has, names_used
 
 _LAYERS = "get_intermediate_layers"
@@ -68,6 +68,7 @@ def memory_savers(
     whole = set(attention)
     for block in transformer.blocks:
         if block.attn in whole:
+            yield from queries_in_pieces(block.attn)
             yield from by_tokens(block.mlp)
         else:
             yield from by_frames(block, "pos")

@@ -55,6 +55,14 @@ def _replacements(
     return [(module, _SPLIT, split), (module, "forward", partial(forward, module))]
 
 
+def queries_in_pieces(attn: nn.Module) -> list[Replacement]:
+    """Return the replacement that lets a reduced layer's queries run on some frames at a time.
+
+    `reduced.reduced_attention` reads it.
+    """
+    return [(attn, _SPLIT, ())]
+
+
 def aggregator_in_pieces(
     aggregator: Any, global_blocks: Iterable[Any], *split: str
 ) -> Iterator[Replacement]:
@@ -62,13 +70,14 @@ def aggregator_in_pieces(
 
     Args:
         aggregator: Module with ``patch_embed`` and ``frame_blocks``.
-        global_blocks: Blocks that attend over all frames. Only their MLPs run in pieces.
+        global_blocks: Blocks that attend over all frames. Their MLPs and queries run in pieces.
         split: Names of the frame blocks' keyword arguments that have all frames first.
     """
     yield from encoder_by_frames(aggregator.patch_embed)
     for block in aggregator.frame_blocks:
         yield from by_frames(block, *split)
     for block in global_blocks:
+        yield from queries_in_pieces(block.attn)
         yield from by_tokens(block.mlp)
 
 
@@ -82,7 +91,7 @@ def _frames_in_pieces(self: nn.Module, frames: Any, *args: Any, **kwargs: Any) -
     listed = isinstance(frames, list)
     count = len(frames[0] if listed else frames)
     forward = type(self).forward
-    if _whole(self, count, MOST_FRAMES) or (listed and len(frames) > 1):
+    if runs_whole(self, count, MOST_FRAMES) or (listed and len(frames) > 1):
         return forward(self, frames, *args, **kwargs)
     split = self.__dict__[_SPLIT]
 
@@ -103,13 +112,13 @@ def _frames_in_pieces(self: nn.Module, frames: Any, *args: Any, **kwargs: Any) -
 def _tokens_in_pieces(self: nn.Module, tokens: Tensor) -> Tensor:
     forward = type(self).forward
     flat = tokens.flatten(0, -2)
-    if _whole(self, len(flat), MOST_TOKENS):
+    if runs_whole(self, len(flat), MOST_TOKENS):
         return forward(self, tokens)
     output = in_pieces(lambda chosen: forward(self, flat[chosen]), len(flat), MOST_TOKENS)
     return output.view(*tokens.shape[:-1], -1)
 
 
-def _whole(module: nn.Module, count: int, most: int) -> bool:
+def runs_whole(module: nn.Module, count: int, most: int) -> bool:
     """Return True if a module of so many frames or tokens runs as its class does."""
     return (
         _SPLIT not in module.__dict__  # a hook still calls what it wrapped while it was patched

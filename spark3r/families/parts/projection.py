@@ -1,40 +1,68 @@
-"""Projection of the queries of all tokens, and of the keys and values of the kept ones."""
+"""Projection of queries, and of the keys and values of the kept tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...reduction.pruning import KeySelection
 from ..base import overridden
 
+Project = Callable[[Tensor], Tensor]
+"""From hidden states ``[B, n, C]`` to queries ``[B, H, n, D]``, before any norm."""
 
-def project(attn: Any, x: Tensor, selection: KeySelection | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the projections of a fused ``qkv`` layer, pruned before it where that is exact.
+
+def project_all(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values of all tokens, before any norm.
+
+    They are views of one tensor, the output of a fused ``qkv`` layer.
 
     Args:
         attn: Module with ``qkv`` (outputs query, key, value in this order) and ``num_heads``.
         x: Hidden states ``[B, N, C]``.
-        selection: Selection of the tokens that keep their keys and values, None for all.
 
     Returns:
-        Query ``[B, H, N, D]``, key and value ``[B, H, M, D]``, before any norm.
+        ``[B, H, N, D]`` each.
     """
-    qkv, heads = attn.qkv, attn.num_heads
-    if selection is None:
-        query, key, value = qkv(x).chunk(3, dim=-1)
-    elif is_plain_linear(qkv):
-        width = qkv.weight.shape[0] // 3
-        bias = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
-        query = F.linear(x, qkv.weight[:width], bias[0])
-        key, value = F.linear(selection.take(x), qkv.weight[width:], bias[1]).chunk(2, dim=-1)
-    else:
+    query, key, value = (_split(part, attn) for part in attn.qkv(x).chunk(3, dim=-1))
+    return query, key, value
+
+
+def project_queries(attn: Any, dtype: torch.dtype | None = None) -> Project:
+    """Return the projection of queries alone, by a slice of the layer's weight where it has one.
+
+    Args:
+        attn: Module as in `project_all`.
+        dtype: Precision of the products, in which a sliced weight is cast once; None leaves that to
+            each call.
+    """
+    qkv = attn.qkv
+    if not is_plain_linear(qkv):
         # Rows of its weight may depend on one another (quantised, low-rank or masked layers).
-        query = qkv(x).chunk(3, dim=-1)[0]
-        key, value = qkv(selection.take(x)).chunk(3, dim=-1)[1:]
-    return _split(query, heads), _split(key, heads), _split(value, heads)
+        return lambda x: _split(qkv(x).chunk(3, dim=-1)[0], attn)
+    width = qkv.weight.shape[0] // 3
+    weight, bias = qkv.weight[:width], None if qkv.bias is None else qkv.bias[:width]
+    if dtype is not None:
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return lambda x: _split(F.linear(x, weight, bias), attn)
+
+
+def project_kept(attn: Any, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values ``[B, H, M, D]`` of kept hidden states ``[B, M, C]``.
+
+    ``attn`` is that of `project_all`. The projection is pruned where that is exact.
+    """
+    qkv = attn.qkv
+    if is_plain_linear(qkv):
+        width = qkv.weight.shape[0] // 3
+        bias = None if qkv.bias is None else qkv.bias[width:]
+        key, value = F.linear(kept, qkv.weight[width:], bias).chunk(2, dim=-1)
+    else:
+        key, value = qkv(kept).chunk(3, dim=-1)[1:]
+    return _split(key, attn), _split(value, attn)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -60,5 +88,5 @@ def join(output: Tensor) -> Tensor:
     return output.transpose(1, 2).flatten(2)
 
 
-def _split(tokens: Tensor, heads: int) -> Tensor:
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+def _split(tokens: Tensor, attn: Any) -> Tensor:
+    return tokens.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)

@@ -6,6 +6,7 @@ and attention would cast them in any case; cast before it, merging and unmerging
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,47 +19,53 @@ from ...rope import Rope
 from .projection import is_unhooked
 from .rotary import frame_tables, rotate
 
+Where = slice | KeySelection | None
+"""Which tokens of the sequence: those of whole frames, the kept ones, or all."""
+
 
 def normalise_and_rotate(
     attn: Any,
-    query: Tensor,
-    key: Tensor,
-    dtype: torch.dtype,
     layout: TokenLayout,
-    selection: KeySelection | None,
+    norm: nn.Module | None,
+    make: Callable[[], Tensor],
+    where: Where,
+    dtype: torch.dtype,
     *,
     rotary: bool,
     uniform: bool = False,
     cast_first: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return queries and keys as attention takes them.
+) -> Tensor:
+    """Return queries or keys as attention takes them.
 
     Args:
         attn: Module with ``q_norm`` and ``k_norm`` (None for none), and ``rope``.
-        query: Projected queries ``[B, H, N, D]``.
-        key: Projected keys of the selected tokens ``[B, H, M, D]``.
+        layout: Token layout of the sequence.
+        norm: The one of both norms that belongs to the tokens.
+        make: Function that projects them, ``[B, H, n, D]``. Nothing else may hold its result, so
+            that it is freed as soon as it is normalised.
+        where: Which tokens they are.
         dtype: Precision of the result, that of the values.
-        layout: Token layout of the N tokens.
-        selection: Selection of the tokens that have keys, None for all.
         rotary: Whether ``attn.rope`` rotates them.
         uniform: Whether all patches have the same position; see `rotary.rotate`.
         cast_first: Whether the model casts before it rotates, and not after it.
     """
-    if is_fused(attn, query, dtype):
-        rope, rows = None, None
+    tokens = make()
+    rows = None
+    if isinstance(where, KeySelection) and where.index is not None:
+        rows = where.index % layout.tokens_per_frame
+    if is_fused(attn, tokens, dtype):
+        rope = None
         if rotary:
-            turned_in = dtype if cast_first else _norm_dtype(query)
-            rope = frame_tables(query, attn.rope, layout, turned_in, uniform=uniform)
-            if selection is not None and selection.index is not None:
-                rows = selection.index % layout.tokens_per_frame
-        return fused(attn, query, key, dtype, rope, rope, rows)
-    if attn.q_norm is not None:
-        query, key = attn.q_norm(query), attn.k_norm(key)
+            turned_in = dtype if cast_first else _norm_dtype(tokens)
+            rope = frame_tables(tokens, attn.rope, layout, turned_in, uniform=uniform)
+        return fused(norm, tokens, dtype, rope, rows)
+    if norm is not None:
+        tokens = norm(tokens)
     if cast_first:
-        query, key = query.to(dtype), key.to(dtype)
+        tokens = tokens.to(dtype)
     if rotary:
-        query, key = rotate(query, key, attn.rope, layout, selection, uniform=uniform)
-    return query.to(dtype), key.to(dtype)
+        tokens = rotate(tokens, attn.rope, layout, rows, uniform=uniform)
+    return tokens.to(dtype)
 
 
 def is_fused(attn: Any, query: Tensor, dtype: torch.dtype) -> bool:
@@ -66,7 +73,7 @@ def is_fused(attn: Any, query: Tensor, dtype: torch.dtype) -> bool:
 
     Args:
         attn: Module with ``q_norm`` and ``k_norm``.
-        query: Projected queries ``[B, H, N, D]``.
+        query: Projected queries or keys ``[B, H, n, D]``.
         dtype: Precision of the result.
     """
     if not norm_rope.is_possible(query.device) or torch.is_grad_enabled():
@@ -77,29 +84,23 @@ def is_fused(attn: Any, query: Tensor, dtype: torch.dtype) -> bool:
 
 
 def fused(
-    attn: Any,
-    query: Tensor,
-    key: Tensor,
+    norm: nn.Module | None,
+    tokens: Tensor,
     dtype: torch.dtype,
     rope: Rope | None,
-    key_rope: Rope | None,
     rows: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return queries and keys by the fused kernel; `is_fused` must hold.
+) -> Tensor:
+    """Return queries or keys by the fused kernel; `is_fused` must hold.
 
     Args:
-        attn: Module with ``q_norm`` and ``k_norm``.
-        query: Projected queries ``[B, H, N, D]``.
-        key: Projected keys ``[B, H, M, D]``.
+        norm: Their norm.
+        tokens: Projected queries or keys ``[B, H, n, D]``.
         dtype: Precision of the result.
-        rope: Tables of the queries, which repeat along them; None for no rotation.
-        key_rope: Tables of the keys.
-        rows: Rows of the keys in their tables, ``[M]``; None if the tables repeat along them.
+        rope: Tables of their positions; None for no rotation.
+        rows: Rows of the tokens in the tables, ``[n]``; None if the tables repeat along them.
     """
-    return (
-        norm_rope.apply(query, _norm(attn.q_norm), rope, None, dtype),
-        norm_rope.apply(key, _norm(attn.k_norm), key_rope, rows, dtype),
-    )
+    layer_norm = norm if isinstance(norm, nn.LayerNorm) else None
+    return norm_rope.apply(tokens, layer_norm, rope, None if rope is None else rows, dtype)
 
 
 def _is_covered(norm: nn.Module | None, head_dim: int) -> bool:
@@ -108,10 +109,6 @@ def _is_covered(norm: nn.Module | None, head_dim: int) -> bool:
     if type(norm) is not nn.LayerNorm or not is_unhooked(norm):
         return False
     return norm.normalized_shape == (head_dim,)
-
-
-def _norm(norm: nn.Module | None) -> nn.LayerNorm | None:
-    return norm if isinstance(norm, nn.LayerNorm) else None
 
 
 def _norm_dtype(query: Tensor) -> torch.dtype:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ...compiling import assume_constant_result
 from ...errors import FamilyError
 from ...layout import TokenLayout
-from ...reduction.pruning import KeySelection
 from ...rope import Rope, apply_rope
 from ..base import Replacement, overridden
 from .recognition import arguments
@@ -32,36 +31,32 @@ _CACHES = ("frequency_cache", "cache")  # VGGT and Depth-Anything-3, π³
 
 
 def rotate(
-    query: Tensor,
-    key: Tensor,
+    tokens: Tensor,
     embedding: nn.Module,
     layout: TokenLayout,
-    selection: KeySelection | None,
+    rows: Tensor | None,
     *,
     uniform: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Rotate the queries of all tokens and the keys of the selected ones.
+) -> Tensor:
+    """Rotate queries or keys by their positions.
 
     Args:
-        query: Queries ``[B, H, N, D]``, after query norm.
-        key: Keys ``[B, H, M, D]``, after key norm.
+        tokens: Queries or keys ``[B, H, n, D]``, after their norm.
         embedding: The model's own embedding, which has the base frequency.
-        layout: Token layout of the N tokens, without tail.
-        selection: Selection of the tokens that have keys, None for all.
+        layout: Token layout of the clip, without tail.
+        rows: Place of each token inside its frame, ``[n]`` int64; None if they are whole frames.
         uniform: Whether all patches have position (1, 1) instead of (row + 1, column + 1).
 
     Returns:
-        Rotated queries and keys of the same shapes, equal to upstream's to the last bit.
+        Rotated tokens of the same shape, equal to upstream's to the last bit.
 
     Raises:
         FamilyError: If the embedding has no base frequency.
     """
-    cos, sin = frame_tables(query, embedding, layout, query.dtype, uniform=uniform)
-    query = _rotate_frames(query, (cos, sin))
-    if selection is None or selection.index is None:
-        return query, _rotate_frames(key, (cos, sin))
-    place = selection.index % layout.tokens_per_frame
-    return query, apply_rope(key, (cos.index_select(0, place), sin.index_select(0, place)))
+    cos, sin = frame_tables(tokens, embedding, layout, tokens.dtype, uniform=uniform)
+    if rows is None:
+        return _rotate_frames(tokens, (cos, sin))
+    return apply_rope(tokens, (cos.index_select(0, rows), sin.index_select(0, rows)))
 
 
 def frame_tables(

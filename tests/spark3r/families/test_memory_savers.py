@@ -101,6 +101,40 @@ def test_gradients_and_training_run_whole(case: Case) -> None:
     assert calls[0] == calls[1] > TOKENS
 
 
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("unmerge", ["copy", "linear"])
+def test_merged_queries_run_in_pieces(case: Case, unmerge: str) -> None:
+    model, clip = build(case), images(case, 11, batch=2)
+    schedule = reducing(case.layers, unmerge=unmerge)
+    sizes: dict[str, list[int]] = {}
+    hooks = [
+        attn.proj.register_forward_pre_hook(
+            lambda proj, args, name=name: sizes.setdefault(name, []).append(_count(args[0]))
+        )
+        for name, attn in attentions(model).items()
+    ]
+
+    def reduced(save_memory: bool) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        sizes.clear()
+        with spark3r.apply(model, schedule, save_memory=save_memory):
+            return run(model, clip), dict(sizes)
+
+    expected, whole = reduced(save_memory=False)
+    found, cut = reduced(save_memory=True)
+    with spark3r.apply(model, schedule), quiet():
+        sizes.clear()
+        detect(model).entry(model)(clip)  # with gradients
+        assert sizes == whole
+    for hook in hooks:
+        hook.remove()
+    assert difference(found, expected) == 0.0
+    unmerged, *merged = cut.values()
+    assert len(unmerged) == 1
+    for counts in merged:
+        assert [sum(counts)] == unmerged
+        assert len(counts) == 3, "groups of 4, 4 and 3 frames"
+
+
 def test_a_forward_of_its_own_is_left_alone() -> None:
     model = stand_ins.Vggt()
     block, mlp = model.aggregator.frame_blocks[1], model.aggregator.global_blocks[0].mlp

@@ -10,7 +10,7 @@ from family_cases import CASES, Case, attentions, build, images, reducing, run
 from torch import nn
 
 import spark3r
-from spark3r.families.parts.projection import project
+from spark3r.families.parts.projection import project_all, project_kept, project_queries
 from spark3r.layout import TokenLayout
 from spark3r.reduction.operators import Operators, TokenStride
 from spark3r.reduction.plans import select
@@ -61,8 +61,8 @@ def test_projection_of_kept_tokens_equals_the_full_one(case: Case) -> None:
         selection = select(layout, ResolvedRule(1, 2, operators), x.device)
         assert selection is not None
         with torch.no_grad():
-            query, key, value = project(attn, x, None)
-            parts = project(attn, x, selection)
-        assert torch.equal(parts[0], query)
-        for found, whole in zip(parts[1:], (key, value), strict=True):
+            query, key, value = project_all(attn, x)
+            kept = project_kept(attn, selection.take(x))
+            assert torch.equal(project_queries(attn)(x), query)
+        for found, whole in zip(kept, (key, value), strict=True):
             torch.testing.assert_close(found, selection.take(whole, 2), rtol=1e-6, atol=1e-6)

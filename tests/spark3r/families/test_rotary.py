@@ -53,7 +53,13 @@ def test_equals_rotation_by_positions(
         selection = select(layout, ResolvedRule(1, 2, operators), key.device)
         assert selection is not None
         kept = selection.take(key, 2)
-    found = rotate(query, kept, embedding, layout, selection, uniform=uniform)
+    rows = None
+    if selection is not None and selection.index is not None:
+        rows = selection.index % layout.tokens_per_frame
+    found = (
+        rotate(query, embedding, layout, None, uniform=uniform),
+        rotate(kept, embedding, layout, rows, uniform=uniform),
+    )
     turned = embedding(key, positions)
     expected = turned if selection is None else selection.take(turned, 2)
     assert torch.equal(found[0], embedding(query, positions))
