@@ -57,17 +57,23 @@ class MaskedBiasLinear(nn.Linear):
 class Attention(nn.Module):
     """The common part of the four families' attentions."""
 
-    def __init__(self, rope: nn.Module | None = None, linear: type[nn.Linear] = nn.Linear) -> None:
+    def __init__(
+        self,
+        rope: nn.Module | None = None,
+        linear: type[nn.Linear] = nn.Linear,
+        width: int = WIDTH,
+        heads: int = HEADS,
+    ) -> None:
         super().__init__()
-        self.num_heads = HEADS
-        self.qkv = linear(WIDTH, 3 * WIDTH)
-        self.q_norm, self.k_norm = nn.LayerNorm(WIDTH // HEADS), nn.LayerNorm(WIDTH // HEADS)
+        self.num_heads = heads
+        self.qkv = linear(width, 3 * width)
+        self.q_norm, self.k_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
-        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.proj = nn.Linear(width, width)
         self.rope = rope
 
     def run(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        parts = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
         query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
         if self.rope is not None and positions is not None:

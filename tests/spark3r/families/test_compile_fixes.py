@@ -10,6 +10,7 @@ import pytest
 import stand_ins
 import torch
 import torch._dynamo
+from device_waits import waits
 from family_cases import CASES, Case, build, difference, images, reducing, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,8 +36,6 @@ COMPILED = [
     for reduced in ([True] if case.needs else [False, True])
 ]
 
-_READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2")
-
 
 class _NoHostReads(TorchDispatchMode):
     """Mode that refuses operations whose result the host would have to wait for."""
@@ -44,10 +43,8 @@ class _NoHostReads(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = func.overloadpacket.__name__
-        masks = args[1] if name == "index" else ()
-        assert name not in _READS, f"{name} waits for the device"
-        assert all(m is None or m.dtype != torch.bool for m in masks), "a mask as an index waits"
+        reason = waits(func, args, kwargs or {}, None)
+        assert reason is None, reason
         return func(*args, **(kwargs or {}))
 
 

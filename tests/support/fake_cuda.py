@@ -1,0 +1,568 @@
+"""A CUDA device that exists in name only: passes are traced on it without a GPU.
+
+Under torch's FakeTensorMode a tensor has a shape, a precision and a device, and no values. So code
+takes the branches that it takes on CUDA, and every operator that it runs is seen. A CPU build of
+torch needs help for that, which `_on_cuda` gives. A trace does not show what happens inside
+kernels, nor which of its kernels a library chooses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from device_waits import COPIES, is_mask, waits
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+import spark3r
+from spark3r import Schedule, TokenLayout
+from spark3r.families.base import Family
+from spark3r.families.parts import projection, rotary
+from spark3r.families.registry import detect
+from spark3r.kernels import forced, grouped_attention, nearest, norm_rope
+from spark3r.kernels.limits import MOST_NORMALISED
+from spark3r.reduction import plans
+from spark3r.reduction.rule import ResolvedRule
+from spark3r.runner import autocast, without_unread
+
+IS_TRIED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether this version of torch is one that these fakes were tried with."""
+
+MODE = FakeTensorMode()
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """An operator that launches kernels on the device, or makes the host wait for it.
+
+    Attributes:
+        name: Name of the operator, without namespace and overload.
+        place: Qualified name of the attention module that runs, empty outside of them.
+        inputs: Shapes of the tensors that it takes.
+        outputs: Shapes of those that it returns.
+        waits: Why the host waits for the device, or None if it does not.
+        code: File and line outside of torch that called it; empty if it does not wait.
+    """
+
+    name: str
+    place: str
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+    waits: str | None = None
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A call of ``F.scaled_dot_product_attention``, or of a fused kernel's private operator.
+
+    Attributes:
+        name: Name of the private operator, or ``sdpa``.
+        place: Qualified name of the attention module that runs.
+        dtypes: Precisions of queries, keys and values, before autocast would change them.
+        mask: Precision of the mask, None for none.
+        queries: Number of queries.
+        keys: Number of keys.
+    """
+
+    name: str
+    place: str
+    dtypes: tuple[torch.dtype, ...]
+    mask: torch.dtype | None
+    queries: int
+    keys: int
+
+
+@dataclass
+class Trace:
+    """What a pass did on the device.
+
+    Attributes:
+        launches: Its operators that launch kernels or wait, in their order.
+        attention: Its attention calls, in their order.
+    """
+
+    launches: list[Launch] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
+
+    def waits(self, folder: Path | None = None) -> list[str]:
+        """Return where the host waits for the device, and why.
+
+        Args:
+            folder: Folder of the code to blame; None for any.
+        """
+        return [
+            f"{each.code}: {each.waits}"
+            for each in self.launches
+            if each.waits and (folder is None or each.code.startswith(f"{folder}{os.sep}"))
+        ]
+
+    def inside(self, place: str) -> Trace:
+        """Return the part of the trace inside an attention module."""
+        return Trace(
+            [each for each in self.launches if each.place == place],
+            [each for each in self.attention if each.place == place],
+        )
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of its operators, in their order."""
+        return [each.name for each in self.launches]
+
+    def products(self) -> dict[int, int]:
+        """Return the rows of all matrix products with weights, by their number of columns."""
+        rows: dict[int, int] = {}
+        for each in self.launches:
+            if each.name in ("mm", "addmm"):
+                ((count, width),) = each.outputs
+                rows[width] = rows.get(width, 0) + count
+        return rows
+
+    def too_large(self) -> list[str]:
+        """Return the operators whose kernels would count beyond what their numbers hold."""
+        return [reason for each in self.launches if (reason := _too_large(each)) is not None]
+
+
+def traced(
+    model: nn.Module,
+    schedule: Schedule,
+    clip: tuple[int, int, int],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    fused: bool = True,
+    save_memory: bool = True,
+) -> Trace:
+    """Return what a pass of a model from `fake_model` does on CUDA.
+
+    Args:
+        model: The model.
+        schedule: Schedule of its layers.
+        clip: Frames, height and width of the images.
+        dtype: Autocast precision; ``float32`` for none.
+        fused: Whether spark3r's fused kernels run, or the plain implementations.
+        save_memory: Whether the family's memory savers are applied.
+    """
+    family = detect(model)
+    weights = {each.untyped_storage()._cdata for each in model.parameters()}
+    recorder = _Recorder(weights)
+    frames, height, width = clip
+    with (
+        _on_cuda(recorder),
+        _kernels(dtype, fused),
+        _followed(model, recorder),
+        spark3r.apply(model, schedule, save_memory=save_memory),
+        without_unread(model, family),
+        autocast(CUDA, dtype),
+    ):
+        family.call(model, torch.empty(frames, 3, height, width, device=CUDA))
+    return recorder.trace
+
+
+def traced_call(function: Callable[..., object], *tensors: Tensor) -> Trace:
+    """Return what a function does on CUDA with tensors of some forms."""
+    recorder = _Recorder(set())
+    with _on_cuda(recorder):
+        function(*map(_to_fake, tensors))
+    return recorder.trace
+
+
+def traced_layer(
+    family: Family,
+    attn: nn.Module,
+    layout: TokenLayout,
+    rule: ResolvedRule,
+    *arguments: object,
+    dtype: torch.dtype = torch.bfloat16,
+    fused: bool = True,
+) -> Trace:
+    """Return what one reduced layer does on CUDA.
+
+    Args:
+        family: Family of the layer.
+        attn: Attention module from `fake_model`.
+        layout: Token layout of the clip.
+        rule: Rule of the layer.
+        arguments: What the family's ``reduced_forward`` is given after the hidden states.
+        dtype: Autocast precision; ``float32`` for none.
+        fused: Whether spark3r's fused kernels run, or the plain implementations.
+    """
+    recorder = _Recorder({each.untyped_storage()._cdata for each in attn.parameters()})
+    width = attn.get_parameter("proj.weight").shape[1]
+    with _on_cuda(recorder), _kernels(dtype, fused), autocast(CUDA, dtype):
+        hidden = torch.empty(1, layout.tokens, width, device=CUDA)
+        family.reduced_forward(attn, layout, rule, hidden, *arguments)
+    return recorder.trace
+
+
+def fake_model(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, in evaluation mode, whose weights are fake and on CUDA."""
+    copy = deepcopy(model).eval()
+    for module in copy.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                # One that needs a gradient would need CUDA's own code.
+                module._parameters[name] = nn.Parameter(_to_fake(weight), requires_grad=False)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = _to_fake(value)
+    return copy
+
+
+def _to_fake(tensor: Tensor) -> Tensor:
+    """Return a fake tensor on CUDA of another one's form."""
+    with MODE:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA)
+
+
+def _launches(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
+    """Return True if an operator launches kernels: it runs on CUDA, and makes no view."""
+    if func.overloadpacket.__name__ in _MAKES_NO_VALUES or not outputs:
+        return False
+    returns = func._schema.returns
+    is_view = any(each.alias_info and not each.alias_info.is_write for each in returns)
+    return not is_view and any(map(_is_on_cuda, (*inputs, *outputs)))
+
+
+def _is_on_cuda(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda"
+
+
+_MAKES_NO_VALUES = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("detach", "_unsafe_view", "_reshape_alias", "lift_fresh"),
+}
+
+
+def _too_large(launch: Launch) -> str | None:
+    """Return why a launch's kernel would count wrong, or None.
+
+    The numbers are those of `spark3r.kernels.limits` and of the kernels' own code. Operators that
+    are not named here count in 64 bits, or torch splits them or raises an error.
+    """
+    most = 2**31
+    if launch.name == "native_layer_norm":
+        size, most = prod(launch.inputs[0]), MOST_NORMALISED
+    elif launch.name == "_scaled_dot_product_efficient_attention" and len(launch.inputs) == 4:
+        size = launch.inputs[0][2] * launch.inputs[1][2]
+    elif launch.name == "nearest":  # offsets inside a group count in 32 bits
+        size = max(shape[2] * shape[3] for shape in launch.inputs)
+    elif launch.name == "norm_rope":  # tokens count in 32 bits
+        size = launch.inputs[0][2]
+    elif launch.name in ("sort", "topk", "searchsorted", "_embedding_bag_forward_only"):
+        size = max(shape[-1] for shape in launch.inputs)
+    elif launch.name.startswith("upsample"):
+        size = max(prod(shape) for shape in (*launch.inputs, *launch.outputs))
+    else:
+        return None
+    return None if size < most else f"{launch.name} of {launch.inputs}: {size} >= {most}"
+
+
+class _Recorder(TorchDispatchMode):
+    """Records what runs on the device.
+
+    Args:
+        weights: Storages of the model's weights.
+    """
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.trace, self.places = Trace(), [""]
+        self._weights, self._cast = weights, set[tuple[int, int]]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name == "device":
+            return func(*args, **kwargs)
+        reason = None if name in COPIES else waits(func, args, kwargs, None)
+        if reason and "index_put" not in name:
+            raise AssertionError(f"{_caller()}: {reason}")  # there is no value to go on with
+        output = func(*args, **kwargs)
+        if name in COPIES:
+            reason = waits(func, args, kwargs, output)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if name.startswith("_scaled_dot_product"):
+            self.note_attention(name, *args[:3], None)
+        if reason or (_launches(func, inputs, outputs) and not self._is_in_cache(name, inputs)):
+            shapes = [tuple(tuple(each.shape) for each in part) for part in (inputs, outputs)]
+            code = _caller() if reason else ""
+            self.trace.launches.append(Launch(name, self.places[-1], *shapes, reason, code))
+        return output
+
+    def _is_in_cache(self, name: str, inputs: list[Tensor]) -> bool:
+        """Return True if autocast would find this cast of a whole weight in its cache.
+
+        It does not cache fake weights, because they need no gradient.
+        """
+        if name != "_to_copy" or inputs[0]._is_view():
+            return False
+        key = inputs[0].untyped_storage()._cdata, inputs[0].numel()
+        known = key in self._cast
+        if key[0] in self._weights:
+            self._cast.add(key)
+        return known
+
+    def note_attention(
+        self, name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> None:
+        dtypes, lengths = (query.dtype, key.dtype, value.dtype), (query.shape[2], key.shape[2])
+        of_mask = None if mask is None else mask.dtype
+        self.trace.attention.append(Attention(name, self.places[-1], dtypes, of_mask, *lengths))
+
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def _caller() -> str:
+    """Return file and line of the innermost code that is neither torch's nor this module's."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file != __file__ and not file.startswith((_TORCH, "<")):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+class _Functions(TorchFunctionMode):
+    """A context in which functions that need CUDA's own code run without it.
+
+    Attention is one operator, as it is where a fused kernel runs.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        replacement = _REPLACED.get(func)
+        if func is F.scaled_dot_product_attention:
+            replacement = self._attention
+        if replacement is None or not _is_on_cuda(args[0]):
+            return func(*args, **kwargs)
+        return replacement(*args, **kwargs)
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        self._recorder.note_attention("sdpa", query, key, value, attn_mask)
+        calls = len(self._recorder.trace.attention)
+        if torch.is_autocast_enabled("cuda"):
+            half = torch.get_autocast_dtype("cuda")
+            query, key, value = query.to(half), key.to(half), value.to(half)
+            attn_mask = None if attn_mask is None else attn_mask.to(half)
+        aten: Any = torch.ops.aten
+        if attn_mask is None and query.dtype != torch.float32:
+            output = aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        else:
+            mask = None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+            operator = aten._scaled_dot_product_efficient_attention
+            output = operator(query, key, value, mask, False)[0]
+        del self._recorder.trace.attention[calls:]
+        return output
+
+
+def _indexed(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the view that an index's numbers and slices make, and its tensors by dimension."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    for at, part in enumerate(parts):
+        if part is Ellipsis:
+            used = sum(p.ndim if is_mask(p) else p is not None for p in parts) - 1
+            parts[at : at + 1] = [slice(None)] * (tensor.ndim - used)
+            break
+    aten: Any = torch.ops.aten
+    dim, found = 0, dict[int, Tensor]()
+    for part in parts:
+        if part is None:
+            tensor = tensor.unsqueeze(dim)
+        elif isinstance(part, slice):
+            if part != slice(None):
+                tensor = aten.slice.Tensor(tensor, dim, part.start, part.stop, part.step or 1)
+        elif isinstance(part, (Tensor, list)):
+            found[dim] = torch.tensor(part, device=CUDA) if isinstance(part, list) else part
+            dim += found[dim].ndim - 1 if is_mask(part) else 0
+        else:
+            tensor, dim = aten.select.int(tensor, dim, int(part)), dim - 1
+        dim += 1
+    return tensor, [found.get(i) for i in range(max(found, default=-1) + 1)]
+
+
+def _get(tensor: Tensor, index: Any) -> Tensor:
+    view, tensors = _indexed(tensor, index)
+    return torch.ops.aten.index.Tensor(view, tensors) if tensors else view
+
+
+def _set(tensor: Tensor, index: Any, value: Any) -> None:
+    view, tensors = _indexed(tensor, index)
+    aten: Any = torch.ops.aten
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=tensor.dtype, device=CUDA)
+    if tensors:
+        aten.index_put_.default(view, tensors, value)
+    else:
+        aten.copy_.default(view, value.expand(view.shape))
+
+
+def _copy(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return torch.ops.aten.copy_.default(tensor, source)
+
+
+def _contiguous(tensor: Tensor, memory_format: Any = torch.contiguous_format) -> Tensor:
+    if tensor.is_contiguous(memory_format=memory_format):
+        return tensor
+    return torch.ops.aten.clone.default(tensor, memory_format=memory_format)
+
+
+def _new_tensor(tensor: Tensor, data: Any, **options: Any) -> Tensor:
+    return torch.tensor(data, **{"dtype": tensor.dtype, "device": CUDA, **options})
+
+
+def _nonzero(tensor: Tensor, **_: Any) -> Tensor:
+    return torch.ops.aten.nonzero.default(tensor)
+
+
+def _read(tensor: Tensor) -> Any:
+    return torch.ops.aten._local_scalar_dense.default(tensor)
+
+
+_REPLACED: dict[Any, Callable[..., Any]] = {
+    Tensor.__getitem__: _get,
+    Tensor.__setitem__: _set,
+    Tensor.contiguous: _contiguous,
+    Tensor.new_tensor: _new_tensor,
+    Tensor.copy_: _copy,
+    Tensor.__float__: _read,
+    Tensor.__int__: _read,
+    Tensor.nonzero: _nonzero,
+    torch.nonzero: _nonzero,
+}
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Return what the runtime's own function returns of the real module.
+
+    A fake parameter is an instance of nn.Parameter, but its type is FakeTensor.
+    """
+    is_plain = type(module) is nn.Linear and type(module.weight) is FakeTensor
+    return is_plain and projection.is_unhooked(module)
+
+
+def _made_once(home: Any, name: str) -> Any:
+    """Return a patch that lets a cached function run on the CPU, unseen.
+
+    What is cached is made before the passes that count. Its tensors are fake.
+    """
+    build: Callable[..., Any] = getattr(home, name)
+
+    def make(*key: Any) -> Any:
+        on_cpu = [CPU if isinstance(each, torch.device) else each for each in key]
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            found = build(*on_cpu)
+            if isinstance(found, tuple):
+                return tuple(_to_fake(each) if isinstance(each, Tensor) else each for each in found)
+            tensors = {name: each for name, each in vars(found).items() if isinstance(each, Tensor)}
+            return replace(found, **{name: _to_fake(each) for name, each in tensors.items()})
+
+    return patch.object(home, name, make)
+
+
+_CACHED = (
+    *((plans, "_build_selection"), (plans, "_build_plan")),
+    *((rotary, "_build"), (rotary, "_build_all_positions")),
+)
+
+
+@contextmanager
+def _on_cuda(recorder: _Recorder) -> Iterator[None]:
+    """Let code run on fake tensors as it would on CUDA, and record it."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        enter(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+        enter(patch("torch.cuda.is_bf16_supported", lambda *_: True))
+        enter(patch.object(Tensor, "as_subclass", lambda tensor, kind: tensor))  # it has its class
+        enter(patch.object(projection, "is_plain_linear", _is_plain_linear))
+        for home, name in _CACHED:
+            enter(_made_once(home, name))
+        enter(MODE)
+        enter(torch.device(CUDA))
+        enter(_Functions(recorder))
+        enter(recorder)
+        enter(torch.no_grad())  # inference mode would hide what composed operators consist of
+        yield
+
+
+@contextmanager
+def _kernels(dtype: torch.dtype, fused: bool) -> Iterator[None]:
+    """Use spark3r's fused kernels, or none of them."""
+    join = "efficient" if dtype == torch.float32 else "flash"  # flash has no float32
+    with (
+        forced(grouped_attention.OPERATION, join if fused else grouped_attention.MASK),
+        forced(norm_rope.OPERATION, norm_rope.TRITON if fused else norm_rope.PLAIN),
+        forced(nearest.OPERATION, nearest.TRITON if fused else nearest.PLAIN),
+    ):
+        if fused and find_spec("triton") is None:
+            _register_without_triton()
+        yield
+
+
+def _register_without_triton() -> None:
+    """Define the fused operators, which have a shape and nothing to launch."""
+    for kernel in (norm_rope, nearest):
+        name = f"{kernel.__name__}_triton"
+        stub: Any = types.ModuleType(name)
+        stub.launch = _is_not_there
+        with patch.dict(sys.modules, {name: stub}):
+            kernel._register()
+
+
+def _is_not_there(*_: Any) -> Tensor:
+    raise ModuleNotFoundError("Triton is not installed")
+
+
+@contextmanager
+def _followed(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Let a recorder know which attention module runs."""
+    hooks: list[Any] = []
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "attn":
+
+            def begin(module: nn.Module, args: object, name: str = name) -> None:
+                recorder.places.append(name)
+
+            def end(module: nn.Module, args: object, output: object) -> None:
+                recorder.places.pop()
+
+            hooks.append(module.register_forward_pre_hook(begin))
+            hooks.append(module.register_forward_hook(end, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
