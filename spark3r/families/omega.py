@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ..layout import TokenLayout
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
-from .parts import aggregator
-from .parts.memory import aggregator_in_pieces
+from .parts import aggregator, omega_memory
 from .parts.preprocessing import balanced
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
@@ -95,11 +94,10 @@ def _reduced_forward(
 
 
 def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
-    # Upstream drops the outputs of layers that no head reads by itself.
     entry = _aggregator(root)[1]
     blocks, kinds = entry.inter_frame_blocks, entry.inter_frame_attention_types
     whole = [block for block, kind in zip(blocks, kinds, strict=False) if kind == "global"]
-    return aggregator_in_pieces(entry, whole)
+    return omega_memory.memory_savers(root, entry, whole)
 
 
 def _unread(root: nn.Module) -> Iterator[Replacement]:
@@ -120,5 +118,6 @@ FAMILY = Family(
     preprocess=balanced,
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),
     memory_savers=_memory_savers,
+    prediction_savers=lambda root: omega_memory.prediction_savers(root, _aggregator(root)[1]),
     unread=_unread,
 )

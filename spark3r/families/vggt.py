@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..layout import TokenLayout
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
-from .parts import aggregator
+from .parts import aggregator, vggt_memory
 from .parts.preprocessing import crop_width
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
@@ -30,7 +30,6 @@ from .parts.recognition import (
 )
 from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
-from .parts.vggt_memory import memory_savers
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "pos")
@@ -104,6 +103,7 @@ FAMILY = Family(
     preprocess=crop_width,
     metadata=lambda root: aggregator.metadata(_aggregator(root)[1], start=_START),
     compile_fixes=without_waiting,
-    memory_savers=lambda root: memory_savers(root, _aggregator(root)[1]),
+    memory_savers=lambda root: vggt_memory.memory_savers(root, _aggregator(root)[1]),
+    prediction_savers=lambda root: vggt_memory.prediction_savers(root, _aggregator(root)[1]),
     unread=_unread,
 )

@@ -6,16 +6,11 @@ calls ``locals()``, which before Python 3.13 keeps the tokens of the last of the
 more. Here the loop frees what it no longer needs, and each layer is normalised as soon as it is
 there.
 
-A pass of a Runner keeps less. The dense head runs on a few frames at a time, and begins with a norm
-and a projection of each layer to fewer channels. That beginning runs as soon as a layer is there,
-on the frames that the head takes together, so that it gives the same bits. The head then goes on
-from the stored projections (`ProjectedLayers`), and frees them as it proceeds.
+A pass of a Runner keeps projections of the layers alone (`dense_head`).
 """
 
 from __future__ import annotations
 
-import inspect
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +20,7 @@ from torch import Tensor, nn
 
 from ..base import Replacement, overridden
 from . import memory
+from .dense_head import Begun, Maps, frames_at_once, is_known, project
 from .memory import by_frames, by_tokens, queries_in_pieces
 from .recognition import arguments, has, names_used
 
@@ -97,15 +93,9 @@ def _is_known_transformer(transformer: nn.Module) -> bool:
 
 
 def _is_known_head(head: Any) -> bool:
-    return (
-        head is not None
-        and has(head, "norm", "projects", "_forward_impl")
-        and arguments(head) == _DENSE_ARGUMENTS
-        and names_used(head, "_forward_impl")[: len(_DENSE_BEGINS)] == _DENSE_BEGINS
-        and tuple(getattr(head, "intermediate_layer_idx", ())) == tuple(range(len(head.projects)))
-        and not overridden(head)
-        and not overridden(head, "_forward_impl")
-    )
+    return is_known(head, _DENSE_ARGUMENTS, _DENSE_BEGINS) and tuple(
+        head.intermediate_layer_idx
+    ) == tuple(range(len(head.projects)))
 
 
 class ProjectedLayers(tuple[_Layer, ...]):
@@ -115,11 +105,10 @@ class ProjectedLayers(tuple[_Layer, ...]):
     camera token of every frame, ``[B, S, 2C]``.
 
     Attributes:
-        maps: Of each layer, its projections ``[frames, channels, h, w]``, in pieces of the frames
-            that the head takes together.
+        maps: Projections of the layers, see `dense_head.project`.
     """
 
-    maps: list[list[Tensor]]
+    maps: Maps
 
 
 def _layers(
@@ -137,7 +126,7 @@ def _layers(
     head = self.__dict__.get(_HEAD)
     start = 1 + self.num_register_tokens
     layers: list[_Layer] = []
-    maps: list[list[Tensor]] = []
+    maps: Maps = []
     exported: list[Tensor] = []
     taken = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
     if head is not None and len(taken) != len(head.projects):
@@ -251,56 +240,20 @@ def _projected(
     size: Sequence[int],
 ) -> list[Tensor]:
     """Return a layer's projections as the dense head begins with them, piece by piece."""
-    batch, frames = local.shape[:2]
-    height, width = (side // head.patch_size for side in size)
-    at_once = inspect.signature(type(head).forward).parameters["chunk_size"].default
-    if at_once is None or at_once >= frames:
-        at_once = batch * frames
+    frames = local.shape[0] * local.shape[1]
+    at_once = frames_at_once(head, "chunk_size", local.shape[1])
+    if at_once == local.shape[1]:
+        at_once = frames  # then the head takes all clips together
+
+    def patches_of(chosen: slice) -> Tensor:
+        return _halves(self, local, tokens, order, chosen)[:, 1 + self.num_register_tokens :]
+
     device = "cpu" if local.device.type == "meta" else local.device.type
-    found: list[Tensor] = []
-    starts = range(0, batch * frames, at_once)
-    for first in starts:
-        if local.device.type == "meta" and 0 < first < starts[-1]:
-            found.append(torch.empty_like(found[0]))  # as in `memory.in_pieces`
-            continue
-        halves = _halves(self, local, tokens, order, slice(first, first + at_once))
-        patches = halves[:, 1 + self.num_register_tokens :]
-        with torch.autocast(device, enabled=False):
-            patches = head.norm(patches).permute(0, 2, 1)
-            found.append(head.projects[stage](patches.unflatten(2, (height, width))))
-    return found
+    return project(head, stage, patches_of, frames, at_once, size, device)
 
 
 def _dense(self: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
     """Replace the dense head's forward, which goes on from projections if it is given them."""
     if not isinstance(feats, ProjectedLayers):
         return type(self).forward(self, feats, *args, **kwargs)
-    return type(self).forward(_Begun(self, feats.maps), feats, *args, **kwargs)
-
-
-class _Begun:
-    """A dense head whose norms and projections have run: in its forward it stands for the head."""
-
-    def __init__(self, head: Any, maps: list[list[Tensor]]) -> None:
-        self._head = head
-        self._maps = [deque(each) for each in maps]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._head, name)
-
-    def _forward_impl(self, feats: list[Tensor], *args: Any) -> Any:
-        """Run the head on the frames of one piece, and free their projections."""
-        piece = _BegunPiece(self._head, [each.popleft() for each in self._maps])
-        return type(self._head)._forward_impl(piece, feats, *args)
-
-
-class _BegunPiece:
-    """A dense head in the place of itself for the frames of one piece."""
-
-    def __init__(self, head: Any, maps: list[Tensor]) -> None:
-        self._head = head
-        self.norm = lambda tokens: tokens
-        self.projects = [lambda _, found=each: found for each in maps]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._head, name)
+    return type(self).forward(Begun(self, feats.maps), feats, *args, **kwargs)

@@ -2,10 +2,12 @@
 
 The aggregator keeps the frame and global tokens of every layer side by side in float32, 24 times
 2·C numbers per token, but its heads read four layers only. The two halves of an unread layer are
-cut to no tokens before they are joined. The list keeps its length, an unread entry has the shape
+dropped before they are joined. The list keeps its length, an unread entry has the shape
 ``[B, S, 0, 2C]``, and code that reads it gets an error instead of wrong numbers (`Dropped`). The
 heads' outputs stay the same, bit for bit. A traced graph is not cut: its compiler drops what nobody
 reads.
+
+`aggregator_memory` says what else is freed in the known version of upstream's forward.
 """
 
 from __future__ import annotations
@@ -17,12 +19,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import LayoutError
 from ..base import Replacement, overridden
+from . import aggregator_memory, dense_head
+from .aggregator_memory import HEAD, Layers, dropped, embedded, runs_as_upstream
 from .memory import aggregator_in_pieces
+from .recognition import names_used
 
 _UNREAD = "_spark3r_unread"
 _METHODS = ("_process_frame_attention", "_process_global_attention")
+_FORWARD_USES = frozenset(
+    {
+        *("shape", "ValueError", "_resnet_mean", "_resnet_std", "view", "patch_embed", "dict"),
+        *("isinstance", "slice_expand_and_flatten", "camera_token", "register_token", "torch"),
+        *("cat", "rope", "position_getter", "patch_size", "device", "patch_start_idx", "zeros"),
+        *("to", "dtype", "range", "aa_block_num", "aa_order", "len", "append", *_METHODS),
+    }
+)
+"""What upstream's forward uses. Another version is left alone."""
+
+_DENSE_ARGUMENTS = ("aggregated_tokens_list", "images", "patch_start_idx", "frames_chunk_size")
+_DENSE_BEGINS = (
+    *("contiguous", "shape", "patch_size", "intermediate_layer_idx", "reshape"),
+    *("norm", "permute", "projects"),
+)
+"""What the dense head uses first, in this order."""
+
+_CAMERA_USES = ("token_norm", "trunk_fn")
+"""What a camera head uses that reads the camera tokens of the last layer alone."""
 
 _Result = tuple[Tensor, int, list[Tensor]]
 
@@ -45,7 +68,7 @@ def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
 
 
 def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
-    """Yield the replacements on the aggregator and its blocks."""
+    """Yield the replacements on the aggregator, on its blocks and on the dense head."""
     yield from aggregator_in_pieces(aggregator, aggregator.global_blocks, "pos")
     if not all(hasattr(type(aggregator), name) for name in _METHODS):
         return  # another version, which may keep its outputs in another form
@@ -56,37 +79,65 @@ def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
         yield aggregator, _UNREAD, unread
         yield aggregator, _METHODS[0], partial(_frame, aggregator)
         yield aggregator, _METHODS[1], partial(_global, aggregator)
+    if _is_known(aggregator):
+        yield aggregator, "forward", partial(_forward, aggregator)
+        if _projects(root):
+            head: Any = root.get_submodule("depth_head")
+            yield head, "forward", partial(aggregator_memory.dense, head)
 
 
-class Dropped(Tensor):
-    """Tokens ``[B, S, 0, C]`` in the place of those that were dropped.
-
-    They may be moved, cast, joined and asked for their shape. A mean over no tokens would be NaN,
-    so whatever would make numbers of them raises a LayoutError.
-    """
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        made = result if isinstance(result, (tuple, list)) else (result,)
-        if all(_has_no_numbers(each) for each in made):
-            return result
-        raise LayoutError(
-            "these are tokens of a layer that no head of the model reads, and the memory saver has "
-            "dropped them: apply the schedule with save_memory=False to read them"
-        )
+def prediction_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
+    """Yield what lets the aggregator hand projections to the dense head, see `memory_savers`."""
+    if _is_known(aggregator) and _projects(root):
+        yield aggregator, HEAD, root.get_submodule("depth_head")
 
 
-def _has_no_numbers(result: object) -> bool:
-    if isinstance(result, Tensor):
-        return 0 in result.shape
-    return result is None or isinstance(result, _FACTS)
+def _is_known(aggregator: Any) -> bool:
+    return (
+        frozenset(names_used(aggregator, "forward")) == _FORWARD_USES
+        and aggregator.rope is not None
+        and set(aggregator.aa_order) == {"frame", "global"}
+        and not overridden(aggregator)
+        and not any(overridden(aggregator, name) for name in _METHODS)
+    )
 
 
-_FACTS = (bool, int, str, torch.dtype, torch.device, torch.layout, torch.UntypedStorage)
-"""Types of what a tensor tells without its numbers."""
+def _projects(root: nn.Module) -> bool:
+    """Return True if the heads that a Prediction needs can do without tokens of whole layers."""
+    camera = getattr(root, "camera_head", None)
+    return dense_head.is_known(
+        getattr(root, "depth_head", None), _DENSE_ARGUMENTS, _DENSE_BEGINS
+    ) and (camera is None or names_used(camera, "forward") == _CAMERA_USES)
+
+
+def _forward(self: Any, images: Tensor) -> tuple[list[Tensor | None], int]:
+    """Return the outputs of all layers and the number of special tokens, as upstream's forward."""
+    if runs_as_upstream(self, images):
+        output: tuple[list[Tensor | None], int] = type(self).forward(self, images)
+        return output
+    batch, frames, _, height, width = images.shape
+    tokens, start = embedded(self, images), self.patch_start_idx
+    shape = (batch, frames, *tokens.shape[1:])
+    grid = (height // self.patch_size, width // self.patch_size)
+    pos = self.position_getter(batch * frames, *grid, device=images.device)
+    if start > 0:
+        special = torch.zeros(batch * frames, start, 2, dtype=pos.dtype, device=pos.device)
+        pos = torch.cat((special, pos + 1), dim=1)
+    layers = Layers(self, images, len(self.global_blocks), start)
+    local: list[Tensor] = []
+    whole: list[Tensor] = []
+    first = second = 0
+    for _ in range(self.aa_block_num):
+        for kind in self.aa_order:
+            if kind == "frame":
+                tokens, first, local = self._process_frame_attention(tokens, *shape, first, pos=pos)
+            else:
+                tokens, second, whole = self._process_global_attention(
+                    tokens, *shape, second, pos=pos
+                )
+        while local:
+            layers.take(local.pop(0), whole.pop(0))
+    return layers.finished(tokens.view(shape)), start
 
 
 def _frame(self: Any, *args: Any, **kwargs: Any) -> _Result:
@@ -98,14 +149,11 @@ def _global(self: Any, *args: Any, **kwargs: Any) -> _Result:
 
 
 def _cut(aggregator: Any, result: _Result) -> _Result:
-    """Return a method's result with the outputs ``[B, S, P, C]`` of unread layers emptied."""
+    """Return a method's result with the outputs ``[B, S, P, C]`` of unread layers dropped."""
     if torch.compiler.is_compiling():
         return result
     tokens, following, outputs = result
     unread = aggregator.__dict__.get(_UNREAD, ())
     first = following - len(outputs)
-    kept = [
-        out[:, :, :0].as_subclass(Dropped) if first + i in unread else out
-        for i, out in enumerate(outputs)
-    ]
+    kept = [dropped(out) if first + i in unread else out for i, out in enumerate(outputs)]
     return tokens, following, kept
