@@ -8,7 +8,7 @@ because the decoder is a method of it and not a module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,9 +21,9 @@ from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction.pruning import KeySelection
 from ..reduction.rule import ResolvedRule
-from .base import Family, Replacement
-from .parts.memory import by_frames, by_tokens, encoder_by_frames, queries_in_pieces
+from .base import Family
 from .parts.outputs import first_clip
+from .parts.pi3_memory import memory_savers, prediction_savers
 from .parts.preprocessing import first_image_area
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
@@ -41,9 +41,6 @@ from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
 
 _ARGUMENTS = ("x", "attn_bias", "xpos")
-
-# Heads that attend inside frames, in transformers as wide as the decoder.
-_HEAD_DECODERS = ("point_decoder", "conf_decoder", "camera_decoder")
 
 
 def _alternates(root: Any) -> bool:
@@ -112,19 +109,6 @@ def _pinned_kernels(value: Tensor, selection: KeySelection | None) -> AbstractCo
     return sdpa_kernel([SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION])
 
 
-def _memory_savers(root: Any) -> Iterator[Replacement]:
-    yield from encoder_by_frames(root.encoder)
-    for i, block in enumerate(root.decoder):
-        if i % 2:
-            yield from queries_in_pieces(block.attn)
-            yield from by_tokens(block.mlp)
-        else:
-            yield from by_frames(block, "xpos")
-    for name in _HEAD_DECODERS:
-        if hasattr(root, name):
-            yield from by_frames(getattr(root, name), "xpos")
-
-
 def _predict(output: Any, images: Tensor) -> Prediction:
     points, logits, poses = first_clip(output, "local_points", "conf", "camera_poses")
     return Prediction.from_local_points(points, logits.sigmoid(), poses)
@@ -149,5 +133,6 @@ FAMILY = Family(
     preprocess=first_image_area,
     metadata=_metadata,
     compile_fixes=without_waiting,
-    memory_savers=_memory_savers,
+    memory_savers=memory_savers,
+    prediction_savers=prediction_savers,
 )

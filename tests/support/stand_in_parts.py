@@ -154,6 +154,61 @@ class PatchEmbed(nn.Conv2d):
         return super().forward(images).flatten(2).transpose(1, 2)
 
 
+class Encoder(PatchEmbed):
+    """An encoder that returns its patch tokens among other things, as DINOv2 does."""
+
+    def forward(self, images: Tensor, is_training: bool = False) -> Any:
+        return {"x_norm_patchtokens": super().forward(images), "masks": None}
+
+
+class HeadDecoder(nn.Module):
+    """A transformer inside frames, from the tokens of two layers side by side."""
+
+    def __init__(self, rope: nn.Module) -> None:
+        super().__init__()
+        self.projects, self.blocks = nn.Linear(2 * WIDTH, WIDTH), Block(Pi3Attention(rope))
+
+    def forward(self, hidden: Tensor, xpos: Tensor | None = None) -> Tensor:
+        return self.blocks(self.projects(hidden), xpos=xpos)
+
+
+class TokenPixels(nn.Module):
+    """A head from a list of patch tokens [B, h * w, C] to maps [B, H, W, channels]."""
+
+    def __init__(self, patch_size: int, channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Linear(WIDTH, channels * patch_size**2)
+
+    def forward(self, tokens: list[Tensor], size: tuple[int, int]) -> Tensor:
+        grid = [side // self.patch_size for side in size]
+        maps = self.proj(tokens[-1]).transpose(1, 2).unflatten(2, grid)
+        return F.pixel_shuffle(maps, self.patch_size).permute(0, 2, 3, 1)
+
+
+class CameraPoses(nn.Module):
+    """A head from patch tokens [B, h * w, C] to poses [B, 4, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.res_conv = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(2)
+        )
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        for layer in self.res_conv:
+            tokens = tokens + layer(tokens)
+        turned = torch.linalg.qr(tokens.mean(1)[..., :9].unflatten(-1, (3, 3)).float())[0]
+        poses = torch.eye(4, device=tokens.device).repeat(len(tokens), 1, 1)
+        poses[..., :3, :3] = turned * torch.linalg.det(turned)[..., None, None]
+        return poses
+
+
+def homogenize_points(points: Tensor) -> Tensor:
+    """Return points [..., 3] with a one behind them."""
+    return torch.cat((points, torch.ones_like(points[..., :1])), dim=-1)
+
+
 class PixelHead(nn.Module):
     """A head from patch tokens [B, S, h * w, C] to maps [B, S, H, W, channels]."""
 

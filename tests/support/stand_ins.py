@@ -12,8 +12,11 @@ from stand_in_parts import (
     WIDTH,
     Attention,
     Block,
+    CameraPoses,
     Da3Attention,
     DualHead,
+    Encoder,
+    HeadDecoder,
     MaskedBiasLinear,
     OmegaAttention,
     PatchEmbed,
@@ -21,8 +24,10 @@ from stand_in_parts import (
     PixelHead,
     PositionGetter,
     Rotary,
+    TokenPixels,
     VggtAttention,
     first_and_others,
+    homogenize_points,
     pose_encoding,
 )
 from torch import Tensor, nn
@@ -90,42 +95,60 @@ class Vggt(nn.Module):
 
 
 class Pi3(nn.Module):
+    """π³, of which every head has a decoder of its own and then layers in float32."""
+
     def __init__(self, attention: type[Attention] = Pi3Attention, blocks: int = 6) -> None:
         super().__init__()
         self.patch_size, self.patch_start_idx = 14, 2
         self.rope, self.position_getter = Rotary("base"), PositionGetter("cache_positions")
-        self.encoder = PatchEmbed(14)
+        self.encoder = Encoder(14)
         self.register_token = nn.Parameter(1e-6 * torch.randn(1, 1, 2, WIDTH))
         self.decoder = nn.ModuleList(Block(attention(self.rope)) for _ in range(blocks))
-        self.point_head, self.camera_head = PixelHead(14, 4), nn.Linear(WIDTH, WIDTH)
+        for name in ("point_decoder", "conf_decoder", "camera_decoder"):
+            setattr(self, name, HeadDecoder(self.rope))
+        self.point_head, self.conf_head = TokenPixels(14, 3), TokenPixels(14, 1)
+        self.camera_head = CameraPoses()
+        for name in ("image_mean", "image_std"):
+            self.register_buffer(name, torch.full((3, 1, 1), 0.5))
 
-    def decode(self, hidden: Tensor, frames: int, height: int, width: int) -> Tensor:
-        batch = hidden.shape[0] // frames
-        register = self.register_token[0].expand(batch * frames, -1, -1)
+    def decode(self, hidden: Tensor, N: int, H: int, W: int) -> tuple[Tensor, Tensor]:
+        batch = hidden.shape[0] // N
+        register = self.register_token[0].expand(batch * N, -1, -1)
         hidden = torch.cat((register, hidden), dim=1)
-        pos = self.position_getter(batch * frames, height // 14, width // 14, 2)
+        pos = self.position_getter(batch * N, H // 14, W // 14, 2)
+        last: list[Tensor] = []
         for i, block in enumerate(self.decoder):
-            count = batch if i % 2 else batch * frames
+            count = batch if i % 2 else batch * N
             hidden = block(hidden.reshape(count, -1, WIDTH), xpos=pos.reshape(count, -1, 2))
             hidden = self.inject(i, hidden)
-        return hidden.reshape(batch, frames, -1, WIDTH)
+            last = [*last[-1:], hidden.reshape(batch * N, -1, WIDTH)]
+        return torch.cat(last, dim=-1), pos
 
     def inject(self, i: int, hidden: Tensor) -> Tensor:
         return hidden
 
     def forward(self, imgs: Tensor) -> dict[str, Tensor]:
-        batch, frames, _, height, width = imgs.shape
-        hidden = self.decode(self.encoder(imgs.flatten(0, 1)), frames, height, width)
-        maps = self.point_head(hidden[:, :, 2:], height, width)
-        depth = maps[..., 2:3].exp()
-        turned = torch.linalg.qr(self.camera_head(hidden.mean(2))[..., :9].unflatten(-1, (3, 3)))[0]
-        turned = turned * torch.linalg.det(turned)[..., None, None]
-        poses = torch.eye(4).repeat(batch, frames, 1, 1)
-        poses[..., :3, :3] = turned
+        batch, frames, *_, height, width = imgs.shape
+        first, size = self.patch_start_idx, (height, width)
+        imgs = (imgs - self.image_mean) / self.image_std
+        patches = self.encoder(imgs.reshape(batch * frames, 3, *size), is_training=True)
+        if isinstance(patches, dict):
+            patches = patches["x_norm_patchtokens"]
+        hidden, pos = self.decode(patches, frames, *size)
+        read = (self.point_decoder, self.conf_decoder, self.camera_decoder)
+        point, conf, camera = [decoder(hidden, xpos=pos) for decoder in read]
+        with torch.amp.autocast(device_type="cuda", enabled=False):
+            xy, z = self.point_head([point.float()[:, first:]], size).split([2, 1], dim=-1)
+            local = torch.cat((xy * z.exp(), z.exp()), dim=-1)
+            logits = self.conf_head([conf.float()[:, first:]], size)
+            poses = self.camera_head(camera.float()[:, first:], height // 14, width // 14)
+            points = torch.einsum("fij,fhwj->fhwi", poses, homogenize_points(local))[..., :3]
+        shape = (batch, frames, *size, -1)
         return {
-            "local_points": torch.cat((maps[..., :2] * depth, depth), dim=-1),
-            "conf": maps[..., 3:],
-            "camera_poses": poses,
+            "points": points.reshape(shape),
+            "local_points": local.reshape(shape),
+            "conf": logits.reshape(shape),
+            "camera_poses": poses.reshape(batch, frames, 4, 4),
         }
 
 

@@ -24,6 +24,9 @@ from spark3r.runner import Runner
 FRAMES = 11
 """More than the frames in a piece of these tests, and in one of Depth-Anything-3's dense head."""
 
+MANY_FRAMES = {"pi3x-upstream": 70}
+"""More than the frames that Pi3X's convolutions take together."""
+
 UPSTREAM_DA3 = [case for case in CASES if case.family == "da3" and case.needs]
 SAVING = [case for case in CASES if list(detect(build(case)).prediction_savers(build(case)))]
 
@@ -52,8 +55,10 @@ def test_predictions_are_the_same_with_and_without(
     if dtype == torch.bfloat16 and case.family == "omega":
         pytest.skip("upstream's dense head refuses the autocast of a CPU")
     if dtype == torch.bfloat16:
+        if case.family == "pi3" and case.needs:
+            pytest.skip("upstream's camera head takes no bfloat16 on a CPU")
         monkeypatch.undo()  # on a CPU its products of so few rows round by their number
-    model, clip = build(case), images(case, FRAMES)
+    model, clip = build(case), images(case, MANY_FRAMES.get(case.name, FRAMES))
     for schedule in (Schedule.dense(case.layers), reducing(case.layers)):
         with spark3r.apply(model, schedule, save_memory=False):
             assert not list(_set_for_predictions(model))
@@ -176,7 +181,7 @@ def test_less_is_kept(case: Case) -> None:
     model, size = build(case), images(case, 1).shape[-2:]
     family = replace(detect(model), prediction_savers=lambda root: ())
     more, less = (
-        count_memory(model, 60, (size[0], size[1]), family=each).extra for each in (family, None)
+        count_memory(model, 20, (size[0], size[1]), family=each).extra for each in (family, None)
     )
     assert less < more
 
