@@ -1,19 +1,24 @@
 """Reduced attention against dense attention, by number of tokens.
 
-    python benchmarks/attention.py [--output benchmarks/results/attention.json]
+    python benchmarks/attention.py --output benchmarks/results/attention.json    # both of these:
+    python benchmarks/attention.py length             # about 10 minutes on two quiet cores
+    python benchmarks/attention.py mass_correction    # half a minute
 
-For each number of tokens and each pair of factors, this script times in turns: dense attention;
-ours (matching, merging, attention over kept keys, unmerging); bare attention at the realised
-lengths; and matching, merging and unmerging alone. Keys and values are given as they are after
-selection, which is part of the projection. Afterwards it compares ways to apply mass correction.
+For each number of tokens and each pair of factors, ``length`` times in turns: dense attention; ours
+(matching, merging, attention over kept keys, unmerging); bare attention at the realised lengths;
+and matching, merging and unmerging alone. Keys and values are given as they are after selection,
+which is part of the projection. ``mass_correction`` compares ways to apply it.
+
+Each part has its own command, day and environment in the file. One that is not run stays as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn.functional as F
-from results_io import write_result
+from results_io import provenance, store_json
 
 from spark3r import Operators, TokenLayout, TokenStride
 from spark3r.benchmark.result import growth_exponent
@@ -34,6 +39,7 @@ from spark3r.reduction.plans import key_value_length, query_length, select
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.timing import Latency, interleaved
 
+PARTS = ("length", "mass_correction")
 HEADS, DIM = 4, 32  # as in the reference model
 GRID, SPECIAL = (8, 8), 5
 TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
@@ -190,53 +196,69 @@ def growth_from_8k(rows: list[dict[str, Any]], factors: tuple[int, int]) -> floa
     return growth_exponent(points) if len(points) > 1 else None
 
 
+def over_length(tokens: Sequence[int], limit_s: float) -> dict[str, Any]:
+    """Return the measurements of reduced attention by number of tokens, and print them."""
+    rows = []
+    print("   tokens  factors  dense ms   ours ms   bare ms  ours/bare  matching/dense  peak/act.")
+    for count in tokens:
+        for row in measure(count, limit_s):
+            rows.append(row)
+            ms, peak = row["ms"], row["peak_extra_mb"]["ours"] / row["dense_activations_mb"]
+            print(
+                f"{row['tokens']:>9}  {row['query_factor']:>2},{row['key_value_factor']:<4} "
+                f"{ms['dense']:>9.1f} {ms['ours']:>9.1f} {ms['bare']:>9.1f} "
+                f"{row['ours_over_bare']:>10.2f} {row['matching_share_of_dense']:>15.3f} "
+                f"{peak:>10.2f}",
+                flush=True,
+            )
+    growth = {f"{q},{kv}": growth_from_8k(rows, (q, kv)) for q, kv in FACTORS}
+    print("growth exponent of ours:", {k: v and round(v, 2) for k, v in growth.items()})
+    return {"rows": rows, "growth_exponent": growth}
+
+
+def mass_correction(frames: Sequence[int], limit_s: float) -> dict[str, Any]:
+    """Return the measurements of ways to correct mass, and print them."""
+    rows = [
+        row
+        for dtype in (torch.float32, torch.bfloat16)
+        for count in frames
+        for row in mass_correction_candidates(count, dtype, limit_s)
+    ]
+    for row in rows:
+        print(
+            f"{row['tokens']:>9}  {row['dtype']:<9} {row['candidate']:<29} "
+            f"{row['ms']:>8.1f} ms  {row['over_no_correction']:.2f}x  error at most "
+            f"{row['largest_error']:.1e}, root mean square {row['rms_error']:.1e}"
+        )
+    return {"rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="numbers of tokens")
+    parser.add_argument("part", nargs="?", choices=PARTS, help="default: both")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="for length")
+    parser.add_argument(
+        "--mass-frames", type=int, nargs="+", default=(48, 128), help="for mass_correction"
+    )
     parser.add_argument(
         "--limit", type=float, default=20.0, help="seconds per length (default: 20)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="JSON file to write, or whose part to replace")
+    options = parser.parse_args()
     torch.manual_seed(0)
-    with torch.inference_mode():
-        rows = []
-        print(
-            "   tokens  factors  dense ms   ours ms   bare ms  ours/bare  matching/dense  peak/act."
-        )
-        for tokens in arguments.tokens:
-            for row in measure(tokens, arguments.limit):
-                rows.append(row)
-                ms, peak = row["ms"], row["peak_extra_mb"]["ours"] / row["dense_activations_mb"]
-                print(
-                    f"{row['tokens']:>9}  {row['query_factor']:>2},{row['key_value_factor']:<4} "
-                    f"{ms['dense']:>9.1f} {ms['ours']:>9.1f} {ms['bare']:>9.1f} "
-                    f"{row['ours_over_bare']:>10.2f} {row['matching_share_of_dense']:>15.3f} "
-                    f"{peak:>10.2f}",
-                    flush=True,
-                )
-        growth = {f"{q},{kv}": growth_from_8k(rows, (q, kv)) for q, kv in FACTORS}
-        print("growth exponent of ours:", {k: v and round(v, 2) for k, v in growth.items()})
-        correction = [
-            row
-            for dtype in (torch.float32, torch.bfloat16)
-            for frames in (48, 128)
-            for row in mass_correction_candidates(frames, dtype, 5.0)
-        ]
-        for row in correction:
-            print(
-                f"{row['tokens']:>9}  {row['dtype']:<9} {row['candidate']:<29} "
-                f"{row['ms']:>8.1f} ms  {row['over_no_correction']:.2f}x  error at most "
-                f"{row['largest_error']:.1e}, root mean square {row['rms_error']:.1e}"
-            )
-    if arguments.output:
-        record = {
-            "threads": torch.get_num_threads(),
-            "rows": rows,
-            "growth_exponent": growth,
-            "mass_correction": correction,
-        }
-        write_result(record, arguments.output)
+    document: dict[str, Any] = {}
+    if options.output is not None and options.output.exists():
+        document = json.loads(options.output.read_text(encoding="utf-8"))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "length": lambda: over_length(options.tokens, options.limit),
+        "mass_correction": lambda: mass_correction(options.mass_frames, options.limit / 4),
+    }
+    for name in PARTS if options.part is None else (options.part,):
+        with torch.inference_mode():
+            found = parts[name]()
+        document[name] = {**provenance(), "threads": torch.get_num_threads(), **found}
+        if options.output is not None:
+            store_json(options.output, document)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Peak memory of every family: dense, dense with the memory saver, and reduced with it.
+"""Peak memory of every family: dense, with the memory saver, reduced, and as predictions run.
 
-    python benchmarks/memory.py count --output benchmarks/results/memory.json
-    python benchmarks/memory.py measure --output benchmarks/results/memory-measured.json
+    python benchmarks/memory.py --output benchmarks/results/memory.json    # both of these:
+    python benchmarks/memory.py count
+    python benchmarks/memory.py measure
 
 `count` counts the real architectures at their real size with `spark3r.memory_count`, which runs
 them on shapes alone. `measure` runs small models on the CPU in float32, reads the peak memory of
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results_io import write_result
+from results_io import print_markdown, write_result
 from torch import nn
 
 import spark3r
@@ -45,23 +46,25 @@ REAL = {
     "VGGT-Omega-1B": ("omega:random", "vggt-omega-1b", (448, 592)),
 }
 MODES = ("dense", "saver", "reduced")
-PRECISIONS = ("float32", "bfloat16")
+PREDICTION = "prediction"
+"""A reduced pass without what no Prediction reads."""
 REFERENCE = Case("reference", "reference", lambda: spark3r.load_model("reference"), 8, (), 8)
 """The whole reference model. The tests have two of its eight pairs of layers."""
+MEASURED = {"reference": (64, 256), "vggt-stand-in": (256,), "da3-small-upstream": (48,)}
+"""Frames of the small models that are measured."""
 
 
 def count_in(
-    mode: str, model: nn.Module, schedule: Schedule, frames: int, size: tuple[int, int], dtype: str
+    mode: str, model: nn.Module, schedule: Schedule, frames: int, size: tuple[int, int]
 ) -> float:
-    """Return what a pass adds to weights and input, in MB."""
+    """Return what a pass in float32 adds to weights and input, in MB."""
     found = count_memory(
         model,
         frames,
         size,
-        schedule=schedule if mode == "reduced" else None,
-        dtype=getattr(torch, dtype),
+        schedule=schedule if mode in ("reduced", PREDICTION) else None,
         save_memory=mode != "dense",
-        prediction=False,
+        prediction=mode == PREDICTION,
     )
     return round(found.extra / 1e6, 1)
 
@@ -74,40 +77,38 @@ def count(models: list[str], frames: list[int]) -> list[dict[str, Any]]:
         model, schedule = load_architecture(source), load_profile(profile).schedule()
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
         for length in frames:
-            for dtype in PRECISIONS:
-                peaks = {
-                    mode: count_in(mode, model, schedule, length, size, dtype) for mode in MODES
+            peaks = {
+                mode: count_in(mode, model, schedule, length, size) for mode in (*MODES, PREDICTION)
+            }
+            rows.append(
+                {
+                    "model": name,
+                    "profile": profile,
+                    "frames": length,
+                    "image": size,
+                    "dtype": "float32",
+                    "weights_mb": round(weights, 1),
+                    "peak_mb": peaks,
                 }
-                rows.append(
-                    {
-                        "model": name,
-                        "profile": profile,
-                        "frames": length,
-                        "image": size,
-                        "dtype": dtype,
-                        "weights_mb": round(weights, 1),
-                        "peak_mb": peaks,
-                    }
-                )
-                print(json.dumps(rows[-1]), file=sys.stderr)
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
 
-def measure(lengths: list[int], only: str | None) -> list[dict[str, Any]]:
+def measure() -> list[dict[str, Any]]:
     """Return measured and counted peaks of the reference model and the tests' small models."""
     rows = []
-    for case in (REFERENCE, *ALL_CASES[1:]):
-        if missing(case) or only not in (None, case.name):
+    for name, lengths in MEASURED.items():
+        if missing(case_of(name)):
+            print(f"{name}: its code is not installed", file=sys.stderr)
             continue
         for frames in lengths:
-            # With one mapping per large tensor a process returns freed memory at once.
-            command = [sys.executable, __file__, "one", "--case", case.name]
-            settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-            row: dict[str, Any] = {"model": case.name, "frames": frames, "peak_mb": {}}
+            row: dict[str, Any] = {"model": name, "frames": frames, "peak_mb": {}}
             for mode in MODES:
+                # With one mapping per large tensor a process returns freed memory at once.
                 printed = subprocess.run(
-                    [*command, "--frames", str(frames), "--mode", mode],
-                    env=settings,
+                    [sys.executable, __file__, "one", name, str(frames), mode],
+                    env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
                     check=True,
                     stdout=subprocess.PIPE,
                 ).stdout
@@ -117,9 +118,14 @@ def measure(lengths: list[int], only: str | None) -> list[dict[str, Any]]:
     return rows
 
 
+def case_of(name: str) -> Case:
+    """Return a small model by its name in the tests. The reference model is whole."""
+    return next(case for case in (REFERENCE, *ALL_CASES[1:]) if case.name == name)
+
+
 def one(name: str, frames: int, mode: str) -> dict[str, float | None]:
     """Return the measured and the counted peak of one small model in one mode, in MB."""
-    case = next(case for case in (REFERENCE, *ALL_CASES[1:]) if case.name == name)
+    case = case_of(name)
     model, clip = build(case), images(case, frames, rows=8, columns=8)
     reduced = Schedule.uniform(case.layers, 2, 4, operators=Operators(QueryMerging(group=20)))
     # Dense has a schedule of factors 1, because upstream's rotary embedding reads values.
@@ -131,37 +137,52 @@ def one(name: str, frames: int, mode: str) -> dict[str, float | None]:
     size = (clip.shape[3], clip.shape[4])
     return {
         "measured": None if measured is None else round(measured, 1),
-        "counted": count_in(mode, model, reduced, frames, size, "float32"),
+        "counted": count_in(mode, model, reduced, frames, size),
     }
 
 
+def print_counts(rows: list[dict[str, Any]]) -> None:
+    """Print the counts as a Markdown table, in GB."""
+    columns = ("model", "frames", "image", "weights", *MODES, PREDICTION)
+    cells = [
+        (
+            row["model"],
+            row["frames"],
+            "{1}×{0}".format(*row["image"]),
+            *(f"{mb / 1000:.1f}" for mb in (row["weights_mb"], *row["peak_mb"].values())),
+        )
+        for row in rows
+    ]
+    print_markdown(columns, cells)
+
+
 def main() -> None:
+    warnings.simplefilter("ignore")  # warnings of upstream code
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["one"]:  # a single case in a process of its own, for `measure`
+        name, frames, mode = sys.argv[2:]
+        print(json.dumps(one(name, int(frames), mode)))
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", nargs="?", choices=("count", "measure"), help="default: both")
     parser.add_argument(
-        "what", choices=("count", "measure", "one"), help="one: a single case, used by measure"
+        "--frames", type=int, nargs="+", default=[100], help="lengths to count (default: 100)"
     )
-    parser.add_argument(
-        "--frames", type=int, nargs="+", help="lengths (default: 100; to measure: 64 and 256)"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
     parser.add_argument(
         "--models", nargs="+", choices=REAL, default=list(REAL), help="to count (default: all)"
     )
-    parser.add_argument(
-        "--case", help="the only small instance to measure, by its name in the tests"
-    )
-    parser.add_argument("--mode", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # warnings of upstream code
-    torch.set_num_threads(1)
-    if arguments.what == "one":
-        print(json.dumps(one(arguments.case, arguments.frames[0], arguments.mode)))
-        return
-    if arguments.what == "count":
-        rows = count(arguments.models, arguments.frames or [100])
-    else:
-        rows = measure(arguments.frames or [64, 256], arguments.case)
-    write_result({"what": arguments.what, "rows": rows}, arguments.output)
+    parser.add_argument("--output", type=Path, help="JSON file to write; by default it is printed")
+    options = parser.parse_args()
+    document: dict[str, Any] = {}
+    if options.what != "measure":
+        try:
+            document["counted"] = count(options.models, options.frames)
+        except spark3r.FamilyError as error:
+            parser.error(str(error))
+        print_counts(document["counted"])
+    if options.what != "count":
+        document["measured"] = measure()
+    write_result(document, options.output)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ def test_a_part_takes_its_arithmetic_and_its_traffic(monkeypatch: pytest.MonkeyP
         assert cards.seconds(slow, 100, reduced, True) < cards.seconds(slow, 100, reduced)
 
 
+def test_a_row_has_the_longest_round_clip_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = script(monkeypatch, "cards")
+    card = cards.Card("small", 100, 50, 10, 1.0, 24, 1000)
+    for per_frame, expected in ((62_600_000, 270), (16_900_000, 1000), (200_000_000, 80)):
+        assert cards.frames_on(card, lambda n, each=per_frame: 6_500_000_000 + n * each) == expected
+
+
 def test_the_pages_show_the_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = script(monkeypatch, "cards")
     stored = json.loads((FOLDER / "results" / "cards.json").read_text(encoding="utf-8"))
@@ -43,8 +50,10 @@ def test_the_pages_show_the_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert stored["status"] == "estimated"
     for row, card in zip(stored["rows"], cards.CARDS, strict=True):
+        assert row["frames"] <= card.frames
+        assert row["counted_gb"] <= card.memory - cards.CONTEXT_GB
         for key, reduced in (("reduced_s", True), ("dense_s", False)):
-            found = cards.seconds(card, card.frames, reduced)
+            found = cards.seconds(card, row["frames"], reduced)
             assert row[key] == pytest.approx(found, rel=0.01, abs=0.06)
     for page, text in pages.items():
         table = re.findall(
@@ -61,7 +70,7 @@ def test_the_pages_show_the_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
             )
             values = (row["counted_gb"], row["reduced_s"], row["dense_s"])
             for text_shown, value in zip(shown, values, strict=True):
-                assert float(text_shown) == pytest.approx(value, rel=0.03), (page, name)
+                assert float(text_shown) == pytest.approx(value, rel=0.03, abs=0.51), (page, name)
 
 
 def test_the_picture_is_drawn_from_the_stored_results(
