@@ -25,7 +25,7 @@ from .budget import Budget, ResolvedBudget, parse_budget, resolve
 from .clips import Split, split_clips
 from .defaults import LEAST_SAMPLES, TARGET_LENGTHS, TIMER, TRIALS, Objective, Source
 from .measure.earlier_profile import load_measurements
-from .measure.evaluator import DenseRuns, Evaluator, run_dense_by_role
+from .measure.evaluator import DenseRuns, Evaluator, run_dense, run_dense_by_role
 from .measure.measurements import (
     Latencies,
     Sensitivities,
@@ -37,9 +37,11 @@ from .progress import Reporter, StepTimes
 from .report.result import Calibration, make_result
 from .report.summary import missed
 from .report.trade_off import run_trade_off
-from .search.journal import lock_journal
-from .search.optimizer import Optimize, require_result, run_search, search_options, solve
+from .search.joining import Joined
+from .search.optimizer import Optimize
 from .search.problem import DeviationLimit, LatencyLimit, SearchProblem, least_latency_ms
+from .search.run import join_search, require_result, run_search, search_options, solve
+from .search.storage import lock_storage
 from .settings import Job, Settings, make_job
 from .verify.correction import (
     CorrectionContext,
@@ -186,13 +188,44 @@ def run(
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
         # Nothing is searched with an earlier profile, so no storage is needed.
-        with lock_journal(None if from_profile else settings.storage):
+        with lock_storage(None if from_profile else settings.storage):
             if from_profile is None:
                 origin = measured_now(job, split)
             else:
                 origin = of_profile(from_profile, job, split)
             result = _run(job, origin)
     return replace(result, seconds=times.seconds)
+
+
+def join(
+    model: nn.Module,
+    split: Split,
+    settings: Settings,
+    *,
+    family: Family | None = None,
+    reporter: Reporter = Reporter(),
+) -> Joined:
+    """Run trials of a calibration that another process began, until its search has ended.
+
+    Args:
+        model: The same model as there, unpatched. It is unchanged afterwards.
+        split: The same clips by role as there.
+        settings: The same request as there. `Settings.storage` is a database server.
+        family: The model's family; None recognises it.
+        reporter: Receives progress and messages. By default nothing is shown.
+
+    Returns:
+        How many trials ran here. Nothing is exported.
+
+    Raises:
+        Spark3rError: As `calibrate`.
+    """
+    job = make_job(model, split, settings, family=family, reporter=reporter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Spark3rWarning)  # as in `run`
+        dense = run_dense(job.runner, split.search, reporter.step("dense, search"))
+        evaluator = Evaluator(job.runner, job.source, settings.objective)
+        return join_search(job, split, evaluator, dense)
 
 
 @dataclass(frozen=True)

@@ -175,13 +175,21 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--storage",
         type=parse_text,
         metavar="URL",
-        help="Optuna storage of the trials, such as sqlite:///study.db (default: a journal file "
+        help="Optuna storage of the trials, such as sqlite:///study.db, or a database server that "
+        "several processes share, such as postgresql://user@host/base (default: a journal file "
         "beside the output)",
     )
-    group.add_argument(
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
         "--resume",
         action="store_true",
         help="continue the search that was interrupted (default: begin a new one)",
+    )
+    either.add_argument(
+        "--join",
+        action="store_true",
+        help="run trials of the search that the same command without --join began in the same "
+        "--storage, a database server, and export nothing (default: begin a search)",
     )
     group.add_argument(
         "--seed", type=_integer(0), default=0, metavar="N", help="seed of the search (default: 0)"

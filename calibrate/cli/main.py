@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ..clips import Split
     from ..report.result import Calibration
+    from ..search.joining import Joined
     from ..settings import Settings
 
 DONE, FAILED, USAGE, UNREACHABLE, MISSED = 0, 1, 2, 3, 4
@@ -107,6 +108,8 @@ def run_command(
         wrong_usage("--max-deviation judges by deviation: leave out --objective-from")
     if options.resume and options.profile is not None:
         wrong_usage("--resume continues a search, and with --from there is none")
+    if options.join and (options.profile is not None or options.dry_run):
+        wrong_usage("--join runs trials of another process: leave out --from and --dry-run")
     if options.dry_run and options.profile is not None:
         wrong_usage("--dry-run plans a whole calibration, and --from measures only the answer")
     try:
@@ -143,19 +146,28 @@ def _calibrate(
         print(json.dumps({"plan": lines}) if options.json else "\n".join(lines))
         return DONE
     output, storage = _output(options), _storage(options)
-    _check_output(output, storage, options.resume)
+    if options.join:
+        from ..search.storage import require_shared
+
+        require_shared(options.storage)
+    else:
+        _check_output(output, storage, options.resume)
     if isinstance(storage, str):
         from ..search.storage import check_database
 
         check_database(storage)
 
-    from ..pipeline import run
+    from ..pipeline import join, run
 
     if reporter is None:
         reporter = Reporter() if options.quiet else TerminalReporter()
     with reporter:
         inputs = _read_inputs(options, budget, storage, reporter)
         model, split, settings, family = inputs.model, inputs.split, inputs.settings, inputs.family
+        if options.join:
+            return _show_joined(
+                join(model, split, settings, family=family, reporter=reporter), options
+            )
         result = run(
             model,
             split,
@@ -285,10 +297,24 @@ def _write(result: Calibration, output: Path, options: argparse.Namespace) -> in
     return MISSED
 
 
+def _show_joined(joined: Joined, options: argparse.Namespace) -> int:
+    """Print what a process that joined a search did, and return the exit status."""
+    if options.json:
+        print(json.dumps({"trials_here": joined.ran, "trials": joined.trials}))
+    else:
+        print(
+            f"{joined.ran} of {joined.trials} trials ran here; the process that began the search "
+            "exports its profile"
+        )
+    return DONE
+
+
 def _what_is_kept(options: argparse.Namespace) -> str:
     """Return what an ended command left, and how to go on."""
     if options.dry_run or options.profile is not None:
         return "there is nothing to export, so the same command starts again"
+    if options.join:
+        return "the trial that ran here runs again elsewhere, and the search goes on without this"
     storage = _storage(options)
     if isinstance(storage, Path) and not storage.exists():
         return (

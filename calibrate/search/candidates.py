@@ -31,7 +31,7 @@ from ..defaults import OFFERED, POWER
 from ..measure.probe import FAITHFULNESS, SensitivityError
 from .knapsack import Choice
 
-REVISION = 9
+REVISION = 10
 """Raised whenever the same sensitivities lead to other choices, so that earlier searches are not
 continued."""
 

@@ -1,4 +1,4 @@
-"""The journal file that stores a search's trials: its lock, and mending one that was cut off.
+"""The journal file that stores a search's trials, and mending one that was cut off.
 
 Each line of a journal is one operation as JSON, in the order in which they happened. A disk that
 fills up, a kill or a power failure may leave half a line or zero bytes at its end. Whatever is
@@ -10,15 +10,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
-from .storage_errors import Storage, StudyError, fail, is_journal
 
 GRACE_S = 10
 """Seconds after which the lock of a writer that writes nothing counts as left by a killed one. A
@@ -27,37 +22,6 @@ line is written in milliseconds."""
 
 _BEGIN = b'{"op_code":'
 """Beginning of every line of a journal."""
-
-
-@contextmanager
-def lock_journal(storage: Storage) -> Iterator[None]:
-    """Lock a journal file against other processes for as long as this one searches.
-
-    Only journal files are locked; a database handles concurrency itself.
-
-    Raises:
-        StudyError: If another process holds the lock, or the folder cannot be written.
-    """
-    if not is_journal(storage):
-        yield
-        return
-    path = Path(f"{storage}.busy")
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise StudyError(
-            f"study storage {storage}: another process is searching there right now; wait for it, "
-            "or choose another --output (or --storage, if you gave one)"
-        ) from error
-    except OSError as error:
-        fail(storage, "cannot be written", error)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def open_journal(path: Path) -> tuple[optuna.storages.BaseStorage, str | None]:

@@ -11,6 +11,9 @@ The initial schedules run first: the knapsack's own answer, which is that of all
 answers to other budgets, the scaled paper schedules and the best uniform ones. All trials are
 stored with latency and figures, so that the trade-off between latency and quality comes out of the
 same search.
+
+Several processes may run trials of one search, see `.queue`. The first, which asks for the search,
+adds all trials at once and stores the problem beside them; others join it, see `.joining`.
 """
 
 from __future__ import annotations
@@ -19,26 +22,41 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from spark3r.errors import Spark3rError
 from spark3r.schedule import Schedule
 
-from ..clips import Split
-from ..defaults import LOG_WEIGHT, OPERATORS, RANDOM_TRIALS, TRIALS
-from ..measure.cache import table_key
-from ..measure.evaluator import DenseRuns, Evaluator, is_failure
-from ..measure.quality import mean_figures
-from ..settings import Job
-from . import candidates
-from .problem import DeviationLimit, Goal, SearchProblem
-from .storage import Studies, check_storage, decode, encode, finished, open_studies
+from ..defaults import LOG_WEIGHT, TRIALS
+from ..measure.evaluator import is_failure
+from .problem import Goal, SearchProblem
+from .queue import KEY, Entry, NoResult, add_missing, all_ended, run_all, unfinished
+from .sampler import KeyedSampler
+from .storage import (
+    DEFAULT_HEARTBEAT,
+    Heartbeat,
+    Studies,
+    close_database,
+    decode,
+    encode,
+    finished,
+    is_finished,
+    open_studies,
+    quiet,
+)
 from .storage_errors import Storage, fail, is_of_storage
+
+OPEN, DOCUMENT = "open", "problem"
+"""Names of the attributes of the first and the second study that say whether processes may take
+trials, and what they must know for that."""
+
+POLL_S = 0.5
+"""Seconds between two looks at the trials that other processes run."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,9 @@ class SearchOptions:
         name: Name of the studies there.
         resume: Whether to continue studies of this name.
         timeout_s: Seconds after which no further trial is proposed; None for no limit.
+        heartbeat: Heartbeats, where processes share the storage.
+        document: What a process that joins the search must know, as plain JSON values; stored where
+            processes share the storage.
         corrected: Whether the latency model was corrected before. A continued search takes no
             notice of trials after the correction until it has come to that point itself, so that
             it decides what an undisturbed search decides.
@@ -148,6 +169,8 @@ class SearchOptions:
     name: str = "search"
     resume: bool = False
     timeout_s: float | None = None
+    heartbeat: Heartbeat = DEFAULT_HEARTBEAT
+    document: Mapping[str, Any] | None = None
     corrected: bool = False
 
 
@@ -168,83 +191,202 @@ def optimize(
         objective: Function that runs a schedule. A trial for which it raises a `Spark3rError`, runs
             out of memory or returns NaN counts as failed, and the search continues.
         options: Length and storage of the search.
-        on_trial: Callback for every trial that finishes here.
+        on_trial: Callback for every trial that finishes during the search, here or elsewhere.
         clock: Function that returns seconds.
 
     Raises:
         StudyError: If the storage cannot be used. Trials that finished before are stored.
     """
     begin = clock()
-    state = _SearchState(objective, problem, options.corrected, on_trial)
-    studies = open_studies(options.storage, options.name, _sampler(options.seed, 0), options.resume)
+    sampler = KeyedSampler(options.seed)
+    studies = open_studies(
+        options.storage,
+        options.name,
+        sampler,
+        options.resume,
+        heartbeat=options.heartbeat,
+    )
+    work = Work(studies, problem, objective, on_trial, options.corrected, clock)
 
     def is_over() -> bool:
         return options.timeout_s is not None and clock() - begin >= options.timeout_s
 
+    interrupted = False
     try:
-        state.restore(studies)
-        _run_initial(studies.initial, initial, state)
-        _run_proposed(studies.proposed, state, options, is_over)
-    except KeyboardInterrupt:
-        return Found(tuple(state.done), problem.goal, interrupted=True)
+        with quiet(), storage_errors(options.storage, work.done):
+            work.refresh(report=False)
+            starts = work.entries(initial)
+            proposals = work.proposals(options.trials)
+            try:
+                if studies.database is not None and not options.corrected:
+                    add_missing(studies.initial, starts)
+                    add_missing(studies.proposed, proposals)
+                    studies.proposed.set_user_attr(DOCUMENT, options.document)
+                    studies.initial.set_user_attr(OPEN, True)
+                work.run(starts, proposals, is_over)
+            except KeyboardInterrupt:
+                interrupted = True
+                work.refresh(report=False)
+            if studies.database is not None:
+                studies.initial.set_user_attr(OPEN, False)
+    except KeyboardInterrupt:  # before the first trial, or the second time
+        interrupted = True
+    finally:
+        close_database(studies.database)
+    return Found(tuple(work.done), problem.goal, interrupted)
+
+
+@contextmanager
+def storage_errors(storage: Storage, done: Sequence[object]) -> Iterator[None]:
+    """Raise errors of the storage as a `StudyError` that says how many trials are kept."""
+    try:
+        yield
     except Exception as error:
         if not is_of_storage(error):
             raise
         problem_text = (
-            f"the search stopped after {len(state.done)} trials, which are kept, because the next "
+            f"the search stopped after {len(done)} trials, which are kept, because the next "
             "could not be stored; once it can, --resume continues from them"
         )
-        fail(options.storage, problem_text, error)
-    return Found(tuple(state.done), problem.goal)
+        fail(storage, problem_text, error)
 
 
 @dataclass
-class _SearchState:
-    """The state that the trials of one search share."""
+class Work:
+    """The way of one process through the trials of a search.
 
-    objective: Callable[[Schedule], Score]
+    Attributes:
+        studies: The studies.
+        problem: The problem.
+        objective: Function that runs a schedule.
+        on_trial: Callback for every trial that finishes during the search.
+        corrected: As for `SearchOptions`.
+        clock: Function that returns seconds.
+        done: Finished trials of all processes that count, those of the initial schedules first.
+        ran: Number of trials that finished here.
+    """
+
+    studies: Studies
     problem: SearchProblem
-    corrected: bool
-    on_trial: Callable[[Trial], object]
+    objective: Callable[[Schedule], Score]
+    on_trial: Callable[[Trial], object] = lambda trial: None
+    corrected: bool = False
+    clock: Callable[[], float] = time.monotonic
     done: list[Trial] = field(default_factory=list)
+    ran: int = 0
+    _known: dict[tuple[int, int], Trial] = field(default_factory=dict)
 
-    def restore(self, studies: Studies) -> None:
-        """Take over the stored trials that count, in the order in which they ran."""
-        stored = (*finished(studies.initial), *finished(studies.proposed))
+    def refresh(self, *, report: bool = True) -> None:
+        """Take over the stored trials that count, in the order in which they began."""
+        stored = [
+            ((number, trial.number), trial)
+            for number, study in enumerate((self.studies.initial, self.studies.proposed))
+            for trial in finished(study)
+        ]
+        done, new = [], []
         for corrected in (False, True)[: 1 + self.corrected]:
-            self.done += [
-                _restored(trial, self.problem.predict_ms)
-                for trial in stored
-                if trial.user_attrs.get("corrected", False) == corrected
-            ]
+            for place, trial in stored:
+                if trial.user_attrs.get("corrected", False) != corrected:
+                    continue
+                if place not in self._known:
+                    self._known[place] = _restored(trial, self.problem.predict_ms)
+                    new.append(self._known[place])
+                done.append(self._known[place])
+        self.done[:] = done
+        for each in new if report else ():
+            self.on_trial(each)
 
-    def run_trial(
-        self, study: optuna.Study, trial: optuna.Trial, name: str, schedule: Schedule
+    def entries(self, initial: Mapping[str, Schedule]) -> dict[str, Entry]:
+        """Return the trials of the initial schedules that have not run, by key."""
+        known = {trial.schedule for trial in self.done}
+        entries: dict[str, Entry] = {}
+        for name, schedule in initial.items():
+            if schedule not in known:  # a schedule with two names runs under the first
+                known.add(schedule)
+                attributes = {"name": name, "schedule": encode(schedule)}
+                entries[_key(schedule, self.corrected)] = Entry(attributes=attributes)
+        return entries
+
+    def proposals(self, count: int) -> dict[str, Entry]:
+        """Return the trials of proposed schedules, by key: the knapsack's answer, then others."""
+        if self.problem.goal.proposed(self.problem.space, {}) is None:
+            return {}  # nothing is fast enough, whatever the weights are
+        # The sampler learns from the knapsack's answer.
+        answer = Entry(dict.fromkeys(self.problem.goal.parameters(self.problem.space), 0.0))
+        return {str(number): Entry() if number else answer for number in range(count)}
+
+    def run(
+        self,
+        initial: Mapping[str, Entry],
+        proposed: Mapping[str, Entry],
+        is_over: Callable[[], bool],
+        is_closed: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Run a schedule unless it ran before, and store the result."""
-        latency_ms, goal = self.problem.predict_ms(schedule), self.problem.goal
+        """Run trials until all have finished, those that other processes run included.
+
+        Args:
+            initial: Trials of the initial schedules.
+            proposed: Trials of proposed schedules.
+            is_over: Function that returns True if no further schedule shall be proposed.
+            is_closed: Function that returns True if no further trial shall run here at all.
+        """
+        first, second = self.studies.initial, self.studies.proposed
+        seen: dict[int, float] = {}
+
+        def is_ended() -> bool:
+            return is_closed() or is_over()
+
+        while True:
+            run_all(self.studies, first, initial, self._run, self._after, is_closed)
+            run_all(self.studies, second, proposed, self._run, self._after, is_ended)
+            if self.studies.database is None or is_ended():
+                return
+            ended = all_ended(self.studies, seen, self.clock)
+            self.refresh()
+            if ended and not (unfinished(first, initial) or unfinished(second, proposed)):
+                return
+            time.sleep(POLL_S)
+
+    def _after(self, trial: FrozenTrial) -> None:
+        """Take note of a trial that ended here."""
+        self.ran += is_finished(trial)
+        self.refresh()
+
+    def _run(self, trial: optuna.Trial) -> float:
+        """Run a trial's schedule unless it ran before, store the result, and return its value."""
+        self.refresh()
+        goal = self.problem.goal
+        name, schedule = self._schedule(trial)
+        latency_ms = self.problem.predict_ms(schedule)
         trial.set_user_attr("name", name)
         trial.set_user_attr("schedule", encode(schedule))
         trial.set_user_attr("latency_ms", latency_ms)
         trial.set_user_attr("corrected", self.corrected)
-        try:
-            score, failure = self._score(schedule)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
-            raise
+        score, failure = self._score(schedule)
         # Every trial needs its constraint: Optuna takes a trial without one for feasible.
         mean = None if score is None else score.mean
         trial.set_constraint("excess", goal.excess(latency_ms, mean))
         if score is None:
             trial.set_user_attr("failure", failure)
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            trial.set_user_attr("score", score.value)
-            trial.set_user_attr("judged", score.judged)
-            trial.set_user_attr("figures", dict(score.figures))
-            study.tell(trial, goal.value(latency_ms, score.value))
-        self.done.append(Trial(name, schedule, latency_ms, score, failure, dict(trial.params)))
-        self.on_trial(self.done[-1])
+            raise NoResult
+        trial.set_user_attr("score", score.value)
+        trial.set_user_attr("judged", score.judged)
+        trial.set_user_attr("figures", dict(score.figures))
+        return goal.value(latency_ms, score.value)
+
+    def _schedule(self, trial: optuna.Trial) -> tuple[str, Schedule]:
+        """Return the name and the schedule of a trial, proposed here unless it was given."""
+        if "schedule" in trial.user_attrs:
+            return trial.user_attrs["name"], decode(trial.user_attrs["schedule"])
+        goal, space = self.problem.goal, self.problem.space
+        weights = {
+            each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT)
+            for each in goal.parameters(space)
+        }
+        schedule = goal.proposed(space, weights)
+        if schedule is None:  # weights do not change what is fast enough
+            raise NoResult
+        return f"search {int(trial.user_attrs[KEY]) + 1}", schedule
 
     def _score(self, schedule: Schedule) -> tuple[Score | None, str | None]:
         for earlier in self.done:
@@ -261,44 +403,10 @@ class _SearchState:
         return score, None
 
 
-def _run_initial(study: optuna.Study, initial: Mapping[str, Schedule], state: _SearchState) -> None:
-    known = {trial.schedule for trial in state.done}
-    for name, schedule in initial.items():
-        if schedule not in known:
-            known.add(schedule)
-            state.run_trial(study, study.ask(), name, schedule)
-
-
-def _run_proposed(
-    study: optuna.Study,
-    state: _SearchState,
-    options: SearchOptions,
-    is_over: Callable[[], bool],
-) -> None:
-    goal, space = state.problem.goal, state.problem.space
-    names = goal.parameters(space)
-    number = len(finished(study))
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    if number == 0 and not waiting:  # the knapsack's answer, so that the sampler learns from it
-        study.enqueue_trial(dict.fromkeys(names, 0.0))
-    while number < options.trials and not is_over():
-        # A sampler of its own for each trial: a search that was continued draws the same.
-        study.sampler = _sampler(options.seed, number)
-        trial = study.ask()
-        weights = {each: trial.suggest_float(each, -LOG_WEIGHT, LOG_WEIGHT) for each in names}
-        schedule = goal.proposed(space, weights)
-        if schedule is None:
-            study.tell(trial, state=TrialState.FAIL)
-            return
-        number += 1
-        state.run_trial(study, trial, f"search {number}", schedule)
-
-
-def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of a trial, counted from 0, in the search of a seed."""
-    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    # The score is constant over whole regions of weights, which does not suit a smooth surrogate.
-    return optuna.samplers.TPESampler(seed=own, n_startup_trials=RANDOM_TRIALS)
+def _key(schedule: Schedule, corrected: bool) -> str:
+    """Return the key of the trial of an initial schedule."""
+    text = json.dumps([encode(schedule), corrected], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _restored(trial: FrozenTrial, predict_ms: Callable[[Schedule], float]) -> Trial:
@@ -317,118 +425,3 @@ def _value(trial: Trial) -> float:
 
 Optimize = Callable[[SearchProblem, Mapping[str, Schedule] | None], Found]
 """Function that solves a problem: `solve`, or `run_search` with its first arguments."""
-
-
-def search_options(job: Job, split: Split, frames: int) -> SearchOptions:
-    """Return the options of a job's search at a target length.
-
-    The studies are named by a hash that only a search of the same model, clips and settings has.
-    Without a storage they are kept in memory, so that the search can be continued.
-
-    Raises:
-        StudyError: If the storage cannot be opened, holds this search and `Settings.resume` is not
-            set, or holds only others and it is.
-    """
-    settings = job.settings
-    key = table_key(
-        job,
-        split.clips,
-        OPERATORS,
-        budget=None if settings.budget is None else settings.budget.text,
-        max_deviation=settings.max_deviation,
-        source=job.source,
-        frames=frames,
-        seed=settings.seed,
-        choices=candidates.REVISION,
-    )
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    check_storage(settings.storage, name, settings.resume, job.reporter.say)
-    return SearchOptions(
-        trials=settings.trials,
-        seed=settings.seed,
-        storage=settings.storage or optuna.storages.InMemoryStorage(),
-        name=name,
-        resume=settings.resume,
-        timeout_s=settings.timeout_s,
-    )
-
-
-def run_search(
-    job: Job,
-    evaluator: Evaluator,
-    dense: DenseRuns,
-    options: SearchOptions,
-    problem: SearchProblem,
-    repeated: Mapping[str, Schedule] | None,
-) -> Found:
-    """Search on clips.
-
-    Args:
-        job: The job.
-        evaluator: Runs and scores.
-        dense: Dense runs of the search clips.
-        options: Options of the search.
-        problem: The problem.
-        repeated: Further schedules to run after the latency model was corrected, instead of
-            proposing any; None before.
-    """
-    step = "search"
-    initial = problem.initial_schedules(at_the_goal=repeated is not None)
-    if repeated is not None:
-        step, initial = "search, corrected", initial | dict(repeated)
-        options = replace(options, trials=0, resume=True, corrected=True)
-    total = len(initial) + options.trials
-    ran = 0
-
-    def objective(schedule: Schedule) -> Score:
-        qualities = evaluator.qualities(schedule, dense)
-        value, mean = evaluator.search_value(qualities, dense)
-        return Score(value, mean_figures(qualities), mean)
-
-    def on_trial(trial: Trial) -> None:
-        nonlocal ran
-        ran += 1
-        job.reporter.progress(step, min(ran, total), total)
-
-    job.reporter.progress(step, 0, total)
-    found = optimize(problem, initial, objective, options, on_trial=on_trial)
-    job.reporter.progress(step, min(len(found.trials), total), total)  # not all if interrupted
-    return found
-
-
-def solve(problem: SearchProblem, repeated: Mapping[str, Schedule] | None) -> Found:
-    """Return the knapsack's answer alone, which is not run.
-
-    This is all there is with an earlier profile: sensitivities, but no clips to search on.
-    """
-    schedule = problem.knapsack()
-    if schedule is None:
-        return Found((), problem.goal, was_run=False)
-    trial = Trial("knapsack", schedule, problem.predict_ms(schedule), None)
-    return Found((trial,), problem.goal, was_run=False)
-
-
-def require_result(found: Found) -> None:
-    """Raise if a search found nothing to export.
-
-    Raises:
-        KeyboardInterrupt: If it was interrupted before that.
-        Spark3rError: Otherwise, with the reason.
-    """
-    if found.is_usable:
-        return
-    if found.interrupted:
-        raise KeyboardInterrupt
-    failures = [trial for trial in found.trials if trial.failure]
-    scores = [trial.score.mean for trial in found.trials if trial.score is not None]
-    if failures:
-        raise Spark3rError(
-            f"{len(failures)} of {len(found.trials)} trials failed, and the goal allows no other. "
-            f"The first failure ('{failures[0].name}') is {failures[0].failure}"
-        )
-    if isinstance(found.goal, DeviationLimit) and scores:
-        raise Spark3rError(
-            f"every schedule that was tried deviates more than {found.goal.most:.2%} from dense, "
-            f"at least {min(scores):.2%}: allow more, or give more --trials"
-        )
-    raise Spark3rError("the search was stopped before a schedule within the budget had run")

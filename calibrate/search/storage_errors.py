@@ -69,6 +69,8 @@ def fail(storage: Storage, problem: str, error: BaseException) -> NoReturn:
     Raises:
         StudyError: Always.
     """
+    if isinstance(error, ImportError) and str(storage).startswith("postgres"):
+        problem += "; pip install 'spark3r[distributed]' brings its driver"
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         reason = first_line(error.__cause__)  # the error itself only guesses
     else:

@@ -19,7 +19,7 @@ from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
 from calibrate.measure.timing import measure_latency, time_layers
 from calibrate.pipeline import run
-from calibrate.search.optimizer import search_options
+from calibrate.search.run import search_options
 from calibrate.settings import Settings, make_job
 from spark3r import Operators, Profile, Spark3rError, Spark3rWarning, apply
 from spark3r.prediction import Prediction

@@ -215,8 +215,8 @@ def test_a_second_process_at_the_same_search_is_refused(
 ) -> None:
     program = (
         "import sys\n"
-        "from calibrate.search.journal import lock_journal\n"
-        f"with lock_journal({str(tmp_path / 'a.journal')!r}):\n"  # as the first process does
+        "from calibrate.search.storage import lock_storage\n"
+        f"with lock_storage({str(tmp_path / 'a.journal')!r}):\n"  # as the first process does
         "    print('searching', flush=True)\n"
         "    sys.stdin.read()\n"
     )

@@ -14,9 +14,9 @@ import toys
 from optuna.storages.journal import JournalFileBackend
 
 from calibrate.search import journal as journal_file
-from calibrate.search.journal import lock_journal
 from calibrate.search.optimizer import Found, Score, SearchOptions, optimize
 from calibrate.search.problem import LatencyLimit
+from calibrate.search.storage import lock_storage
 from calibrate.search.storage_errors import StudyError
 from spark3r import Schedule, Spark3rWarning
 
@@ -177,6 +177,6 @@ def test_the_lock_of_a_killed_writer_does_not_hold_up_a_search(
 
 def test_a_whole_journal_is_not_touched(journal: Path) -> None:
     before = journal.stat().st_mtime_ns
-    with lock_journal(journal):
+    with lock_storage(journal):
         journal_file.open_journal(journal)
     assert journal.stat().st_mtime_ns == before

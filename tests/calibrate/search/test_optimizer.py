@@ -12,10 +12,9 @@ import optuna
 import pytest
 import toys
 
-from calibrate.search.journal import lock_journal
 from calibrate.search.optimizer import Found, Score, SearchOptions, Trial, optimize
 from calibrate.search.problem import DeviationLimit, Goal, LatencyLimit
-from calibrate.search.storage import decode, encode
+from calibrate.search.storage import decode, encode, lock_storage
 from calibrate.search.storage_errors import StudyError
 from spark3r import LayerRule, LengthRule, Operators, Schedule, Spark3rError
 from spark3r.reduction.operators import QueryMerging
@@ -126,18 +125,18 @@ def test_latencies_of_earlier_trials_are_predicted_anew(tmp_path: Path) -> None:
 def test_only_one_process_at_a_time_uses_a_journal(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     with (
-        lock_journal(journal),
+        lock_storage(journal),
         pytest.raises(StudyError, match="another process is searching"),
-        lock_journal(journal),
+        lock_storage(journal),
     ):
         raise AssertionError("two are at it")
-    with lock_journal(journal), lock_journal(tmp_path / "other.journal"), lock_journal(None):
+    with lock_storage(journal), lock_storage(tmp_path / "other.journal"), lock_storage(None):
         pass
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with (
         pytest.raises(StudyError, match="cannot be written"),
-        lock_journal(tmp_path / "file" / "a.journal"),
+        lock_storage(tmp_path / "file" / "a.journal"),
     ):
         raise AssertionError("there is no such folder")
 
