@@ -5,7 +5,7 @@ of every storage are added when it is made and subtracted when it is freed, as a
 would. So the count needs no GPU, takes no memory, and is the same on every machine.
 
 Half precision follows the rules of autocast on CUDA (`_LOWER`, `_WIDER`), and weights that are cast
-stay until the pass is over, as in autocast's cache. Fused attention counts as its inputs and its
+stay until the cache of autocast is cleared. Fused attention counts as its inputs and its
 output. The CUDA context, workspaces of kernels and fragmentation are not counted. Where a fused
 kernel of spark3r runs on a GPU, a pass needs less than is counted, because the plain steps are.
 """
@@ -338,7 +338,7 @@ class _Count(TorchDispatchMode):
     def cast(self, dtype: torch.dtype, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return an operator's arguments in a precision, as autocast casts them.
 
-        Whole weights are cast once in a pass.
+        Whole weights are cast once, until `forget_casts`.
         """
 
         def one(tensor: Tensor) -> Tensor:
@@ -353,6 +353,10 @@ class _Count(TorchDispatchMode):
             return self._cast[key].as_strided(tensor.shape, tensor.stride())
 
         return tree_map_only(Tensor, one, args), tree_map_only(Tensor, one, kwargs)
+
+    def forget_casts(self) -> None:
+        """Free the weights that were cast, as ``torch.clear_autocast_cache`` does."""
+        self._cast.clear()
 
     def _made(self, part: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         self.parts.append(part)  # for a call that comes back here through the dispatcher
@@ -470,8 +474,18 @@ def _counted_autocast(count: _Count) -> Iterator[None]:
         count.half = outside.pop()
         return None
 
+    clear = torch.clear_autocast_cache
+
+    def forget() -> None:
+        if threading.get_ident() == thread:
+            count.forget_casts()
+        else:
+            clear()
+
     kind.__init__, kind.__enter__, kind.__exit__ = begin, on, off
+    torch.clear_autocast_cache = forget
     try:
         yield
     finally:
         kind.__init__, kind.__enter__, kind.__exit__ = init, enter, leave
+        torch.clear_autocast_cache = clear

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..base import Replacement, overridden
 from . import memory
 from .dense_head import Begun, Maps, frames_at_once, is_known, project
-from .memory import by_frames, by_tokens, queries_in_pieces
+from .memory import by_frames, global_block_in_pieces
 from .recognition import arguments, has, names_used
 
 _LAYERS = "get_intermediate_layers"
@@ -64,8 +64,7 @@ def memory_savers(
     whole = set(attention)
     for block in transformer.blocks:
         if block.attn in whole:
-            yield from queries_in_pieces(block.attn)
-            yield from by_tokens(block.mlp)
+            yield from global_block_in_pieces(block, "pos", "attn_mask")
         else:
             yield from by_frames(block, "pos")
     if _is_known_transformer(transformer):

@@ -51,7 +51,7 @@ def memory_savers(
         aggregator: Its aggregator.
         whole: Blocks that attend over all frames.
     """
-    yield from aggregator_in_pieces(aggregator, whole)
+    yield from aggregator_in_pieces(aggregator, whole, passed=("rope",))
     if _is_known(aggregator):
         yield aggregator, "forward", partial(_forward, aggregator)
         if _projects(root):

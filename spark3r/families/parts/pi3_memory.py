@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..base import Replacement, overridden
 from . import memory
-from .memory import by_frames, by_tokens, encoder_by_frames, in_pieces, queries_in_pieces
+from .memory import by_frames, by_tokens, encoder_by_frames, global_block_in_pieces, in_pieces
 from .recognition import names_used
 
 # Heads that attend inside frames, in transformers as wide as the decoder.
@@ -47,8 +47,7 @@ def memory_savers(root: Any) -> Iterator[Replacement]:
     yield from encoder_by_frames(root.encoder)
     for i, block in enumerate(root.decoder):
         if i % 2:
-            yield from queries_in_pieces(block.attn)
-            yield from by_tokens(block.mlp)
+            yield from global_block_in_pieces(block, "xpos")
         else:
             yield from by_frames(block, "xpos")
     for name in _HEAD_DECODERS:

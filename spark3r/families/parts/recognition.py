@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -79,6 +80,21 @@ def names_used(module: nn.Module, method: str) -> tuple[str, ...]:
     """
     code = getattr(getattr(type(module), method, None), "__code__", None)
     return getattr(code, "co_names", ())
+
+
+def names_within(module: nn.Module, *methods: str) -> frozenset[str]:
+    """Return the names that methods of a module's class use, and functions inside of them.
+
+    A method that is missing, or is no Python function, uses none.
+    """
+    codes = [getattr(getattr(type(module), name, None), "__code__", None) for name in methods]
+    found: set[str] = set()
+    while codes:
+        code = codes.pop()
+        if code is not None:
+            found.update(code.co_names)
+            codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return frozenset(found)
 
 
 def is_fused_attention(module: nn.Module, expected: tuple[str, ...]) -> bool:

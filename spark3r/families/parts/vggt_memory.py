@@ -69,7 +69,7 @@ def unread_layers(root: nn.Module, layers: int) -> frozenset[int]:
 
 def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield the replacements on the aggregator, on its blocks and on the dense head."""
-    yield from aggregator_in_pieces(aggregator, aggregator.global_blocks, "pos")
+    yield from aggregator_in_pieces(aggregator, aggregator.global_blocks, "pos", passed=("pos",))
     if not all(hasattr(type(aggregator), name) for name in _METHODS):
         return  # another version, which may keep its outputs in another form
     if any(overridden(aggregator, name) for name in _METHODS):
