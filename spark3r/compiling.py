@@ -1,9 +1,12 @@
-"""A mark that `torch.compile` reads, set without importing the compiler."""
+"""What the runtime tells `torch.compile`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+import torch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,3 +19,15 @@ def assume_constant_result(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Return a context in which compiled modules and functions run as they were written."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # torch >= 2.6
+    if set_stance is None:
+        with torch._dynamo.config.patch(disable=True):
+            yield
+    else:
+        with set_stance("force_eager"):
+            yield

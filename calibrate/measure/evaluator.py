@@ -9,7 +9,7 @@ from statistics import fmean, geometric_mean
 from spark3r.clips import Clip
 from spark3r.errors import Spark3rError
 from spark3r.memory import is_out_of_memory
-from spark3r.patching.apply import apply
+from spark3r.patching.apply import apply, verify
 from spark3r.prediction import Prediction
 from spark3r.runner import Runner
 from spark3r.schedule import Schedule
@@ -62,10 +62,13 @@ def run_dense(runner: Runner, clips: Sequence[Clip], progress: Progress = no_pro
     Raises:
         ValueError: If two clips have the same name.
         PredictionError: If the model returns NaN or no prediction.
+        PatchError: If the model only looks like one of its family, see `spark3r.apply`.
     """
     names = [clip.name for clip in clips]
     if len(set(names)) < len(names):
         raise ValueError(f"expected clips with different names, got {names}")
+    if clips:
+        verify(runner, clips[0].images)
     predictions, qualities = [], []
     for number, clip in enumerate(clips):
         progress(number, len(clips))
@@ -99,7 +102,7 @@ def evaluate(
     Raises:
         PredictionError: If the model returns NaN or no prediction.
     """
-    with apply(runner.model, schedule, family=runner.family):
+    with apply(runner.model, schedule, family=runner.family, guard=False):
         return tuple(
             assess(runner.predict(clip), clip, reference, clouds=clouds)
             for clip, reference in zip(dense.clips, dense.predictions, strict=True)

@@ -279,7 +279,7 @@ def time_passes(
 def apply_pass(runner: Runner, what: Pass) -> None:
     """Put the model under a schedule, at the wall, or back to dense."""
     if isinstance(what, Schedule):
-        apply(runner.model, what, family=runner.family)
+        apply(runner.model, what, family=runner.family, guard=False)
     elif what == "wall":
         apply_wall(runner)
     else:

@@ -16,6 +16,7 @@ from torch import nn
 from ..env import device_name, environment
 from ..errors import FamilyError
 from ..families.base import Family
+from ..patching.apply import verify
 from ..runner import HALF, Runner, dtype_name, dtype_of
 from ..timing import MIN_ROUNDS, Timer
 from .backends import AUTO, FASTEST, fastest_backend, sdpa_backend
@@ -80,6 +81,7 @@ def bench(
         FamilyError: If the model is of no known family, or the family does not say the size of a
             patch.
         ScheduleError: If a treatment is unknown or does not fit.
+        PatchError: If the model only looks like one of its family, see `spark3r.apply`.
     """
     runner = Runner.of(model, family, dtype)
     device = runner.device
@@ -101,6 +103,8 @@ def bench(
     with sdpa_backend(backend):
         for length in lengths:
             images = torch.rand(length, 3, *size, generator=generator).to(device, own)
+            if length == lengths[0]:
+                verify(runner, images)
             tokens = runner.layout(images).tokens
             once = once_from is not None and length >= once_from
             too_long = dense_up_to is not None and length > dense_up_to

@@ -75,10 +75,10 @@ def _treatment(name: str, runner: Runner, sensitive: Sequence[int] | None) -> Ap
     elif name.startswith(THINNED.key_value.name):
         schedule = Schedule.uniform(depth, *_factors(name), operators=THINNED)
     elif name.endswith(".json") or "/" in name or "\\" in name or name in _shipped():
-        return partial(apply, runner.model, name, family=runner.family)
+        return partial(apply, runner.model, name, family=runner.family, guard=False)
     else:
         raise ScheduleError(f"no schedule is called '{name}', expected {ACCEPTED}")
-    return partial(apply, runner.model, schedule, family=runner.family)
+    return partial(apply, runner.model, schedule, family=runner.family, guard=False)
 
 
 def _shipped() -> tuple[str, ...]:

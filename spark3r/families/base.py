@@ -79,6 +79,8 @@ class Family:
             ``[S, 3, H, W]``. None if the output is not known.
         preprocess: Turn images of any size into the model's input, ``[S, 3, H, W]`` in [0, 1].
             None if the model's own loader is not known.
+        patches_overlap: True if a token sees pixels of neighbouring patches, as after a stem of
+            convolutions. Which tokens change with a patch then does not tell their order.
         metadata: Return integers worth recording: ``patch_size``, ``special_tokens``.
         explain_mismatch: Return why a model that resembles this family but does not match it
             cannot be reduced ("its attention takes ..."). None if it does not resemble it.
@@ -106,6 +108,7 @@ class Family:
     call: Callable[[nn.Module, Tensor], Any] = _call
     predict: Callable[[Any, Tensor], Prediction] | None = None
     preprocess: Preprocess | None = None
+    patches_overlap: bool = False
     metadata: Callable[[nn.Module], dict[str, int]] = _no_metadata
     explain_mismatch: Callable[[nn.Module], str | None] = _no_reason
     compile_fixes: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements

@@ -70,6 +70,7 @@ FAMILY = Family(
     frame_forward=_reduced_forward,
     predict=partial(aggregator.predict, pixel_centre=PIXEL_CENTRE),
     preprocess=partial(balanced, resolution=64, patch=8),  # it was trained at 64x64 pixels
+    patches_overlap=True,
     metadata=lambda root: aggregator.metadata(root.get_submodule("aggregator"), start=_START),
     memory_savers=_memory_savers,
 )

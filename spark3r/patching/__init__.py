@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .apply import apply, is_applied, remove, replace_attention
+from .apply import apply, is_applied, remove, replace_attention, verify
 from .handle import Handle
 from .patch import Patch
 from .wall import apply_wall, wall_forward
@@ -15,5 +15,6 @@ __all__ = [
     "is_applied",
     "remove",
     "replace_attention",
+    "verify",
     "wall_forward",
 ]

@@ -6,12 +6,12 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import PatchError, Spark3rWarning, printable
 from ..families.base import Family, unwrap
 from ..identity import name_of
-from ..runner import Runner
+from ..runner import Runner, autocast
 from ..schedule import Schedule
 from .handle import Handle
 from .patch import HANDLE, AttentionReplacement, LayerForward, Patch
@@ -28,6 +28,7 @@ def apply(
     family: Family | str | None = None,
     strict: bool = False,
     save_memory: bool = True,
+    guard: bool = True,
 ) -> Handle:
     """Patch ``model`` in place so that its global attention follows a schedule.
 
@@ -45,6 +46,10 @@ def apply(
             first pass that the evidence does not cover warns of them.
         save_memory: True drops, while the schedule is applied, intermediate results that no head
             of the model reads. Outputs stay the same bit for bit, also in ``disabled()``.
+        guard: True compares, in the first eager pass that reduces something, every global attention
+            module with what the family computes in its place, on two frames, and the order of
+            tokens with the layout. Where they differ that pass raises a PatchError and the schedule
+            is removed. Compiled passes are not compared: ``handle.verify(images)`` does it.
 
     Returns:
         A handle: ``remove()``, ``disabled()``, ``print(handle)``, or ``with apply(...):``.
@@ -63,7 +68,7 @@ def apply(
             raise PatchError(
                 "schedule= names one of a profile's schedules, but a Schedule was given"
             )
-        return Handle(runner, profile, saves_memory=save_memory).install()
+        return Handle(runner, profile, saves_memory=save_memory, guarded=guard).install()
     from ..profile import load_profile  # pydantic is not needed for a Schedule
 
     loaded = load_profile(profile)
@@ -71,7 +76,28 @@ def apply(
     _check(loaded, runner, strict)
     grids = frozenset(entry.grid for entry in loaded.measurements)
     dtypes = frozenset(printable(entry.dtype) for entry in loaded.measurements)  # for warnings
-    return Handle(runner, chosen, grids, dtypes, save_memory).install()
+    return Handle(runner, chosen, grids, dtypes, save_memory, guard).install()
+
+
+def verify(runner: Runner, images: Tensor) -> None:
+    """Compare a model's own attention with what its family puts in its place, on two frames.
+
+    The model is unpatched afterwards. Callers that apply many schedules do this once, and apply
+    them with ``guard=False``.
+
+    Args:
+        runner: The model.
+        images: A clip ``[S, 3, H, W]`` in [0, 1].
+
+    Raises:
+        PatchError: If they differ; see `Handle.verify`.
+    """
+    dense = Schedule.dense(runner.depth)
+    with (
+        apply(runner.model, dense, family=runner.family, guard=False) as handle,
+        autocast(runner.device, runner.dtype),
+    ):
+        handle.verify(images[:2])
 
 
 def replace_attention(runner: Runner, forward: LayerForward) -> Patch:

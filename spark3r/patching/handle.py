@@ -9,13 +9,14 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
-from ..compiling import assume_constant_result
+from ..compiling import assume_constant_result, eagerly
 from ..errors import PatchError, Spark3rWarning
 from ..layout import TokenLayout
 from ..reduction.operators import Operators
 from ..reduction.rule import ResolvedRule
 from ..runner import Runner, dtype_name, dtype_of, matmul_dtype
 from ..schedule import Schedule
+from .guard import Guard
 from .passes import Pass
 from .patch import Patch
 
@@ -41,8 +42,9 @@ class Handle(Patch):
         grids: frozenset[tuple[int, int]] = frozenset(),
         dtypes: frozenset[str] = frozenset(),
         saves_memory: bool = True,
+        guarded: bool = True,
     ) -> None:
-        super().__init__(runner, saves_memory)
+        super().__init__(runner, saves_memory, guarded)
         if len(schedule.layers) != len(self.layers):
             raise PatchError(
                 f"the schedule has {len(schedule.layers)} layer rules, but "
@@ -74,6 +76,30 @@ class Handle(Patch):
             own = "" if rule.operators is None else f"  {_words(rule.operators)}"
             lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
         return "\n".join(lines)
+
+    def verify(self, images: Tensor) -> None:
+        """Compare the model's own attention with what replaces it, in an eager pass over a clip.
+
+        The first eager pass does the same by itself, see `apply`. This is for compiled models and
+        for schedules that were applied with ``guard=False``.
+
+        Args:
+            images: A clip ``[S, 3, H, W]`` in [0, 1], as the model takes it.
+
+        Raises:
+            PatchError: If they differ, or tokens lie in another order than the family says; the
+                schedule is removed then. Or if nothing could be compared: the schedule is removed
+                or paused, or the model goes past its global attention modules.
+        """
+        guard = self._guard = Guard(always=True)
+        with eagerly():
+            Runner(self.root, self.family).run(images)
+        if not guard.compared:
+            self._guard = None
+            raise PatchError(
+                f"nothing was compared in a pass of {type(self.root).__name__}: the schedule is "
+                "removed or paused, or the model ran past its global attention modules"
+            )
 
     def _replaces(self, index: int) -> bool:
         return not self.schedule.layers[index].is_dense or self.schedule.length.mode == "paper"

@@ -92,6 +92,11 @@ class Passes:
             self._keep(calls_under_way(self._entry))
             return bool(self._mine)
 
+    def are_running_anywhere(self) -> bool:
+        """Return True if some thread is inside a pass."""
+        with self._lock:
+            return any(self._running.values())
+
     @property
     def _mine(self) -> list[tuple[int, int]]:
         """Shapes of this thread's passes, the innermost last."""

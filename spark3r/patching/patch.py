@@ -34,6 +34,7 @@ from ..kernels.limits import refuse_wrong_norm
 from ..layout import TokenLayout
 from ..reduction.rule import ResolvedRule
 from ..runner import Runner
+from .guard import Guard, has_values
 from .passes import Pass, Passes
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ class Patch(ABC):
         root: The model inside its wrappers.
         layers: Qualified names of the global attention modules.
         saves_memory: True if the family's lossless memory savers are part of the patch.
+        guarded: True if the first pass is compared with the model's own attention; see `Guard`.
     """
 
-    def __init__(self, runner: Runner, saves_memory: bool = True) -> None:
+    def __init__(self, runner: Runner, saves_memory: bool = True, guarded: bool = False) -> None:
         self.family = runner.family
         self.saves_memory = saves_memory
+        self.guarded = guarded
         self.root = runner.root
         self._modules = runner.attention
         self._entry = self.family.entry(self.root)
@@ -73,11 +76,15 @@ class Patch(ABC):
     def _reset(self) -> None:
         """Forget everything about passes and pauses: a copy has none of its own."""
         self._passes = Passes(self.family.usage, self._entry)
+        self._guard = Guard() if self.guarded else None
+        self._found_wrong: PatchError | None = None
         self._pauses: set[object] = set()
         self._enabled = True
         self._lock = threading.Lock()
 
-    _TRANSIENT: ClassVar[tuple[str, ...]] = ("_passes", "_pauses", "_enabled", "_lock")
+    _TRANSIENT: ClassVar[tuple[str, ...]] = (
+        *("_passes", "_guard", "_found_wrong", "_pauses", "_enabled", "_lock"),
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key not in self._TRANSIENT}
@@ -230,12 +237,30 @@ class Patch(ABC):
         if torch.compiler.is_compiling():
             self._passes.trace(self._traced(layout, device))
             return
-        self._passes.begin(batch, self._begun(layout, device))
+        if self._found_wrong is not None:
+            raise self._found_wrong
+        begun = self._begun(layout, device)
+        guard = self._guard
+        compares = guard is not None and (guard.always or self._reduces(begun))
+        if guard is not None and compares and tensors and has_values(tensors[0]):
+            guard.begin(self.family, entry, args, kwargs, layout)
+        self._passes.begin(batch, begun)
 
     def _close(self, entry: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Record that this thread's innermost pass is over (forward hook of the entry module)."""
-        if not torch.compiler.is_compiling():
-            self._passes.end(output)
+        if torch.compiler.is_compiling():
+            return
+        self._passes.end(output)
+        guard = self._guard
+        try:
+            if guard is not None and guard.end(self.family, has_run=output is not None):
+                self._guard = None
+        except PatchError as error:
+            self._found_wrong = error
+            raise
+        finally:
+            if self._found_wrong is not None and not self._passes.are_running_anywhere():
+                self.remove()
 
     # A subclass defines `_run`. One that follows a schedule overrides the other four as well.
 
@@ -318,8 +343,15 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     if place is not None and place.patch._enabled:
         tokens = args[0] if args else next(iter(kwargs.values()))
         patch = place.patch
+        # A compiled graph would be compiled again when the guard goes.
+        guard = None if torch.compiler.is_compiling() else patch._guard
+        if guard is not None:
+            guard.stop(tokens)
         current = patch._passes.current(tokens)
         refuse_wrong_norm(tokens, current.layout.frames)
+        if guard is not None:
+            name = patch.layers[place.index]
+            guard.see(patch.family, name, self, current.layout, args, kwargs)
         output = patch._run(self, place.index, current, args, kwargs)
         if output is not None:
             return output

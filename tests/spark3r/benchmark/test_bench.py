@@ -117,7 +117,7 @@ def test_attention_calls_of_a_pass_have_the_realised_lengths(model: nn.Module) -
     images = torch.rand(120, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     layout = TokenLayout(120, 2, 2, special=5, anchor_frame=0)
     runner = Runner.of(model)
-    with spark3r.apply(model, schedule):
+    with spark3r.apply(model, schedule, guard=False):
         seen = profile_pass(runner, images)
     expected = [
         (query_length(layout, rule), key_value_length(layout, rule))
@@ -138,7 +138,7 @@ def test_unmerging_counts_as_merging(model: nn.Module) -> None:
     for unmerge in ("copy", "linear"):
         schedule = Schedule.uniform(2, query=4, operators=Operators(QueryMerging(unmerge=unmerge)))
         ticks = itertools.count()
-        with spark3r.apply(model, schedule):
+        with spark3r.apply(model, schedule, guard=False):
             seen = profile_pass(runner, images, lambda ticks=ticks: float(next(ticks)))
         merging[unmerge] = seen.ms["merging"]
     # One second for each step of merging and unmerging in each of two layers.
