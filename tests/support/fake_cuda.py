@@ -224,7 +224,15 @@ def fake_model(model: nn.Module) -> nn.Module:
         for name, value in module._buffers.items():
             if value is not None:
                 module._buffers[name] = _to_fake(value)
+        for known in _known_positions(module):
+            known.clear()  # they have values, on the CPU
     return copy
+
+
+def _known_positions(module: nn.Module) -> list[dict[Any, Any]]:
+    getter = getattr(module, "position_getter", None)
+    names = ("position_cache", "cache_positions")
+    return [getattr(getter, name) for name in names if hasattr(getter, name)]
 
 
 def _to_fake(tensor: Tensor) -> Tensor:
