@@ -98,7 +98,7 @@ CARDS = (
     Card("A100 80 GB", 312, 156, 19.5, 2.04, 80, 1000),
     Card("H100 80 GB", 989, 495, 67, 3.35, 80, 1000),
     Card("H200", 989, 495, 67, 4.80, 141, 1000),
-    Card("H200", 989, 495, 67, 4.80, 141, 2000),
+    Card("H200", 989, 495, 67, 4.80, 141, 4000),
 )
 # Shares of the data sheet that large kernels reach on Hopper.
 OF_HALF, OF_ATTENTION, OF_TF32, OF_SINGLE, OF_BANDWIDTH = 0.61, 0.56, 0.35, 0.67, 0.75

@@ -5,14 +5,13 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from gpu_kernels import KERNELS
+from gpu_kernels import KERNELS, preferring
 from gpu_session import Session, at_any_length, own_us, schedules
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spark3r
 from spark3r import Schedule, TokenLayout
@@ -33,34 +32,14 @@ def exact(session: Session) -> None:
     runner, put = session.runner(), session.lines.put
     images = session.clip(runner, session.frames(40, 20))
     for kernel in ("default", *KERNELS) if session.on_cuda else ("default",):
-        with session.lines.guarded("ones", kernel=kernel), _kernel(kernel):
+        with session.lines.guarded("ones", kernel=kernel), preferring(kernel):
             for row in _ones(runner, images):
                 put("ones", kernel=kernel, **row)
     long, thousand = schedules(runner, session.tiny), session.frames(1000, 20)
     reduced = {name: at_any_length(each, thousand) for name, each in long.items()}
     for name, schedule in reduced.items():
-        with (
-            session.lines.guarded("passes", schedule=name),
-            spark3r.apply(runner.model, schedule, family=runner.family),
-        ):
-            first = tensors(runner, images)
-            put(
-                "passes",
-                schedule=name,
-                twice=differences(tensors(runner, images), first),
-                finite=all(bool(value.isfinite().all()) for value in first.values()),
-            )
-            put("waits", schedule=name, places=_waits(session, runner, images))
-            for operation, plain in PLAIN.items():
-                with session.lines.guarded("plain twin", schedule=name, operation=operation):
-                    with forced(operation, plain):
-                        found = tensors(runner, images)
-                    put(
-                        "plain twin",
-                        schedule=name,
-                        operation=operation,
-                        difference=differences(first, found),
-                    )
+        with session.lines.guarded("passes", schedule=name):
+            _reduced(session, runner, name, schedule, images)
     if session.on_cuda:
         with (
             session.lines.guarded("profile"),
@@ -69,11 +48,31 @@ def exact(session: Session) -> None:
             put("profile", frames=len(images), kernels=_profile(runner, images))
 
 
-def _kernel(name: str) -> AbstractContextManager[object]:
-    """Allow one attention kernel, and others where it cannot run, as with heads in float32."""
-    if name == "default":
-        return nullcontext()
-    return sdpa_kernel([KERNELS[name], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+def _reduced(
+    session: Session, runner: Runner, name: str, schedule: Schedule, images: Tensor
+) -> None:
+    """Write differences and waits of passes under a schedule."""
+    lines, apply = session.lines, partial(spark3r.apply, runner.model, schedule)
+    with apply(family=runner.family):
+        first = tensors(runner, images)
+        lines.put(
+            "passes",
+            schedule=name,
+            twice=differences(tensors(runner, images), first),
+            finite=all(bool(value.isfinite().all()) for value in first.values()),
+        )
+        lines.put("waits", schedule=name, places=_waits(session, runner, images))
+        for operation, plain in PLAIN.items():
+            what = {"schedule": name, "operation": operation}
+            with lines.guarded("plain twin", **what):
+                with forced(operation, plain):
+                    found = tensors(runner, images)
+                lines.put("plain twin", **what, difference=differences(first, found))
+    with (
+        lines.guarded("saver", schedule=name),
+        apply(family=runner.family, save_memory=False),
+    ):
+        lines.put("saver", schedule=name, difference=differences(first, tensors(runner, images)))
 
 
 def tensors(runner: Runner, images: Tensor) -> dict[str, Tensor]:

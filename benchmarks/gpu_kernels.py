@@ -86,6 +86,13 @@ def sdpa(session: Session) -> None:
         _plain(session, "dense layer", 64 if tiny else 65_536, layout.tokens, checked=16)
 
 
+def preferring(kernel: str) -> AbstractContextManager[object]:
+    """Allow one kernel in whole passes, and others where it cannot run, as in float32."""
+    if kernel == "default":
+        return nullcontext()
+    return sdpa_kernel([KERNELS[kernel], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def _allowed(kernel: str) -> AbstractContextManager[object]:
     return nullcontext() if kernel == "default" else sdpa_kernel([KERNELS[kernel]])
 

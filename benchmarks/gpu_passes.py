@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_kernels import KERNELS
+from gpu_kernels import KERNELS, preferring
 from gpu_session import Session, attention_kernel, promised_frames, schedules
 from past_the_wall import steps
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import spark3r
 from spark3r import Schedule
@@ -31,18 +30,19 @@ CARD_GB, CONTEXT_GB = 24, 0.5
 """A card whose limit is imitated, and what the CUDA context takes of it."""
 
 LONG_FRAMES = (1500, 2000)
+NO_SAVER = "paper, without the memory saver"
 
 
 def treatments(runner: Runner, tiny: bool) -> dict[str, Treatment]:
-    """Return what a pass can run under, by name, all with the family's memory saver."""
-    found: dict[str, Treatment] = {
-        name: partial(spark3r.apply, runner.model, schedule, family=runner.family)
-        for name, schedule in schedules(runner, tiny).items()
+    """Return what a pass can run under, by name, with the family's memory saver but for one."""
+    chosen = schedules(runner, tiny)
+    apply = partial(spark3r.apply, runner.model, family=runner.family)
+    return {
+        **{name: partial(apply, schedule) for name, schedule in chosen.items()},
+        "wall": partial(apply_wall, runner),
+        "dense": partial(apply, Schedule.dense(runner.depth)),
+        NO_SAVER: partial(apply, chosen["paper"], save_memory=False),
     }
-    ones = Schedule.dense(runner.depth)
-    found["wall"] = partial(apply_wall, runner)
-    found["dense"] = partial(spark3r.apply, runner.model, ones, family=runner.family)
-    return found
 
 
 def speed(session: Session) -> None:
@@ -51,14 +51,16 @@ def speed(session: Session) -> None:
     images = session.clip(runner, session.frames(1000, 24))
     every: dict[str, Treatment] = {name: chosen[name] for name in ("paper", "wall", "mass")}
     slowest = _rounds(session, runner, images, every, 2)
-    every["paper, all heads"] = chosen["paper"]
-    if session.left_s > slowest:
-        _sample(session, "paper, all heads", images, chosen["paper"], partial(_whole, runner))
+    others: dict[str, tuple[Treatment, Callable[[Tensor], object]]] = {
+        "paper, all heads": (chosen["paper"], partial(_whole, runner)),
+        NO_SAVER: (chosen[NO_SAVER], runner.run),
+    }
     for frames in (4, 64):
+        some = partial(_pieces, chosen["wall"], frames)
+        others[f"wall, pieces of {frames} frames"] = some, runner.run
+    for name, (treatment, run) in others.items():
         if session.left_s > slowest:
-            name = f"wall, pieces of {frames} frames"
-            _sample(session, name, images, partial(_pieces, chosen["wall"], frames), runner.run)
-    del every["paper, all heads"]
+            _sample(session, name, images, treatment, run)
     while session.left_s > 1.5 * len(every) * slowest and not session.tiny:
         _rounds(session, runner, images, every, 1)
 
@@ -217,12 +219,7 @@ def _whole(runner: Runner, images: Tensor) -> object:
 
 @contextmanager
 def _by_kernel(treatment: Treatment, kernel: str) -> Iterator[None]:
-    """Allow one attention kernel, and others where it cannot run, as with heads in float32."""
-    if kernel == "default":
-        allowed: AbstractContextManager[object] = nullcontext()
-    else:
-        allowed = sdpa_kernel([KERNELS[kernel], SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    with treatment(), allowed:
+    with treatment(), preferring(kernel):
         yield
 
 

@@ -40,6 +40,7 @@ EXPECTED: dict[str, tuple[dict[str, Any], ...]] = {
         *({"figure": "ones", "kernel": name} for name in KERNELS),
         *({"figure": "passes", "schedule": name} for name in ("paper", "mass")),
         *({"figure": "waits", "schedule": name} for name in ("paper", "mass")),
+        *({"figure": "saver", "schedule": name} for name in ("paper", "mass")),
         {"figure": "plain twin", "schedule": "mass"},
         {"figure": "profile"},
     ),
@@ -277,11 +278,15 @@ def _print_exactness(rows: Sequence[Row]) -> None:
         ],
     )
     _table(
-        "The same pass twice, and one of our kernels replaced by its plain twin:",
+        "The same pass twice, without the memory saver, and with a plain twin of one kernel:",
         ("schedule", "what", "difference", "finite"),
         [
             (row["schedule"], "twice", f"{_worst(row['twice']):.1e}", row["finite"])
             for row in chosen(rows, "passes")
+        ]
+        + [
+            (row["schedule"], "without saver", f"{_worst(row['difference']):.1e}", None)
+            for row in chosen(rows, "saver")
         ]
         + [
             (row["schedule"], row["operation"], f"{_worst(row['difference']):.1e}", None)

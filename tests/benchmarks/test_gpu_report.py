@@ -57,6 +57,7 @@ def whole() -> list[Row]:
     exact: list[Row] = [
         *({"figure": "passes", "schedule": s, "twice": {"depth": 0.0}, "finite": True} for s in S),
         *({"figure": "waits", "schedule": s, "places": ["aggregator.py:12"]} for s in S),
+        *({"figure": "saver", "schedule": s, "difference": {"depth": 0.0}} for s in S),
         {**twin, "schedule": "mass"},
         {"figure": "profile", "frames": 40, "kernels": [{"kernel": "k", "ms": 1.0, "calls": 2}]},
     ]
