@@ -58,7 +58,7 @@ class Split:
             target_frames: Length in frames that the budget is for.
         """
         found = []
-        if len(self.validation) < FEW_TO_VALIDATE:
+        if 0 < len(self.validation) < FEW_TO_VALIDATE:
             found.append(
                 f"{len(self.validation)} validation clip(s) can hardly tell schedules apart, so "
                 "that the simplest one is likely to be selected: give more footage, or shorter "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
 from spark3r.timing import Timer
@@ -22,9 +24,12 @@ SOURCES: tuple[Source, ...] = ("error", "consistency", "deviation")
 FRAMES = 24
 """Default of ``--frames``: frames of the clips that quality is measured on."""
 
-SEARCH_CLIPS, VALIDATION_CLIPS, HELD_OUT_CLIPS = 6, 24, 16
+SEARCH_CLIPS, VALIDATION_CLIPS, HELD_OUT_CLIPS = 6, 16, 12
 """Rendered clips of each role by default. A few suffice to search, because the result is selected
 and reported on others."""
+
+FROM_HELD_OUT_CLIPS = 6
+"""Rendered held-out clips with ``--from``."""
 
 STRETCHES = 16
 """Consecutive stretches that a few pieces of footage are cut into. A quarter of them are validation
@@ -140,7 +145,7 @@ brought down to short clips."""
 
 # Search
 
-TRIALS = 12
+TRIALS = 8
 """Default of ``--trials``: trials of the search beyond those of the initial schedules."""
 
 POWER = 2.0
@@ -189,7 +194,7 @@ REPEATED_PROPOSALS = 5
 FRONT_POINTS = 4
 """Schedules of the trade-off that are exported beside the chosen one."""
 
-TRADE_OFF_CLIPS = 8
+TRADE_OFF_CLIPS = 4
 """Validation clips that those schedules run on. Nothing is decided by them."""
 
 APART = 1.06
@@ -197,3 +202,46 @@ APART = 1.06
 
 ALLOWED = 1.05
 """Measured ÷ allowed deviation up to which the goal counts as met on the held-out clips."""
+
+# Effort
+
+Effort = Literal["quick", "normal", "thorough"]
+"""How much work a calibration takes."""
+
+
+class Amounts(NamedTuple):
+    """What an effort means.
+
+    Attributes:
+        search_clips: Rendered clips to search on.
+        validation_clips: Rendered clips that decide which schedule is exported.
+        held_out_clips: Rendered clips for the report.
+        stretches: Stretches that a few pieces of footage are cut into.
+        trials: Trials of the search beyond those of the initial schedules; 0 searches nothing, and
+            the knapsack's answer to the sensitivities is exported.
+        timing_s: Approximate seconds of each timing step.
+    """
+
+    search_clips: int
+    validation_clips: int
+    held_out_clips: int
+    stretches: int
+    trials: int
+    timing_s: float
+
+
+EFFORTS: Mapping[Effort, Amounts] = MappingProxyType(
+    {
+        "quick": Amounts(4, 0, 8, 8, 0, 3.0),
+        "normal": Amounts(
+            SEARCH_CLIPS, VALIDATION_CLIPS, HELD_OUT_CLIPS, STRETCHES, TRIALS, TIMING_S
+        ),
+        "thorough": Amounts(8, 32, 32, 32, 40, 20.0),
+    }
+)
+
+LEAST_TRIALS, LEAST_CLIPS = 4, 4
+"""Trials, and validation and held-out clips, that a time limit leaves at least."""
+
+PLAN_MARGIN = 1.1
+"""Planned time of a calibration ÷ what its runs would take at the speed of the first ones."""

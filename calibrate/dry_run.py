@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from spark3r.timing import FIRST_COUNTS_S, samples_to_take
 
@@ -16,33 +15,19 @@ from .budget import Budget, time_text
 from .defaults import (
     DENSE_MARGIN,
     DENSE_TIMED_S,
+    EFFORTS,
     FITTED_S,
     FITTED_STEP,
     FRAMES,
-    FRONT_POINTS,
-    HELD_OUT_CLIPS,
-    KINDS,
-    KNAPSACK_SHARES,
     LEAST_SAMPLES,
     OPERATORS,
-    PROBED_CLIPS,
-    SEARCH_CLIPS,
-    STRETCHES,
     TARGET_LENGTHS,
     TIMING_S,
-    TRADE_OFF_CLIPS,
-    VALIDATION_CLIPS,
     WALL_MARGIN,
+    Effort,
     Source,
-    probed_of,
 )
-
-BASELINES = 4
-"""Approximate number of pairs of factors on a frontier of baselines."""
-
-DRIFT_RUNS = 12
-"""Approximate time of a pass in which every layer also runs at every factor, in reduced runs. 10
-and 16 were measured."""
+from .plan import ClipCounts, Work
 
 FIT_S = 25.0
 """Approximate time of the fit of the latency model."""
@@ -67,26 +52,20 @@ FRAME_S, SQUARE_S = 0.0044, 1.15e-4
 """Seconds of a dense pass by frame, which is the wall, and by the square of the frames."""
 
 
-class ClipCounts(NamedTuple):
-    """Number of clips by role."""
-
-    search: int
-    validation: int
-    held_out: int
-
-
-def clip_counts(sources: int, held_out: int) -> ClipCounts:
+def clip_counts(sources: int, held_out: int, effort: Effort = "normal") -> ClipCounts:
     """Return how many clips of each role ``--clip`` and ``--held-out`` give, if footage is long.
 
     Args:
         sources: Number of pieces of footage to calibrate on; 0 takes rendered scenes.
         held_out: Number of pieces for the report only.
+        effort: How much work the calibration takes.
     """
+    amounts = EFFORTS[effort]
     if not sources and not held_out:
-        return ClipCounts(SEARCH_CLIPS, VALIDATION_CLIPS, HELD_OUT_CLIPS)
-    sources = sources or SEARCH_CLIPS + VALIDATION_CLIPS
+        return ClipCounts(*amounts[:3])
+    sources = sources or amounts.search_clips + amounts.validation_clips
     roles = 3 if held_out else 4
-    stretches = max(math.ceil(STRETCHES / sources), roles if sources < roles else 1)
+    stretches = max(math.ceil(amounts.stretches / sources), roles if sources < roles else 1)
     dealt = [0] * roles
     for source in range(sources):
         for part in range(stretches):
@@ -140,7 +119,7 @@ def plan_lines(request: Request) -> list[str]:
             return [_pointless(request, budget, frames)]
     lengths = str(frames) if frames else f"{TARGET_LENGTHS[0]} to {TARGET_LENGTHS[-1]}"
     lines = [f"{request.goal_text}, judged by {request.source}, timed on clips of {lengths} frames"]
-    runs = _runs(request)
+    runs = _work(request).runs()
     total = sum(runs.values())
     if not request.is_known or frames is None:
         kind = request.model.partition(":")[0]
@@ -171,26 +150,9 @@ def plan_lines(request: Request) -> list[str]:
     ]
 
 
-def _runs(request: Request) -> dict[str, int]:
-    """Return the number of runs of each step that runs the clips."""
-    clips = request.clips
+def _work(request: Request) -> Work:
     depth = DEPTHS.get(request.model.partition(":")[0], UNKNOWN_DEPTH)
-    few = probed_of(clips.search)
-    knapsacks = 1 + len(KNAPSACK_SHARES)
-    frontiers = knapsacks if request.budget is None else 1
-    initial = knapsacks + frontiers * BASELINES * (1 + len(OPERATORS))
-    # A layer is probed on each axis, with all operators of that axis.
-    rules = len({each.query for each in OPERATORS}) + len({each.key_value for each in OPERATORS})
-    return {
-        "dense runs": sum(clips),
-        "drift": DRIFT_RUNS * max(1, clips.search - few),
-        "sensitivity": depth * rules * few,  # if drift can be trusted
-        "paper's probe": (depth + 1) * min(PROBED_CLIPS, clips.search),
-        "search": (initial + request.trials) * clips.search,
-        "selection": len(KINDS) * clips.validation,
-        "trade-off": FRONT_POINTS * min(TRADE_OFF_CLIPS, clips.validation),
-        "verification": len(KINDS) * clips.held_out,
-    }
+    return Work(request.clips, request.trials, depth, within_deviation=request.budget is None)
 
 
 def _dense_s(frames: int) -> float:

@@ -23,7 +23,7 @@ from spark3r.timing import Timer
 
 from .budget import Budget, ResolvedBudget, parse_budget, resolve
 from .clips import Split, split_clips
-from .defaults import LEAST_SAMPLES, TARGET_LENGTHS, TIMER, TRIALS, Objective, Source
+from .defaults import EFFORTS, LEAST_SAMPLES, TARGET_LENGTHS, TIMER, Effort, Objective, Source
 from .measure.earlier_profile import load_measurements
 from .measure.evaluator import DenseRuns, Evaluator, run_dense, run_dense_by_role
 from .measure.measurements import (
@@ -33,7 +33,8 @@ from .measure.measurements import (
     measure_sensitivities,
 )
 from .measure.target_length import choose_target, longest_short
-from .progress import Reporter, StepTimes
+from .plan import ClipCounts, Plan, Work, duration_text, plan_within
+from .progress import CallbackReporter, Reporter, StepTimes
 from .report.result import Calibration, make_result
 from .report.summary import missed
 from .report.trade_off import run_trade_off
@@ -62,15 +63,16 @@ def calibrate(
     from_profile: str | Path | None = None,
     objective: Objective = "balanced",
     source: Source | None = None,
-    trials: int = TRIALS,
-    timeout_s: float | None = None,
+    effort: Effort = "normal",
+    trials: int | None = None,
+    time_limit_s: float | None = None,
     storage: str | Path | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
     seed: int = 0,
     family: Family | None = None,
     dtype: torch.dtype = torch.float32,
-    reporter: Reporter = Reporter(),
+    reporter: Reporter | Callable[[str, int, int], object] = Reporter(),
     timer: Timer = TIMER,
 ) -> Profile:
     """Calibrate a live model and return its profile.
@@ -99,8 +101,12 @@ def calibrate(
         objective: Metrics that count.
         source: What schedules are judged by: ``error``, ``consistency`` or ``deviation``. None
             takes error if all clips have ground truth, and deviation otherwise.
-        trials: Trials of the search beyond those of the initial schedules.
-        timeout_s: Seconds of search after which no further trial is proposed; None for no limit.
+        effort: How much work to do: ``quick`` searches nothing, ``normal`` and ``thorough`` try 8
+            and 40 schedules, and ``thorough`` also times longer.
+        trials: Trials of the search beyond those of the initial schedules; None takes those of
+            ``effort``.
+        time_limit_s: Seconds that the whole calibration is planned to take, with fewer trials and
+            clips if needed; None for no limit.
         storage: Path of a journal file, or an Optuna URL, that stores the trials; None stores none.
         resume: Whether to continue the search that ``storage`` holds.
         cache: Folder that stores measured sensitivities; None stores none.
@@ -109,7 +115,8 @@ def calibrate(
         dtype: Autocast precision of every pass: ``bfloat16`` or ``float16``; ``float32`` runs
             without autocast, in the precision of the parameters.
         reporter: Receives progress and messages. By default nothing is shown;
-            `calibrate.progress.TerminalReporter` shows them like the command.
+            `calibrate.progress.TerminalReporter` shows them like the command. A function of step,
+            done and total receives the progress alone.
         timer: Takes the latencies.
 
     Raises:
@@ -130,8 +137,9 @@ def calibrate(
         target_frames=target_frames,
         objective=objective,
         source=source,
-        trials=trials,
-        timeout_s=timeout_s,
+        trials=EFFORTS[effort].trials if trials is None else trials,
+        timing_s=EFFORTS[effort].timing_s,
+        time_limit_s=time_limit_s,
         storage=storage,
         resume=resume,
         cache=None if cache is None else Path(cache),
@@ -144,7 +152,7 @@ def calibrate(
         settings,
         from_profile=None if from_profile is None else profile_path(from_profile),
         family=family,
-        reporter=reporter,
+        reporter=reporter if isinstance(reporter, Reporter) else CallbackReporter(reporter),
         timer=timer,
     )
     if result.interrupted:
@@ -176,25 +184,34 @@ def run(
         settings: The request.
         from_profile: File of a profile whose measurements are taken; None measures.
         family: The model's family; None recognises it.
-        reporter: Receives progress and messages. By default nothing is shown.
+        reporter: Receives progress and messages. By default nothing is shown. The time limit
+            counts from the creation of a `StepTimes`, otherwise from this call.
         timer: Takes the latencies.
 
     Raises:
         Spark3rError: As `calibrate`.
     """
-    times = StepTimes(reporter)
-    job = make_job(model, split, settings, family=family, reporter=times, timer=timer)
+    times = reporter if isinstance(reporter, StepTimes) else StepTimes(reporter)
+    job = make_job(
+        model,
+        split,
+        settings,
+        family=family,
+        reporter=times,
+        timer=timer,
+        elapsed_s=times.elapsed_s,
+    )
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
-        # Nothing is searched with an earlier profile, so no storage is needed.
-        with lock_storage(None if from_profile else settings.storage):
+        # Where nothing is searched, no storage is needed.
+        with lock_storage(settings.storage if settings.trials and not from_profile else None):
             if from_profile is None:
                 origin = measured_now(job, split)
             else:
                 origin = of_profile(from_profile, job, split)
             result = _run(job, origin)
-    return replace(result, seconds=times.seconds)
+    return replace(result, seconds=times.seconds, elapsed_s=times.elapsed_s())
 
 
 def join(
@@ -236,7 +253,8 @@ class Origin:
         split: Clips by role, as far as they run.
         latencies: Latencies at the target length.
         sensitivities: Function from the dense runs of the search clips to the sensitivities.
-        optimize: Function from an evaluator and these runs to the function that solves a problem.
+        optimize: Function from an evaluator, these runs and a plan to the function that solves a
+            problem.
         answer_samples: Samples that are taken of the knapsack's answer before that.
         path: The earlier profile.
     """
@@ -244,13 +262,16 @@ class Origin:
     split: Split
     latencies: Latencies
     sensitivities: Callable[[DenseRuns], Sensitivities]
-    optimize: Callable[[Evaluator, DenseRuns], Optimize]
+    optimize: Callable[[Evaluator, DenseRuns, Plan], Optimize]
     answer_samples: int = 1
     path: Path | None = None
 
 
 def measured_now(job: Job, split: Split) -> Origin:
-    """Return the measurements of this calibration, whose schedules are searched on clips."""
+    """Return the measurements of this calibration.
+
+    Schedules are searched on clips, unless there are to be no trials.
+    """
     footage, wanted = split.search[0].images, job.settings.target_frames
     if wanted is not None:
         search_options(job, split, wanted)  # refuses a storage before anything is timed
@@ -258,11 +279,22 @@ def measured_now(job: Job, split: Split) -> Origin:
     frames = wanted or choose_target(job, short)
     options = search_options(job, split, frames)
     latencies = measure_latencies(job, split, frames, short)
+
+    def optimize(evaluator: Evaluator, dense: DenseRuns, plan: Plan) -> Optimize:
+        if not plan.work.trials:
+            return solve
+        timeout_s = None
+        if job.settings.time_limit_s is not None:
+            timeout_s = job.settings.time_limit_s - job.elapsed_s() - plan.after_search_s
+        now = replace(options, trials=plan.work.trials, timeout_s=timeout_s)
+        return partial(run_search, job, evaluator, dense, now)
+
     return Origin(
         split,
         latencies,
         lambda dense: measure_sensitivities(job, split, dense, latencies.short),
-        lambda evaluator, dense: partial(run_search, job, evaluator, dense, options),
+        optimize,
+        answer_samples=1 if job.settings.trials else LEAST_SAMPLES,
     )
 
 
@@ -276,7 +308,7 @@ def of_profile(path: Path, job: Job, split: Split) -> Origin:
         replace(split, search=(), validation=()),
         latencies,
         lambda dense: sensitivities,
-        lambda evaluator, dense: solve,
+        lambda evaluator, dense, plan: solve,
         answer_samples=LEAST_SAMPLES,
         path=path,
     )
@@ -284,22 +316,26 @@ def of_profile(path: Path, job: Job, split: Split) -> Origin:
 
 def _run(job: Job, origin: Origin) -> Calibration:
     """Search, verify and report."""
-    settings, split, latencies = job.settings, origin.split, origin.latencies
+    settings, latencies = job.settings, origin.latencies
     table = latencies.table
     least_ms = least_latency_ms(table.model, table.layout, latencies.short, job.depth)
     budget = resolved_budget(job, latencies, least_ms)
     if budget is not None and not budget.binds:
-        return make_result(job, split, latencies, budget, origin.path)
+        return make_result(job, origin.split, latencies, budget, origin.path)
 
     evaluator = Evaluator(job.runner, job.source, settings.objective)
-    dense = run_dense_by_role(job, split)
+    begin_s = job.elapsed_s()
+    searched = run_dense(job.runner, origin.split.search, job.reporter.step("dense, search"))
+    plan = planned(job, origin, budget, job.elapsed_s() - begin_s)
+    split = trimmed(origin.split, plan.work)
+    dense = run_dense_by_role(job, split, searched)
     sensitivities = origin.sensitivities(dense.search)
-    optimize = origin.optimize(evaluator, dense.search)
     times = TargetTimes(job, latencies)
     problem = make_problem(job, latencies, sensitivities, budget)
     problem = correct_at_goal(problem, times, origin.answer_samples)
     if settings.budget is not None:  # fewer factors may be measured than `least_ms` assumes
         budget = resolve(settings.budget, latencies.frames, table.dense_ms, problem.space.least_ms)
+    optimize = origin.optimize(evaluator, dense.search, plan)
     found = optimize(problem, None)
     require_result(found)
     if found.interrupted:
@@ -316,6 +352,40 @@ def _run(job: Job, origin: Origin) -> Calibration:
     return make_result(
         job, split, latencies, budget, origin.path, sensitivities, outcome, trade_off
     )
+
+
+def planned(job: Job, origin: Origin, budget: ResolvedBudget | None, dense_s: float) -> Plan:
+    """Return the plan of what follows the dense runs of the search clips, and tell the user.
+
+    Args:
+        job: The job.
+        origin: The measurements.
+        budget: The budget at the target length; None where a deviation is the limit.
+        dense_s: Seconds that the dense runs of the search clips took.
+    """
+    split, settings, table = origin.split, job.settings, origin.latencies.table
+    counts = ClipCounts(len(split.search), len(split.validation), len(split.held_out))
+    work = Work(counts, settings.trials, job.depth, within_deviation=budget is None)
+    if origin.path is not None:
+        return Plan(work, 0.0, 0.0)
+    answer_ms = table.dense_ms / 2 if budget is None else budget.clip_ms
+    timing_s = (3 * answer_ms + 5 * origin.latencies.pace.ms) / 1000
+    run_s = dense_s / len(split.search)
+    limit_s = settings.time_limit_s
+    plan = plan_within(work, run_s, timing_s, job.elapsed_s() - dense_s, limit_s)
+    line = f"plan: {plan.work.text}; about {duration_text(plan.total_s)} in all"
+    if limit_s is not None:
+        line += f", of {duration_text(limit_s)} that are allowed"
+        if plan.total_s > limit_s:
+            line += ": there is no smaller plan"
+    job.reporter.say(line)
+    return plan
+
+
+def trimmed(split: Split, work: Work) -> Split:
+    """Return the first clips of each role, as many as a plan has."""
+    validation = split.validation[: work.clips.validation] if work.trials else ()
+    return replace(split, validation=validation, held_out=split.held_out[: work.clips.held_out])
 
 
 def resolved_budget(job: Job, latencies: Latencies, least_ms: float) -> ResolvedBudget | None:

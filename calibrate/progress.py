@@ -135,6 +135,21 @@ class TerminalReporter(Reporter):
         print(line, file=sys.stderr, flush=True)
 
 
+class CallbackReporter(Reporter):
+    """Passes the progress on to a function.
+
+    Args:
+        callback: Function of step, done and total.
+    """
+
+    def __init__(self, callback: Callable[[str, int, int], object]) -> None:
+        self._callback = callback
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """Pass the progress on."""
+        self._callback(step, done, total)
+
+
 class StepTimes(Reporter):
     """Passes everything on to another reporter, and measures how long each step takes.
 
@@ -149,7 +164,12 @@ class StepTimes(Reporter):
     def __init__(self, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> None:
         self._reporter, self._clock = reporter, clock
         self._begin: dict[str, float] = {}
+        self._created = clock()
         self.seconds: dict[str, float] = {}
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since this was created."""
+        return self._clock() - self._created
 
     def progress(self, step: str, done: int, total: int) -> None:
         """Note the time, and pass the progress on."""

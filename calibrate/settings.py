@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +33,9 @@ class Settings:
         max_deviation: Largest mean score by deviation, within which the least latency is sought;
             see `calibrate.measure.score`. None where there is a budget.
         target_frames: Length in frames that the budget must hold for; None chooses one.
-        trials: Trials of the search beyond those of the initial schedules, default `TRIALS`.
-        timeout_s: Seconds of search after which no further trial is proposed; None for no limit.
+        trials: Trials of the search beyond those of the initial schedules, default `TRIALS`; 0
+            searches nothing, and the knapsack's answer to the sensitivities is exported.
+        time_limit_s: Seconds that the whole calibration is planned to take; None for no limit.
         objective: Metrics that count.
         source: What schedules are judged by; None takes error if all clips have ground truth, and
             deviation otherwise.
@@ -52,7 +54,7 @@ class Settings:
     max_deviation: float | None = None
     target_frames: int | None = None
     trials: int = TRIALS
-    timeout_s: float | None = None
+    time_limit_s: float | None = None
     objective: Objective = "balanced"
     source: Source | None = None
     seed: int = 0
@@ -78,6 +80,8 @@ class Settings:
             )
         if self.resume and self.storage is None:
             raise ValueError("resume continues the search in a storage: give storage as well")
+        if self.resume and not self.trials:
+            raise ValueError("resume continues a search, and effort quick has none")
         if self.dtype not in (torch.float32, *HALF):
             raise ValueError(
                 f"dtype is {self.dtype}, expected torch.float32, torch.bfloat16 or torch.float16"
@@ -101,6 +105,7 @@ class Job:
         source: What schedules are judged by.
         reporter: Receives progress and messages. By default nothing is shown.
         timer: Takes the latencies.
+        elapsed_s: Function that returns the seconds since the calibration began.
     """
 
     runner: Runner
@@ -108,6 +113,13 @@ class Job:
     source: Source
     reporter: Reporter = Reporter()
     timer: Timer = TIMER
+    elapsed_s: Callable[[], float] = lambda: 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time limit has passed, so that what can be left out is left out."""
+        limit_s = self.settings.time_limit_s
+        return limit_s is not None and self.elapsed_s() > limit_s
 
     @property
     def depth(self) -> int:
@@ -150,6 +162,7 @@ def make_job(
     family: Family | None = None,
     reporter: Reporter = Reporter(),
     timer: Timer = TIMER,
+    elapsed_s: Callable[[], float] = lambda: 0.0,
 ) -> Job:
     """Return the job of calibrating a live model.
 
@@ -166,4 +179,4 @@ def make_job(
             "calibrate is called inside torch.autocast, which would also lower the precision of "
             "the metrics: leave that block and give the precision as dtype="
         )
-    return Job(runner, settings, default_source(split, settings), reporter, timer)
+    return Job(runner, settings, default_source(split, settings), reporter, timer, elapsed_s)

@@ -38,7 +38,7 @@ ORDERS = {
     ),
     "calibrate": (
         "defaults",
-        "budget clips progress",
+        "budget clips plan progress",
         "settings",
         "measure",
         "search",

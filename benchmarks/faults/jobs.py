@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 import calibrate.cli.clips
 import calibrate.pipeline
 import calibrate.report.page
-from calibrate.cli.clips import read_split
+from calibrate.defaults import EFFORTS
 from calibrate.search.storage import finished
 from spark3r.cli.main import main as spark3r_main
 
@@ -172,7 +171,9 @@ class Job:
             os.dup2(descriptor, number)
         os.chdir(self.folder)
         os.environ["XDG_CACHE_HOME"] = str(self.cache or self.folder / "cache")
-        calibrate.cli.clips.read_split = partial(read_split, stretches=4)
+        calibrate.cli.clips.EFFORTS = {  # type: ignore[attr-defined]
+            name: each._replace(stretches=4) for name, each in EFFORTS.items()
+        }
         for picture in ("sensitivity_picture", "schedules_picture", "trade_off_picture"):
             setattr(calibrate.report.page, picture, tiny_job.blank_picture)  # drawing is slow
         prepare()

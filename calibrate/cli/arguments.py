@@ -8,7 +8,7 @@ from collections.abc import Callable
 from spark3r import __version__
 from spark3r.cli.arguments import add_dtype, parse_path, parse_text
 
-from ..defaults import FRAMES, TARGET_LENGTHS, TRIALS
+from ..defaults import EFFORTS, FRAMES, TARGET_LENGTHS, TRIALS
 
 EXAMPLES = """examples:
   calibrate --budget 2.5x
@@ -159,17 +159,27 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "(default: error if all clips have ground truth, otherwise deviation)",
     )
     group.add_argument(
-        "--trials",
-        type=_integer(1),
-        default=TRIALS,
-        metavar="N",
-        help=f"schedules to try beyond the initial ones (default: {TRIALS})",
+        "--effort",
+        choices=tuple(EFFORTS),
+        default="normal",
+        help="quick searches nothing, exports the best schedule by the sensitivities, and takes "
+        "about half as long; normal tries some 25 schedules on clips and selects among their best; "
+        "thorough has more and other clips, 40 trials more and longer timings, and takes about "
+        "three times as long (default: normal)",
     )
     group.add_argument(
-        "--timeout",
-        type=_seconds,
-        metavar="S",
-        help="seconds of search after which no further schedule is proposed (default: no limit)",
+        "--time-limit",
+        type=_duration,
+        metavar="T",
+        help="time for the whole command, such as 90s, 5min or 1h: fewer trials and clips are "
+        "planned if needed, and the plan is printed (default: no limit)",
+    )
+    group.add_argument(
+        "--trials",
+        type=_integer(1),
+        metavar="N",
+        help="schedules to try beyond the initial ones, instead of as many as the effort has "
+        f"(default: {TRIALS})",
     )
     group.add_argument(
         "--storage",
@@ -228,8 +238,16 @@ def _integer(least: int, hint: str = "") -> Callable[[str], int]:
     return read
 
 
-def _seconds(text: str) -> float:
-    return _positive(text, "a number of seconds above 0")
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def _duration(text: str) -> float:
+    expected = "a duration above 0 such as 90s, 5min or 1h"
+    for unit, seconds in _UNITS.items():
+        number = text.removesuffix(unit)
+        if number != text and number[-1:].isdigit():
+            return seconds * _positive(number, expected)
+    raise argparse.ArgumentTypeError(f"'{text}', expected {expected}")
 
 
 def _percentage(text: str) -> float:

@@ -4,39 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from spark3r.clips import Clip
 from spark3r.families.base import Family
-from spark3r.io.clips import Footage, load_clip
+from spark3r.io.clips import RENDERED, Footage, load_clip
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 
 from ..clips import Split, split_clips
-from ..defaults import HELD_OUT_CLIPS, SEARCH_CLIPS, STRETCHES, VALIDATION_CLIPS
+from ..defaults import EFFORTS, FROM_HELD_OUT_CLIPS, STRETCHES, Effort
 from ..progress import Reporter
+from .rendered import stored_clip
 
 Read = Callable[[str, int], Footage]
 """Function(name, frames) that reads the first frames of footage, or all if it has fewer."""
 
 
+def clips_by_role(
+    sources: Sequence[str],
+    held_out: Sequence[str],
+    frames: int,
+    read: Read,
+    reporter: Reporter,
+    effort: Effort,
+    *,
+    searches: bool,
+) -> Split:
+    """Return the clips of a calibration by role: footage, or rendered scenes where there is none.
+
+    Args:
+        sources: Footage to calibrate on.
+        held_out: Footage for the report only.
+        frames: Frames of each clip.
+        read: Function that reads footage.
+        reporter: Receives the progress.
+        effort: It says how many clips there are.
+        searches: Whether anything is searched; if not, only held-out scenes are rendered.
+    """
+    if not sources and not held_out:
+        return rendered_split(frames, read, reporter, effort, held_out_only=not searches)
+    sources = sources or default_sources(effort)
+    stretches = EFFORTS[effort].stretches
+    return read_split(sources, held_out, frames, read, reporter, stretches)
+
+
 def rendered_split(
-    frames: int, read: Read, reporter: Reporter, *, held_out_only: bool = False
+    frames: int,
+    read: Read,
+    reporter: Reporter,
+    effort: Effort = "normal",
+    *,
+    held_out_only: bool = False,
 ) -> Split:
     """Return the default: rendered scenes, the held-out ones from seeds of their own."""
-    searched = () if held_out_only else CALIBRATION[:SEARCH_CLIPS]
-    validation = CALIBRATION[len(searched) : len(searched) + VALIDATION_CLIPS * bool(searched)]
-    seeds = (*searched, *validation, *EVALUATION[:HELD_OUT_CLIPS])
+    search, validation, held_out = EFFORTS[effort][:3]
+    if held_out_only:
+        search, validation, held_out = 0, 0, FROM_HELD_OUT_CLIPS
+    seeds = (*CALIBRATION[: search + validation], *EVALUATION[:held_out])
     clips = []
     for number, seed in enumerate(seeds):
         reporter.progress("rendering", number, len(seeds))
-        clips.append(read(f"rendered:{seed}", frames).clip)
+        clips.append(read(f"{RENDERED}{seed}", frames).clip)
     reporter.progress("rendering", len(seeds), len(seeds))
-    search, rest = clips[: len(searched)], clips[len(searched) :]
-    return Split(tuple(search), tuple(rest[: len(validation)]), tuple(rest[len(validation) :]))
+    searched = search + validation
+    return Split(tuple(clips[:search]), tuple(clips[search:searched]), tuple(clips[searched:]))
 
 
-def default_sources() -> list[str]:
+def default_sources(effort: Effort) -> list[str]:
     """Return the rendered scenes for search and validation if only held-out footage is given."""
-    return [f"rendered:{seed}" for seed in CALIBRATION[: SEARCH_CLIPS + VALIDATION_CLIPS]]
+    count = EFFORTS[effort].search_clips + EFFORTS[effort].validation_clips
+    return [f"{RENDERED}{seed}" for seed in CALIBRATION[:count]]
 
 
 def read_split(
@@ -89,17 +126,26 @@ def read_split(
     return split
 
 
-def reader(family: Family, size: int, skip_bad: bool) -> Read:
-    """Return the function that reads footage for a family, and renders scenes of a size."""
+def reader(family: Family, size: int, skip_bad: bool, cache: Path | None = None) -> Read:
+    """Return the function that reads footage for a family, and renders scenes of a size.
+
+    Rendered clips are kept in the folder ``cache``, if there is one.
+    """
 
     def read(source: str, frames: int) -> Footage:
-        return load_clip(
-            source,
-            family,
-            frames=frames,
-            at_most=True,
-            skip_bad=skip_bad,
-            rendered_size=size,
-        )
+        def load() -> Footage:
+            return load_clip(
+                source,
+                family,
+                frames=frames,
+                at_most=True,
+                skip_bad=skip_bad,
+                rendered_size=size,
+            )
+
+        if cache is None or not source.startswith(RENDERED):
+            return load()
+        name = f"{source.removeprefix(RENDERED)}-{frames}-{size}"
+        return Footage(stored_clip(cache, name, lambda: load().clip), (), (), ())
 
     return read

@@ -30,8 +30,8 @@ from spark3r.errors import ProfileExistsError, Spark3rError
 from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
-from ..defaults import FRAMES, TIMER, Source
-from ..progress import Reporter, TerminalReporter
+from ..defaults import EFFORTS, FRAMES, TIMER, Source
+from ..progress import Reporter, StepTimes, TerminalReporter
 from .arguments import DESCRIPTION, EXAMPLES, declare, parser
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 DONE, FAILED, USAGE, UNREACHABLE, MISSED = 0, 1, 2, 3, 4
+
+BUSY_LOAD = 0.5
+"""Load of the last minute per processor above which the machine counts as busy."""
 
 LESS_MEMORY = "give fewer --frames or --target-frames"
 
@@ -69,7 +72,9 @@ def main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     command = parser()
-    return run_command(command.parse_args(arguments), command.error, reporter, timer)
+    options = command.parse_args(arguments)
+    _sleep_where_busy()
+    return run_command(options, command.error, reporter, timer)
 
 
 def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -83,7 +88,24 @@ def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         allow_abbrev=False,
     )
     declare(command)
-    command.set_defaults(run=lambda options: run_command(options, command.error))
+
+    def run(options: argparse.Namespace) -> int:
+        _sleep_where_busy()
+        return run_command(options, command.error)
+
+    command.set_defaults(run=run)
+
+
+def _sleep_where_busy() -> None:
+    """Let threads sleep while they wait for one another, if other programs use the processors.
+
+    Otherwise they spend CPU time on waiting, for as long as the others hold a processor: a dense
+    pass of the reference model took twice the CPU time. OpenMP reads this when torch is imported.
+    """
+    if "torch" in sys.modules or not hasattr(os, "getloadavg"):
+        return
+    if os.getloadavg()[0] > BUSY_LOAD * (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def run_command(
@@ -110,6 +132,8 @@ def run_command(
         wrong_usage("--resume continues a search, and with --from there is none")
     if options.join and (options.profile is not None or options.dry_run):
         wrong_usage("--join runs trials of another process: leave out --from and --dry-run")
+    if options.resume and options.effort == "quick" and options.trials is None:
+        wrong_usage("--resume continues a search, and --effort quick has none")
     if options.dry_run and options.profile is not None:
         wrong_usage("--dry-run plans a whole calibration, and --from measures only the answer")
     try:
@@ -161,8 +185,9 @@ def _calibrate(
 
     if reporter is None:
         reporter = Reporter() if options.quiet else TerminalReporter()
+    times = StepTimes(reporter)
     with reporter:
-        inputs = _read_inputs(options, budget, storage, reporter)
+        inputs = _read_inputs(options, budget, storage, times)
         model, split, settings, family = inputs.model, inputs.split, inputs.settings, inputs.family
         if options.join:
             return _show_joined(
@@ -174,10 +199,16 @@ def _calibrate(
             settings,
             from_profile=inputs.from_profile,
             family=family,
-            reporter=reporter,
+            reporter=times,
             timer=timer,
         )
     return _write(result, output, options)
+
+
+def _trials(options: argparse.Namespace) -> int:
+    if options.trials is None:
+        return EFFORTS[options.effort].trials
+    return int(options.trials)
 
 
 def _plan(options: argparse.Namespace, budget: Budget | None) -> list[str]:
@@ -194,12 +225,12 @@ def _plan(options: argparse.Namespace, budget: Budget | None) -> list[str]:
         goal_text=f"--max-deviation {100 * options.max_deviation:g}%"
         if budget is None
         else f"--budget {budget.text}",
-        clips=clip_counts(len(clips), len(held_out)),
+        clips=clip_counts(len(clips), len(held_out), options.effort),
         source=options.objective_from or judged_by,
         model=options.model,
         frames=options.frames or FRAMES,
         target_frames=options.target_frames,
-        trials=options.trials,
+        trials=_trials(options),
         is_known=options.model in ("reference", "reference:random")
         and options.device in (None, "cpu")
         and options.size is None
@@ -247,8 +278,9 @@ def _read_inputs(
         budget=budget,
         max_deviation=options.max_deviation,
         target_frames=options.target_frames,
-        trials=options.trials,
-        timeout_s=options.timeout,
+        trials=_trials(options),
+        timing_s=EFFORTS[options.effort].timing_s,
+        time_limit_s=options.time_limit,
         objective=options.objective,
         source=options.objective_from,
         seed=options.seed,
@@ -372,14 +404,17 @@ def _cache_folder() -> Path:
 def _split(
     options: argparse.Namespace, frames: int, family: Family, patch_size: int, reporter: Reporter
 ) -> Split:
-    from .clips import default_sources, read_split, reader, rendered_split
+    from .clips import clips_by_role, reader
 
-    read = reader(family, options.size or 8 * patch_size, options.skip_bad)
-    if not options.clip and not options.held_out:
-        held_out_only = options.profile is not None  # nothing is searched then
-        return rendered_split(frames, read, reporter, held_out_only=held_out_only)
-    sources = options.clip or default_sources()
-    return read_split(sources, options.held_out or (), frames, read, reporter)
+    return clips_by_role(
+        options.clip or (),
+        options.held_out or (),
+        frames,
+        reader(family, options.size or 8 * patch_size, options.skip_bad, _cache_folder()),
+        reporter,
+        options.effort,
+        searches=options.profile is None,
+    )
 
 
 def _save(result: Calibration, output: Path, resume: bool) -> Path:

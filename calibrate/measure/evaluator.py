@@ -78,11 +78,11 @@ def run_dense(runner: Runner, clips: Sequence[Clip], progress: Progress = no_pro
     return DenseRuns(tuple(clips), tuple(predictions), tuple(qualities))
 
 
-def run_dense_by_role(job: Job, split: Split) -> SplitRuns:
-    """Return the dense runs of all clips."""
+def run_dense_by_role(job: Job, split: Split, search: DenseRuns) -> SplitRuns:
+    """Return the dense runs of all clips, of which those of the search are given."""
     runner, step = job.runner, job.reporter.step
     return SplitRuns(
-        run_dense(runner, split.search, step("dense, search")),
+        search,
         run_dense(runner, split.validation, step("dense, validation")),
         run_dense(runner, split.held_out, step("dense, held out")),
     )

@@ -227,6 +227,8 @@ def measure_sensitivities(
 ) -> Sensitivities:
     """Measure the sensitivity of every layer on the search clips, whose dense runs are given."""
     table = sensitivities(job, dense)
+    if not job.settings.trials:  # the paper's schedule is not tried
+        return Sensitivities(table, (), sensitivity_records(table, split, job.settings.objective))
     sensitive = paper_layers(job, dense, short)
     job.reporter.say(
         f"sensitive layers by the paper's probe: {', '.join(map(str, sensitive)) or 'none'}"

@@ -40,6 +40,7 @@ class Calibration:
         origin: Earlier profile that the measurements are from; None if they were measured.
         interrupted: Whether Ctrl-C stopped the search or a later step.
         seconds: Time of each step by name.
+        elapsed_s: Time of everything.
     """
 
     profile: Profile
@@ -56,6 +57,7 @@ class Calibration:
     origin: Path | None
     interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    elapsed_s: float = 0.0
 
     @property
     def decision(self) -> Decision | None:

@@ -21,6 +21,18 @@ from .result import Calibration
 PROFILING = ("drift", "sensitivity", "sensitivity, all factors", "paper's probe")
 SEARCHING = ("search", "search, corrected")
 
+PARTS = {
+    "clips": ("rendering", "reading"),
+    "timing": ("length to time", "latency", "present pace"),
+    "dense runs": ("dense",),
+    "sensitivities": PROFILING,
+    "search": ("search",),
+    "selection": ("selection",),
+    "verification": ("verification",),
+    "trade-off": ("trade-off",),
+}
+"""Parts of a calibration, with the beginnings of the names of their steps."""
+
 
 def rows(result: Calibration) -> list[dict[str, Any]]:
     """Return the measurements of every treatment as plain values.
@@ -104,17 +116,21 @@ def percent_text(mean: Mapping[str, float] | None, source: str) -> str:
     return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 
 
-def work_text(result: Calibration) -> str | None:
-    """Return the time of profiling and search, also in dense runs, None if neither ran."""
-    parts = [
-        f"{name} {seconds:.0f} s ({runs:.0f} dense runs)"
-        for name, steps in (("profiling", PROFILING), ("search", SEARCHING))
-        if (runs := result.dense_runs(*steps)) is not None
-        for seconds in [sum(result.seconds.get(step, 0.0) for step in steps)]
-    ]
-    if not parts:
-        return None
-    return f"{', '.join(parts)} of a calibration clip; {sum(result.seconds.values()):.0f} s in all"
+def seconds_by_part(result: Calibration) -> dict[str, float]:
+    """Return where the time went, in seconds by part; ``other`` is loading and whatever is left."""
+    parts = dict.fromkeys((*PARTS, "other"), 0.0)
+    for step, seconds in result.seconds.items():
+        part = next((part for part, starts in PARTS.items() if step.startswith(starts)), "other")
+        parts[part] += seconds
+    named = sum(seconds for part, seconds in parts.items() if part != "other")
+    parts["other"] = max(0.0, result.elapsed_s - named)
+    return {part: seconds for part, seconds in parts.items() if seconds >= 0.05}
+
+
+def work_text(result: Calibration) -> str:
+    """Return where the time went, in one line."""
+    parts = ", ".join(f"{part} {taken:.1f}" for part, taken in seconds_by_part(result).items())
+    return f"{result.elapsed_s:.0f} s in all: {parts}"
 
 
 def print_summary(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
@@ -159,9 +175,8 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
         print(f"{result.source} of the exported schedule on each set of clips: {gaps}")
     if result.split.skipped:
         print(f"{len(result.split.skipped)} images could not be read and were left out")
-    for line in (latency_text(result), work_text(result)):
-        if line:
-            print(line)
+    print(latency_text(result))
+    print(work_text(result))
     if not result.budget.binds:
         print(f"nothing is reduced: {result.budget.text}")
     elif (why := missed(result)) is not None:
@@ -225,6 +240,8 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
         "trials": len(trials),
         "failed_trials": sum(trial.score is None for trial in trials),
         "seconds": result.seconds,
+        "seconds_by_part": seconds_by_part(result),
+        "elapsed_s": result.elapsed_s,
         "dense_runs": {
             "profiling": result.dense_runs(*PROFILING),
             "search": result.dense_runs(*SEARCHING),

@@ -33,10 +33,10 @@ def run_trade_off(
 ) -> TradeOff:
     """Run schedules of the trade-off on `TRADE_OFF_CLIPS` validation clips.
 
-    Schedules that fail are left out. After Ctrl-C there are none.
+    Schedules that fail are left out. After Ctrl-C, or the time limit, there are none.
     """
     trials = points(outcome.found, outcome.decision.chosen.trial)
-    if outcome.interrupted or not trials:
+    if outcome.interrupted or job.is_late or not trials:
         return TradeOff()
     clips, found = validation.first(TRADE_OFF_CLIPS), []
     progress = job.reporter.step("trade-off")

@@ -44,7 +44,6 @@ def search_options(job: Job, split: Split, frames: int) -> SearchOptions:
         storage=settings.storage or optuna.storages.InMemoryStorage(),
         name=name,
         resume=settings.resume,
-        timeout_s=settings.timeout_s,
     )
 
 
@@ -127,7 +126,7 @@ def join_search(job: Job, split: Split, evaluator: Evaluator, dense: DenseRuns) 
         _search_name(job, split, settings.target_frames),
         settings.seed,
         partial(_score, evaluator, dense),
-        timeout_s=settings.timeout_s,
+        timeout_s=settings.time_limit_s,
         progress=job.reporter.step("search, all processes"),
         say=job.reporter.say,
     )

@@ -201,7 +201,7 @@ def _select_and_correct(
                 f"{decision.chosen.kind}: predicted {time_text(chosen.latency_ms)}, measured "
                 f"{time_text(latency.median_ms)} ({latency.median_ms / chosen.latency_ms:.2f})"
             )
-        if latency is None or not misses(problem, latency) or attempt == RETRIES:
+        if latency is None or not misses(problem, latency) or attempt == RETRIES or job.is_late:
             break
         job.reporter.say(
             f"{decision.chosen.kind} misses the budget: the latency model is corrected, and the "
@@ -243,8 +243,8 @@ def _decide(
     step: str,
     earlier: tuple[Finalist, ...] = (),
 ) -> Decision:
-    if context.origin is not None:  # nothing ran on clips
-        return solved(found, context.origin.name)
+    if not found.was_run:
+        return solved(found, None if context.origin is None else context.origin.name)
     progress = context.job.reporter.step(step)
     candidates = run_finalists(
         found, context.evaluator, context.dense.validation, progress, earlier

@@ -160,9 +160,16 @@ def choose(finalists: tuple[Finalist, ...], goal: Goal, source: Source) -> Decis
     return Decision(finalists, chosen, tuple(reasons))
 
 
-def solved(found: Found, origin: str) -> Decision:
-    """Return the decision for the knapsack's answer to an earlier profile, which ran on no clip."""
-    return _only(found.trials[0], f"solved by the sensitivities and the latency model of {origin}")
+def solved(found: Found, origin: str | None) -> Decision:
+    """Return the decision for the knapsack's answer, which ran on no clip.
+
+    Args:
+        found: The answer.
+        origin: Name of the profile that the measurements are from; None if they were measured.
+    """
+    reason = "solved by the sensitivities and the latency model"
+    reason += ", without a search" if origin is None else f" of {origin}"
+    return _only(found.trials[0], reason)
 
 
 def best_so_far(found: Found) -> Decision:

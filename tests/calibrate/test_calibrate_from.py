@@ -90,7 +90,7 @@ def test_clips_are_by_default_as_long_as_the_profile_holds_for(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("calibrate.cli.clips.HELD_OUT_CLIPS", 2)
+    monkeypatch.setattr("calibrate.cli.clips.FROM_HELD_OUT_CLIPS", 2)
     for schedule in measured["schedules"]:
         schedule["length"]["min_frames"] = 26
     (tmp_path / "long.json").write_text(json.dumps(measured))

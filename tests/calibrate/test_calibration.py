@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,17 @@ from calibrate.defaults import OPERATORS
 from calibrate.measure.probe import SensitivityError
 from calibrate.measure.target_length import clip_of_length
 from calibrate.measure.timing import PassTiming, passes_to_time
+from calibrate.plan import duration_text
+from calibrate.progress import StepTimes
 from calibrate.report.page import render, write_report
 from calibrate.report.result import Calibration
-from calibrate.report.summary import latency_text, missed
+from calibrate.report.summary import latency_text, missed, seconds_by_part
 from calibrate.search.storage_errors import StudyError
 from calibrate.settings import Settings
 from calibrate.verify.held_out import VerifiedSchedule
-from spark3r import ClipError, Profile, Schedule, Spark3rError, apply
+from spark3r import Clip, ClipError, Prediction, Profile, Schedule, Spark3rError, apply
 from spark3r.errors import Spark3rWarning
+from spark3r.runner import Runner
 from spark3r.timing import Latency
 
 run = partial(pipeline.run, timer=FixedTimer())
@@ -242,10 +246,16 @@ def test_one_call_takes_what_the_command_takes(clips: list, tmp_path: Path) -> N
     assert "--max-deviation 5%" in first.notes
     assert list((tmp_path / "cache").iterdir())
     assert {"drift", "search"} <= set(notes.steps)
-    again = call(max_deviation=0.05, resume=True, timeout_s=1e-9, **kept)
+    again = call(max_deviation=0.05, resume=True, **kept)
     assert again.schedules == first.schedules
     first.save(tmp_path / "a.json")
-    solved = call("85%", from_profile=tmp_path / "a.json")
+    seen: list[tuple[str, int, int]] = []
+    solved = call(
+        "85%",
+        from_profile=tmp_path / "a.json",
+        reporter=lambda step, done, total: seen.append((step, done, total)),
+    )
+    assert ("verification", 1, 1) in seen
     assert "--budget 85%" in solved.notes
     assert "the latency model of a.json" in solved.notes
 
@@ -281,6 +291,59 @@ def test_a_schedule_that_misses_the_budget_is_followed_by_the_next_that_holds(
     assert any("the next schedule that holds is tried" in line for line in notes.lines)
     assert 0.9 <= timed(result) <= 1.02
     assert missed(result) is None
+
+
+def test_effort_quick_searches_nothing(clips: list) -> None:
+    notes = Notes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        profile = calibrate.calibrate(
+            tiny_job.make_tiny(),
+            clips,
+            "75%",
+            target_frames=64,
+            effort="quick",
+            timer=FixedTimer(),
+            reporter=notes,
+        )
+    assert not {"search", "selection", "paper's probe", "trade-off"} & set(notes.steps)
+    assert profile.default == "knapsack"
+    assert "without a search" in profile.notes
+    (measurement,) = profile.measurements
+    (exported,) = measurement.schedules
+    assert exported.latency is not None
+    assert exported.latency.median_ms <= 75
+    assert {clip.role for clip in measurement.clips} == {"search", "held_out"}
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "amounts"),
+    [(800.0, "40 trials, 4"), (390.0, "5 trials, 4"), (60.0, "no search, 4")],
+)
+def test_a_time_limit_is_planned_for_and_kept(
+    limit_s: float, amounts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fake clock each run takes a second, and each second of timing one."""
+    now_s, predict = [0.0], Runner.predict
+
+    def slow(runner: Runner, clip: Clip) -> Prediction:
+        now_s[0] += 1.0
+        return predict(runner, clip)
+
+    monkeypatch.setattr(Runner, "predict", slow)
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    many, notes = tiny_job.clips(16), Notes()
+    job = settings(trials=40, time_limit_s=limit_s, cache=None)
+    times = StepTimes(notes, clock=lambda: now_s[0])
+    machine = FakeMachine(now_s=now_s)
+    result = run(make_model(), split_clips(many), job, reporter=times, timer=machine)
+    assert result.elapsed_s <= 1.2 * limit_s
+    (plan,) = (line for line in notes.lines if line.startswith("plan: "))
+    assert plan.startswith(f"plan: {amounts}")
+    assert f"of {duration_text(limit_s)} that are allowed" in plan
+    assert missed(result) is None
+    by_part = seconds_by_part(result)
+    assert sum(by_part.values()) == pytest.approx(result.elapsed_s, rel=0.02)
 
 
 def test_an_interrupted_calibration_of_a_live_model_says_so(clips: list) -> None:

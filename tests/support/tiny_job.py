@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from small_models import make_model
 from torch import nn
 
-from calibrate.cli.clips import read_split
+from calibrate.defaults import EFFORTS
 from calibrate.measure.quality import Quality, assess
 from calibrate.measure.sensitivity import sensitivities
 from calibrate.measure.timing import LayerTiming, PassTiming
@@ -286,7 +286,8 @@ def place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     remember(monkeypatch)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(SENSITIVITIES))
-    monkeypatch.setattr("calibrate.cli.clips.read_split", partial(read_split, stretches=4))
+    efforts = {name: each._replace(stretches=4) for name, each in EFFORTS.items()}
+    monkeypatch.setattr("calibrate.cli.clips.EFFORTS", efforts)
     trusting = partial(sensitivities, trusted=-1.0)
     monkeypatch.setattr("calibrate.measure.measurements.sensitivities", trusting)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -57,7 +57,9 @@ def test_json_is_one_object_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str
         (["--budget", "75%", "--max-deviation", "1%"], "not allowed with"),
         (["--max-deviation", "1"], "expected a percentage"),
         (["--max-deviation", "1%", "--objective-from", "error"], "judges by deviation"),
-        (["--budget", "75%", "--timeout", "-1"], "above 0"),
+        (["--budget", "75%", "--time-limit", "-1s"], "above 0"),
+        (["--budget", "75%", "--time-limit", "5"], "such as 90s, 5min or 1h"),
+        (["--budget", "75%", "--effort", "quick", "--resume"], "--effort quick has none"),
         (["--budget", "75%", "--from", "a.json", "--dry-run"], "measures only the answer"),
         (["--budget", "75%", "--from", "a.json", "--resume"], "with --from there is none"),
     ],
@@ -405,5 +407,5 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert answer.stdout.count("  calibrate --budget") == 3
-    for default in ("(default: 24, with", "(default: 12)", "(default: cuda if", "(default: 0)"):
+    for default in ("(default: 24, with", "(default: 8)", "(default: cuda if", "(default: 0)"):
         assert default in answer.stdout
