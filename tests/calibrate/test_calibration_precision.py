@@ -17,7 +17,7 @@ import calibrate
 import calibrate.measure.evaluator
 from calibrate.budget import parse_budget
 from calibrate.clips import split_clips
-from calibrate.measure.timing import measure_latency, time_layers
+from calibrate.measure.timing import fit_latency, time_layers
 from calibrate.pipeline import run
 from calibrate.search.run import search_options
 from calibrate.settings import Settings, make_job
@@ -130,7 +130,7 @@ def test_latency_is_of_products_in_that_precision(model: nn.Module, dtype: torch
     images = torch.rand(6, 3, 16, 16)
     operators = [Operators(), Operators(key_value=TokenStride(mass_correction=1.0))]
     with Products() as products:
-        table = measure_latency(
+        table = fit_latency(
             Runner.of(model, dtype=dtype),
             images,
             operators,

@@ -57,7 +57,7 @@ def test_json_is_one_object_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str
         (["--budget", "75%", "--max-deviation", "1%"], "not allowed with"),
         (["--max-deviation", "1"], "expected a percentage"),
         (["--max-deviation", "1%", "--objective-from", "error"], "judges by deviation"),
-        (["--budget", "75%", "--time-limit", "-1s"], "above 0"),
+        (["--budget", "75%", "--time-limit", "0s"], "above 0"),
         (["--budget", "75%", "--time-limit", "5"], "such as 90s, 5min or 1h"),
         (["--budget", "75%", "--effort", "quick", "--resume"], "--effort quick has none"),
         (["--budget", "75%", "--from", "a.json", "--dry-run"], "measures only the answer"),
