@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction.rule import ResolvedRule
-from .base import Family, Replacement, unwrap
+from .base import SAVES_MEMORY, Family, Replacement, unwrap
 from .parts import da3_memory
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
@@ -154,7 +154,9 @@ def _call(model: nn.Module, images: Tensor) -> Any:
     exported: dict[str, Any] = (
         {"export_feat_layers": []} if "infer_gs" in arguments(unwrap(model)) else {}
     )
-    return model(imagenet_normalised(images)[None], **exported)
+    saves_memory = model is unwrap(model) and SAVES_MEMORY in model.__dict__
+    normalised = da3_memory.on_demand if saves_memory else imagenet_normalised
+    return model(normalised(images[None]), **exported)
 
 
 def _predict(output: Any, images: Tensor) -> Prediction:

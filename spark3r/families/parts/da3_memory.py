@@ -6,7 +6,8 @@ calls ``locals()``, which before Python 3.13 keeps the tokens of the last of the
 more. Here the loop frees what it no longer needs, and each layer is normalised as soon as it is
 there.
 
-A pass of a Runner keeps projections of the layers alone (`dense_head`).
+A pass of a Runner keeps projections of the layers alone (`dense_head`), and the caller's images in
+the place of normalised ones (`NormalisedOnDemand`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..base import Replacement, overridden
 from . import memory
 from .dense_head import Begun, Maps, frames_at_once, is_known, project
 from .memory import by_frames, global_block_in_pieces
+from .preprocessing import imagenet_normalised
 from .recognition import arguments, has, names_used
 
 _LAYERS = "get_intermediate_layers"
@@ -49,6 +52,43 @@ _HEAD = "_spark3r_head"  # on the transformer, in passes that need no tokens of 
 
 _Layer = tuple[Tensor, Tensor]
 _Layers = tuple[tuple[_Layer, ...], list[Tensor]]
+
+
+class NormalisedOnDemand(Tensor):
+    """Images in [0, 1] that are normalised whenever something computes with them.
+
+    The backbone does so once, at its beginning, and its callers hold the images until the pass is
+    over.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _FACTS:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        args, kwargs = tree_map_only(cls, _normalised, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+_FACTS = {
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")),
+    *(Tensor.size, Tensor.dim),
+}
+"""What a tensor tells without its numbers."""
+
+
+def on_demand(images: Tensor) -> Tensor:
+    """Return images that are normalised whenever something computes with them."""
+    if type(images) is not Tensor:  # a tensor of one kind cannot be one of another, too
+        return imagenet_normalised(images)
+    return images.as_subclass(NormalisedOnDemand)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        plain = images.as_subclass(Tensor)
+    return imagenet_normalised(plain)
 
 
 def memory_savers(

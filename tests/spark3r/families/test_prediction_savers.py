@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import spark3r
 from spark3r import Schedule
 from spark3r.families.parts import memory
-from spark3r.families.parts.da3_memory import ProjectedLayers
+from spark3r.families.parts.da3_memory import ProjectedLayers, on_demand
 from spark3r.families.parts.preprocessing import imagenet_normalised
 from spark3r.families.registry import detect
 from spark3r.memory_count import count_memory
@@ -135,6 +135,30 @@ def test_da3_keeps_projections_in_the_place_of_tokens(case: Case) -> None:
             assert (missing.shape, missing.device.type) == (tokens.shape, "meta")
             assert torch.equal(camera, own_camera)
     hook.remove()
+
+
+def test_images_are_normalised_when_something_computes_with_them() -> None:
+    clip = torch.rand(1, 2, 3, 4, 4)
+    expected, found = imagenet_normalised(clip), on_demand(clip)
+    assert (found.shape, found.ndim, found.dtype) == (clip.shape, 5, clip.dtype)
+    for read in (lambda x: x.clone(), lambda x: x[0, 1], lambda x: torch.cat((x, x)), Tensor.sum):
+        assert type(read(found)) is Tensor
+        assert torch.equal(read(found), read(expected))
+    assert torch.equal(1 - found, 1 - expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.family == "da3"], ids=str)
+def test_da3_holds_no_normalised_images(case: Case) -> None:
+    model, clip = build(case), images(case, 3)
+    given: list[Tensor] = []
+    entry = detect(model).entry(model)
+    hook = entry.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    for save_memory in (True, False):
+        with spark3r.apply(model, Schedule.dense(case.layers), save_memory=save_memory):
+            Runner.of(model).run(clip[0])
+    hook.remove()
+    assert [type(each) is Tensor for each in given] == [False, True]
+    assert given[0].shape == given[1].shape
 
 
 @pytest.mark.parametrize("case", UPSTREAM_DA3, ids=str)
