@@ -135,6 +135,42 @@ def test_merged_queries_run_in_pieces(case: Case, unmerge: str) -> None:
         assert len(counts) == 3, "groups of 4, 4 and 3 frames"
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_updates_of_global_blocks_are_added_in_pieces(case: Case) -> None:
+    model, clip = build(case), images(case, 11, batch=2)
+    names = [name.removesuffix(".attn") for name in attentions(model)]
+    counts: dict[str, list[int]] = {}
+    hooks = [
+        model.get_submodule(f"{name}.norm2").register_forward_pre_hook(
+            lambda norm, args, name=name: counts.setdefault(name, []).append(_count(args[0]))
+        )
+        for name in names
+    ]
+    with spark3r.apply(model, reducing(case.layers)):
+        run(model, clip)
+    for hook in hooks:
+        hook.remove()
+    for each in counts.values():
+        if case.family == "reference":  # its blocks are small, and run as they are
+            assert len(each) == 1
+        else:
+            assert max(each) <= TOKENS
+            assert max(each) - min(each) <= 1
+    assert list(counts) == names
+
+
+def test_a_block_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stand_ins.Vggt()
+    block = model.aggregator.global_blocks[0]
+    with spark3r.apply(model, Schedule.dense(3)):
+        assert "forward" in vars(block)
+    own = type(block).forward
+    monkeypatch.setattr(type(block), "forward", lambda self, x, **kw: 2 * own(self, x, **kw))
+    with spark3r.apply(model, Schedule.dense(3)):
+        assert "forward" not in vars(block)
+        assert "forward" in vars(block.mlp)
+
+
 def test_a_forward_of_its_own_is_left_alone() -> None:
     model = stand_ins.Vggt()
     block, mlp = model.aggregator.frame_blocks[1], model.aggregator.global_blocks[0].mlp
