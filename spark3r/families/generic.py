@@ -8,7 +8,7 @@ written for the architecture also saves the projections of pruned tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -23,9 +23,12 @@ from ..reduction.rule import ResolvedRule
 from ..sdpa import ReplaceSDPA
 from .base import Family, LayoutFunction
 
+Names = str | Sequence[str] | Callable[[str], bool]
+"""A pattern of qualified names in shell style, several, or a function that is true for a name."""
+
 
 def generic(
-    attention: str,
+    attention: Names,
     *,
     entry: str = "",
     patch_size: int | None = None,
@@ -34,6 +37,7 @@ def generic(
     tail: int = 0,
     anchor_frame: int | None = None,
     layout: Callable[..., tuple[int, TokenLayout]] | None = None,
+    patches_overlap: bool = False,
 ) -> Family:
     """Return the family of a model that no other family knows.
 
@@ -41,8 +45,12 @@ def generic(
 
     Args:
         attention: Pattern of qualified module names in shell style, such as
-            ``"blocks.*.global.attn"``. It must match the global attention modules and no others.
-        entry: Qualified name of the module that takes the images, "" for the model itself.
+            ``"blocks.*.global.attn"``, a list of patterns, or a function that returns True for a
+            name. It must match the global attention modules and no others. They are taken in the
+            order in which the model holds them, which must be that of a pass.
+        entry: Qualified name of the module that takes the images, "" for the model itself. Where
+            the call goes past it (a method of the model, say), it may be a submodule that every
+            call runs first, such as the patch embedding.
         patch_size: Side of a patch in pixels. The entry module's first argument must then be
             images ``[B, S, 3, H, W]``, or ``[S, 3, H, W]`` for a batch of one.
         special: Number of special tokens per frame.
@@ -51,6 +59,7 @@ def generic(
         anchor_frame: Number of the frame that has special tokens of its own, or None.
         layout: Function of the entry module's arguments that returns the batch size and the
             `TokenLayout`. It replaces all of the numbers.
+        patches_overlap: True if tokens see pixels of neighbouring patches, see `Family`.
 
     Raises:
         FamilyError: If neither or both of ``patch_size`` and ``layout`` are given. `spark3r.apply`
@@ -77,6 +86,7 @@ def generic(
         entry=partial(_get, entry),
         layout=find_layout,
         reduced_forward=_reduced_forward,
+        patches_overlap=patches_overlap,
         metadata=partial(_metadata, metadata),
     )
 
@@ -118,16 +128,24 @@ def _metadata(numbers: dict[str, int], root: nn.Module) -> dict[str, int]:
     return dict(numbers)
 
 
-def _find(pattern: str, root: nn.Module) -> dict[str, nn.Module]:
-    found = {name: module for name, module in root.named_modules() if fnmatchcase(name, pattern)}
+def _find(wanted: Names, root: nn.Module) -> dict[str, nn.Module]:
+    found = {name: module for name, module in root.named_modules() if _is_wanted(wanted, name)}
     if not found:
         attentions = [name for name, _ in root.named_modules() if name.endswith("attn")]
         hint = f"; it has {', '.join(attentions[:4])} ..." if attentions else ""
+        given = f"'{wanted}'" if isinstance(wanted, str) else getattr(wanted, "__name__", wanted)
         raise FamilyError(
-            f"no module of {type(root).__name__} matches '{pattern}': pass the pattern of "
+            f"no module of {type(root).__name__} matches {given}: pass the pattern of "
             f"its global attention modules{hint}"
         )
     return found
+
+
+def _is_wanted(wanted: Names, name: str) -> bool:
+    if callable(wanted):
+        return bool(wanted(name))
+    patterns = (wanted,) if isinstance(wanted, str) else wanted
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _get(name: str, root: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from spark3r.layout import TokenLayout
 
 def generic_reference(**changes):
     options = {"entry": "aggregator", "patch_size": 8, "special": 5, "anchor_frame": 0}
+    options["patches_overlap"] = True
     return generic("aggregator.global_blocks.*.attn", **(options | changes))
 
 
@@ -34,6 +35,31 @@ def test_generic_agrees_with_the_family_written_for_the_model(model, schedule):
     by_function = generic_reference(patch_size=None, special=0, anchor_frame=None, layout=layout)
     with spark3r.apply(model, schedule, family=by_function):
         torch.testing.assert_close(depth(model, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        ["aggregator.global_blocks.1.attn", "aggregator.global_blocks.[0]*attn"],
+        lambda name: "global" in name and name.endswith(".attn"),
+    ],
+    ids=["patterns", "function"],
+)
+def test_layers_by_several_patterns_or_a_function(model, attention):
+    options = {"entry": "aggregator", "patch_size": 8, "special": 5, "patches_overlap": True}
+    images = make_images(5)
+    with spark3r.apply(model, REDUCED, family=generic_reference()):
+        expected = depth(model, images)
+    family = generic(attention, anchor_frame=0, **options)
+    with spark3r.apply(model, REDUCED, family=family) as handle:
+        assert handle.layers == tuple(f"aggregator.global_blocks.{i}.attn" for i in range(2))
+        assert torch.equal(depth(model, images), expected)
+    with pytest.raises(FamilyError, match="matches nowhere"):
+        spark3r.apply(model, REDUCED, family=generic(nowhere, **options))
+
+
+def nowhere(name):
+    return False
 
 
 def test_generic_mistakes_are_named(model):
