@@ -35,6 +35,7 @@ import spark3r
 from spark3r import Schedule, TokenLayout
 from spark3r.families.base import Family
 from spark3r.families.parts import projection, rotary
+from spark3r.families.parts.memory import queries_in_pieces
 from spark3r.families.registry import detect
 from spark3r.kernels import forced, grouped_attention, nearest, norm_rope
 from spark3r.kernels.limits import MOST_NORMALISED
@@ -149,7 +150,7 @@ def traced(
     *,
     dtype: torch.dtype = torch.bfloat16,
     fused: bool = True,
-    save_memory: bool = True,
+    without_heads: bool = False,
 ) -> Trace:
     """Return what a pass of a model from `fake_model` does on CUDA.
 
@@ -159,7 +160,7 @@ def traced(
         clip: Frames, height and width of the images.
         dtype: Autocast precision; ``float32`` for none.
         fused: Whether spark3r's fused kernels run, or the plain implementations.
-        save_memory: Whether the family's memory savers are applied.
+        without_heads: Whether the family's entry module runs alone.
     """
     family = detect(model)
     weights = {each.untyped_storage()._cdata for each in model.parameters()}
@@ -169,11 +170,15 @@ def traced(
         _on_cuda(recorder),
         _kernels(dtype, fused),
         _followed(model, recorder),
-        spark3r.apply(model, schedule, save_memory=save_memory),
+        spark3r.apply(model, schedule),
         without_unread(model, family),
         autocast(CUDA, dtype),
     ):
-        family.call(model, torch.empty(frames, 3, height, width, device=CUDA))
+        images = torch.empty(frames, 3, height, width, device=CUDA)
+        if without_heads:
+            family.entry(model)(images[None])
+        else:
+            family.call(model, images)
     return recorder.trace
 
 
@@ -193,6 +198,7 @@ def traced_layer(
     *arguments: object,
     dtype: torch.dtype = torch.bfloat16,
     fused: bool = True,
+    save_memory: bool = True,
 ) -> Trace:
     """Return what one reduced layer does on CUDA.
 
@@ -204,10 +210,16 @@ def traced_layer(
         arguments: What the family's ``reduced_forward`` is given after the hidden states.
         dtype: Autocast precision; ``float32`` for none.
         fused: Whether spark3r's fused kernels run, or the plain implementations.
+        save_memory: Whether its queries run in pieces, as with the family's memory savers.
     """
     recorder = _Recorder({each.untyped_storage()._cdata for each in attn.parameters()})
     width = attn.get_parameter("proj.weight").shape[1]
-    with _on_cuda(recorder), _kernels(dtype, fused), autocast(CUDA, dtype):
+    with ExitStack() as stack:
+        for module, name, value in queries_in_pieces(attn) if save_memory else ():
+            stack.enter_context(patch.dict(module.__dict__, {name: value}))
+        stack.enter_context(_on_cuda(recorder))
+        stack.enter_context(_kernels(dtype, fused))
+        stack.enter_context(autocast(CUDA, dtype))
         hidden = torch.empty(1, layout.tokens, width, device=CUDA)
         family.reduced_forward(attn, layout, rule, hidden, *arguments)
     return recorder.trace
@@ -458,7 +470,19 @@ def _read(tensor: Tensor) -> Any:
     return torch.ops.aten._local_scalar_dense.default(tensor)
 
 
+def _interpolate(
+    tensor: Tensor, size: Any = None, scale_factor: Any = None, **options: Any
+) -> Tensor:
+    if options.get("mode") != "bicubic":
+        return F.interpolate(tensor, size, scale_factor, **options)
+    if size is None:
+        pair = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
+        size = [int(side * factor) for side, factor in zip(tensor.shape[2:], pair, strict=True)]
+    return tensor.new_empty((*tensor.shape[:2], *size))
+
+
 _REPLACED: dict[Any, Callable[..., Any]] = {
+    F.interpolate: _interpolate,
     Tensor.__getitem__: _get,
     Tensor.__setitem__: _set,
     Tensor.contiguous: _contiguous,

@@ -61,10 +61,11 @@ class Attention(nn.Module):
         self,
         rope: nn.Module | None = None,
         linear: type[nn.Linear] = nn.Linear,
-        width: int = WIDTH,
-        heads: int = HEADS,
+        width: int | None = None,
+        heads: int | None = None,
     ) -> None:
         super().__init__()
+        width, heads = width or WIDTH, heads or HEADS
         self.num_heads = heads
         self.qkv = linear(width, 3 * width)
         self.q_norm, self.k_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)

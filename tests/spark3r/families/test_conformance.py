@@ -6,26 +6,24 @@ then fails where it would otherwise report NOT VERIFIED.
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from family_cases import (
-    ALL_CASES,
     CASES,
     Case,
     attentions,
     build,
     difference,
     images,
-    missing,
     quiet,
     reducing,
     run,
 )
 from torch import Tensor, nn
+from upstream_needed import need_upstream
 
 import spark3r
 from spark3r import Schedule
@@ -49,13 +47,7 @@ def model(case: Case) -> Any:
 
 @pytest.mark.parametrize("family", ["vggt", "pi3", "da3", "omega"])
 def test_upstream_code_was_there(family: str) -> None:
-    absent = {name for case in ALL_CASES if case.family == family for name in missing(case)}
-    if not absent:
-        return
-    what = f"NOT VERIFIED: family {family} on upstream code ({', '.join(sorted(absent))} missing)"
-    if family in os.environ.get("SPARK3R_REQUIRE", "").split(","):
-        pytest.fail(f"{what}, but SPARK3R_REQUIRE asks for it")
-    pytest.skip(what)
+    need_upstream(family)
 
 
 def test_recognised_by_structure(case: Case, model: nn.Module) -> None:
