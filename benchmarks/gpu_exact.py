@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import spark3r
 from spark3r import Schedule, TokenLayout
 from spark3r.kernels import forced, grouped_attention, nearest, norm_rope
-from spark3r.patching.apply import replace_attention
+from spark3r.patching.apply import replace_attention, verify
 from spark3r.patching.patch import Patch
 from spark3r.reduction.rule import ResolvedRule
 from spark3r.runner import Runner
@@ -31,6 +31,9 @@ PLAIN = {
 def exact(session: Session) -> None:
     runner, put = session.runner(), session.lines.put
     images = session.clip(runner, session.frames(40, 20))
+    with session.lines.guarded("guard"):
+        verify(runner, images)
+        put("guard", agrees=True)
     for kernel in ("default", *KERNELS) if session.on_cuda else ("default",):
         with session.lines.guarded("ones", kernel=kernel), preferring(kernel):
             for row in _ones(runner, images):
@@ -43,7 +46,7 @@ def exact(session: Session) -> None:
     if session.on_cuda:
         with (
             session.lines.guarded("profile"),
-            spark3r.apply(runner.model, reduced["paper"], family=runner.family),
+            _applying(runner, reduced["paper"])(),
         ):
             put("profile", frames=len(images), kernels=_profile(runner, images))
 
@@ -52,8 +55,8 @@ def _reduced(
     session: Session, runner: Runner, name: str, schedule: Schedule, images: Tensor
 ) -> None:
     """Write differences and waits of passes under a schedule."""
-    lines, apply = session.lines, partial(spark3r.apply, runner.model, schedule)
-    with apply(family=runner.family):
+    lines, apply = session.lines, _applying(runner, schedule)
+    with apply():
         first = tensors(runner, images)
         lines.put(
             "passes",
@@ -70,9 +73,14 @@ def _reduced(
                 lines.put("plain twin", **what, difference=differences(first, found))
     with (
         lines.guarded("saver", schedule=name),
-        apply(family=runner.family, save_memory=False),
+        apply(save_memory=False),
     ):
         lines.put("saver", schedule=name, difference=differences(first, tensors(runner, images)))
+
+
+def _applying(runner: Runner, schedule: Schedule) -> Callable[..., Patch]:
+    """Return the function that applies a schedule without comparing the first pass."""
+    return partial(spark3r.apply, runner.model, schedule, family=runner.family, guard=False)
 
 
 def tensors(runner: Runner, images: Tensor) -> dict[str, Tensor]:
@@ -93,16 +101,12 @@ def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def _ones(runner: Runner, images: Tensor) -> list[dict[str, Any]]:
     """Return the difference of factors 1 from the model itself, in four ways."""
     dense = tensors(runner, images)
-    ones = Schedule.dense(runner.depth)
+    apply = _applying(runner, Schedule.dense(runner.depth))
     rows = [{"how": "the model twice", "difference": differences(tensors(runner, images), dense)}]
     patches: dict[str, Callable[[], Patch]] = {
-        "applied": lambda: spark3r.apply(
-            runner.model, ones, family=runner.family, save_memory=False
-        ),
-        "applied, with the memory saver": lambda: spark3r.apply(
-            runner.model, ones, family=runner.family
-        ),
-        "forced through our path": lambda: _forced_path(runner),
+        "applied": partial(apply, save_memory=False),
+        "applied, with the memory saver": apply,
+        "forced through our path": partial(_forced_path, runner),
     }
     for how, patch in patches.items():
         # Our fused kernel rounds otherwise, so it does not run at factors of 1.

@@ -36,7 +36,7 @@ NO_SAVER = "paper, without the memory saver"
 def treatments(runner: Runner, tiny: bool) -> dict[str, Treatment]:
     """Return what a pass can run under, by name, with the family's memory saver but for one."""
     chosen = schedules(runner, tiny)
-    apply = partial(spark3r.apply, runner.model, family=runner.family)
+    apply = partial(spark3r.apply, runner.model, family=runner.family, guard=False)
     return {
         **{name: partial(apply, schedule) for name, schedule in chosen.items()},
         "wall": partial(apply_wall, runner),

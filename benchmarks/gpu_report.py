@@ -37,6 +37,7 @@ EXPECTED: dict[str, tuple[dict[str, Any], ...]] = {
         {"figure": "operation", "operation": "merging"},
     ),
     "exact": (
+        {"figure": "guard"},
         *({"figure": "ones", "kernel": name} for name in KERNELS),
         *({"figure": "passes", "schedule": name} for name in ("paper", "mass")),
         *({"figure": "waits", "schedule": name} for name in ("paper", "mass")),
@@ -269,6 +270,7 @@ def _print_operations(rows: Sequence[Row]) -> None:
 
 
 def _print_exactness(rows: Sequence[Row]) -> None:
+    """Print differences, and the places at which passes wait. A guard that refuses is a failure."""
     _table(
         "## Exactness\n\nFactors of 1 against the model itself, largest relative difference:",
         ("kernel", "how", "difference"),

@@ -55,6 +55,7 @@ def whole() -> list[Row]:
         {"figure": "operation", "operation": "merging", "ms": 3.0, "repeats": True},
     ]
     exact: list[Row] = [
+        {"figure": "guard", "agrees": True},
         *({"figure": "passes", "schedule": s, "twice": {"depth": 0.0}, "finite": True} for s in S),
         *({"figure": "waits", "schedule": s, "places": ["aggregator.py:12"]} for s in S),
         *({"figure": "saver", "schedule": s, "difference": {"depth": 0.0}} for s in S),
