@@ -15,8 +15,8 @@ ends this stage alone. `benchmarks/gpu_report.py` makes tables of the lines.
 - ``exact``: factors of 1, repeated passes, our kernels in a whole pass, places that wait.
 - ``speed``: the paper's schedule, the wall and mass correction at 1,000 frames.
 - ``dense``: dense beside them at 100, 300 and 500 frames, by kernel.
-- ``past``: compiled blocks, a half-precision head, queries merged through the block.
 - ``long``: the length that is promised for a card of 24 GB, under its limit; 1,500 and 2,000.
+- ``past``: compiled blocks, a half-precision head, queries merged through the block.
 - ``count``: the memory that these passes should need, counted. It runs only if it is named.
 
 The model's own code is found on the import path, or in the folders of ``--code``. Its weights are
@@ -44,10 +44,10 @@ STAGES: Mapping[str, tuple[str, float]] = {
     "sdpa": ("gpu_kernels", 75),
     "ops": ("gpu_kernels", 75),
     "exact": ("gpu_exact", 90),
-    "speed": ("gpu_passes", 90),
-    "dense": ("gpu_passes", 65),
-    "past": ("gpu_passes", 80),
-    "long": ("gpu_passes", 60),
+    "speed": ("gpu_passes", 100),
+    "dense": ("gpu_passes", 110),
+    "long": ("gpu_passes", 75),
+    "past": ("gpu_passes", 110),
     "count": ("gpu_passes", 1800),
 }
 """Module and time limit in seconds of each stage."""
