@@ -209,7 +209,7 @@ def _timings_s(frames: int, budget: Budget | None) -> Mapping[str, float]:
         "length to time": 2 * (short_s + short_wall_s),
         "latency of layers": 4 * LAYERS_TIMED * (short_s - short_wall_s) / DEPTHS["reference"],
         "latency of passes": _timed_s([short_wall_s, short_s, *reduced], LEAST_SAMPLES),
-        "latency at the target": 0.0 if fitted == frames else _timed_s(target, 1),
+        "latency at the target": 0.0 if fitted == frames else _timed_s(target, LEAST_SAMPLES),
         "latency at the goal": _timed_s([short_s, goal_s], 1),
         "latency of the answer": _timed_s([short_s, goal_s], 1),
     }

@@ -133,7 +133,7 @@ class Timer:
         *,
         device: torch.device | str = "cpu",
         limit_s: float | None = None,
-        least: int | None = None,
+        least: int | Mapping[str, int] | None = None,
         warmed_up: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> dict[str, Latency]:
@@ -149,8 +149,8 @@ class Timer:
             limit_s: Approximate seconds for everything; each treatment has an equal share of it,
                 but at least the samples that `samples_to_take` demands. None takes ``rounds``
                 samples of each.
-            least: Samples of each treatment that are taken whatever the limit; None leaves that to
-                `samples_to_take`.
+            least: Samples of each treatment that are taken whatever the limit, or those of each by
+                name; None leaves that to `samples_to_take`.
             warmed_up: True if every call has already run on this device, so that no run is spent
                 on warming up and the first one is always a sample.
             progress: Callback(runs done, runs in all).
@@ -259,7 +259,7 @@ def samples_to_take(
     seconds: Mapping[str, float],
     limit_s: float | None,
     rounds: int = ROUNDS,
-    least: int | None = None,
+    least: int | Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return the number of samples to take of each call.
 
@@ -271,17 +271,18 @@ def samples_to_take(
         seconds: Duration of each call by name.
         limit_s: Seconds for all samples together; None takes ``rounds`` of each.
         rounds: Largest number of samples of a call, default `ROUNDS`.
-        least: Smallest number of samples of each call.
+        least: Smallest number of samples of each call, or of each by name.
     """
 
-    def number(taken_s: float) -> int:
+    def number(name: str, taken_s: float) -> int:
         if limit_s is None:
             return rounds
-        fewest = least or MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
+        given = least[name] if isinstance(least, Mapping) else least
+        fewest = given or MIN_ROUNDS - (taken_s >= LONG_S) - (taken_s >= VERY_LONG_S)
         room = int(limit_s / len(seconds) / max(taken_s, 1e-9))
         return min(rounds, max(fewest, room))
 
-    return {name: number(taken_s) for name, taken_s in seconds.items()}
+    return {name: number(name, taken_s) for name, taken_s in seconds.items()}
 
 
 def interleaved(

@@ -14,11 +14,12 @@ from spark3r.profile import Profile, compare
 from spark3r.profile.evidence import Measurement
 from spark3r.runner import dtype_name
 from spark3r.schedule import Schedule
+from spark3r.timing import Latency
 
 from ..clips import Split
-from ..defaults import FITTED_STEP, PACE_S
+from ..defaults import FITTED_STEP, PACE_S, SAME_PACE
 from ..settings import Job
-from .measurements import Latencies, Sensitivities, extended_table
+from .measurements import Latencies, LatencyTable, Sensitivities, extended_table
 from .pace import Pace, say_clock
 from .records import sensitivity_table
 from .target_length import clip_of_length
@@ -52,16 +53,42 @@ def load_measurements(path: Path, job: Job, split: Split) -> tuple[Latencies, Se
         )
     model = _latency_model(path, measurement)
     images = clip_of_length(footage, job.settings.target_frames or measurement.frames)
-    model, pace = _at_present_pace(job, model, footage, images.shape[0])
+    now, pace = _at_present_pace(job, model, footage, images.shape[0])
+    if images.shape[0] == measurement.frames:
+        latencies = _scaled_table(job, measurement, model, now, images)
+    else:
+        latencies = extended_table(job, now, pace, images)
     return (
-        Latencies(
-            images,
-            extended_table(job, model, pace, images),
-            job.runner.layout(clip_of_length(footage, least)),
-            pace,
-        ),
+        Latencies(images, latencies, job.runner.layout(clip_of_length(footage, least)), pace),
         Sensitivities(table, (), profile.sensitivity),
     )
+
+
+def _scaled_table(
+    job: Job, measurement: Measurement, before: LatencyModel, now: LatencyModel, images: Tensor
+) -> LatencyTable:
+    """Return the latencies of a profile at the present pace; neither dense nor the wall is timed.
+
+    The profile's dense latency counts if it was taken at the pace of the latency model. It was not
+    in profiles of earlier versions, whose wall then differs from the model's.
+
+    Args:
+        job: The job.
+        measurement: Measurement of the profile, at the length of the images.
+        before: Its latency model.
+        now: The same model at the present pace.
+        images: A clip of the target length, ``[S, 3, H, W]``.
+    """
+    layout = job.runner.layout(images)
+    wall_ms, stored = now.wall_ms(layout), measurement.dense.latency
+    dense_ms = now.predict_ms(Schedule.dense(job.depth), layout)
+    dense = None
+    if stored is not None:
+        same_pace = measurement.wall.median_ms / before.wall_ms(layout)
+        if abs(same_pace - 1) <= SAME_PACE:
+            dense = Latency((stored.median_ms * wall_ms / before.wall_ms(layout),))
+            dense_ms = dense.median_ms
+    return LatencyTable(layout, now, Latency((wall_ms,)), dense, dense_ms)
 
 
 def _at_present_pace(

@@ -171,8 +171,8 @@ def extended_table(
     passes = [TimedPass("wall", "wall", images)]
     dense_is_short = _dense_ms(model, layout, job.depth) <= 1000 * DENSE_TIMED_S
     if dense_is_short:
-        passes.append(TimedPass("dense", "dense", images))
-    timed = time_at_pace(job, pace, passes, "latency at the target", least=1).latencies
+        passes.append(TimedPass("dense", "dense", images, least=1))
+    timed = time_at_pace(job, pace, passes, "latency at the target").latencies
     if "wall" not in timed:
         raise FamilyError(too_long(layout.frames))
     return _table(job, model, layout, timed, dense_is_short, fit)

@@ -16,7 +16,7 @@ from torch import Tensor
 from spark3r.timing import Latency
 
 from ..budget import time_text
-from ..defaults import LEAST_SAMPLES, SAME_PACE
+from ..defaults import SAME_PACE
 from ..settings import Job
 from .timing import TimedPass, time_passes
 
@@ -62,8 +62,6 @@ def time_at_pace(
     pace: Pace,
     passes: Sequence[TimedPass],
     step: str,
-    *,
-    least: int = LEAST_SAMPLES,
 ) -> PacedTimes:
     """Return timings of passes, in turns with the pass that shows the pace.
 
@@ -75,14 +73,12 @@ def time_at_pace(
         pace: The pass that shows the pace.
         passes: The passes to time.
         step: Name of the step, for its progress.
-        least: Samples of each pass that are taken whatever the time limit.
     """
     timed = time_passes(
         job.runner,
         [TimedPass(_NAME, pace.what, pace.images), *passes],
         timer=job.timer,
         limit_s=job.settings.timing_s,
-        least=least,
         progress=job.reporter.step(step),
     )
     now = timed.pop(_NAME)

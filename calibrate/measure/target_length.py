@@ -144,8 +144,11 @@ def longest_short(job: Job, footage: Tensor, at_most: int) -> ShortPasses:
     while True:
         progress(0 if found is None else found.frames, at_most)
         images = clip_of_length(footage, frames)
-        passes = [TimedPass("wall", "wall", images), TimedPass("dense", "dense", images)]
-        timed = time_passes(job.runner, passes, timer=job.timer, limit_s=0.0, least=1)
+        passes = [
+            TimedPass("wall", "wall", images, least=1),
+            TimedPass("dense", "dense", images, least=1),
+        ]
+        timed = time_passes(job.runner, passes, timer=job.timer, limit_s=0.0)
         if "dense" not in timed and found is not None:
             break
         if "wall" not in timed:

@@ -230,11 +230,13 @@ class TimedPass:
         name: Name, unique among the passes that are timed together.
         what: The pass.
         images: The clip, ``[S, 3, H, W]``, on any device.
+        least: Samples that are taken whatever the time limit.
     """
 
     name: str
     what: Pass
     images: Tensor
+    least: int = LEAST_SAMPLES
 
 
 def time_passes(
@@ -243,7 +245,6 @@ def time_passes(
     *,
     timer: Timer = Timer(),
     limit_s: float | None = None,
-    least: int = LEAST_SAMPLES,
     progress: Progress = no_progress,
 ) -> dict[str, Latency]:
     """Return latencies of whole passes, timed in turns.
@@ -255,7 +256,6 @@ def time_passes(
         passes: The passes.
         timer: Takes the latencies.
         limit_s: Approximate seconds to take; None for no limit.
-        least: Samples of each pass that are taken whatever the limit.
         progress: Callback(samples taken, their total).
     """
     clips = {id(each.images): each.images.to(runner.device) for each in passes}
@@ -270,7 +270,11 @@ def time_passes(
     ]
     try:
         return timer.time_in_turns(
-            treatments, device=runner.device, limit_s=limit_s, least=least, progress=progress
+            treatments,
+            device=runner.device,
+            limit_s=limit_s,
+            least={each.name: each.least for each in passes},
+            progress=progress,
         )
     finally:
         remove(runner.model)

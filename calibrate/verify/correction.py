@@ -86,9 +86,8 @@ class TargetTimes:
         timed = time_at_pace(
             self.job,
             self.latencies.pace,
-            [TimedPass("schedule", schedule, self.latencies.images)],
+            [TimedPass("schedule", schedule, self.latencies.images, least=missing)],
             step,
-            least=missing,
         )
         self.slowdowns.append(timed.slowdown)
         now = timed.latencies.get("schedule")

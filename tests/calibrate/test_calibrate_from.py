@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tiny_job
-from tiny_job import JOB, Notes, main
+from tiny_job import JOB, FixedTimer, Notes, main
 
 from spark3r import Profile
 
@@ -109,16 +109,27 @@ def test_shipped_profiles_are_found_by_name(capsys: pytest.CaptureFixture[str]) 
     assert "did you mean vggt-1b" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("measured")
-def test_dense_is_timed_if_it_meets_the_budget(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_neither_dense_nor_the_wall_is_timed_again(
+    measured: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     job = ["--budget", "500%", *JOB, "--from", "a.json", "--output", "b.json"]
+    twice = FixedTimer(pace=2.0)  # the machine takes twice as long as when the profile was made
+    assert main([*job, "--json", "--quiet"], twice) == 0
+    document = json.loads(capsys.readouterr().out)
+    ms = {row["schedule"]: row["measured_ms"] for row in document["schedules"]}
+    expected = {"dense": 2 * tiny_job.DENSE_MS, "wall": 2 * tiny_job.WALL_MS}
+    assert ms == pytest.approx(expected)
+    assert document["dense_timed"] is True
+    (measurement,) = measured["measurements"]
+    measurement["wall"]["median_ms"] *= 1.2  # a profile of an earlier version, of two paces
+    measurement["dense"]["latency"]["median_ms"] *= 1.2
+    (tmp_path / "old.json").write_text(json.dumps(measured))
+    job = ["--budget", "500%", *JOB, "--from", "old.json", "--output", "c.json"]
     assert main([*job, "--json", "--quiet"]) == 0
     document = json.loads(capsys.readouterr().out)
-    samples = {row["schedule"]: row["samples_ms"] for row in document["schedules"]}
-    assert samples == {"dense": [tiny_job.DENSE_MS] * 3, "wall": [tiny_job.WALL_MS] * 3}
-    assert Profile.load(tmp_path / "b.json").measurements[0].wall.n == 3
+    ms = {row["schedule"]: row["measured_ms"] for row in document["schedules"]}
+    assert ms["dense"] is None  # predicted
+    assert ms["wall"] == pytest.approx(tiny_job.WALL_MS)
 
 
 @pytest.mark.usefixtures("measured")

@@ -6,7 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -130,10 +130,12 @@ class FixedTimer(Timer):
         later: Changes what is timed once the latency model is fitted. It gets latencies by name,
             and the names of those that are schedules. ``pace`` shows the pace of the machine.
         dense_fits: Whether a dense pass fits into memory.
+        pace: How much slower the machine is all the time.
     """
 
     later: Later = unchanged
     dense_fits: bool = True
+    pace: float = 1.0
 
     def time_in_turns(
         self, treatments: Sequence[Treatment], **options: object
@@ -141,7 +143,9 @@ class FixedTimer(Timer):
         passes = {each.name: each.subject for each in treatments}
         if not self.dense_fits:
             passes = {name: each for name, each in passes.items() if not is_dense_pass(each)}
-        timed = {name: Latency((latency_ms(each),) * 3) for name, each in passes.items()}
+        timed = {
+            name: Latency((self.pace * latency_ms(each),) * 3) for name, each in passes.items()
+        }
         if "pace" not in timed:
             return timed  # for the latency model
         return self.later(timed, timed.keys() - {"dense", "wall", "pace"})
@@ -168,11 +172,22 @@ class FakeMachine(Timer):
     taken: list[object] = field(default_factory=list)
 
     def time_in_turns(
-        self, treatments: Sequence[Treatment], *, least: int | None = None, **options: object
+        self,
+        treatments: Sequence[Treatment],
+        *,
+        least: int | Mapping[str, int] | None = None,
+        **options: object,
     ) -> dict[str, Latency]:
+        wanted = (
+            least
+            if isinstance(least, Mapping)
+            else dict.fromkeys((each.name for each in treatments), least or 3)
+        )
         samples: dict[str, list[float]] = {each.name: [] for each in treatments}
-        for _ in range(least or 3):
+        for number in range(max(wanted.values(), default=0)):
             for each in treatments:
+                if number >= wanted[each.name]:
+                    continue
                 subject = each.subject
                 ms = self.truth(subject) * latency_ms(subject) * self.pace(self.now_s[0])
                 self.now_s[0] += ms / 1000
