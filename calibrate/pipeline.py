@@ -369,7 +369,8 @@ def planned(job: Job, origin: Origin, budget: ResolvedBudget | None, dense_s: fl
     if origin.path is not None:
         return Plan(work, 0.0, 0.0)
     answer_ms = table.dense_ms / 2 if budget is None else budget.clip_ms
-    timing_s = (3 * answer_ms + 5 * origin.latencies.pace.ms) / 1000
+    pace = origin.latencies.pace
+    timing_s = (3 * answer_ms + 5 * (pace.wall_ms + (pace.dense_ms or 0.0))) / 1000
     run_s = dense_s / len(split.search)
     limit_s = settings.time_limit_s
     plan = plan_within(work, run_s, timing_s, job.elapsed_s() - dense_s, limit_s)

@@ -94,9 +94,9 @@ def _scaled_table(
 def _at_present_pace(
     job: Job, model: LatencyModel, footage: Tensor, at_most: int
 ) -> tuple[LatencyModel, Pace]:
-    """Return the model at the present pace of the machine, and the pass that shows it.
+    """Return the model at the present pace of the machine, and the passes that show it.
 
-    That is dense at the greatest length at which it takes at most `PACE_S`, but not longer than the
+    Their length is the greatest at which dense takes at most `PACE_S`, but not longer than the
     target.
     """
     dense = Schedule.dense(job.depth)
@@ -109,20 +109,25 @@ def _at_present_pace(
     images = clip_of_length(footage, frames)
     timed = time_passes(
         job.runner,
-        [TimedPass("dense", "dense", images)],
+        [TimedPass("wall", "wall", images), TimedPass("dense", "dense", images)],
         timer=job.timer,
-        limit_s=3 * PACE_S,
+        limit_s=4 * PACE_S,
         progress=job.reporter.step("present pace"),
     )
-    if "dense" not in timed:
+    if not timed.keys() >= {"wall", "dense"}:
         raise FamilyError(too_long(frames))
-    say_clock(job, "present pace", timed["dense"])
-    slowdown = timed["dense"].median_ms / dense_ms(frames)
+    wall, now = timed["wall"], timed["dense"]
+    say_clock(job, "present pace", now)
+    slowdown = now.median_ms / dense_ms(frames)
     job.reporter.say(
         f"the machine takes {slowdown:.2f} times as long as when the profile was made, and its "
         "latency model is scaled by that"
     )
-    return model.scaled(slowdown), Pace("dense", images, timed["dense"].median_ms)
+    model = model.scaled(slowdown)
+    wall_ms = wall.median_ms
+    if wall.busy > 1:  # other programs slow the wall down by another ratio than dense
+        wall_ms = model.wall_ms(job.runner.layout(images))
+    return model, Pace(images, wall_ms, now.median_ms)
 
 
 def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:

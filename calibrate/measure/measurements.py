@@ -85,7 +85,7 @@ class Latencies:
         images: A clip of the target length, ``[S, 3, H, W]``.
         table: The timings and the latency model.
         short: Token layout of the shortest clip that a schedule must fit. It bounds the factors.
-        pace: The pass that shows the pace of the machine.
+        pace: The passes that show the pace of the machine.
     """
 
     images: Tensor
@@ -135,10 +135,10 @@ def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -
         reporter=job.reporter,
     )
     say_clock(job, "latency of passes", fit.passes["wall"])
-    if "dense" in fit.passes:
-        pace = Pace("dense", fitted_images, fit.passes["dense"].median_ms)
-    else:
-        pace = Pace("wall", fitted_images, fit.passes["wall"].median_ms)
+    dense = fit.passes.get("dense")
+    pace = Pace(
+        fitted_images, fit.passes["wall"].median_ms, None if dense is None else dense.median_ms
+    )
     images = clip_of_length(footage, frames)
     if fit.layout.frames == frames:
         table = _table(job, fit.model, fit.layout, fit.passes, True, fit)
@@ -160,7 +160,7 @@ def extended_table(
     Args:
         job: The job.
         model: Latency model of another length.
-        pace: The pass that shows the pace of the machine.
+        pace: The passes that show the pace of the machine.
         images: A clip of the target length, ``[S, 3, H, W]``.
         fit: The timings that the model was fitted to; None for the model of an earlier profile.
 
@@ -172,7 +172,7 @@ def extended_table(
     dense_is_short = _dense_ms(model, layout, job.depth) <= 1000 * DENSE_TIMED_S
     if dense_is_short:
         passes.append(TimedPass("dense", "dense", images, least=1))
-    timed = time_at_pace(job, pace, passes, "latency at the target").latencies
+    timed = time_at_pace(job, pace, model, passes, "latency at the target").latencies
     if "wall" not in timed:
         raise FamilyError(too_long(layout.frames))
     return _table(job, model, layout, timed, dense_is_short, fit)

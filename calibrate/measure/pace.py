@@ -1,46 +1,59 @@
 """Timings at the pace that the machine had when its latency model was fitted.
 
 A machine is slower at one minute than at another: other programs run, or its clock rate falls. So
-a short pass is timed in turns with whatever is timed, and all samples are divided by the ratio of
-its latencies now and then. In this way timings of different minutes compare.
+two short passes, dense and the wall, are timed in turns with whatever is timed. Attention and
+everything else slow down by different ratios, since the one computes and the other moves memory.
+Each timing is divided by the ratio that its shares of both make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from spark3r.latency import LatencyModel
+from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from ..budget import time_text
 from ..defaults import SAME_PACE
 from ..settings import Job
-from .timing import TimedPass, time_passes
+from .timing import Pass, TimedPass, time_passes
 
-_NAME = "pace"
+_WALL, _DENSE = "pace, wall", "pace, dense"
 
 
 @dataclass(frozen=True)
 class Pace:
-    """A short pass, and how long it took when the latency model was fitted.
+    """Two short passes, and how long they took when the latency model was fitted.
 
     Attributes:
-        what: The pass; the wall only if dense does not fit.
         images: The clip, ``[S, 3, H, W]``.
-        ms: Its latency then.
+        wall_ms: The wall then.
+        dense_ms: Dense latency then; None if dense does not fit.
     """
 
-    what: Literal["dense", "wall"]
     images: Tensor
-    ms: float
+    wall_ms: float
+    dense_ms: float | None
 
     @property
     def text(self) -> str:
         """The pace in words."""
-        return f"{self.what} takes {time_text(self.ms)} for {self.images.shape[0]} frames"
+        name, ms = ("the wall", self.wall_ms) if self.dense_ms is None else ("dense", self.dense_ms)
+        return f"{name} takes {time_text(ms)} for {self.images.shape[0]} frames"
+
+    def slowdowns(self, now: Mapping[str, Latency]) -> tuple[float, float]:
+        """Return how much slower the wall is now, and everything beyond the wall."""
+        wall = now[_WALL].median_ms / self.wall_ms
+        if self.dense_ms is None or _DENSE not in now:
+            return wall, wall
+        beyond_ms = now[_DENSE].median_ms - now[_WALL].median_ms
+        if beyond_ms <= 0 or self.dense_ms <= self.wall_ms:
+            return wall, now[_DENSE].median_ms / self.dense_ms
+        return wall, beyond_ms / (self.dense_ms - self.wall_ms)
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class PacedTimes:
     Attributes:
         latencies: Latencies by name at the pace of the latency model, without passes that do not
             fit into memory.
-        slowdown: How much slower the machine was when they were taken.
+        slowdown: How much slower the machine was when they were taken, for the last pass.
     """
 
     latencies: Mapping[str, Latency]
@@ -58,42 +71,54 @@ class PacedTimes:
 
 
 def time_at_pace(
-    job: Job,
-    pace: Pace,
-    passes: Sequence[TimedPass],
-    step: str,
+    job: Job, pace: Pace, model: LatencyModel, passes: Sequence[TimedPass], step: str
 ) -> PacedTimes:
-    """Return timings of passes, in turns with the pass that shows the pace.
+    """Return timings of passes, in turns with the passes that show the pace.
 
     A change of pace up to `SAME_PACE` counts as none, since a single pass differs as much from the
     next. Where the clock is that of CPU time, because other programs run, a message says so.
 
     Args:
         job: The job.
-        pace: The pass that shows the pace.
+        pace: The passes that show the pace.
+        model: The latency model, which knows the share of the wall in a pass.
         passes: The passes to time.
         step: Name of the step, for its progress.
     """
+    shown = [TimedPass(_WALL, "wall", pace.images)]
+    if pace.dense_ms is not None:
+        shown.append(TimedPass(_DENSE, "dense", pace.images))
     timed = time_passes(
         job.runner,
-        [TimedPass(_NAME, pace.what, pace.images), *passes],
+        [*shown, *passes],
         timer=job.timer,
         limit_s=job.settings.timing_s,
         progress=job.reporter.step(step),
     )
-    now = timed.pop(_NAME)
-    say_clock(job, step, now)
-    slowdown = now.median_ms / pace.ms
-    if abs(slowdown - 1) <= SAME_PACE:
-        slowdown = 1.0
-    else:
+    say_clock(job, step, timed[_WALL])
+    wall, beyond = pace.slowdowns(timed)
+    latencies, slowdown = {}, 1.0
+    for each in passes:
+        share = _wall_share(job, model, each.what, each.images)
+        slowdown = share * wall + (1 - share) * beyond
+        if abs(slowdown - 1) <= SAME_PACE:
+            slowdown = 1.0
+        if each.name in timed:
+            latencies[each.name] = timed[each.name].scaled(1 / slowdown)
+    if slowdown != 1:
         job.reporter.say(
             f"{step}: the machine takes {slowdown:.2f} times as long as when the latency model was "
             "fitted, and the timings are divided by that"
         )
-    return PacedTimes(
-        {name: latency.scaled(1 / slowdown) for name, latency in timed.items()}, slowdown
-    )
+    return PacedTimes(latencies, slowdown)
+
+
+def _wall_share(job: Job, model: LatencyModel, what: Pass, images: Tensor) -> float:
+    if what == "wall":
+        return 1.0
+    layout = job.runner.layout(images)
+    schedule = what if isinstance(what, Schedule) else Schedule.dense(job.depth)
+    return min(1.0, model.wall_ms(layout) / model.predict_ms(schedule, layout))
 
 
 def say_clock(job: Job, step: str, latency: Latency) -> None:

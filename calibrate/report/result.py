@@ -32,7 +32,7 @@ class Calibration:
         split: Clips by role.
         budget: The budget at the target length. Within a deviation it is the latency found.
         latency: Latencies at the target length, and the last corrected latency model.
-        pace: The pass that shows the pace at which all latencies hold.
+        pace: The passes that show the pace at which all latencies hold.
         slowdowns: How much slower the machine was whenever schedules were timed.
         verification: Measurements at the end.
         sensitivities: Sensitivities of the layers; None if dense met the budget.

@@ -226,9 +226,9 @@ def print_json(result: Calibration, output: Path | None, report: Sequence[Path])
             else {name: each.samples_ms for name, each in fit.passes.items()},
         },
         "pace": {
-            "pass": result.pace.what,
             "frames": int(result.pace.images.shape[0]),
-            "ms": result.pace.ms,
+            "wall_ms": result.pace.wall_ms,
+            "dense_ms": result.pace.dense_ms,
             "slowdowns": list(result.slowdowns),
         },
         "dense_fits": result.latency.dense_fits,

@@ -86,6 +86,7 @@ class TargetTimes:
         timed = time_at_pace(
             self.job,
             self.latencies.pace,
+            self.latencies.table.model,
             [TimedPass("schedule", schedule, self.latencies.images, least=missing)],
             step,
         )

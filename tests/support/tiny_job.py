@@ -128,7 +128,8 @@ class FixedTimer(Timer):
 
     Attributes:
         later: Changes what is timed once the latency model is fitted. It gets latencies by name,
-            and the names of those that are schedules. ``pace`` shows the pace of the machine.
+            and the names of those that are schedules. The names of passes that show the pace of
+            the machine begin with ``pace``.
         dense_fits: Whether a dense pass fits into memory.
         pace: How much slower the machine is all the time.
     """
@@ -146,9 +147,10 @@ class FixedTimer(Timer):
         timed = {
             name: Latency((self.pace * latency_ms(each),) * 3) for name, each in passes.items()
         }
-        if "pace" not in timed:
+        shown = {name for name in timed if name.startswith("pace")}
+        if not shown:
             return timed  # for the latency model
-        return self.later(timed, timed.keys() - {"dense", "wall", "pace"})
+        return self.later(timed, timed.keys() - {"dense", "wall"} - shown)
 
 
 def is_dense_pass(timing: object) -> bool:

@@ -15,6 +15,7 @@ from calibrate.verify.held_out import verify
 from calibrate.verify.selection import Finalist, best_so_far, choose, most_faithful, run_finalists
 from spark3r import Schedule
 from spark3r.prediction import PredictionError
+from spark3r.timing import Latency
 
 BUDGET = LatencyLimit(100.0)
 NOISE = (-0.01, 0.0, 0.01, 0.005)
@@ -181,7 +182,7 @@ def test_a_trial_that_fails_is_no_point_of_the_trade_off() -> None:
         decision=best_so_far(Found(trials[:1], BUDGET)),
         interrupted=False,
     )
-    job = SimpleNamespace(reporter=Reporter())
+    job = SimpleNamespace(reporter=Reporter(), is_late=False)
     clips = SimpleNamespace(first=lambda count: RUNS)
     found = run_trade_off(job, Broken((6,)), clips, outcome)  # type: ignore[arg-type]
     assert [each.name for each, _ in found.points] == ["b"]
@@ -192,10 +193,11 @@ def test_a_rival_that_fails_on_the_held_out_clips_is_left_out() -> None:
     second = replace(second, trial=trial("search 1", 99, 0.1, 4))
     decision = choose((first, second), BUDGET, "error")
     assert decision.chosen is first
-    found = verify(Broken((4,)), decision, RUNS, {})  # type: ignore[arg-type]
+    table = SimpleNamespace(dense=None, wall=Latency((1.0,)))
+    found = verify(Broken((4,)), decision, RUNS, table, {})  # type: ignore[arg-type]
     assert [each.name for each in found.treatments] == ["dense", "wall", "uniform"]
     with pytest.raises(PredictionError):
-        verify(Broken((2,)), decision, RUNS, {})  # type: ignore[arg-type]
+        verify(Broken((2,)), decision, RUNS, table, {})  # type: ignore[arg-type]
 
 
 def test_if_nothing_is_faithful_enough_in_validation_the_most_faithful_is_taken() -> None:
