@@ -42,14 +42,13 @@ def test_a_stage_that_dies_or_hangs_ends_alone(
 ) -> None:
     path = tmp_path / "gpu.jsonl"
     programs = {"env": NONE, "sdpa": "raise SystemExit(3)", "ops": TEARS, "exact": HANGS}
-    monkeypatch.setattr(gpu, "STAGES", {name: ("", 0.7) for name in gpu.STAGES})
+    limits = {name: 0.7 if name == "exact" else 60.0 for name in gpu.STAGES}
+    monkeypatch.setattr(gpu, "STAGES", {name: ("", limit) for name, limit in limits.items()})
 
     def command(stage: str, seconds: float) -> list[str]:
         return [sys.executable, "-I", "-S", "-c", programs.get(stage, NONE), str(path)]
 
-    begin = time.monotonic()
-    assert not gpu.run_stages((*programs, "speed"), path, 60.0, command, least_s=0.1)
-    assert time.monotonic() - begin < 30
+    assert not gpu.run_stages((*programs, "speed"), path, 600.0, command, least_s=0.1)
     ends = {row["stage"]: row["status"] for row in lines_of(path)}
     assert ends == {
         "env": "done",
@@ -71,7 +70,7 @@ def test_without_time_a_stage_is_not_begun(gpu: ModuleType, tmp_path: Path) -> N
 def test_processes_of_a_stage_end_with_it(gpu: ModuleType, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     program = f"sleep 60 & echo $! > {pid}; wait"
-    assert gpu.run_command(["sh", "-c", program], 0.5) == "out of time"
+    assert gpu.run_command(["sh", "-c", program], 2.0) == "out of time"
     child = int(pid.read_text())
     for _ in range(100):
         state = Path(f"/proc/{child}/stat")
