@@ -46,7 +46,7 @@ UNKNOWN_DEPTH = 24
 
 # The reference model at its default size on two quiet CPU cores, see the README.
 MACHINE = "the reference model on two quiet CPU cores"
-RUN_S, RENDERING_S = 0.25, 0.25
+RUN_S, RENDERING_S = 0.21, 0.175
 """Seconds of a reduced run of `FRAMES` frames with its figures, and of rendering such a clip."""
 FRAME_S, SQUARE_S = 0.0044, 1.15e-4
 """Seconds of a dense pass by frame, which is the wall, and by the square of the frames."""

@@ -164,8 +164,8 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         default="normal",
         help="quick searches nothing, exports the best schedule by the sensitivities, and takes "
         "about half as long; normal tries some 25 schedules on clips and selects among their best; "
-        "thorough has more and other clips, 40 trials more and longer timings, and takes about "
-        "three times as long (default: normal)",
+        "thorough has twice as many clips, 40 trials and longer timings, and takes about twice as "
+        "long (default: normal)",
     )
     group.add_argument(
         "--time-limit",

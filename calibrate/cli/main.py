@@ -256,16 +256,18 @@ def _read_inputs(
     from spark3r.families.registry import detect
     from spark3r.loading.load import REFERENCE_IS_FOR, about, load_model
     from spark3r.profile import Profile, profile_path
+    from spark3r.runner import Runner
 
+    from ..measure.earlier_profile import require_holds_here
     from ..settings import Settings
 
-    from_profile, frames = None, options.frames or FRAMES
+    from_profile, profile, frames = None, None, options.frames or FRAMES
     if (
         options.profile is not None
     ):  # a profile that cannot be read is refused before clips are made
         from_profile = profile_path(options.profile)
-        least = Profile.load(from_profile).schedule().length.min_frames
-        frames = options.frames or max(FRAMES, least)
+        profile = Profile.load(from_profile)
+        frames = options.frames or max(FRAMES, profile.schedule().length.min_frames)
     known = about(options.model)
     if known.notice:
         reporter.say(known.notice)
@@ -274,6 +276,8 @@ def _read_inputs(
     device = usable_device(options.device or default_device())
     model = load_model(options.model, device)
     family = detect(model)
+    if from_profile is not None and profile is not None:  # before clips are rendered
+        require_holds_here(from_profile, profile, Runner.of(model, family), options.model)
     settings = Settings(
         budget=budget,
         max_deviation=options.max_deviation,

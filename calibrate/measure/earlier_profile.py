@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from spark3r.env import device_name
@@ -12,7 +13,7 @@ from spark3r.identity import describe
 from spark3r.latency import FORM, LatencyModel
 from spark3r.profile import Profile, compare
 from spark3r.profile.evidence import Measurement
-from spark3r.runner import dtype_name
+from spark3r.runner import Runner, dtype_name
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
@@ -62,6 +63,48 @@ def load_measurements(path: Path, job: Job, split: Split) -> tuple[Latencies, Se
         Latencies(images, latencies, job.runner.layout(clip_of_length(footage, least)), pace),
         Sensitivities(table, (), profile.sensitivity),
     )
+
+
+def require_holds_here(
+    path: Path,
+    profile: Profile,
+    runner: Runner,
+    name: str | None,
+    dtype: torch.dtype | None = None,
+    grid: tuple[int, int] | None = None,
+) -> None:
+    """Raise if the measurements of a profile do not hold for a model on its device.
+
+    Args:
+        path: File of the profile.
+        profile: The profile.
+        runner: The model.
+        name: Name of the model for ``--model``; None when unknown.
+        dtype: Precision of its passes; None when unknown.
+        grid: Rows and columns of patches per frame; None when unknown.
+
+    Raises:
+        ProfileError: With every reason, or if the profile has no measurements.
+    """
+    if not profile.measurements or not profile.sensitivity:
+        lacking = "measurements" if not profile.measurements else "sensitivities"
+        raise ProfileError(
+            f"{path}: has no {lacking} to solve from; calibrate without --from measures them"
+        )
+    compared = compare(
+        profile,
+        describe(runner.family.name, runner.attention, runner.family.metadata(runner.root)),
+        name=name,
+        device=runner.device,
+        dtype=dtype,
+        grid=grid,
+    )
+    reasons = (*compared.errors, *compared.warnings)
+    if reasons:
+        raise ProfileError(
+            f"{path}: its measurements do not hold here ({'; '.join(reasons)}); calibrate without "
+            "--from"
+        )
 
 
 def _scaled_table(
@@ -136,28 +179,10 @@ def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Mea
     Raises:
         ProfileError: If there is none, or the profile is of other weights or another revision.
     """
-    if not profile.measurements or not profile.sensitivity:
-        lacking = "measurements" if not profile.measurements else "sensitivities"
-        raise ProfileError(
-            f"{path}: has no {lacking} to solve from; calibrate without --from measures them"
-        )
     runner = job.runner
     layout, dtype = runner.layout(footage), runner.precision(footage)
     grid = (layout.height, layout.width)
-    compared = compare(
-        profile,
-        describe(runner.family.name, runner.attention, runner.family.metadata(runner.root)),
-        name=job.settings.name,
-        device=runner.device,
-        dtype=dtype,
-        grid=grid,
-    )
-    reasons = (*compared.errors, *compared.warnings)
-    if reasons:
-        raise ProfileError(
-            f"{path}: its measurements do not hold here ({'; '.join(reasons)}); calibrate without "
-            "--from"
-        )
+    require_holds_here(path, profile, runner, job.settings.name, dtype, grid)
     here = (device_name(runner.device), dtype_name(dtype), grid)
     fitting = [m for m in profile.measurements if (m.device, m.dtype, m.grid) == here]
     if not fitting:

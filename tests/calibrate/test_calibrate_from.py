@@ -150,6 +150,19 @@ def test_dense_has_figures_on_all_clips_of_a_profile(tmp_path: Path) -> None:
         assert all(each.error and each.consistency and each.deviation for each in run.figures)
 
 
+def test_a_profile_of_another_model_is_refused_before_clips_are_made(
+    measured: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for each in measured["measurements"]:
+        each["device"] = "another GPU"
+    Path("b.json").write_text(json.dumps(measured))
+    notes = Notes()
+    job = ["--budget", "60%", *JOB, "--from", "b.json", "--output", "c.json"]
+    assert main(job, reporter=notes) == 1
+    assert "measured on another GPU" in capsys.readouterr().err
+    assert not notes.steps
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
