@@ -30,6 +30,9 @@ CARD_GB, CONTEXT_GB = 24, 0.5
 """A card whose limit is imitated, and what the CUDA context takes of it."""
 
 LONG_FRAMES = (1500, 2000)
+MOST_WITHOUT_SAVER = 300
+"""Frames. Upstream keeps all layers of VGGT, which is 204 MB a frame."""
+
 DENSE_KERNELS = ("default", "cudnn", "flash")
 NO_SAVER = "paper, without the memory saver"
 
@@ -54,7 +57,6 @@ def speed(session: Session) -> None:
     slowest = _rounds(session, runner, images, every, 2)
     others: dict[str, tuple[Treatment, Callable[[Tensor], object]]] = {
         "paper, all heads": (chosen["paper"], partial(_whole, runner)),
-        NO_SAVER: (chosen[NO_SAVER], runner.run),
     }
     for frames in (4, 64):
         some = partial(_pieces, chosen["wall"], frames)
@@ -69,11 +71,14 @@ def speed(session: Session) -> None:
 def dense(session: Session) -> None:
     runner = session.runner()
     chosen = treatments(runner, session.tiny)
-    every = {name: chosen[name] for name in ("wall", "paper")}
+    every = {name: chosen[name] for name in ("wall", "paper", NO_SAVER)}
     known: tuple[int, float] | None = None
+    ran: dict[str, str | None] = {}  # seen at the first length; torch does not choose by length
     for frames in (10, 14) if session.tiny else (100, 300, 500):
         first = known is None
         images = session.clip(runner, frames)
+        if frames > MOST_WITHOUT_SAVER:
+            del every[NO_SAVER]
         _rounds(session, runner, images, every, 2 if first else 1)
         if known is not None:
             needed = known[1] * (frames / known[0]) ** 2
@@ -83,12 +88,13 @@ def dense(session: Session) -> None:
                 continue
         begin = time.monotonic()
         for kernel in DENSE_KERNELS if first and session.on_cuda else ("default",):
-            treatment, ran = partial(_by_kernel, chosen["dense"], kernel), None
+            treatment = partial(_by_kernel, chosen["dense"], kernel)
             if first:  # warms up, too
                 with session.lines.guarded("pass", what="dense", kernel=kernel), treatment():
-                    ran = attention_kernel(partial(runner.run, images), session.on_cuda)
+                    ran[kernel] = attention_kernel(partial(runner.run, images), session.on_cuda)
                 begin = time.monotonic()
-            _sample(session, "dense", images, treatment, runner.run, kernel=kernel, ran=ran)
+            name = ran.get(kernel)
+            _sample(session, "dense", images, treatment, runner.run, kernel=kernel, ran=name)
             if kernel == "default":
                 known = frames, time.monotonic() - begin
 
