@@ -28,6 +28,7 @@ from torch import Tensor
 
 from calibrate import Calibration, Settings, run
 from calibrate.budget import parse_budget
+from calibrate.cli.main import DONE, MISSED
 from calibrate.clips import Split
 from calibrate.defaults import (
     FRAMES,
@@ -399,16 +400,17 @@ def default_run(plan: Plan, budget: str) -> dict[str, Any] | None:
                 [*command, "--output", str(output)],
                 env={**os.environ, "XDG_CACHE_HOME": folder},  # without earlier sensitivities
                 stdout=subprocess.PIPE,
-                check=True,
-            ).stdout
+            )
             total_s = time.monotonic() - begin
+        if printed.returncode not in (DONE, MISSED):
+            raise SystemExit(f"{' '.join(command)} ended with status {printed.returncode}")
         clip = rendered_clip(CALIBRATION[0], FRAMES)
         dense = measure(lambda: plan.cache.runner.predict(clip), rounds=5)
         document = {
             "budget": budget,
             "total_s": total_s,
             "dense_forward_s": dense.median_ms / 1000,
-            "summary": json.loads(printed),
+            "summary": json.loads(printed.stdout),
         }
         store_json(path, document)
     found: dict[str, Any] = json.loads(path.read_text())
