@@ -18,6 +18,7 @@ from spark3r.families.parts import memory
 from spark3r.families.parts.da3_memory import ProjectedLayers, on_demand
 from spark3r.families.parts.preprocessing import imagenet_normalised
 from spark3r.families.registry import detect
+from spark3r.loading.architecture import load_architecture
 from spark3r.memory_count import count_memory
 from spark3r.runner import Runner
 
@@ -216,3 +217,21 @@ def _set_for_predictions(model: nn.Module) -> Iterator[object]:
         found = module.__dict__.get(name)
         if found is not None and (found is value or type(found) is type(value)):
             yield found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "profile", "size", "budget"),
+    [
+        ("pi3:random-pi3", "pi3", (392, 518), 22e9),
+        ("da3:random-giant", "da3-giant", (392, 518), 30e9),
+    ],
+)
+def test_a_thousand_frames_fit_a_budget(
+    name: str, profile: str, size: tuple[int, int], budget: float
+) -> None:
+    if not any(case.family == name.partition(":")[0] and case.needs for case in CASES):
+        pytest.skip(f"NOT VERIFIED: memory of {name} (upstream's code is missing)")
+    model, schedule = load_architecture(name), spark3r.load_profile(profile).schedule()
+    found = count_memory(model, 1000, size, schedule=schedule, dtype=torch.bfloat16)
+    assert found.extra < budget
