@@ -25,16 +25,19 @@ from .budget import Budget, ResolvedBudget, parse_budget, resolve
 from .clips import Split, split_clips
 from .defaults import EFFORTS, LEAST_SAMPLES, TARGET_LENGTHS, TIMER, Effort, Objective, Source
 from .measure.earlier_profile import load_measurements
-from .measure.evaluator import DenseRuns, Evaluator, run_dense, run_dense_by_role
+from .measure.evaluator import DenseRuns, Evaluator
 from .measure.measurements import (
     Latencies,
     Sensitivities,
     measure_latencies,
     measure_sensitivities,
 )
+from .measure.passes import run_dense_by_role, run_dense_of
+from .measure.passes import serve as serve_passes
 from .measure.target_length import choose_target, longest_short
 from .plan import ClipCounts, Plan, Work, duration_text, plan_within
 from .progress import CallbackReporter, Reporter, StepTimes
+from .ranks import ONE_PROCESS, AloneTimer, Ranks, threads_of_one_process
 from .report.result import Calibration, make_result
 from .report.summary import missed
 from .report.trade_off import run_trade_off
@@ -175,6 +178,7 @@ def run(
     family: Family | None = None,
     reporter: Reporter = Reporter(),
     timer: Timer = TIMER,
+    ranks: Ranks = ONE_PROCESS,
 ) -> Calibration:
     """Calibrate a model like `calibrate`, and return everything that was measured.
 
@@ -187,6 +191,7 @@ def run(
         reporter: Receives progress and messages. By default nothing is shown. The time limit
             counts from the creation of a `StepTimes`, otherwise from this call.
         timer: Takes the latencies.
+        ranks: Processes that share the passes over clips; this is rank 0 of them.
 
     Raises:
         Spark3rError: As `calibrate`.
@@ -201,6 +206,8 @@ def run(
         timer=timer,
         elapsed_s=times.elapsed_s,
     )
+    if ranks.size > 1:
+        job = _shared(job, ranks)
     with warnings.catch_warnings():
         # Trials apply factors beyond what the short clips allow; the runtime brings them down.
         warnings.simplefilter("ignore", Spark3rWarning)
@@ -214,6 +221,39 @@ def run(
     return replace(result, seconds=times.seconds, elapsed_s=times.elapsed_s())
 
 
+def _shared(job: Job, ranks: Ranks) -> Job:
+    """Return a job of several ranks, whose latencies are taken as in one process."""
+    threads = threads_of_one_process() if job.runner.device.type == "cpu" else None
+    if threads is None:
+        return replace(job, ranks=ranks)
+    job.reporter.say(
+        f"{ranks.size} ranks; latencies are taken in one of them, on {threads} threads"
+    )
+    timer = AloneTimer(timer=job.timer, threads=threads)
+    return replace(job, ranks=ranks, timer=timer, threads=threads)
+
+
+def serve(
+    model: nn.Module,
+    split: Split,
+    settings: Settings,
+    ranks: Ranks,
+    *,
+    family: Family | None = None,
+) -> None:
+    """Run the passes that rank 0 of a calibration asks for, until it has ended.
+
+    The arguments are those of `run` there.
+
+    Raises:
+        RankError: If rank 0 ended before the calibration did.
+    """
+    job = replace(make_job(model, split, settings, family=family), ranks=ranks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Spark3rWarning)  # as in `run`
+        serve_passes(job, split)
+
+
 def join(
     model: nn.Module,
     split: Split,
@@ -221,6 +261,7 @@ def join(
     *,
     family: Family | None = None,
     reporter: Reporter = Reporter(),
+    ranks: Ranks = ONE_PROCESS,
 ) -> Joined:
     """Run trials of a calibration that another process began, until its search has ended.
 
@@ -230,6 +271,7 @@ def join(
         settings: The same request as there. `Settings.storage` is a database server.
         family: The model's family; None recognises it.
         reporter: Receives progress and messages. By default nothing is shown.
+        ranks: Processes that share the passes over clips; this is rank 0 of them.
 
     Returns:
         How many trials ran here. Nothing is exported.
@@ -238,9 +280,10 @@ def join(
         Spark3rError: As `calibrate`.
     """
     job = make_job(model, split, settings, family=family, reporter=reporter)
+    job = replace(job, ranks=ranks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Spark3rWarning)  # as in `run`
-        dense = run_dense(job.runner, split.search, reporter.step("dense, search"))
+        dense = run_dense_of(job, split, "search")
         evaluator = Evaluator(job.runner, job.source, settings.objective)
         return join_search(job, split, evaluator, dense)
 
@@ -325,7 +368,7 @@ def _run(job: Job, origin: Origin) -> Calibration:
 
     evaluator = Evaluator(job.runner, job.source, settings.objective)
     begin_s = job.elapsed_s()
-    searched = run_dense(job.runner, origin.split.search, job.reporter.step("dense, search"))
+    searched = run_dense_of(job, origin.split, "search")
     plan = planned(job, origin, budget, job.elapsed_s() - begin_s)
     split = trimmed(origin.split, plan.work)
     dense = run_dense_by_role(job, split, searched)

@@ -22,6 +22,7 @@ from .budget import Budget
 from .clips import Split
 from .defaults import TIMER, TIMING_S, TRIALS, Objective, Source
 from .progress import Reporter
+from .ranks import ONE_PROCESS, Ranks
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Job:
         source: What schedules are judged by.
         reporter: Receives progress and messages. By default nothing is shown.
         timer: Takes the latencies.
+        ranks: Processes that share the passes over clips. By default this one is alone.
+        threads: Threads that latencies are taken with; None for those of this process.
         elapsed_s: Function that returns the seconds since the calibration began.
     """
 
@@ -113,6 +116,8 @@ class Job:
     source: Source
     reporter: Reporter = Reporter()
     timer: Timer = TIMER
+    ranks: Ranks = ONE_PROCESS
+    threads: int | None = None
     elapsed_s: Callable[[], float] = lambda: 0.0
 
     @property
@@ -179,4 +184,6 @@ def make_job(
             "calibrate is called inside torch.autocast, which would also lower the precision of "
             "the metrics: leave that block and give the precision as dtype="
         )
-    return Job(runner, settings, default_source(split, settings), reporter, timer, elapsed_s)
+    return Job(
+        runner, settings, default_source(split, settings), reporter, timer, elapsed_s=elapsed_s
+    )

@@ -38,7 +38,7 @@ ORDERS = {
     ),
     "calibrate": (
         "defaults",
-        "budget clips plan progress",
+        "budget clips plan progress ranks",
         "settings",
         "measure",
         "search",

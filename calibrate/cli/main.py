@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -142,19 +143,59 @@ def run_command(
         print(f"calibrate: {failure_text(error)}", file=sys.stderr)
         return USAGE
     sys.path.append(os.getcwd())  # for a model factory in the working directory, as python -m
+    if int(os.environ.get("RANK", "0")) > 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        return _serve(options, budget)
     try:
         with raise_on_sigterm():
             return _calibrate(options, budget, reporter, timer)
     except (KeyboardInterrupt, Terminated) as stop:
         word, status = word_and_status(stop)
-        print(f"calibrate: {word}: {_what_is_kept(options)}", file=sys.stderr)
-        return status
+        return _failed(options, status, f"{word}: {_what_is_kept(options)}")
     except Exception as error:
+        status = UNREACHABLE if isinstance(error, UnreachableBudgetError) else FAILED
         if options.debug:
             traceback.print_exc()
-        else:
-            print(f"calibrate: {failure_text(error, LESS_MEMORY)}", file=sys.stderr)
-        return UNREACHABLE if isinstance(error, UnreachableBudgetError) else FAILED
+        return _failed(options, status, failure_text(error, LESS_MEMORY))
+
+
+def _failed(options: argparse.Namespace, status: int, text: str) -> int:
+    """Say why the command ends, and return the status.
+
+    The status is in the JSON object as well, because torchrun turns every failure into 1.
+    """
+    if not options.debug:
+        print(f"calibrate: {text}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"status": status, "error": text}))
+    return status
+
+
+def _serve(options: argparse.Namespace, budget: Budget | None) -> int:
+    """Run passes for rank 0, which alone says what goes wrong.
+
+    If the inputs cannot be read here, rank 0 gets the error as the answer to its first request.
+    """
+    from ..pipeline import serve
+    from ..ranks import RankError, Ranks
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what Ctrl-C means
+    ranks = Ranks.of_environment()
+    try:
+        error: Exception | None = None
+        try:
+            inputs = _read_inputs(options, budget, _storage(options), Reporter())
+        except Exception as failure:
+            error = failure
+        with ranks.connected():
+            if error is not None:
+                ranks.refuse(error)
+                return FAILED
+            serve(inputs.model, inputs.split, inputs.settings, ranks, family=inputs.family)
+    except RankError as lost:
+        if ranks.rank == 1:
+            print(f"calibrate: {failure_text(lost)}", file=sys.stderr)
+        return FAILED
+    return DONE
 
 
 def _footage(options: argparse.Namespace) -> tuple[str, ...]:
@@ -182,26 +223,29 @@ def _calibrate(
         check_database(storage)
 
     from ..pipeline import join, run
+    from ..ranks import Ranks
 
+    ranks = Ranks.of_environment()
     if reporter is None:
         reporter = Reporter() if options.quiet else TerminalReporter()
     times = StepTimes(reporter)
     with reporter:
         inputs = _read_inputs(options, budget, storage, times)
         model, split, settings, family = inputs.model, inputs.split, inputs.settings, inputs.family
-        if options.join:
-            return _show_joined(
-                join(model, split, settings, family=family, reporter=reporter), options
+        with ranks.connected():
+            if options.join:
+                joined = join(model, split, settings, family=family, reporter=reporter, ranks=ranks)
+                return _show_joined(joined, options)
+            result = run(
+                model,
+                split,
+                settings,
+                from_profile=inputs.from_profile,
+                family=family,
+                reporter=times,
+                timer=timer,
+                ranks=ranks,
             )
-        result = run(
-            model,
-            split,
-            settings,
-            from_profile=inputs.from_profile,
-            family=family,
-            reporter=times,
-            timer=timer,
-        )
     return _write(result, output, options)
 
 
@@ -273,7 +317,7 @@ def _read_inputs(
         reporter.say(known.notice)
     if options.model == "reference" and any(map(is_real, _footage(options))):
         reporter.say(REFERENCE_IS_FOR)
-    device = usable_device(options.device or default_device())
+    device = usable_device(_device(options))
     model = load_model(options.model, device)
     family = detect(model)
     if from_profile is not None and profile is not None:  # before clips are rendered
@@ -300,16 +344,32 @@ def _read_inputs(
     return _Inputs(model, family, split, settings, from_profile)
 
 
+def _device(options: argparse.Namespace) -> str:
+    """Return the device of this process: each rank of a node has a GPU of its own."""
+    device = str(options.device or default_device())
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+
+
 def _write(result: Calibration, output: Path, options: argparse.Namespace) -> int:
     """Write the profile and its report, print the result, and return the exit status."""
     from ..report.page import write_report
     from ..report.summary import missed, print_json, print_summary
 
-    show = print_json if options.json else print_summary
+    why = missed(result)
+    status = INTERRUPTED if result.interrupted else DONE if why is None else MISSED
+
+    def show(written: Path | None, report: tuple[Path, ...], status: int) -> None:
+        if options.json:
+            print_json(result, written, report, status)
+        else:
+            print_summary(result, written, report)
+
     try:
         written = _save(result, output, options.resume)
     except (OSError, Spark3rError):
-        show(result, None, ())  # the measurements are shown even if they cannot be saved
+        show(None, (), FAILED)  # the measurements are shown even if they cannot be saved
+        options.json = False  # the error is not a second object
         raise
     report: tuple[Path, ...] = ()
     try:
@@ -321,16 +381,11 @@ def _write(result: Calibration, output: Path, options: argparse.Namespace) -> in
         )
     except (KeyboardInterrupt, Terminated) as stop:
         word, status = word_and_status(stop)
-        print(f"calibrate: {word}: {written} is there, its report is not", file=sys.stderr)
-        return status
-    show(result, written, report)
-    if result.interrupted:
-        return INTERRUPTED
-    why = missed(result)
-    if why is None:
-        return DONE
-    print(f"calibrate: the goal is missed: {why}", file=sys.stderr)
-    return MISSED
+        return _failed(options, status, f"{word}: {written} is there, its report is not")
+    show(written, report, status)
+    if status == MISSED:
+        print(f"calibrate: the goal is missed: {why}", file=sys.stderr)
+    return status
 
 
 def _show_joined(joined: Joined, options: argparse.Namespace) -> int:

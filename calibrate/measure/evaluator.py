@@ -14,10 +14,8 @@ from spark3r.prediction import Prediction
 from spark3r.runner import Runner
 from spark3r.schedule import Schedule
 
-from ..clips import Split
 from ..defaults import Objective, Source
 from ..progress import Progress, no_progress
-from ..settings import Job
 from .quality import Quality, assess
 from .score import DEVIATION_WEIGHT, LEAST_DEVIATION, score
 
@@ -36,9 +34,24 @@ class DenseRuns:
     predictions: tuple[Prediction, ...]
     qualities: tuple[Quality, ...]
 
+    def part(self, begin: int, end: int | None = None) -> DenseRuns:
+        """Return the runs of the clips from one number up to another."""
+        chosen = slice(begin, end)
+        return DenseRuns(self.clips[chosen], self.predictions[chosen], self.qualities[chosen])
+
     def first(self, count: int) -> DenseRuns:
         """Return the runs of the first ``count`` clips."""
-        return DenseRuns(self.clips[:count], self.predictions[:count], self.qualities[:count])
+        return self.part(0, count)
+
+    def evaluate(
+        self, runner: Runner, schedule: Schedule, *, clouds: bool = False
+    ) -> tuple[Quality, ...]:
+        """Return the quality of a schedule on each clip; see `evaluate`."""
+        with apply(runner.model, schedule, family=runner.family, guard=False):
+            return tuple(
+                assess(runner.predict(clip), clip, reference, clouds=clouds)
+                for clip, reference in zip(self.clips, self.predictions, strict=True)
+            )
 
 
 @dataclass(frozen=True)
@@ -78,16 +91,6 @@ def run_dense(runner: Runner, clips: Sequence[Clip], progress: Progress = no_pro
     return DenseRuns(tuple(clips), tuple(predictions), tuple(qualities))
 
 
-def run_dense_by_role(job: Job, split: Split, search: DenseRuns) -> SplitRuns:
-    """Return the dense runs of all clips, of which those of the search are given."""
-    runner, step = job.runner, job.reporter.step
-    return SplitRuns(
-        search,
-        run_dense(runner, split.validation, step("dense, validation")),
-        run_dense(runner, split.held_out, step("dense, held out")),
-    )
-
-
 def evaluate(
     runner: Runner, schedule: Schedule, dense: DenseRuns, *, clouds: bool = False
 ) -> tuple[Quality, ...]:
@@ -102,11 +105,7 @@ def evaluate(
     Raises:
         PredictionError: If the model returns NaN or no prediction.
     """
-    with apply(runner.model, schedule, family=runner.family, guard=False):
-        return tuple(
-            assess(runner.predict(clip), clip, reference, clouds=clouds)
-            for clip, reference in zip(dense.clips, dense.predictions, strict=True)
-        )
+    return dense.evaluate(runner, schedule, clouds=clouds)
 
 
 @dataclass(frozen=True)

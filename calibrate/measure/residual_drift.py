@@ -37,6 +37,15 @@ METRIC = "drift"
 
 _Candidate = tuple[Operators, str, int]
 
+Candidates = Mapping[_Candidate, ResolvedRule]
+"""Reductions to try, by operators, axis and factor."""
+
+Samples = dict[tuple[int, _Candidate], float]
+"""Drift of one clip by layer and candidate."""
+
+DriftSamples = Callable[[Candidates, Progress], Sequence[Samples]]
+"""Function(candidates, callback(clips run, their total)) that returns the drift of each clip."""
+
 
 def drift(
     runner: Runner,
@@ -46,6 +55,7 @@ def drift(
     query_factors: Sequence[int] = (),
     key_value_factors: Sequence[int] = (),
     progress: Progress = no_progress,
+    samples: DriftSamples | None = None,
 ) -> pd.DataFrame:
     """Measure the residual drift of every layer and candidate around the dense model.
 
@@ -56,6 +66,7 @@ def drift(
         query_factors: Query factors to try.
         key_value_factors: Key-value factors to try.
         progress: Callback(clips run, their total).
+        samples: Function that returns the drift of each clip; None runs the clips here.
 
     Returns:
         A table like that of `calibrate.measure.probe`. Its profiler and its only metric are
@@ -69,19 +80,17 @@ def drift(
         raise ValueError("there is no clip to measure drift on")
     shortest = runner.layout(min(clips, key=lambda clip: clip.frames).images)
     candidates = _candidates(operators, query_factors, key_value_factors, shortest)
-    samples: dict[tuple[int, _Candidate], list[float]] = {}
-    for number, clip in enumerate(clips):
-        progress(number, len(clips))
-        layout = runner.layout(clip.images)
-        with ExitStack() as hooks:
-            for layer, (name, module) in enumerate(runner.attention.items()):
-                block = runner.root.get_submodule(name.rpartition(".")[0])
-                record = partial(_record, samples, layer, f"{name}, clip '{clip.name}'")
-                _watch(hooks, runner.family, module, block, layout, candidates, record)
-            runner.run(clip.images)
+    found: list[Samples] = []
+    if samples is None:
+        for number, clip in enumerate(clips):
+            progress(number, len(clips))
+            found.append(drift_of_clip(runner, clip, candidates))
+    else:
+        found += samples(candidates, progress)
     progress(len(clips), len(clips))
     rows = []
-    for (layer, (each, axis, factor)), values in samples.items():
+    for layer, (each, axis, factor) in found[0]:
+        values = [each_clip[layer, (each, axis, factor)] for each_clip in found]
         rows.append(
             {
                 "profiler": "drift",
@@ -96,6 +105,23 @@ def drift(
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def drift_of_clip(runner: Runner, clip: Clip, candidates: Candidates) -> Samples:
+    """Return the drift of every layer and candidate in a dense pass over one clip.
+
+    Raises:
+        SensitivityError: If a drift is not finite.
+    """
+    samples: Samples = {}
+    layout = runner.layout(clip.images)
+    with ExitStack() as hooks:
+        for layer, (name, module) in enumerate(runner.attention.items()):
+            block = runner.root.get_submodule(name.rpartition(".")[0])
+            record = partial(_record, samples, layer, f"{name}, clip '{clip.name}'")
+            _watch(hooks, runner.family, module, block, layout, candidates, record)
+        runner.run(clip.images)
+    return samples
 
 
 def fit_drift_to_probes(
@@ -170,7 +196,7 @@ def rank_agreement(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> d
 
 
 def _record(
-    samples: dict[tuple[int, _Candidate], list[float]],
+    samples: Samples,
     layer: int,
     where: str,
     candidate: _Candidate,
@@ -181,7 +207,7 @@ def _record(
             f"layer {layer} ({where}), {candidate[1]} factor {candidate[2]}: drift is {value}; if "
             "the model runs in half precision, try float32 or bfloat16"
         )
-    samples.setdefault((layer, candidate), []).append(value)
+    samples[layer, candidate] = value
 
 
 def _candidates(
@@ -189,7 +215,7 @@ def _candidates(
     query_factors: Sequence[int],
     key_value_factors: Sequence[int],
     layout: TokenLayout,
-) -> Mapping[_Candidate, ResolvedRule]:
+) -> Candidates:
     """Return all candidates within the layout, including factor 1 of each axis."""
     found: dict[_Candidate, ResolvedRule] = {}
     for each in operators:
@@ -208,7 +234,7 @@ def _watch(
     module: nn.Module,
     block: nn.Module,
     layout: TokenLayout,
-    candidates: Mapping[_Candidate, ResolvedRule],
+    candidates: Candidates,
     record: Callable[[_Candidate, float], None],
 ) -> None:
     """Hook one layer so that ``record`` gets its drifts in the next pass."""

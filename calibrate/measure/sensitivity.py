@@ -7,7 +7,6 @@ from functools import partial
 
 import pandas as pd
 
-from spark3r.clips import Clip
 from spark3r.layout import TokenLayout
 from spark3r.reduction.rule import ResolvedRule, clamp
 
@@ -28,6 +27,7 @@ from ..defaults import (
 from ..settings import Job
 from .cache import cached_table, table_key
 from .evaluator import DenseRuns
+from .passes import drift_samples
 from .probe import FAITHFULNESS, SensitivityError, probe, sensitive_layers
 from .residual_drift import drift, fit_drift_to_probes, rank_agreement
 
@@ -55,15 +55,15 @@ def sensitivities(
         trusted: Least rank correlation of drift with the probes, on every axis.
     """
     few = dense.first(probed_of(len(dense.clips)))
-    others = dense.clips[len(few.clips) :] or few.clips
+    others = dense.part(len(few.clips)) if len(few.clips) < len(dense.clips) else few
     scale_probe = {
         "query_factors": (SCALE_PROBE_FACTOR,),
         "key_value_factors": (SCALE_PROBE_FACTOR,),
     }
     names = {"query_factors": query_factors, "key_value_factors": key_value_factors}
-    total = len(others) + len(few.clips)
+    total = len(others.clips) + len(few.clips)
     drifts = _drift(job, others, 0, total, **names)
-    beside = _drift(job, few.clips, len(others), total, **scale_probe)
+    beside = _drift(job, few, len(others.clips), total, **scale_probe)
     job.reporter.progress("drift", total, total)
     probes = _probes(job, few, step="sensitivity", **scale_probe)
     agreement = rank_agreement(drifts, probes, FAITHFULNESS)
@@ -84,16 +84,25 @@ def sensitivities(
 
 
 def _drift(
-    job: Job, clips: Sequence[Clip], before: int, total: int, **factors: Sequence[int]
+    job: Job, dense: DenseRuns, before: int, total: int, **factors: Sequence[int]
 ) -> pd.DataFrame:
     """Return the drift on clips that come after ``before`` of ``total`` clips."""
 
     def progress(done: int, _: int) -> None:
         job.reporter.progress("drift", before + done, total)
 
-    key = table_key(job, clips, OPERATORS, profiler="drift", **factors)
+    key = table_key(job, dense.clips, OPERATORS, profiler="drift", **factors)
     return cached_table(
-        job, key, lambda: drift(job.runner, clips, OPERATORS, progress=progress, **factors)
+        job,
+        key,
+        lambda: drift(
+            job.runner,
+            dense.clips,
+            OPERATORS,
+            progress=progress,
+            samples=drift_samples(dense),
+            **factors,
+        ),
     )
 
 

@@ -128,8 +128,7 @@ def make_profile(
         schedules=tuple(runs),
         baselines=tuple(baselines),
         clips=() if decision is None else _clips(split),
-        # Validated from JSON, which has lists for tuples.
-        environment=EnvironmentRecord.model_validate_json(json.dumps(environment())),
+        environment=_environment(job),
         seed=job.settings.seed,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     )
@@ -142,6 +141,14 @@ def make_profile(
         measurements=(measurement,),
         sensitivity=sensitivity,
     )
+
+
+def _environment(job: Job) -> EnvironmentRecord:
+    """Return the environment that latencies were taken in."""
+    record = environment()
+    if job.threads is not None:
+        record["threads"] = job.threads
+    return EnvironmentRecord.model_validate_json(json.dumps(record))  # JSON has lists for tuples
 
 
 def kernel_records(device: torch.device, dtype: torch.dtype) -> tuple[KernelRecord, ...]:

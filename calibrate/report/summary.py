@@ -191,11 +191,17 @@ def print_summary(result: Calibration, output: Path | None, report: Sequence[Pat
     print(f'use it with spark3r.apply(model, "{output}")')
 
 
-def print_json(result: Calibration, output: Path | None, report: Sequence[Path]) -> None:
-    """Print the result as one JSON object. The arguments are those of `print_summary`."""
+def print_json(
+    result: Calibration, output: Path | None, report: Sequence[Path], status: int
+) -> None:
+    """Print the result as one JSON object, with the exit status.
+
+    The other arguments are those of `print_summary`.
+    """
     budget, fit = result.budget, result.latency.fit
     trials = () if result.found is None else result.found.trials
     document = {
+        "status": status,
         "profile": None if output is None else str(output),
         "report": [str(path) for path in report],
         "from": None if result.origin is None else str(result.origin),

@@ -380,7 +380,7 @@ def test_sigterm_stops_at_once_and_leaves_nothing_behind(
     assert main(job, reporter=Preempted(step, done)) == 143
     assert signal.getsignal(signal.SIGTERM) == before
     out, err = capsys.readouterr()
-    assert out == ""
+    assert json.loads(out) == {"status": 143, "error": err.removeprefix("calibrate: ").strip()}
     assert err.startswith("calibrate: terminated: ")
     assert message in err
     assert err.count("\n") == 1
