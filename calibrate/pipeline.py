@@ -414,6 +414,9 @@ def planned(job: Job, origin: Origin, budget: ResolvedBudget | None, dense_s: fl
     answer_ms = table.dense_ms / 2 if budget is None else budget.clip_ms
     pace = origin.latencies.pace
     timing_s = (3 * answer_ms + 5 * (pace.wall_ms + (pace.dense_ms or 0.0))) / 1000
+    timing_s *= (
+        table.wall.busy
+    )  # CPU time is taken on a busy machine, and the limit is of the clock
     run_s = dense_s / len(split.search)
     limit_s = settings.time_limit_s
     plan = plan_within(work, run_s, timing_s, job.elapsed_s() - dense_s, limit_s)
