@@ -156,6 +156,10 @@ def longest_short(job: Job, footage: Tensor, at_most: int) -> ShortPasses:
         dense_ms = timed["dense"].median_ms if "dense" in timed else None
         found = ShortPasses(frames, dense_ms, timed["wall"].median_ms)
         frames = found.longest_within(1000 * FITTED_S)
+        if frames < found.frames > FITTED_STEP:  # the length before promised too much
+            frames = max(FITTED_STEP, frames // FITTED_STEP * FITTED_STEP)
+            found = ShortPasses(frames, *found.extended(frames))
+            break
         frames = at_most if frames >= at_most else frames // FITTED_STEP * FITTED_STEP
         if frames <= found.frames or at_most > frames < FITTED_FROM * found.frames:
             break

@@ -70,17 +70,18 @@ def test_without_lengths_there_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wall_ms", "square_ms", "at_most", "frames"),
+    ("wall_ms", "square_ms", "at_most", "frames", "first"),
     [
-        (4.4, 0.115, 1024, 96),  # the reference model on two cores
-        (4.4, 0.115, 48, 48),
-        (0.001, 0.01, 1024, 384),
-        (0.001, 0.001, 1024, 1024),
-        (0.001, 100.0, 1024, 8),  # too slow at any length
+        (4.4, 0.115, 1024, 96, 1.0),  # the reference model on two cores
+        (4.4, 0.115, 48, 48, 1.0),
+        (0.001, 0.01, 1024, 384, 1.0),
+        (0.001, 0.001, 1024, 1024, 1.0),
+        (4.4, 0.115, 1024, 96, 0.92),  # the first dense pass is disturbed, by 8 % of it
+        (0.001, 100.0, 1024, 8, 1.0),  # too slow at any length
     ],
 )
 def test_the_length_to_fit_at_is_the_longest_at_which_dense_is_short(
-    wall_ms: float, square_ms: float, at_most: int, frames: int
+    wall_ms: float, square_ms: float, at_most: int, frames: int, first: float
 ) -> None:
     taken: list[int] = []
 
@@ -95,16 +96,22 @@ def test_the_length_to_fit_at_is_the_longest_at_which_dense_is_short(
             dense = by_name["dense"]
             assert isinstance(dense, PassTiming)
             taken.append(dense.layout.frames)
+            share = first if len(taken) == 1 else 1.0
             return {
                 "wall": Latency((wall_ms * dense.layout.frames,)),
-                "dense": Latency((dense_ms(dense.layout.frames),)),
+                "dense": Latency((share * dense_ms(dense.layout.frames),)),
             }
 
     split = split_clips(tiny_job.clips())
     job = make_job(make_tiny(), split, Settings(parse_budget("50%")), timer=LengthTimer())
     short = longest_short(job, split.search[0].images, at_most)
-    assert short.frames == frames == taken[-1]
-    assert all(dense_ms(n) <= 1500 for n in taken[1:])
+    assert short.frames == frames
+    assert frames <= 8 or dense_ms(frames) <= 1500
+    if first == 1:
+        assert frames == taken[-1]
+        assert all(dense_ms(n) <= 1500 for n in taken[1:])
     assert len(taken) <= 5
     for length in (frames, 2 * frames):
-        assert short.extended(length) == pytest.approx((dense_ms(length), wall_ms * length))
+        assert short.extended(length) == pytest.approx(
+            (dense_ms(length), wall_ms * length), rel=1e-6
+        )
