@@ -4,7 +4,8 @@
     python benchmarks/faults/workers.py --share 0.05
 
 Each round begins a small calibration in an empty database, and seven workers join it. Four of the
-eight get SIGKILL, each at a moment drawn from the time that an undisturbed round takes. If the one
+eight get SIGKILL, each when a number of trials has finished that is drawn from all, so that kills
+meet the search on a machine of any speed. If the one
 that began the search is among them, it is started again with --resume, as a user would do. In the
 end every trial must have run once: none is lost, none has two results, none is left running or
 waiting, no result that was there before a kill has gone, and the profile is written. Heartbeats
@@ -151,25 +152,27 @@ def faults_of(url: str) -> list[str]:
 
 
 def run_round(
-    folder: Path, url: str, cache: Path, moments_s: dict[int, float]
-) -> tuple[float, int, list[str]]:
+    folder: Path, url: str, cache: Path, moments: dict[int, int], chance: random.Random
+) -> tuple[int, int, list[str]]:
     """Run a round.
 
     Args:
         folder: Folder of the workers.
         url: An empty database.
         cache: Folder of stored sensitivities.
-        moments_s: Seconds after which workers are killed, by number.
+        moments: Numbers of finished trials at which workers are killed, by the worker's number.
+        chance: Source of the seconds after that.
 
     Returns:
-        Seconds until all had ended, the number of kills, and what is wrong.
+        The number of trials, the number of kills, and what is wrong.
     """
-    begun = time.monotonic()
     workers = [start(folder, url, number, cache) for number in range(WORKERS)]
     kills, before, wrong = 0, set[tuple[str, int, Any]](), list[str]()
-    for number, moment_s in sorted(moments_s.items(), key=lambda each: each[1]):
-        time.sleep(max(0.0, begun + moment_s - time.monotonic()))
-        before |= results(url)
+    for number, moment in sorted(moments.items(), key=lambda each: each[1]):
+        while len(done := results(url)) < moment:
+            time.sleep(0.1)
+        before |= done
+        time.sleep(chance.uniform(0, SLOWER_S))
         if not workers[number].kill():
             continue
         kills += 1
@@ -179,15 +182,14 @@ def run_round(
             workers[0] = Worker(again, again.start(prepare))
     while not all([worker.look() for worker in workers]):
         time.sleep(0.05)
-    seconds = time.monotonic() - begun
     for number, worker in enumerate(workers):
-        if worker.status != 0 and (number == 0 or number not in moments_s):
+        if worker.status != 0 and (number == 0 or number not in moments):
             said = (folder / f"{number}.err").read_text()[-300:]
             wrong.append(f"worker {number} ended with {worker.status}: {said}")
     if not (folder / "0" / "a.json").exists():
         wrong.append("there is no profile")
     wrong += [f"gone: {each}" for each in sorted(before - results(url), key=str)]
-    return seconds, kills, wrong + faults_of(url)
+    return len(results(url)), kills, wrong + faults_of(url)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,18 +206,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name, postgresql() as server:
         warm_up()
         folder, cache = Path(name), Path(name) / "cache"
-        whole_s, _, faults = run_round(folder / "undisturbed", new_database(server), cache, {})
+        base = new_database(server)
+        trials, _, faults = run_round(folder / "undisturbed", base, cache, {}, chance)
         if faults:
             raise SystemExit(f"an undisturbed round fails: {faults}")
         for number in range(rounds):
             victims = chance.sample(range(WORKERS), KILLED)
-            moments_s = {each: chance.uniform(0, whole_s) for each in victims}
+            moments = {each: chance.randrange(trials - WORKERS) for each in victims}
             _, killed, faults = run_round(
-                folder / f"round {number}", new_database(server), cache, moments_s
+                folder / f"round {number}", new_database(server), cache, moments, chance
             )
             kills, firsts = kills + killed, firsts + (0 in victims)
             if faults:
-                wrong.append({"round": number, "moments_s": moments_s, "faults": faults})
+                wrong.append({"round": number, "moments": moments, "faults": faults})
             print(f"{number + 1} of {rounds} rounds, {len(wrong)} wrong", file=sys.stderr)
     document = {
         "seed": options.seed,
@@ -223,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": rounds,
         "kills": kills,
         "rounds_in_which_the_first_was_killed": firsts,
-        "seconds_undisturbed": round(whole_s, 1),
+        "trials": trials,
         "faults": wrong,
     }
     write_result(document, options.output)
