@@ -20,6 +20,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer, self.merged = base_layer, False
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.lora_A = nn.Linear(base_layer.in_features, 2, bias=False)
         self.lora_B = nn.Linear(2, base_layer.out_features, bias=False)
 
