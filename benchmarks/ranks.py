@@ -85,9 +85,7 @@ def summary(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and return 1 if two ranks are slower than demanded."""
-    parser = argparse.ArgumentParser(
-        description="How much faster the quality part of a calibration is in several ranks."
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2, help="number of ranks (default: 2)")
     parser.add_argument("--trials", default="24", help="trials of the search (default: 24)")
     parser.add_argument("--target-frames", default="128", help="target length (default: 128)")

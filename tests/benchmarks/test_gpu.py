@@ -67,6 +67,7 @@ def test_without_time_a_stage_is_not_begun(gpu: ModuleType, tmp_path: Path) -> N
     assert [row["status"] for row in lines_of(path)] == ["not begun"] * 2
 
 
+@pytest.mark.slow
 def test_processes_of_a_stage_end_with_it(gpu: ModuleType, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     program = f"sleep 60 & echo $! > {pid}; wait"

@@ -106,6 +106,7 @@ def test_a_depth_head_in_half_precision_is_near(past_the_wall: ModuleType) -> No
     torch.testing.assert_close(after, before, rtol=0.05, atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
 @pytest.mark.parametrize("applied", [False, True])
 def test_compiled_blocks_share_one_graph(past_the_wall: ModuleType, applied: bool) -> None:

@@ -316,6 +316,7 @@ def test_effort_quick_searches_nothing(clips: list) -> None:
     assert {clip.role for clip in measurement.clips} == {"search", "held_out"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit_s", "amounts"),
     [(800.0, "40 trials, 4"), (390.0, "5 trials, 4"), (60.0, "no search, 4")],
@@ -384,7 +385,9 @@ def test_a_machine_that_becomes_slower_changes_nothing(
     assert "times as long" in latency_text(result)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))]
+)
 def test_on_a_machine_that_drifts_and_jumps_a_budget_is_met_or_missed_aloud(
     seed: int, clips: list
 ) -> None:

@@ -276,6 +276,7 @@ def test_a_budget_that_is_missed_has_a_status_of_its_own(
     assert Profile.load(tmp_path / "a.json").default == document["exported"]
 
 
+@pytest.mark.slow
 def test_a_trial_out_of_memory_is_counted_and_the_search_continues(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

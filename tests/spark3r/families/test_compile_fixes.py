@@ -21,16 +21,9 @@ from spark3r.families.registry import detect
 
 # Upstream's rotary embeddings wait for the device, except for these two.
 ROTARY = [case for case in CASES if case.family not in ("omega", "reference")]
-# Compiling takes seconds. So one instance represents both of Depth-Anything-3, and the fast tier
-# compiles one reduced stand-in.
-FAST = "vggt-stand-in"
+# Compiling takes seconds. So one instance represents both of Depth-Anything-3.
 COMPILED = [
-    pytest.param(
-        case,
-        reduced,
-        id=f"{case}-{'reduced' if reduced else 'dense'}",
-        marks=() if reduced and case.name == FAST else pytest.mark.slow,
-    )
+    pytest.param(case, reduced, id=f"{case}-{'reduced' if reduced else 'dense'}")
     for case in CASES
     if case.name != "da3-small-upstream"
     for reduced in ([True] if case.needs else [False, True])
@@ -61,6 +54,7 @@ def test_no_pass_waits_for_the_device(case: Case) -> None:
                 run(model, clip)
 
 
+@pytest.mark.slow
 @pytest.mark.dynamo
 @pytest.mark.parametrize(("case", "reduced"), COMPILED)
 def test_entry_compiles_without_a_graph_break(case: Case, reduced: bool) -> None:

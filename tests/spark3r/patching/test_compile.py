@@ -48,7 +48,7 @@ def fresh_dynamo():
     ("unmerge", "backend", "lengths"),
     [
         ("copy", "eager", FEW_LENGTHS),
-        ("linear", "eager", FEW_LENGTHS),
+        pytest.param("linear", "eager", FEW_LENGTHS, marks=pytest.mark.slow),
         *(
             pytest.param(unmerge, backend, LENGTHS, marks=pytest.mark.slow)
             for unmerge in ("copy", "linear")

@@ -273,7 +273,7 @@ def test_means_of_many_half_precision_queries_lose_nothing_while_summing(dtype):
 
 
 @pytest.mark.parametrize("key_value", [TemporalStride, TokenStride])
-@pytest.mark.parametrize("unmerge", ["copy", "linear"])
+@pytest.mark.parametrize("unmerge", ["copy", pytest.param("linear", marks=pytest.mark.slow)])
 def test_gradients_flow_through_merging_and_mass_correction(key_value, unmerge):
     layout = TokenLayout(4, 1, 2, special=1, anchor_frame=0)
     ops = Operators(

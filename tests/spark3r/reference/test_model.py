@@ -121,7 +121,7 @@ def test_meta_device() -> None:
 @pytest.mark.parametrize(
     ("pairs", "lengths", "backend"),
     [
-        (1, (3,), "eager"),
+        pytest.param(1, (3,), "eager", marks=pytest.mark.slow),
         pytest.param(PAIRS, (1, 2, 3, 6), "eager", marks=pytest.mark.slow),
         pytest.param(PAIRS, (1, 2, 3, 6), "aot_eager", marks=pytest.mark.slow),
     ],
