@@ -186,6 +186,7 @@ def tiny() -> nn.Module:
     return make_model()
 
 
+@pytest.mark.slow
 def test_a_table_or_one_json_object(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_report_needs_passes() -> None:
         check_fit(TRUTH, [], LAYOUT)
 
 
+@pytest.mark.slow
 def test_a_real_model_is_timed_and_left_as_it_was(model: nn.Module) -> None:
     images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

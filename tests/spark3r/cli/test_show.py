@@ -53,6 +53,7 @@ def test_show_as_json() -> None:
     assert shown["share"] == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_show_counts_memory_as_the_command_for_it_does() -> None:
     counted = run(
         "memory",

@@ -345,6 +345,7 @@ def test_one_more_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         test_kernels_of_a_layer_of_vggt_at_1000_frames(PAPER, 30, 219)
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_read_beyond_32_bits_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = replace(CORRECTED, key_value=8)
     _layer("vggt", 200, rule, fused=False)

@@ -204,6 +204,7 @@ def test_scale_drift_by_hand() -> None:
     assert scale_drift(from_centres(rotations, stopped), target) is None
 
 
+@pytest.mark.slow
 def test_a_thousand_frames() -> None:
     predicted, target = random_cameras(0, frames=1000), random_cameras(1, frames=1000)
     metrics = pose_metrics(predicted, target)

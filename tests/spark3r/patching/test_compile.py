@@ -85,6 +85,7 @@ def test_the_patched_model_compiles_once_per_length(model, backend, schedule):
     assert counter.frame_count == len(LENGTHS)
 
 
+@pytest.mark.slow
 def test_patching_pausing_and_removing_after_compilation_are_honoured():
     model = ToyModel()
     images = make_images(8, 16, 16)[None]

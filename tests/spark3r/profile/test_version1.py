@@ -151,6 +151,7 @@ def test_problems_are_reported_as_in_version_2() -> None:
         parse(document)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(mutated(stored("small")))
 def test_malformed_documents_are_refused_or_read_but_never_crash(document: dict[str, Any]) -> None:

@@ -173,6 +173,7 @@ def test_seed_ranges_do_not_overlap() -> None:
             assert first is second or first.stop <= second.start or second.stop <= first.start
 
 
+@pytest.mark.slow
 def test_difficulty_of_the_held_out_scenes() -> None:
     # Constant depth and identity rotations, which the model card's thresholds refer to.
     errors, angles = [], []
