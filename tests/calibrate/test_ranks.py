@@ -69,7 +69,9 @@ def test_a_rank_that_dies_ends_all_with_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     ours = [line for line in ended.stderr.splitlines() if line.startswith("calibrate: ")]
     assert len(ours) == 1, ended.stderr
-    assert "another rank ended before the calibration did" in ours[0]
+    # torchrun ends the other ranks, which may come before they see that one is missing.
+    told = ("another rank ended before the calibration did", "calibrate: terminated: ")
+    assert any(each in ours[0] for each in told), ours[0]
     assert json.loads(ended.stdout)["status"] == 1
     assert not (tmp_path / "a.json").exists()
 
