@@ -11,18 +11,81 @@ A pass of a Runner keeps less: of the layers that the dense head reads their pro
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import LayoutError
+from ..base import Replacement, overridden
 from . import dense_head
 from .dense_head import Begun, Maps
+from .recognition import names_used
 
 HEAD = (
     "_spark3r_head"  # on the aggregator, in passes that need no tokens of the dense head's layers
 )
+
+
+@dataclass(frozen=True)
+class Version:
+    """The version of upstream's code that the savers know. Another one is left alone.
+
+    Attributes:
+        methods: Methods of the aggregator that its forward calls.
+        forward: Names that its forward uses.
+        head: Name of the dense head.
+        head_arguments: Names of the arguments of the dense head's forward.
+        head_begins: Names that the dense head uses first, in this order.
+        camera: Names that a camera head uses which reads only special tokens of the last layer.
+    """
+
+    methods: tuple[str, ...]
+    forward: frozenset[str]
+    head: str
+    head_arguments: tuple[str, ...]
+    head_begins: tuple[str, ...]
+    camera: tuple[str, ...]
+
+    def covers(self, aggregator: nn.Module) -> bool:
+        """Return True if an aggregator is of this version, with the methods of its class."""
+        replaced = any(overridden(aggregator, name) for name in ("forward", *self.methods))
+        return frozenset(names_used(aggregator, "forward")) == self.forward and not replaced
+
+    def projects(self, root: nn.Module) -> bool:
+        """Return True if the heads that a Prediction needs can do without whole layers."""
+        head, camera = getattr(root, self.head, None), getattr(root, "camera_head", None)
+        return dense_head.is_known(head, self.head_arguments, self.head_begins) and (
+            camera is None or names_used(camera, "forward") == self.camera
+        )
+
+
+def own_forwards(
+    version: Version, root: nn.Module, aggregator: nn.Module, forward: Callable[..., Any]
+) -> Iterator[Replacement]:
+    """Yield the forwards of an aggregator that is covered, and of its dense head.
+
+    Args:
+        version: The version.
+        root: Whole model.
+        aggregator: Its aggregator.
+        forward: What takes the place of the aggregator's forward, with the aggregator first.
+    """
+    yield aggregator, "forward", partial(forward, aggregator)
+    if version.projects(root):
+        head = root.get_submodule(version.head)
+        yield head, "forward", partial(dense, head)
+
+
+def handed_projections(
+    version: Version, root: nn.Module, aggregator: nn.Module
+) -> Iterator[Replacement]:
+    """Yield what lets an aggregator that is covered hand projections to the dense head."""
+    if version.projects(root):
+        yield aggregator, HEAD, root.get_submodule(version.head)
 
 
 class Dropped(Tensor):

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import Replacement, overridden
-from . import aggregator_memory, dense_head
-from .aggregator_memory import HEAD, Layers, embedded, runs_as_upstream
+from ..base import Replacement
+from .aggregator_memory import (
+    Layers,
+    Version,
+    embedded,
+    handed_projections,
+    own_forwards,
+    runs_as_upstream,
+)
 from .memory import aggregator_in_pieces
-from .recognition import names_used
 
 _METHODS = ("_run_frame_block", "_run_inter_frame_attention_block")
-_FORWARD_USES = frozenset(
-    {
-        *("shape", "ValueError", "_resnet_mean", "_resnet_std", "view", "patch_embed", "dict"),
-        *("slice_expand_and_flatten", "camera_token", "register_token", "isinstance", "torch"),
-        *("cat", "patch_size", "no_grad", "rope_embed", "to", "device", "float32", "range"),
-        *("depth", "inter_frame_attention_types", "cached_layer_indices", "append"),
-        *("patch_token_start", *_METHODS),
-    }
+_VERSION = Version(
+    methods=_METHODS,
+    forward=frozenset(
+        {
+            *("shape", "ValueError", "_resnet_mean", "_resnet_std", "view", "patch_embed", "dict"),
+            *("slice_expand_and_flatten", "camera_token", "register_token", "isinstance", "torch"),
+            *("cat", "patch_size", "no_grad", "rope_embed", "to", "device", "float32", "range"),
+            *("depth", "inter_frame_attention_types", "cached_layer_indices", "append"),
+            *("patch_token_start", *_METHODS),
+        }
+    ),
+    head="dense_head",
+    head_arguments=("aggregated_tokens_list", "images", "patch_token_start", "frames_chunk_size"),
+    head_begins=(
+        *("contiguous", "shape", "patch_size", "enumerate", "intermediate_layer_idx"),
+        *("ValueError", "dtype", "torch", "float32", "float", "reshape", "norm", "permute"),
+        "projects",
+    ),
+    camera=(
+        *("ValueError", "shape", "dtype", "torch", "float32", "float", "token_norm", "reshape"),
+        *("trunk", "trunk_norm", "_apply_camera_activation", "camera_branch"),
+    ),
 )
-"""What upstream's forward uses. Another version is left alone."""
-
-_DENSE_ARGUMENTS = ("aggregated_tokens_list", "images", "patch_token_start", "frames_chunk_size")
-_DENSE_BEGINS = (
-    *("contiguous", "shape", "patch_size", "enumerate", "intermediate_layer_idx", "ValueError"),
-    *("dtype", "torch", "float32", "float", "reshape", "norm", "permute", "projects"),
-)
-"""What the dense head uses first, in this order."""
-
-_CAMERA_USES = (
-    *("ValueError", "shape", "dtype", "torch", "float32", "float", "token_norm", "reshape"),
-    *("trunk", "trunk_norm", "_apply_camera_activation", "camera_branch"),
-)
-"""What a camera head uses that reads the special tokens of the last layer alone."""
 
 
 def memory_savers(
@@ -52,33 +56,14 @@ def memory_savers(
         whole: Blocks that attend over all frames.
     """
     yield from aggregator_in_pieces(aggregator, whole, passed=("rope",))
-    if _is_known(aggregator):
-        yield aggregator, "forward", partial(_forward, aggregator)
-        if _projects(root):
-            head: Any = root.get_submodule("dense_head")
-            yield head, "forward", partial(aggregator_memory.dense, head)
+    if _VERSION.covers(aggregator):
+        yield from own_forwards(_VERSION, root, aggregator, _forward)
 
 
 def prediction_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield what lets the aggregator hand projections to the dense head, see `memory_savers`."""
-    if _is_known(aggregator) and _projects(root):
-        yield aggregator, HEAD, root.get_submodule("dense_head")
-
-
-def _is_known(aggregator: Any) -> bool:
-    return (
-        frozenset(names_used(aggregator, "forward")) == _FORWARD_USES
-        and not overridden(aggregator)
-        and not any(overridden(aggregator, name) for name in _METHODS)
-    )
-
-
-def _projects(root: nn.Module) -> bool:
-    """Return True if the heads that a Prediction needs can do without tokens of whole layers."""
-    camera = getattr(root, "camera_head", None)
-    return dense_head.is_known(
-        getattr(root, "dense_head", None), _DENSE_ARGUMENTS, _DENSE_BEGINS
-    ) and (camera is None or names_used(camera, "forward") == _CAMERA_USES)
+    if _VERSION.covers(aggregator):
+        yield from handed_projections(_VERSION, root, aggregator)
 
 
 def _forward(self: Any, images: Tensor) -> tuple[list[Tensor | None], int]:

@@ -20,32 +20,38 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Replacement, overridden
-from . import aggregator_memory, dense_head
-from .aggregator_memory import HEAD, Layers, dropped, embedded, runs_as_upstream
+from .aggregator_memory import (
+    Layers,
+    Version,
+    dropped,
+    embedded,
+    handed_projections,
+    own_forwards,
+    runs_as_upstream,
+)
 from .memory import aggregator_in_pieces
-from .recognition import names_used
 
 _UNREAD = "_spark3r_unread"
 _METHODS = ("_process_frame_attention", "_process_global_attention")
-_FORWARD_USES = frozenset(
-    {
-        *("shape", "ValueError", "_resnet_mean", "_resnet_std", "view", "patch_embed", "dict"),
-        *("isinstance", "slice_expand_and_flatten", "camera_token", "register_token", "torch"),
-        *("cat", "rope", "position_getter", "patch_size", "device", "patch_start_idx", "zeros"),
-        *("to", "dtype", "range", "aa_block_num", "aa_order", "len", "append", *_METHODS),
-    }
+_VERSION = Version(
+    methods=_METHODS,
+    forward=frozenset(
+        {
+            *("shape", "ValueError", "_resnet_mean", "_resnet_std", "view", "patch_embed", "dict"),
+            *("isinstance", "slice_expand_and_flatten", "camera_token", "register_token", "torch"),
+            *("cat", "rope", "position_getter", "patch_size", "device", "patch_start_idx"),
+            *("zeros", "to", "dtype", "range", "aa_block_num", "aa_order", "len", "append"),
+            *_METHODS,
+        }
+    ),
+    head="depth_head",
+    head_arguments=("aggregated_tokens_list", "images", "patch_start_idx", "frames_chunk_size"),
+    head_begins=(
+        *("contiguous", "shape", "patch_size", "intermediate_layer_idx", "reshape"),
+        *("norm", "permute", "projects"),
+    ),
+    camera=("token_norm", "trunk_fn"),
 )
-"""What upstream's forward uses. Another version is left alone."""
-
-_DENSE_ARGUMENTS = ("aggregated_tokens_list", "images", "patch_start_idx", "frames_chunk_size")
-_DENSE_BEGINS = (
-    *("contiguous", "shape", "patch_size", "intermediate_layer_idx", "reshape"),
-    *("norm", "permute", "projects"),
-)
-"""What the dense head uses first, in this order."""
-
-_CAMERA_USES = ("token_norm", "trunk_fn")
-"""What a camera head uses that reads the camera tokens of the last layer alone."""
 
 _Result = tuple[Tensor, int, list[Tensor]]
 
@@ -80,34 +86,21 @@ def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
         yield aggregator, _METHODS[0], partial(_frame, aggregator)
         yield aggregator, _METHODS[1], partial(_global, aggregator)
     if _is_known(aggregator):
-        yield aggregator, "forward", partial(_forward, aggregator)
-        if _projects(root):
-            head: Any = root.get_submodule("depth_head")
-            yield head, "forward", partial(aggregator_memory.dense, head)
+        yield from own_forwards(_VERSION, root, aggregator, _forward)
 
 
 def prediction_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield what lets the aggregator hand projections to the dense head, see `memory_savers`."""
-    if _is_known(aggregator) and _projects(root):
-        yield aggregator, HEAD, root.get_submodule("depth_head")
+    if _is_known(aggregator):
+        yield from handed_projections(_VERSION, root, aggregator)
 
 
 def _is_known(aggregator: Any) -> bool:
     return (
-        frozenset(names_used(aggregator, "forward")) == _FORWARD_USES
+        _VERSION.covers(aggregator)
         and aggregator.rope is not None
         and set(aggregator.aa_order) == {"frame", "global"}
-        and not overridden(aggregator)
-        and not any(overridden(aggregator, name) for name in _METHODS)
     )
-
-
-def _projects(root: nn.Module) -> bool:
-    """Return True if the heads that a Prediction needs can do without tokens of whole layers."""
-    camera = getattr(root, "camera_head", None)
-    return dense_head.is_known(
-        getattr(root, "depth_head", None), _DENSE_ARGUMENTS, _DENSE_BEGINS
-    ) and (camera is None or names_used(camera, "forward") == _CAMERA_USES)
 
 
 def _forward(self: Any, images: Tensor) -> tuple[list[Tensor | None], int]:
