@@ -196,8 +196,13 @@ class Guard:
 
 
 def has_values(tokens: Tensor) -> bool:
-    """Return True if tensors of this kind have values that can be compared."""
-    return type(tokens) is Tensor and tokens.device.type != "meta"
+    """Return True if tensors of this kind have values that can be compared.
+
+    Fake tensors and those on the meta device have none. A subclass that lets operations run as they
+    do on plain tensors has, such as images that are normalised on demand.
+    """
+    runs_plainly = type(tokens).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return runs_plainly and tokens.device.type != "meta"
 
 
 def _frames(layout: TokenLayout) -> list[int]:

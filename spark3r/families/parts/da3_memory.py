@@ -73,7 +73,7 @@ class NormalisedOnDemand(Tensor):
 
 _FACTS = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")),
-    *(Tensor.size, Tensor.dim),
+    *(Tensor.size, Tensor.dim, Tensor.is_floating_point),
 }
 """What a tensor tells without its numbers."""
 

@@ -13,14 +13,17 @@ import pytest
 import stand_ins
 import torch
 import torch.nn.functional as F
-from family_cases import CASES, Case, build, images, reducing, run
-from stand_in_parts import HEADS, VggtAttention
+from family_cases import CASES, Case, build, images, quiet, reducing, run
+from stand_in_parts import HEADS, Da3Attention, VggtAttention
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import spark3r
 from spark3r import PatchError, Schedule, TokenLayout, generic
+from spark3r.families.parts.da3_memory import on_demand
 from spark3r.families.registry import named_family
-from spark3r.patching.guard import Guard
+from spark3r.patching.guard import Guard, has_values
+from spark3r.runner import Runner
 
 
 class Seen(Guard):
@@ -50,6 +53,46 @@ def test_every_family_computes_what_its_models_compute(case: Case, dtype: torch.
         assert seen.compared == handle.layers
         assert seen.differences == (0.0,) * case.layers
         assert math.isnan(seen.order) if case.family == "reference" else 0 < seen.order < 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_first_pass_of_a_runner_is_compared(case: Case) -> None:
+    runner = Runner.of(build(case))
+    with spark3r.apply(runner.model, reducing(case.layers)) as handle, quiet():
+        handle._guard = seen = Seen()
+        runner.run(images(case, 5)[0])
+        assert handle._guard is None
+        assert seen.compared == handle.layers
+        assert seen.differences == (0.0,) * case.layers
+        assert math.isnan(seen.order) if case.family == "reference" else 0 < seen.order < 1
+
+
+def test_a_changed_model_is_refused_in_a_pass_of_a_runner() -> None:
+    class Gated(Da3Attention):
+        def forward(self, x: Tensor, pos: Tensor | None = None, attn_mask: Any = None) -> Tensor:
+            return self.run(x, pos) * torch.sigmoid(x)
+
+    model = stand_ins.Da3()
+    block = model.backbone.pretrained.blocks[5]
+    block.attn = Gated(block.attn.rope)
+    spark3r.apply(model, reducing(3))
+    with pytest.raises(PatchError, match=r"blocks\.5\.attn does not compute"):
+        Runner.of(model).run(torch.rand(5, 3, 42, 56))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: torch.rand(2), True),
+        (lambda: nn.Parameter(torch.rand(2)), True),
+        (lambda: on_demand(torch.rand(2, 3, 4, 4)), True),
+        (lambda: torch.rand(2, device="meta"), False),
+        (lambda: FakeTensorMode().from_tensor(torch.rand(2)), False),
+    ],
+    ids=["plain", "a parameter", "normalised on demand", "meta", "fake"],
+)
+def test_what_has_values_is_compared(make: Callable[[], Tensor], expected: bool) -> None:
+    assert has_values(make()) is expected
 
 
 def test_the_guard_changes_no_output_and_later_passes_do_not_run_it() -> None:
