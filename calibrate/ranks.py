@@ -24,20 +24,21 @@ import torch
 import torch.distributed as dist
 
 from spark3r.errors import Spark3rError, first_line
+from spark3r.ranks import loss_told, of_environment
 from spark3r.timing import Latency, Timer, Treatment
 
 _WAIT = timedelta(days=7)
 """Time that a rank waits for work: rank 0 may be timing."""
 
 _STOP = "stop"
+_LOST = (
+    "another rank ended before the calibration did, and torchrun's report names it; the same "
+    "command with --resume continues"
+)
 
 Work = Callable[[str, Sequence[Any], tuple[Any, ...]], dict[Any, Any]]
 """Function(name of the passes, names of clips, arguments) that runs the passes on those of the
 clips that are this rank's, and returns the results by clip."""
-
-
-class RankError(Spark3rError):
-    """Another rank ended before the calibration did."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class Ranks:
     @classmethod
     def of_environment(cls) -> Ranks:
         """Return the rank that ``torchrun`` names, and rank 0 of 1 without it."""
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return cls()
-        return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        return cls(*of_environment())
 
     @property
     def is_first(self) -> bool:
@@ -74,7 +73,7 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        with _loss_told():
+        with loss_told(_LOST):
             dist.init_process_group("gloo", timeout=_WAIT)
         try:
             yield
@@ -99,7 +98,7 @@ class Ranks:
             RankError: If another rank ended.
             Exception: The error of the first rank that had one.
         """
-        with _signals_waiting(), _loss_told():
+        with _signals_waiting(), loss_told(_LOST):
             self._broadcast((name, tuple(clips), arguments))
             answers: list[Any] = [None] * self.size
             dist.gather_object(_answer(work, name, clips, arguments), answers, dst=0)
@@ -117,7 +116,7 @@ class Ranks:
             RankError: If rank 0 ended.
         """
         while True:
-            with _loss_told():
+            with loss_told(_LOST):
                 message: list[Any] = [None]
                 dist.broadcast_object_list(message, src=0)
                 name, clips, arguments = message[0]
@@ -150,18 +149,6 @@ def _answer(work: Work, name: str, clips: Sequence[Any], arguments: tuple[Any, .
         except Exception:  # an error with arguments of its own
             return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
         return error
-
-
-@contextmanager
-def _loss_told() -> Iterator[None]:
-    """Raise errors of the connection as a `RankError`."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            "another rank ended before the calibration did, and torchrun's report names it; the "
-            f"same command with --resume continues ({first_line(error)})"
-        ) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ ROOT = Path(spark3r.__file__).parents[1]
 ORDERS = {
     "spark3r": (
         "errors files lazy",
-        "checks compiling geometry rope memory sdpa transform",
+        "checks compiling geometry ranks rope memory sdpa transform",
         "kernels timing",
         "env layout clips",
         "reduction metrics prediction",

@@ -28,6 +28,7 @@ from spark3r.cli.arguments import (
 from spark3r.cli.failure import failure_text
 from spark3r.cli.termination import INTERRUPTED, Terminated, raise_on_sigterm, word_and_status
 from spark3r.errors import ProfileExistsError, Spark3rError
+from spark3r.ranks import RankError, device_of_rank
 from spark3r.timing import Timer
 
 from ..budget import Budget, BudgetError, UnreachableBudgetError, parse_budget
@@ -176,7 +177,7 @@ def _serve(options: argparse.Namespace, budget: Budget | None) -> int:
     If the inputs cannot be read here, rank 0 gets the error as the answer to its first request.
     """
     from ..pipeline import serve
-    from ..ranks import RankError, Ranks
+    from ..ranks import Ranks
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what Ctrl-C means
     ranks = Ranks.of_environment()
@@ -346,9 +347,7 @@ def _read_inputs(
 
 def _device(options: argparse.Namespace) -> str:
     """Return the device of this process: each rank of a node has a GPU of its own."""
-    device = str(options.device or default_device())
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+    return device_of_rank(str(options.device or default_device()))
 
 
 def _write(result: Calibration, output: Path, options: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@ from .parts.preprocessing import Preprocessed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..reduction.exchange import Exchange
+
 Replacement = tuple[nn.Module, str, object]
 """Module, name of an attribute, and the value to set on it."""
 
@@ -94,6 +96,9 @@ class Family:
         prediction_savers: Return replacements that lower peak memory and change what submodules
             return. They hold in passes of a Runner as long as the memory savers do, and change
             nothing that ``predict`` reads.
+        sharding: Return replacements by which several ranks can share one clip: for every part of
+            the model but global attention that couples frames, and a refusal of what cannot be
+            shared. None if that is not known, and then it is refused.
     """
 
     name: str
@@ -115,6 +120,7 @@ class Family:
     memory_savers: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
     unread: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
     prediction_savers: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements
+    sharding: Callable[[nn.Module, Exchange], Iterable[Replacement]] | None = None
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import FamilyError
 from ..layout import TokenLayout
 from ..prediction import Prediction
+from ..reduction.exchange import Exchange
 from ..reduction.rule import ResolvedRule
 from .base import SAVES_MEMORY, Family, Replacement, unwrap
 from .parts import da3_memory
@@ -38,11 +40,16 @@ from .parts.recognition import (
 )
 from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
+from .parts.sharded import refused
 
 # Paths to the backbone: of the network, of it inside the API object, of the nested network, of that
 # inside the API object, and the backbone itself.
 _BACKBONES = ("backbone", "model.backbone", "da3.backbone", "model.da3.backbone", "")
 _ARGUMENTS = ("x", "pos", "attn_mask")
+_OF_ALL_FRAMES = (
+    ("cam_enc", "Depth-Anything-3's encoder of given cameras attends over all frames"),
+    ("gs_head", "Depth-Anything-3 makes Gaussians of all frames"),
+)
 
 
 def _is_transformer(backbone: Any) -> bool:
@@ -201,23 +208,38 @@ def _first(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
-def _head(root: nn.Module) -> nn.Module | None:
-    """Return the dense head of the network whose backbone is reduced, or None if there is none."""
+def _part(root: nn.Module, name: str) -> nn.Module | None:
+    """Return a part of the network whose backbone is reduced, or None if it has none."""
     backbone = _backbone(root)[1]
     for network in root.modules():
         if unwrap(getattr(network, "backbone", network)) is backbone and network is not backbone:
-            found = getattr(network, "head", None)
+            found = getattr(network, name, None)
             return found if isinstance(found, nn.Module) else None
     return None
 
 
 def _memory_savers(root: nn.Module) -> Iterator[Replacement]:
     attention = _attention(root).values()
-    return da3_memory.memory_savers(_backbone(root)[1].pretrained, attention, _head(root))
+    return da3_memory.memory_savers(_backbone(root)[1].pretrained, attention, _part(root, "head"))
 
 
 def _prediction_savers(root: nn.Module) -> Iterator[Replacement]:
-    return da3_memory.prediction_savers(_backbone(root)[1].pretrained, _head(root))
+    return da3_memory.prediction_savers(_backbone(root)[1].pretrained, _part(root, "head"))
+
+
+def _sharding(root: nn.Module, exchange: Exchange) -> Iterator[Replacement]:
+    path, backbone = _backbone(root)
+    if "da3" in path.split("."):
+        raise FamilyError(
+            "the nested Depth-Anything-3 aligns its two depths over all frames, so several "
+            "processes cannot share a clip: use one of its other models, or one process"
+        )
+    exchange.first_tokens.append((backbone.pretrained, "camera_token"))
+    yield from da3_memory.shared_views(backbone.pretrained, exchange)
+    for name, what in _OF_ALL_FRAMES:
+        part = _part(root, name)
+        if part is not None:
+            yield from refused(part, exchange, what)
 
 
 FAMILY = Family(
@@ -239,4 +261,5 @@ FAMILY = Family(
     memory_savers=_memory_savers,
     prediction_savers=_prediction_savers,
     unread=_unread,
+    sharding=_sharding,
 )

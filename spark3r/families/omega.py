@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
+from ..reduction.exchange import Exchange
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts import aggregator, omega_memory
@@ -31,6 +32,13 @@ from .parts.recognition import (
     unlike,
 )
 from .parts.reduced import reduced_attention
+from .parts.sharded import (
+    on_whole_clip,
+    refuse_unlike,
+    refused,
+    special_of_last,
+    special_tokens_attend,
+)
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "attn_bias", "rope")
@@ -105,6 +113,24 @@ def _unread(root: nn.Module) -> Iterator[Replacement]:
         yield root, "text_alignment_head", None
 
 
+def _sharding(root: Any, exchange: Exchange) -> Iterator[Replacement]:
+    entry = _aggregator(root)[1]
+    special = getattr(entry, _START)
+    exchange.first_tokens += [(entry, name) for name in ("camera_token", "register_token")]
+    whole = set(_global(entry).values())
+    for attn in attentions(entry.inter_frame_blocks):
+        if attn not in whole:
+            yield from special_tokens_attend(attn, exchange, special, _reduced_forward)
+    if root is entry:
+        return
+    camera, text = (getattr(root, name, None) for name in ("camera_head", "text_alignment_head"))
+    if camera is not None:
+        refuse_unlike(camera, omega_memory.VERSION.camera, "camera head")
+        yield from on_whole_clip(camera, exchange, partial(special_of_last, exchange, special))
+    if text is not None:
+        yield from refused(text, exchange, "VGGT-Omega's text alignment reads all frames")
+
+
 FAMILY = Family(
     name="omega",
     usage="model(images) or model.aggregator(images)",
@@ -120,4 +146,5 @@ FAMILY = Family(
     memory_savers=_memory_savers,
     prediction_savers=lambda root: omega_memory.prediction_savers(root, _aggregator(root)[1]),
     unread=_unread,
+    sharding=_sharding,
 )

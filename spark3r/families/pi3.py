@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..errors import FamilyError
 from ..layout import TokenLayout
 from ..prediction import Prediction
+from ..reduction.exchange import Exchange
 from ..reduction.pruning import KeySelection
 from ..reduction.rule import ResolvedRule
-from .base import Family
+from .base import Family, Replacement
 from .parts.outputs import first_clip
 from .parts.pi3_memory import memory_savers, prediction_savers
 from .parts.preprocessing import first_image_area
@@ -118,6 +120,15 @@ def _metadata(root: Any) -> dict[str, int]:
     return {"patch_size": root.patch_size, "special_tokens": root.patch_start_idx}
 
 
+def _sharding(root: Any, exchange: Exchange) -> tuple[Replacement, ...]:
+    if has(root, "metric_decoder"):
+        raise FamilyError(
+            "Pi3X's metric decoder attends over all frames, so several processes cannot share a "
+            "clip: use Pi3, or one process"
+        )
+    return ()  # nothing else couples frames
+
+
 FAMILY = Family(
     name="pi3",
     usage="model(images) with images [B, N, 3, H, W], not model.forward or model.decode",
@@ -135,4 +146,5 @@ FAMILY = Family(
     compile_fixes=without_waiting,
     memory_savers=memory_savers,
     prediction_savers=prediction_savers,
+    sharding=_sharding,
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..geometry import PIXEL_CENTRE
 from ..layout import TokenLayout
+from ..reduction.exchange import Exchange
 from ..reduction.pruning import KeySelection
 from ..reduction.rule import ResolvedRule
 from ..rope import apply_rope
@@ -23,6 +24,7 @@ from .parts.recognition import attentions
 from .parts.reduced import reduced_attention
 
 _START = "patch_start_idx"
+_FIRST_TOKENS = ("camera_token", "register_token")
 
 
 def _matches(root: nn.Module) -> bool:
@@ -58,6 +60,26 @@ def _memory_savers(root: Any) -> Iterator[Replacement]:
     yield from aggregator_in_pieces(root.aggregator, root.aggregator.global_blocks)
 
 
+def _sharding(root: Any, exchange: Exchange) -> Iterator[Replacement]:
+    exchange.first_tokens += [(root.aggregator, name) for name in _FIRST_TOKENS]
+    yield root, "unit", partial(_unit, root, exchange)
+    yield root.camera_head, "forward", partial(_cameras, root.camera_head, exchange)
+
+
+def _unit(self: Any, exchange: Exchange, depth: Tensor) -> Tensor:
+    """Return the mean depth of the whole clip's first frame."""
+    unit: Tensor = type(self).unit(self, depth)
+    return unit if exchange.shard is None else exchange.first(unit)
+
+
+def _cameras(self: Any, exchange: Exchange, tokens: Tensor) -> Tensor:
+    """Return cameras of which the identity is that of the whole clip's first frame."""
+    forward = type(self).forward
+    if exchange.shard is None or exchange.shard.rank == 0:
+        return forward(self, tokens)
+    return forward(self, torch.cat((tokens[:, :1], tokens), dim=1))[:, 1:]
+
+
 FAMILY = Family(
     name="reference",
     usage="model(images) or model.aggregator(images)",
@@ -73,4 +95,5 @@ FAMILY = Family(
     patches_overlap=True,
     metadata=lambda root: aggregator.metadata(root.get_submodule("aggregator"), start=_START),
     memory_savers=_memory_savers,
+    sharding=_sharding,
 )

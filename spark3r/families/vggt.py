@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layout import TokenLayout
+from ..reduction.exchange import Exchange
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts import aggregator, vggt_memory
@@ -30,10 +31,12 @@ from .parts.recognition import (
 )
 from .parts.reduced import reduced_attention
 from .parts.rotary import without_waiting
+from .parts.sharded import on_whole_clip, refuse_unlike, refused, special_of_last
 
 _AGGREGATORS = ("aggregator", "")
 _ARGUMENTS = ("x", "pos")
 _START = "patch_start_idx"
+_CAMERA_USES = vggt_memory.VERSION.camera
 
 
 def _alternates(module: Any) -> bool:
@@ -88,6 +91,18 @@ def _unread(root: nn.Module) -> Iterator[Replacement]:
         yield root, "point_head", None
 
 
+def _sharding(root: Any, exchange: Exchange) -> Iterator[Replacement]:
+    entry = _aggregator(root)[1]
+    exchange.first_tokens += [(entry, name) for name in ("camera_token", "register_token")]
+    camera = None if root is entry else getattr(root, "camera_head", None)
+    if camera is not None:
+        refuse_unlike(camera, _CAMERA_USES, "camera head")
+        yield from on_whole_clip(camera, exchange, partial(special_of_last, exchange, 1))
+    tracker = None if root is entry else getattr(root, "track_head", None)
+    if tracker is not None:
+        yield from refused(tracker, exchange, "VGGT's tracker follows points through all frames")
+
+
 FAMILY = Family(
     name="vggt",
     usage="model(images) or model.aggregator(images)",
@@ -106,4 +121,5 @@ FAMILY = Family(
     memory_savers=lambda root: vggt_memory.memory_savers(root, _aggregator(root)[1]),
     prediction_savers=lambda root: vggt_memory.prediction_savers(root, _aggregator(root)[1]),
     unread=_unread,
+    sharding=_sharding,
 )

@@ -17,6 +17,8 @@ from .handle import Handle
 from .patch import HANDLE, AttentionReplacement, LayerForward, Patch
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from ..profile import Profile
 
 
@@ -29,6 +31,7 @@ def apply(
     strict: bool = False,
     save_memory: bool = True,
     guard: bool = True,
+    group: ProcessGroup | None = None,
 ) -> Handle:
     """Patch ``model`` in place so that its global attention follows a schedule.
 
@@ -50,25 +53,34 @@ def apply(
             module with what the family computes in its place, on two frames, and the order of
             tokens with the layout. Where they differ that pass raises a PatchError and the schedule
             is removed. Compiled passes are not compared: ``handle.verify(images)`` does it.
+        group: Process group of ranks that share each clip, such as
+            ``torch.distributed.group.WORLD``. Every rank applies the schedule and calls the model
+            with its own frames, ``images[handle.share(len(images))]``, without gradients. It gets
+            their outputs, as one process would for the whole clip. In ``disabled()`` a rank is
+            alone with its frames. None if this process is alone.
 
     Returns:
         A handle: ``remove()``, ``disabled()``, ``print(handle)``, or ``with apply(...):``.
 
     Raises:
         ProfileError: If the profile is malformed or unknown.
-        FamilyError: If the model is of no known family and none is given.
+        FamilyError: If the model is of no known family and none is given, or several ranks cannot
+            share a clip of it.
         PatchError: If the schedule does not fit the model, or a schedule is applied and a forward
             pass is under way.
     """
     if not isinstance(model, nn.Module):
         raise PatchError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
     runner = Runner.of(model, family)
+    if group is not None and group.size() == 1:
+        group = None
     if isinstance(profile, Schedule):
         if schedule is not None:
             raise PatchError(
                 "schedule= names one of a profile's schedules, but a Schedule was given"
             )
-        return Handle(runner, profile, saves_memory=save_memory, guarded=guard).install()
+        made = Handle(runner, profile, saves_memory=save_memory, guarded=guard, group=group)
+        return made.install()
     from ..profile import load_profile  # pydantic is not needed for a Schedule
 
     loaded = load_profile(profile)
@@ -76,7 +88,7 @@ def apply(
     _check(loaded, runner, strict)
     grids = frozenset(entry.grid for entry in loaded.measurements)
     dtypes = frozenset(printable(entry.dtype) for entry in loaded.measurements)  # for warnings
-    return Handle(runner, chosen, grids, dtypes, save_memory, guard).install()
+    return Handle(runner, chosen, grids, dtypes, save_memory, guard, group).install()
 
 
 def verify(runner: Runner, images: Tensor) -> None:

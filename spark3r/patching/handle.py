@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor, nn
 
 from ..compiling import assume_constant_result, eagerly
-from ..errors import PatchError, Spark3rWarning
+from ..errors import FamilyError, LayoutError, PatchError, Spark3rWarning
+from ..families.base import Replacement
 from ..layout import TokenLayout
 from ..reduction.operators import Operators
 from ..reduction.rule import ResolvedRule
-from ..runner import Runner, dtype_name, dtype_of, matmul_dtype
+from ..runner import Runner, device_of, dtype_name, dtype_of, matmul_dtype
 from ..schedule import Schedule
 from .guard import Guard
 from .passes import Pass
 from .patch import Patch
+from .shared import agree, share
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Handle(Patch):
@@ -30,8 +37,10 @@ class Handle(Patch):
         schedule: The schedule.
         grids: Patch grids (rows, columns) that the schedule was measured on; empty when unknown.
         dtypes: Precisions, such as ``bfloat16``, that it was measured in; empty when unknown.
+        group: Process group of the ranks that share each clip; None if this process is alone.
 
     Raises:
+        FamilyError: If ranks cannot share a clip of this model.
         PatchError: If the schedule and the model have different numbers of layers.
     """
 
@@ -43,8 +52,10 @@ class Handle(Patch):
         dtypes: frozenset[str] = frozenset(),
         saves_memory: bool = True,
         guarded: bool = True,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(runner, saves_memory, guarded)
+        self.group = group
         if len(schedule.layers) != len(self.layers):
             raise PatchError(
                 f"the schedule has {len(schedule.layers)} layer rules, but "
@@ -77,6 +88,29 @@ class Handle(Patch):
             lines.append(f"{name:<{width}}  {rule.query:>5}  {rule.key_value:>9}{own}")
         return "\n".join(lines)
 
+    def share(self, frames: int) -> slice:
+        """Return the frames of a clip that this rank is to call the model with.
+
+        Every rank holds a run of whole query groups. A process that is alone holds all frames.
+
+        Args:
+            frames: Number of frames of the whole clip.
+
+        Raises:
+            LayoutError: If there are fewer query groups than ranks.
+        """
+        if self.group is None:
+            return slice(0, frames)
+        return share(self.schedule, frames, self.group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise PatchError(
+                "a schedule that several processes share cannot be copied or pickled: remove it "
+                "first, and apply it to the copy"
+            )
+        return super().__getstate__()
+
     def verify(self, images: Tensor) -> None:
         """Compare the model's own attention with what replaces it, in an eager pass over a clip.
 
@@ -101,10 +135,36 @@ class Handle(Patch):
                 "removed or paused, or the model ran past its global attention modules"
             )
 
+    def _sharding(self) -> Iterable[Replacement]:
+        if self.group is None:
+            return ()
+        if self.family.sharding is None:
+            raise FamilyError(
+                f"several processes cannot share a clip of family '{self.family.name}': it does "
+                "not say which other parts of the model couple frames (Family.sharding)"
+            )
+        return self.family.sharding(self.root, self._exchange)
+
     def _replaces(self, index: int) -> bool:
+        if self.group is not None:
+            return True
         return not self.schedule.layers[index].is_dense or self.schedule.length.mode == "paper"
 
-    def _begun(self, layout: TokenLayout, device: str) -> Pass:
+    def _begun(self, batch: int, layout: TokenLayout, device: str) -> Pass:
+        if self.group is not None:
+            if torch.is_grad_enabled():
+                raise LayoutError(
+                    "several processes share a clip without gradients only: run the model under "
+                    "torch.no_grad() or torch.inference_mode()"
+                )
+            where = device_of(self.root)
+            shared = agree(batch, layout, self.schedule, self.group, where)
+            whole = self._begun_whole(shared.shard.whole, device)
+            own = TokenLayout(*shared.fields)
+            return Pass(own, whole.rules, shared)
+        return self._begun_whole(layout, device)
+
+    def _begun_whole(self, layout: TokenLayout, device: str) -> Pass:
         rules = self._resolved.get(layout)
         if rules is None:
             rules = self._resolved[layout] = self.schedule.resolve_within(layout)
@@ -112,11 +172,16 @@ class Handle(Patch):
         return Pass(layout, rules)
 
     def _traced(self, layout: TokenLayout, device: str) -> Pass:
+        if self.group is not None:
+            raise LayoutError(
+                "several processes cannot share a pass of a compiled model: run it without "
+                "torch.compile"
+            )
         _warn_when_traced(self._number, device, *layout.fields)
         return Pass(layout, self.schedule.resolve_within(layout))
 
     def _reduces(self, current: Pass) -> bool:
-        return not all(rule.is_dense for rule in current.rules)
+        return current.shared is not None or not all(rule.is_dense for rule in current.rules)
 
     def _run(
         self,
@@ -127,6 +192,8 @@ class Handle(Patch):
         kwargs: dict[str, Any],
     ) -> Tensor | None:
         rule = current.rules[index]
+        if current.shared is not None:
+            return self.family.reduced_forward(module, current.shared, rule, *args, **kwargs)
         if rule.is_dense:
             return None
         return self.family.reduced_forward(module, current.layout, rule, *args, **kwargs)

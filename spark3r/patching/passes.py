@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import LayoutError
 from ..layout import TokenLayout
 from ..reduction.rule import ResolvedRule
+from ..reduction.sharding import ShardedLayout
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class Pass:
     Attributes:
         layout: Token layout of the pass.
         rules: One resolved rule per global layer; empty without a schedule.
+        shared: Token layout of this rank's frames, if several ranks share the clip.
     """
 
     layout: TokenLayout
     rules: tuple[ResolvedRule, ...]
+    shared: ShardedLayout | None = None
 
 
 class Passes:

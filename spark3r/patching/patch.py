@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,7 @@ from ..families.registry import FAMILIES, named_family
 from ..kernels import norm_rope
 from ..kernels.limits import refuse_wrong_norm
 from ..layout import TokenLayout
+from ..reduction.exchange import Exchange
 from ..reduction.rule import ResolvedRule
 from ..runner import Runner
 from .guard import Guard, has_values
@@ -78,12 +79,13 @@ class Patch(ABC):
         self._passes = Passes(self.family.usage, self._entry)
         self._guard = Guard() if self.guarded else None
         self._found_wrong: PatchError | None = None
+        self._exchange = Exchange()
         self._pauses: set[object] = set()
         self._enabled = True
         self._lock = threading.Lock()
 
     _TRANSIENT: ClassVar[tuple[str, ...]] = (
-        *("_passes", "_guard", "_found_wrong", "_pauses", "_enabled", "_lock"),
+        *("_passes", "_guard", "_found_wrong", "_exchange", "_pauses", "_enabled", "_lock"),
     )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,7 +197,7 @@ class Patch(ABC):
         found += self.family.compile_fixes(self.root)
         if self.saves_memory:
             found += [(self.root, SAVES_MEMORY, True), *self.family.memory_savers(self.root)]
-        return found
+        return [*found, *self._sharding()]
 
     def _put_on(self, replacements: list[Replacement]) -> None:
         for module, name, value in replacements:
@@ -203,6 +205,7 @@ class Patch(ABC):
         entry, undo = self._entry, self._undo
         undo.append(entry.register_forward_pre_hook(self._open, with_kwargs=True).remove)
         undo.append(entry.register_forward_hook(self._close, always_call=True).remove)
+        undo.append(self._exchange.end)
 
     def _set(self, module: nn.Module, name: str, value: object) -> None:
         before = [module.__dict__[name]] if name in module.__dict__ else []
@@ -218,6 +221,7 @@ class Patch(ABC):
 
     def _open(self, entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Record the layout of the pass that begins (pre-hook of the entry module)."""
+        self._exchange.layout = None
         if not self._enabled:
             return
         if getattr(entry, "_is_replica", False):
@@ -239,18 +243,21 @@ class Patch(ABC):
             return
         if self._found_wrong is not None:
             raise self._found_wrong
-        begun = self._begun(layout, device)
+        begun = self._begun(batch, layout, device)
         guard = self._guard
         compares = guard is not None and (guard.always or self._reduces(begun))
         if guard is not None and compares and tensors and has_values(tensors[0]):
             guard.begin(self.family, entry, args, kwargs, layout)
         self._passes.begin(batch, begun)
+        if begun.shared is not None:
+            self._exchange.begin(begun.shared)
 
     def _close(self, entry: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Record that this thread's innermost pass is over (forward hook of the entry module)."""
         if torch.compiler.is_compiling():
             return
         self._passes.end(output)
+        self._exchange.end()
         guard = self._guard
         try:
             if guard is not None and guard.end(self.family, has_run=output is not None):
@@ -262,13 +269,17 @@ class Patch(ABC):
             if self._found_wrong is not None and not self._passes.are_running_anywhere():
                 self.remove()
 
-    # A subclass defines `_run`. One that follows a schedule overrides the other four as well.
+    # A subclass defines `_run`. One that follows a schedule overrides the others as well.
+
+    def _sharding(self) -> Iterable[Replacement]:
+        """Return the replacements by which several ranks share a clip."""
+        return ()
 
     def _replaces(self, index: int) -> bool:
         """Return True if a layer may run another function than its own forward."""
         return True
 
-    def _begun(self, layout: TokenLayout, device: str) -> Pass:
+    def _begun(self, batch: int, layout: TokenLayout, device: str) -> Pass:
         """Return the pass that begins in eager mode."""
         return Pass(layout, ())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,17 @@ class GroupBlock:
     first_source: int
 
 
+class Pool(Protocol):
+    """The part of the other ranks in linear unmerging, where several share a clip."""
+
+    @property
+    def destinations(self) -> int:
+        """Number of destinations of the whole clip."""
+
+    def sum(self, *parts: Tensor) -> list[Tensor]:
+        """Return sums over all ranks of tensors ``[B, ...]``, by one exchange."""
+
+
 @dataclass(frozen=True, eq=False)
 class MergePlan:
     """The part of query merging that depends on the layout alone.
@@ -60,6 +72,7 @@ class MergePlan:
             source that of the first destination of its group, ``[K + M]``.
         place_of_token: Place of each of the N tokens in ``kept`` followed by ``sources``, ``[N]``.
         blocks: Runs of groups of equal size.
+        pool: The part of the other ranks, if several share the clip.
     """
 
     kept: Tensor
@@ -67,6 +80,14 @@ class MergePlan:
     first_places: Tensor
     place_of_token: Tensor
     blocks: tuple[GroupBlock, ...]
+    pool: Pool | None = None
+
+    @property
+    def destinations(self) -> int:
+        """Number of destinations of the whole clip."""
+        if self.pool is not None:
+            return self.pool.destinations
+        return sum(block.groups * block.destinations for block in self.blocks)
 
     def to(self, device: torch.device) -> MergePlan:
         """Return the plan with its tensors on a device."""
@@ -76,6 +97,7 @@ class MergePlan:
             self.first_places.to(device),
             self.place_of_token.to(device),
             self.blocks,
+            self.pool,
         )
 
 

@@ -115,7 +115,7 @@ class LinearUnmerging(Unmerging):
         from . import unmerging
 
         pairs = unmerging.similar_pairs(merged, plan, self.compared_per_feature, self.partners)
-        return unmerging.fit(merged, output, *pairs, self.ridge)
+        return unmerging.fit(merged, output, *pairs, self.ridge, plan.pool)
 
     def describe(self) -> str:
         """Return ``linear unmerging``."""

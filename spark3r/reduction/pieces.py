@@ -19,9 +19,9 @@ from torch import Tensor
 from ..layout import TokenLayout
 from . import merging, unmerging
 from .attention import attend_to_selected
+from .gathering import Keys
 from .operators import CopyUnmerging, LinearUnmerging, QueryMerging
 from .plans import plan
-from .pruning import KeySelection
 from .rule import ResolvedRule
 from .steps import step
 
@@ -74,11 +74,9 @@ def attend_in_pieces(
     parts: Iterable[Piece],
     query_of: QueriesOf,
     finish: Callable[[Tensor], Tensor],
-    key: Tensor,
-    value: Tensor,
+    keys: Keys,
     layout: TokenLayout,
     rule: ResolvedRule,
-    selection: KeySelection | None,
 ) -> Tensor:
     """Return reduced attention, finished piece by piece.
 
@@ -87,20 +85,19 @@ def attend_in_pieces(
         query_of: Function that makes the queries of some tokens, in the values' dtype.
         finish: Function from outputs ``[B, H, n, D]`` to hidden states ``[B, n, C]``, such as the
             output projection.
-        key: Keys of the M kept tokens, ``[B, H, M, D]``, as in `attention.attend`.
-        value: Values of the kept tokens, ``[B, H, M, D]``.
+        keys: Keys and values of the kept tokens. They are taken when all queries are merged.
         layout: Token layout of the N tokens.
         rule: Rule of the layer in this pass.
-        selection: Selection of the kept tokens, None if all N are kept.
 
     Returns:
         Hidden states ``[B, N, C]``, without gradient.
     """
-    whole = plan(layout, rule, key.device)
+    like = keys.like
+    whole = plan(layout, rule, like.device)
     assert whole is not None, "there are several groups, and each merges queries"
     unmerge = rule.operators.query.unmerging
     linear = unmerge if isinstance(unmerge, LinearUnmerging) else None
-    merged = value.new_empty((value.shape[0], len(whole.kept), *value.shape[1::2])).transpose(1, 2)
+    merged = like.new_empty((like.shape[0], len(whole.kept), *like.shape[1::2])).transpose(1, 2)
     waiting: list[tuple[slice, Tensor, Tensor | None]] = []  # tokens, their places and queries
     # As in the whole sequence, tokens that are never merged come first, then the destinations.
     aside, joined = 0, whole.blocks[0].first_destination
@@ -110,7 +107,7 @@ def attend_in_pieces(
         waiting.append((piece.tokens, places, None if linear is None else query))
         del query  # before the next ones are made
         aside, joined = aside + left, joined + count
-    output = attend_to_selected(merged, key, value, selection)
+    output = attend_to_selected(merged, *keys.take(), keys.selection)
     output = output.transpose(1, 2).contiguous().transpose(1, 2)  # as fused attention leaves it
     slope = None if linear is None else step("unmerging", linear.fit, merged, output, whole)
     if linear is None:

@@ -7,6 +7,7 @@ constants.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from operator import index
 from typing import Any
@@ -22,12 +23,15 @@ from .merging import MergePlan
 from .operators import KeyValuePruning, QueryMerging
 from .pruning import KeySelection
 from .rule import ResolvedRule
+from .sharding import RankPool, ShardedLayout
 
 
 def select(
     layout: TokenLayout, rule: ResolvedRule, device: torch.device, *, by_group: bool | None = None
 ) -> KeySelection | None:
     """Return the keys and values that stay under a rule, or None when all do.
+
+    Of one rank's frames these are the ones that stay of the whole clip, in sequence order.
 
     Args:
         layout: Token layout of the pass.
@@ -41,6 +45,11 @@ def select(
     grouped = is_possible(OPERATION, device) if by_group is None else by_group
     operator = rule.operators.key_value
     factor, values = index(rule.key_value), operator.values
+    if isinstance(layout, ShardedLayout):
+        shard, size = layout.shard, layout.tokens_per_frame
+        own = (shard.frames.start * size, shard.frames.stop * size)
+        kept = _build_own(shard.whole.fields, factor, type(operator), values, device, own)
+        return KeySelection(len(kept), layout.frames, index=kept)
     return KeySelection(*_select(layout.fields, factor, type(operator), values, device, grouped))
 
 
@@ -56,8 +65,12 @@ def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> Merge
         return None
     operator = rule.operators.query
     found = _plan(layout.fields, index(rule.query), type(operator), operator.values, device)
-    # Nothing is merged if the anchor frame is the whole clip and takes no part.
-    return found if found.blocks else None
+    if not found.blocks:  # the anchor frame is the whole clip and takes no part
+        return None
+    if isinstance(layout, ShardedLayout):
+        total = int(destinations(layout.shard.whole, rule).sum())
+        return replace(found, pool=RankPool(total, layout.shard))
+    return found
 
 
 def key_value_length(layout: TokenLayout, rule: ResolvedRule) -> int:
@@ -72,6 +85,16 @@ def query_length(layout: TokenLayout, rule: ResolvedRule) -> int:
     if rule.query == 1:
         return layout.tokens
     return rule.operators.query.length(layout, rule.query)
+
+
+def destinations(layout: TokenLayout, rule: ResolvedRule) -> Tensor:
+    """Return the number of destinations in each frame of a clip, ``[S]`` int64 on the CPU.
+
+    The rule merges queries.
+    """
+    operator = rule.operators.query
+    make: Callable[..., QueryMerging] = type(operator)
+    return _build_destinations(layout.fields, rule.query, make, operator.values)
 
 
 _Fields = tuple[Any, ...]  # a layout's or an operator's
@@ -134,3 +157,33 @@ def _build_plan(
     device: torch.device,
 ) -> MergePlan:
     return make(*operator).plan(TokenLayout(*layout), factor).to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _build_own(
+    layout: _Fields,
+    factor: int,
+    make: Callable[..., KeyValuePruning],
+    operator: _Fields,
+    device: torch.device,
+    own: tuple[int, int],
+) -> Tensor:
+    """Return which of the tokens from the first to before the second of ``own`` stay."""
+    cpu = torch.device("cpu")
+    found = KeySelection(*_build_selection(layout, factor, make, operator, cpu, False)).positions()
+    start, stop = own
+    return (found[(found >= start) & (found < stop)] - start).to(device)
+
+
+@lru_cache(maxsize=64)
+def _build_destinations(
+    layout: _Fields, factor: int, make: Callable[..., QueryMerging], operator: _Fields
+) -> Tensor:
+    whole, merging = TokenLayout(*layout), make(*operator)
+    size = min(merging.group, whole.frames)
+    in_group = merging.destinations(size, whole.height, whole.width, factor).sum(dim=1)
+    chosen = in_group[torch.arange(whole.frames, device="cpu") % size]
+    if whole.anchor_frame is not None and not merging.merge_anchor:
+        chosen[whole.anchor_frame] = 0
+    return chosen

@@ -64,7 +64,7 @@ class KeySelection:
         return KeySelection(
             self.length,
             self.frames,
-            index=self._positions()[order],
+            index=self.positions()[order],
             logit_bias=ordered,
             groups=groups,
         )
@@ -77,8 +77,8 @@ class KeySelection:
         kept = (slice(None),) * dim + (slice(None, None, self.frame_stride),)
         return by_frame[kept].flatten(dim, dim + 1)
 
-    def _positions(self) -> Tensor:
-        """Return the positions of the kept tokens in the sequence, ``[M]`` int64 on the CPU."""
+    def positions(self) -> Tensor:
+        """Return the positions of the kept tokens in the sequence, ``[M]`` int64."""
         if self.index is not None:
             return self.index
         frames = torch.arange(self.frames, device="cpu")[:: self.frame_stride]

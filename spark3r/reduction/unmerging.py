@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import merging
-from .merging import MergePlan, head_mean, nearest, precisely
+from .merging import MergePlan, Pool, head_mean, nearest, precisely
 
 
 def move_by_map(
@@ -44,7 +44,14 @@ def move_by_map(
     return moved.unflatten(2, (output.shape[1], output.shape[3])).transpose(1, 2)
 
 
-def fit(merged: Tensor, output: Tensor, one: Tensor, other: Tensor, ridge: float) -> Tensor:
+def fit(
+    merged: Tensor,
+    output: Tensor,
+    one: Tensor,
+    other: Tensor,
+    ridge: float,
+    pool: Pool | None = None,
+) -> Tensor:
     """Return the matrix by which outputs of similar destinations differ when their queries do.
 
     Args:
@@ -53,6 +60,7 @@ def fit(merged: Tensor, output: Tensor, one: Tensor, other: Tensor, ridge: float
         one: First places of the pairs to compare, ``[B, R]`` int64, from `similar_pairs`.
         other: Second places of the pairs, ``[B, R]`` int64.
         ridge: Ridge of the regression, as in `regress`.
+        pool: The part of the other ranks, if several share the clip.
 
     Returns:
         ``[B, H·D, H·D]`` in float32 or, for float64 queries, in float64.
@@ -64,7 +72,7 @@ def fit(merged: Tensor, output: Tensor, one: Tensor, other: Tensor, ridge: float
         # Differences that come from rounding alone carry no information.
         size = merged.to(dtype).square().mean(dim=(1, 2, 3))
         rounding = torch.finfo(merged.dtype).eps ** 2 * size
-        return regress(apart, output_apart, one.shape[1] * rounding, ridge)
+        return regress(apart, output_apart, one.shape[1] * rounding, ridge, pool)
 
 
 def similar_pairs(
@@ -82,12 +90,7 @@ def similar_pairs(
     one, other = [], []
     with precisely(device):
         compared = head_mean(merged)
-        share = (
-            compared_per_feature
-            * merged.shape[1]
-            * merged.shape[3]
-            / sum(block.groups * block.destinations for block in plan.blocks)
-        )
+        share = compared_per_feature * merged.shape[1] * merged.shape[3] / plan.destinations
         for block in plan.blocks:
             n, d = block.groups, block.destinations
             count = min(d, math.ceil(d * share))
@@ -101,7 +104,9 @@ def similar_pairs(
         return torch.cat(one, dim=1), torch.cat(other, dim=1)
 
 
-def regress(apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float) -> Tensor:
+def regress(
+    apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float, pool: Pool | None = None
+) -> Tensor:
     """Return the least squares solution of ``apart @ slope = output_apart`` with a ridge.
 
     Args:
@@ -109,18 +114,21 @@ def regress(apart: Tensor, output_apart: Tensor, least: Tensor, ridge: float) ->
         output_apart: Differences of outputs, ``[B, R, E]``.
         least: Lower bound of the ridge, ``[B]``.
         ridge: Ridge as a share of the mean over features of the summed squared differences.
+        pool: Sums over the differences of all ranks, if several share the clip.
 
     Returns:
         ``[B, C, E]``. It is zero where no queries differ, or where rounding leaves no solution.
     """
-    square = apart.transpose(1, 2) @ apart
+    square, product = (apart.transpose(1, 2) @ each for each in (apart, output_apart))
+    if pool is not None:
+        square, product, least = pool.sum(square, product, least)
     diagonal = square.diagonal(dim1=1, dim2=2)
     added = ridge * diagonal.mean(dim=1) + least
     # Without this term, queries that do not differ at all would divide zero by zero.
     added = (added + torch.finfo(added.dtype).tiny ** 0.5).unsqueeze(1)
     # A failure is not raised, because that would wait for the device.
     factor, failed = torch.linalg.cholesky_ex(square + torch.diag_embed(added.expand_as(diagonal)))
-    slope = torch.cholesky_solve(apart.transpose(1, 2) @ output_apart, factor)
+    slope = torch.cholesky_solve(product, factor)
     return slope.masked_fill(failed.ne(0).view(-1, 1, 1), 0.0)
 
 

@@ -213,9 +213,20 @@ class ReferenceModel(nn.Module):
         )
         raw = raw.reshape(batch, frames, 2, height, width)
         depth, pose = torch.exp(raw[:, :, 0, :, :, None]), self.camera_head(tokens[:, :, 0])
-        unit = depth[:, :1].mean(dim=(2, 3, 4), keepdim=True)  # [B, 1, 1, 1, 1]
+        unit = self.unit(depth)
         return {
             "pose_enc": torch.cat([pose[..., :3] / unit[..., 0, 0], pose[..., 3:]], dim=-1),
             "depth": depth / unit,
             "depth_conf": 1.0 + torch.exp(raw[:, :, 1]),
         }
+
+    def unit(self, depth: Tensor) -> Tensor:
+        """Return the unit of length of clips, the mean of the first frames' depths.
+
+        Args:
+            depth: Depth `[B, S, H, W, 1]`.
+
+        Returns:
+            `[B, 1, 1, 1, 1]`.
+        """
+        return depth[:, :1].mean(dim=(2, 3, 4), keepdim=True)

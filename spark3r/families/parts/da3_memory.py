@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ...errors import FamilyError
+from ...reduction.exchange import Exchange
 from ..base import Replacement, overridden
 from . import memory
 from .dense_head import Begun, Maps, frames_at_once, is_known, project
 from .memory import by_frames, global_block_in_pieces
 from .preprocessing import imagenet_normalised
 from .recognition import arguments, has, names_used
+from .reference_view import Slots
 
 _LAYERS = "get_intermediate_layers"
 _COLLECT = "_get_intermediate_layers_not_chunked"
@@ -49,6 +52,12 @@ _DENSE_BEGINS = (
 """What the dense head uses first, in this order."""
 
 _HEAD = "_spark3r_head"  # on the transformer, in passes that need no tokens of its layers
+
+_EXCHANGE = "_spark3r_exchange"  # on the transformer, while several ranks share its clips
+
+_Order = Tensor | Slots | None
+"""Slot of each of the caller's frames, ``[B * S]``, or how ranks bring them back; None if slots are
+the caller's frames."""
 
 _Layer = tuple[Tensor, Tensor]
 _Layers = tuple[tuple[_Layer, ...], list[Tensor]]
@@ -119,6 +128,21 @@ def prediction_savers(transformer: nn.Module, head: Any) -> Iterator[Replacement
         yield transformer, _HEAD, head
 
 
+def shared_views(transformer: nn.Module, exchange: Exchange) -> Iterator[Replacement]:
+    """Yield what lets ranks choose the reference view together, and exchange frames.
+
+    Raises:
+        FamilyError: If upstream's code is of another version.
+    """
+    if not _is_known_transformer(transformer):
+        raise FamilyError(
+            f"the backbone ({type(transformer).__name__}) is of an unknown version, which may "
+            "choose its reference view in another way, so several processes cannot share a clip"
+        )
+    yield transformer, _EXCHANGE, exchange
+    yield transformer, _LAYERS, partial(_layers, transformer)
+
+
 def _is_known_transformer(transformer: nn.Module) -> bool:
     kind = type(transformer)
     return (
@@ -171,11 +195,13 @@ def _layers(
     if head is not None and len(taken) != len(head.projects):
         head = None
 
-    def take(i: int, local: Tensor, tokens: Tensor, order: Tensor | None) -> None:
+    def take(i: int, local: Tensor, tokens: Tensor, order: _Order) -> None:
         if i in export_feat_layers:
             exported.append(tokens)  # the next block may still write the camera token to them
         if i not in taken:
             return
+        if isinstance(order, Slots):
+            local, tokens, order = order.restore(local), order.restore(tokens), None
         camera = torch.cat((local[:, :, 0], tokens[:, :, 0]), dim=-1)
         camera = _chosen(camera.flatten(0, 1), order, slice(None)).view_as(camera)
         if head is None:
@@ -198,7 +224,7 @@ def _layers(
 def _run_blocks(
     self: Any,
     x: Tensor,
-    take: Callable[[int, Tensor, Tensor, Tensor | None], None],
+    take: Callable[[int, Tensor, Tensor, _Order], None],
     cam_token: Tensor | None = None,
     **kwargs: Any,
 ) -> None:
@@ -208,22 +234,30 @@ def _run_blocks(
         self: The transformer.
         x: Images ``[B, S, 3, H, W]``.
         take: Called after each block with its index, the tokens after the last block inside frames
-            and those after this block, each ``[B, S, P, C]`` in the order of the slots, and the
-            slot of each of the caller's frames ``[B * S]`` (None if that is the same order).
+            and those after this block, each ``[B, S, P, C]`` in the order of the slots, and their
+            order.
         cam_token: Camera tokens ``[B, S, C]`` of given cameras.
         kwargs: ``ref_view_strategy`` and ``attn_mask``, as upstream takes them.
     """
     upstream = getattr(type(self), _COLLECT).__globals__
     batch, frames, _, height, width = x.shape
     rotated, alternates = self.rope is not None, self.alt_start != -1
-    order: Tensor | None = None
+    exchange: Exchange | None = self.__dict__.get(_EXCHANGE)
+    shard = None if exchange is None else exchange.shard
+    views = frames if shard is None else shard.whole.frames
+    order: _Order = None
     local: Tensor | None = None
     tokens: Tensor = self.prepare_tokens_with_masks(x)
     pos, same = self._prepare_rope(batch, frames, height, width, x.device)
     for i, block in enumerate(self.blocks):
-        choose = cam_token is None and frames >= upstream["THRESH_FOR_REF_SELECTION"]
-        if alternates and i == self.alt_start - 1 and choose:
-            strategy = kwargs.get("ref_view_strategy", "saddle_balanced")
+        choose = cam_token is None and views >= upstream["THRESH_FOR_REF_SELECTION"]
+        choose = choose and alternates and i == self.alt_start - 1
+        strategy = kwargs.get("ref_view_strategy", "saddle_balanced")
+        if choose and exchange is not None and shard is not None:
+            classes = exchange.gather(tokens[:, :, :1])
+            order = Slots(shard, upstream["select_reference_view"](classes, strategy=strategy))
+            tokens = order.reorder(tokens)
+        elif choose:
             reference = upstream["select_reference_view"](tokens, strategy=strategy)
             tokens = upstream["reorder_by_reference"](tokens, reference)
             slots = torch.arange(batch * frames, device=x.device).view(batch, frames)

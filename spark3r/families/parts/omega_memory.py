@@ -20,7 +20,7 @@ from .aggregator_memory import (
 from .memory import aggregator_in_pieces
 
 _METHODS = ("_run_frame_block", "_run_inter_frame_attention_block")
-_VERSION = Version(
+VERSION = Version(
     methods=_METHODS,
     forward=frozenset(
         {
@@ -56,14 +56,14 @@ def memory_savers(
         whole: Blocks that attend over all frames.
     """
     yield from aggregator_in_pieces(aggregator, whole, passed=("rope",))
-    if _VERSION.covers(aggregator):
-        yield from own_forwards(_VERSION, root, aggregator, _forward)
+    if VERSION.covers(aggregator):
+        yield from own_forwards(VERSION, root, aggregator, _forward)
 
 
 def prediction_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield what lets the aggregator hand projections to the dense head, see `memory_savers`."""
-    if _VERSION.covers(aggregator):
-        yield from handed_projections(_VERSION, root, aggregator)
+    if VERSION.covers(aggregator):
+        yield from handed_projections(VERSION, root, aggregator)
 
 
 def _forward(self: Any, images: Tensor) -> tuple[list[Tensor | None], int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...layout import TokenLayout
 from ...reduction.attention import attend
+from ...reduction.gathering import Keys
 from ...reduction.pieces import Piece, attend_in_pieces, pieces
 from ...reduction.plans import select
 from ...reduction.pruning import KeySelection
@@ -70,9 +71,11 @@ def reduced_attention(
         projected, projected_key, value = project_all(attn, x)
         query = prepare(attn.q_norm, lambda: projected, None, value.dtype)
         key = prepare(attn.k_norm, lambda: projected_key, None, value.dtype)
+        keys = Keys(key, value, layout, rule, None)
     else:
         projected_key, value = project_kept(attn, selection.take(x))
         key = prepare(attn.k_norm, lambda: projected_key, selection, value.dtype)
+        keys = Keys(key, value, layout, rule, selection)
         parts = _pieces(attn, layout, rule, x)
         if parts:
             project = project_queries(attn, value.dtype)
@@ -84,13 +87,12 @@ def reduced_attention(
             def finish(output: Tensor) -> Tensor:
                 return attn.proj(join(output))
 
-            with around(value, selection):
-                return attend_in_pieces(
-                    parts, query_of, finish, key, value, layout, rule, selection
-                )
+            with around(value, keys.selection):
+                return attend_in_pieces(parts, query_of, finish, keys, layout, rule)
         query = prepare(attn.q_norm, lambda: project_queries(attn)(x), None, value.dtype)
-    with around(value, selection):
-        output = attend(query, key, value, layout, rule, selection)
+    key, value = keys.take()
+    with around(value, keys.selection):
+        output = attend(query, key, value, layout, rule, keys.selection)
     return attn.proj(join(output))
 
 

@@ -33,7 +33,7 @@ from .memory import aggregator_in_pieces
 
 _UNREAD = "_spark3r_unread"
 _METHODS = ("_process_frame_attention", "_process_global_attention")
-_VERSION = Version(
+VERSION = Version(
     methods=_METHODS,
     forward=frozenset(
         {
@@ -86,18 +86,18 @@ def memory_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
         yield aggregator, _METHODS[0], partial(_frame, aggregator)
         yield aggregator, _METHODS[1], partial(_global, aggregator)
     if _is_known(aggregator):
-        yield from own_forwards(_VERSION, root, aggregator, _forward)
+        yield from own_forwards(VERSION, root, aggregator, _forward)
 
 
 def prediction_savers(root: nn.Module, aggregator: Any) -> Iterator[Replacement]:
     """Yield what lets the aggregator hand projections to the dense head, see `memory_savers`."""
     if _is_known(aggregator):
-        yield from handed_projections(_VERSION, root, aggregator)
+        yield from handed_projections(VERSION, root, aggregator)
 
 
 def _is_known(aggregator: Any) -> bool:
     return (
-        _VERSION.covers(aggregator)
+        VERSION.covers(aggregator)
         and aggregator.rope is not None
         and set(aggregator.aa_order) == {"frame", "global"}
     )

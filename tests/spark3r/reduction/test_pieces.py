@@ -14,6 +14,7 @@ from tiers import examples
 from torch import Tensor
 
 from spark3r.layout import TokenLayout
+from spark3r.reduction.gathering import Keys
 from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
 from spark3r.reduction.pieces import MOST_PIECES, attend_in_pieces, pieces
 from spark3r.reduction.plans import select
@@ -38,11 +39,9 @@ def _in_pieces(
         pieces(layout, rule, most),
         query_of,
         lambda output: 2 * output.transpose(1, 2).flatten(2),
-        key,
-        value,
+        Keys(key, value, layout, rule, selection),
         layout,
         rule,
-        selection,
     )
     return found, asked
 
