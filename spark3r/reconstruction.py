@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,14 @@ from .metrics import depth_metrics, point_deviation, pose_metrics, scale_drift, 
 from .metrics.points import sample_evenly
 from .patching.apply import apply
 from .prediction import Prediction
+from .ranks import collect
 from .runner import Runner, dtype_name
+from .schedule import Schedule
 from .timing import make_stopwatch
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from .layout import TokenLayout
     from .profile import Profile
     from .profile.expectation import Expectation
@@ -93,6 +97,7 @@ def reconstruct(
     dtype: torch.dtype | None = None,
     say: Say = lambda message: None,
     stage: Stage = no_stage,
+    group: ProcessGroup | None = None,
 ) -> Reconstruction:
     """Run a model over a clip, dense or reduced.
 
@@ -108,6 +113,9 @@ def reconstruct(
         say: Callback(message), for warnings of spark3r.
         stage: Context manager of each stage, for progress and logs: ``warm-up``, ``dense``,
             ``reduced`` and ``compare``.
+        group: Process group of ranks that share the clip; None if this process is alone. Each
+            rank's clip then has its own frames, see `spark3r.Handle.share`. Rank 0 returns the
+            prediction of the whole clip and its deviation, the others that of their frames.
 
     Raises:
         FamilyError: If the family cannot read the model's output.
@@ -126,21 +134,26 @@ def reconstruct(
         _timed(runner, few)
     if profile is None:
         with stage("dense", layers):
-            return Reconstruction(_timed(runner, clip), precision)
+            return Reconstruction(_dense(runner, clip, group), precision)
     dense = compared = expected = None
+    if compare_dense and group is not None:
+        with stage("dense", layers):
+            dense = _dense(runner, clip, group, _COMPARED)
     with (
         _notes(say) as notes,
-        apply(model, profile, schedule=schedule, family=runner.family) as handle,
+        apply(model, profile, schedule=schedule, family=runner.family, group=group) as handle,
     ):
-        if all(rule.is_dense for rule in handle.schedule.resolve(clip.frames)):
-            notes.append(f"the schedule is dense at {clip.frames} frames: nothing is reduced")
         if compare_dense:
+            expected = _expected(profile, schedule, layout, precision)
+        if compare_dense and group is None:
             with stage("dense", layers), handle.disabled():
-                expected = _expected(profile, schedule, layout, precision)
-                dense = _timed(runner, clip, "the dense pass to compare with ran ")
+                dense = _timed(runner, clip, _COMPARED)
         with stage("reduced", layers):
-            reduced = _timed(runner, clip)
-        if dense is not None:
+            reduced = _timed(runner, clip, group=group)
+        frames = reduced.prediction.frames  # of all ranks
+        if all(rule.is_dense for rule in handle.schedule.resolve(frames)):
+            notes.append(f"the schedule is dense at {frames} frames: nothing is reduced")
+        if dense is not None and (group is None or group.rank() == 0):
             try:
                 with stage("compare", ()):
                     compared = deviation(reduced.prediction, dense.prediction)
@@ -185,7 +198,21 @@ def _beyond(found: Deviation, expected: Expectation, runner: Runner) -> Iterator
     )
 
 
-def _timed(runner: Runner, clip: Clip, what: str = "") -> TimedPass:
+_COMPARED = "the dense pass to compare with ran "
+
+
+def _dense(runner: Runner, clip: Clip, group: ProcessGroup | None, what: str = "") -> TimedPass:
+    """Return a dense pass of an unpatched model, in which several ranks may share the clip."""
+    if group is None:
+        return _timed(runner, clip, what)
+    schedule = Schedule.dense(runner.depth)
+    with apply(runner.model, schedule, family=runner.family, group=group):
+        return _timed(runner, clip, what, group)
+
+
+def _timed(
+    runner: Runner, clip: Clip, what: str = "", group: ProcessGroup | None = None
+) -> TimedPass:
     read = runner.reader
     images = clip.images.to(runner.device)
     outputs: list[Any] = []
@@ -197,7 +224,11 @@ def _timed(runner: Runner, clip: Clip, what: str = "") -> TimedPass:
 
     with _within_memory(clip, what):
         peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)
-    return TimedPass(read(outputs[0], images).to("cpu"), milliseconds[0] / 1000, peak)
+    prediction = read(outputs[0], images).to("cpu")
+    if group is not None:
+        names = [each.name for each in fields(prediction)]
+        prediction = Prediction(*collect([getattr(prediction, name) for name in names], group))
+    return TimedPass(prediction, milliseconds[0] / 1000, peak)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import first_line
+from ..ranks import of_environment
 from .arguments import UsageError
 from .bench import add_bench
 from .check import add_check
@@ -73,20 +74,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except (KeyboardInterrupt, Terminated) as stop:
         word, status = word_and_status(stop)
+        if not _claims_failure(options):
+            return status
         print(f"spark3r: {word}: {_what_is_kept(options)}", file=sys.stderr)
         return status
     except Exception as error:
         if options.debug:
             traceback.print_exc()
-        else:
+        elif _claims_failure(options):
             print(f"spark3r: {failure_text(error)}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+
+
+def _claims_failure(options: argparse.Namespace) -> bool:
+    """Return True if this process tells of its failure: of several ranks, the first that fails."""
+    claims: Callable[[], bool] | None = getattr(options, "claims_failure", None)
+    return of_environment()[0] == 0 if claims is None else claims()
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that tells of wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
+        if of_environment()[0] > 0:  # rank 0 says it
+            self.exit(WRONG_USAGE)
         self.exit(WRONG_USAGE, f"{self.prog}: {message} (`{self.prog} --help` shows the options)\n")
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..ranks import Joined, device_of_rank, joined
 from .arguments import (
     add_dtype,
     add_json,
@@ -28,6 +29,7 @@ from .result import print_result
 from .stages import Stages, opened
 
 if TYPE_CHECKING:
+    from ..clips import Clip
     from ..io.clips import Footage
     from ..prediction import Prediction
     from ..profile import Profile
@@ -46,6 +48,8 @@ EXAMPLES = """examples:
   spark3r run --clip rendered:7 --output out
   spark3r run --model vggt:facebook/VGGT-1B --profile vggt-1b --clip tour.mp4 --output out
   spark3r run --model da3:random-small --clip photos/ --output out --dtype bfloat16
+
+under torchrun one clip is shared by all ranks (docs/several-devices.md)
 
 exit status: 0 done, 1 failed, 2 wrong usage, 4 a deviation is above --fail-above
 (the files are written), 130 after Ctrl-C, 143 after SIGTERM
@@ -158,20 +162,23 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
     ):
         if given and not there:
             wrong_usage(f"{flag} needs {needed}")
-    with opened(options.log_json) as log:
-        stages = Stages(log)
-        with stages.whole_run():
-            return _reconstruct(options, stages)
+    with joined(options.device) as ranks:
+        options.claims_failure = ranks.claims_failure
+        with opened(options.log_json if ranks.is_first else None) as log:
+            stages = Stages(log, shown=ranks.is_first)
+            with stages.whole_run():
+                return _reconstruct(options, stages, ranks)
 
 
-def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
+def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> int:
     from ..io.clips import check_source
     from ..io.outputs import new_folder, refuse_folder, refuse_full_disk
 
     # Mistakes are reported before a model of several GB is loaded.
-    refuse_folder(options.output)
-    _refuse_without_pillow()
-    check_source(options.clip, options.frames)
+    if ranks.is_first:
+        refuse_folder(options.output)
+        _refuse_without_pillow()
+        check_source(options.clip, options.frames)
     profile = _profile(options)
 
     from ..loading.load import REFERENCE_IS_FOR, about, load_model
@@ -179,7 +186,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
     from ..runner import Runner
     from .provenance import other_code, provenance
 
-    device = usable_device(options.device or default_device())
+    device = usable_device(device_of_rank(options.device or default_device()))
     model = chosen_model(
         options, (options.clip,), None if profile is None else profile.model.family
     )
@@ -198,25 +205,36 @@ def _reconstruct(options: argparse.Namespace, stages: Stages) -> int:
         stages.say(f"note: {other}")
     stages.on(runner.device)
     with stages("read"):
-        footage = _footage(options, runner)
-    _say_footage(stages, footage)
-    refuse_full_disk(options.output, footage.clip.images)
+        # Rank 0 reads, so that only it needs the file and the memory for all frames.
+        footage = _footage(options, runner) if ranks.is_first else None
+        clip = _part(footage, profile, options, runner, ranks)
+    if footage is not None:
+        _say_footage(stages, footage)
+        refuse_full_disk(options.output, footage.clip.images)
+    run = partial(
+        reconstruct,
+        runner.model,
+        clip,
+        profile,
+        schedule=options.schedule,
+        family=runner.family,
+        compare_dense=options.compare_dense,
+        dtype=chosen_dtype(options, device),
+        say=stages.say,
+        stage=stages,
+        group=ranks.group,
+    )
+    if footage is None:
+        run()
+        return 0
     with new_folder(options.output) as folder:
-        made = reconstruct(
-            runner.model,
-            footage.clip,
-            profile,
-            schedule=options.schedule,
-            family=runner.family,
-            compare_dense=options.compare_dense,
-            dtype=chosen_dtype(options, device),
-            say=stages.say,
-            stage=stages,
-        )
+        made = run()
         record = _record(options, model, runner.family.name, footage, made, profile, device)
         record["provenance"] = origins
         above = _above(made, options.fail_above)
         record["above"] = None if options.fail_above is None else above
+        record["exit_status"] = ABOVE if above else 0
+        record["ranks"] = ranks.size
         with stages("write"):
             record["points"] = _write(folder, footage, made.run.prediction, record, options)
     if options.json:
@@ -275,6 +293,30 @@ def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
         skip_bad=options.skip_bad,
         rendered_size=RENDERED_PATCHES * patch_size,
     )
+
+
+def _part(
+    footage: Footage | None,
+    profile: Profile | None,
+    options: argparse.Namespace,
+    runner: Runner,
+    ranks: Joined,
+) -> Clip:
+    """Return the frames of the clip that this rank holds."""
+    from ..clips import Clip
+    from ..reduction.sharding import deal, unit
+    from ..schedule import Schedule
+
+    if footage is not None and ranks.size == 1:
+        return footage.clip
+    dense = Schedule.dense(runner.depth)
+    schedule = dense if profile is None else profile.schedule(options.schedule)
+
+    def starts(frames: int) -> tuple[int, ...]:
+        return deal(frames, ranks.size, unit(schedule.resolve(frames)))
+
+    images = ranks.deal(None if footage is None else footage.clip.images, starts)
+    return Clip(options.clip, images)
 
 
 def _say_footage(stages: Stages, footage: Footage) -> None:

@@ -55,11 +55,16 @@ class Stages:
         log: File without a buffer. One JSON object per stage is written to it, as soon as the
             stage is over. None for no log.
         clock: Function that returns seconds.
+        shown: False shows nothing, as in ranks of which another one speaks.
     """
 
     def __init__(
-        self, log: RawIOBase | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        log: RawIOBase | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        shown: bool = True,
     ) -> None:
+        self._shows = shown
         self._log = log
         self._clock = clock
         self._device: torch.device | str = "cpu"
@@ -72,6 +77,8 @@ class Stages:
 
     def say(self, message: str) -> None:
         """Show a line on stderr."""
+        if not self._shows:
+            return
         print(f"spark3r: {printable(message)}", file=sys.stderr, flush=True)
 
     @contextmanager
@@ -117,7 +124,7 @@ class Stages:
 
     @contextmanager
     def _shown(self, name: str, modules: Collection[nn.Module], begin: float) -> Iterator[None]:
-        if name in OTHERS_SHOW or not _can_redraw():
+        if name in OTHERS_SHOW or not self._shows or not _can_redraw():
             self.say(WORDS[name])
             yield
             return
