@@ -11,6 +11,7 @@ from ..errors import ClipError, ProfileError, printable
 from .arguments import add_json, add_profile, grid_text, parse_count, parse_grid, parse_text
 from .listing import summary
 from .tables import folded_names, print_table, ranges
+from .traffic import count_traffic, print_traffic
 
 if TYPE_CHECKING:
     from ..layout import TokenLayout
@@ -57,6 +58,12 @@ def add_show(commands: Subparsers) -> None:
         help="rows and columns of patches per frame (default: the measured grid, or "
         f"{grid_text(DEFAULT_GRID)}, which is 518x392 pixels in patches of 14)",
     )
+    command.add_argument(
+        "--ranks",
+        type=parse_count,
+        metavar="N",
+        help="also print what N processes that share the clip send one another",
+    )
     add_json(command)
     command.set_defaults(run=_show)
 
@@ -83,6 +90,7 @@ def _show(options: argparse.Namespace) -> int:
     cost = _cost(profile, name, layout)
     taken = _taken(profile, name, layout)
     counted = _counted_bytes(profile, name, layout) if options.frames else None
+    traffic = None if options.ranks is None else count_traffic(profile, name, layout, options.ranks)
     if options.json:
         record = _record(profile, name)
         sections = {
@@ -95,7 +103,7 @@ def _show(options: argparse.Namespace) -> int:
                 | sections
                 | cost
                 | _as_json(taken)
-                | {"counted_peak_bytes": counted},
+                | {"counted_peak_bytes": counted, "ranks": traffic},
                 indent=2,
             )
         )
@@ -106,6 +114,8 @@ def _show(options: argparse.Namespace) -> int:
         _print_taken(taken, layout)
         if isinstance(taken, ProfileError) or taken.peak_gb is None:
             print(f"  {_counted_text(options.profile, profile, layout, counted)}")
+        if traffic is not None:
+            print_traffic(traffic)
         _print_bounds(schedule.length, layout)
     return 0
 

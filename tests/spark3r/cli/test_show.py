@@ -229,3 +229,20 @@ def test_factors_beyond_the_clip_are_shown_as_they_act(folder: Path) -> None:
     document["schedules"][0]["layers"][1]["key_value"] = 1000
     layer = json.loads(run("show", store(document), "--frames", "5", "--json").out)["layers"][1]
     assert layer["key_value"] == 5
+
+
+def test_show_what_ranks_send_one_another() -> None:
+    words = ("show", "vggt-1b", "--frames", "300", "--grid", "4x5", "--ranks", "3")
+    out = run(*words).out
+    shown = run(*words, "--json").object["ranks"]
+    # Of 38 kept frames (0, 8, 16 ...) the ranks with 100 frames have 13, 12 and 13; of 13 (0, 24,
+    # ...) they have 5, 4 and 4. A frame has 25 tokens, a token 2 x 1024 numbers of 2 bytes.
+    frame = 25 * 2 * 1024 * 2
+    assert shown["frames"] == [100, 100, 100]
+    assert set(shown["layers_bytes"]) == {2 * 13 * frame, 2 * 5 * frame}
+    received = (6 * 13 + 18 * 5) * 2 * frame
+    assert shown["received_bytes"] == received
+    assert shown["seconds"]["100 GbE"] == received / 12.5e9
+    assert "over 3 ranks, which hold 100 frames each, in bfloat16" in out
+    assert f"each receives {received / 1e6:.3g} MB in a pass, 1.02 MB to 2.66 MB in a layer" in out
+    assert "15 groups of 20 frames, fewer than the 16 ranks" in run(*words[:-1], "16").err
