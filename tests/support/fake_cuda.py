@@ -354,14 +354,15 @@ class _Recorder(TorchDispatchMode):
 
 
 _TORCH = str(Path(torch.__file__).parent)
+_FAKES = __file__, str(Path(__file__).with_name("cuda_functions.py"))
 
 
 def _caller() -> str:
-    """Return file and line of the innermost code that is neither torch's nor this module's."""
+    """Return file and line of the innermost code that is neither torch's nor the fakes'."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file != __file__ and not file.startswith((_TORCH, "<")):
+        if file not in _FAKES and not file.startswith((_TORCH, "<")):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
