@@ -47,9 +47,11 @@ def names_of_calls(model: nn.Module) -> Iterator[set[str]]:
         return lambda *_: called.add(name)
 
     hooks = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules()]
-    yield called
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def state(model: nn.Module) -> list[dict[str, Any]]:
@@ -63,11 +65,11 @@ def test_a_prediction_holds_the_same_bits(case: Case, reduced: bool) -> None:
     family, clip = detect(model), images(case, 5)[0]
     runner, whole = Runner(model, family), Runner(model, replace(family, unread=everything))
     schedule = reducing(case.layers) if reduced else spark3r.Schedule.dense(case.layers)
-    with spark3r.apply(model, schedule):
-        with names_of_calls(model) as all_of_them:
-            expected = predicted(whole, clip)
-        with names_of_calls(model) as called:
-            found = predicted(runner, clip)
+    # Where a prediction leaves a head out, memory savers drop the tokens that it would read.
+    with spark3r.apply(model, schedule, save_memory=False), names_of_calls(model) as all_of_them:
+        expected = predicted(whole, clip)
+    with spark3r.apply(model, schedule), names_of_calls(model) as called:
+        found = predicted(runner, clip)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert called <= all_of_them
     parts = UNREAD.get(case.name, set())
