@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,7 +24,13 @@ def assume_constant_result(function: F) -> F:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Return a context in which compiled modules and functions run as they were written."""
+    """Return a context in which compiled modules and functions run as they were written.
+
+    Where the compiler was not imported, nothing is compiled, and nothing is imported for that.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
     set_stance = getattr(torch.compiler, "set_stance", None)  # torch >= 2.6
     if set_stance is None:
         with torch._dynamo.config.patch(disable=True):
