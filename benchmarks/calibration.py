@@ -52,7 +52,7 @@ from quality_cache import OutOfTimeError, QualityCache, add_arguments, factors, 
 from results_io import print_markdown, write_result
 from stages import Plan
 
-from calibrate.defaults import FRAMES, TRIALS, Source
+from calibrate.defaults import FRAMES, TIMING_S, TRIALS, Source
 from calibrate.measure.timing import Pass
 from spark3r import Schedule
 from spark3r.reference.scenes.seeds import EVALUATION
@@ -105,7 +105,10 @@ def parse() -> argparse.Namespace:
         "--checks", type=int, default=3, help="samples of the 20 schedules (default: 3)"
     )
     parser.add_argument(
-        "--table-seconds", type=float, default=6.0, help="for the table (default: 6)"
+        "--table-seconds",
+        type=float,
+        default=TIMING_S,
+        help=f"for the table (default: {TIMING_S:g})",
     )
     parser.add_argument("--budget", default="40%", help="of the default run (default: 40%%)")
     add_arguments(parser, frames=FRAMES, output="calibration.json")

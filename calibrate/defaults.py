@@ -79,7 +79,7 @@ measured factor of the axis."""
 
 # Latency
 
-TIMING_S = 6.0
+TIMING_S = 4.0
 """Approximate seconds of each timing step."""
 
 TIMER = Timer(cpu_clock=time.thread_time)
@@ -94,6 +94,9 @@ FITTED_STEP = 8
 FITTED_FROM = 1.25
 """Ratio of two lengths below which a longer one is not looked for."""
 
+FITTED_GROWTH = 4
+"""Largest ratio of a length that is tried for the fit to the one before."""
+
 PACE_S = 0.5
 """Longest dense pass that shows the present pace of the machine to the model of a profile."""
 
@@ -104,8 +107,9 @@ LEAST_SAMPLES = 2
 """Samples of each whole pass that are taken whatever the time limit. The budget is judged by as
 many of the exported schedule."""
 
-SAME_PACE = 0.03
-"""Relative change of a dense pass up to which the pace of the machine counts as the same."""
+SAME_PACE = 0.05
+"""Relative change of a pass up to which the pace of the machine counts as the same. On a quiet
+machine the fastest of two short passes differs as much from one minute to the next."""
 
 CORRECT_BELOW = 0.95
 """Share of the budget below which the timed answer of the knapsack corrects the latency model."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spark3r.timing import FIRST_COUNTS_S, samples_to_take
+from spark3r.timing import VERY_LONG_S, samples_to_take
 
 from .budget import Budget, time_text
 from .defaults import (
@@ -204,23 +204,23 @@ def _timings_s(frames: int, budget: Budget | None) -> Mapping[str, float]:
     wall_s, dense_s = _wall_s(frames), _dense_s(frames)
     goal_s = dense_s / 2 if budget is None else _clip_s(budget, frames)
     reduced = [(short_s + short_wall_s) / 2] * OTHER_PASSES
-    target = [short_s, wall_s, *([dense_s] if dense_s <= DENSE_TIMED_S else [])]
+    passes = [short_wall_s, short_s, *reduced]
+    if fitted < frames:
+        passes += [wall_s, *([dense_s / LEAST_SAMPLES] if dense_s <= DENSE_TIMED_S else [])]
+    pace_s = LEAST_SAMPLES * (short_s + short_wall_s)
     return {
         "length to time": 2 * (short_s + short_wall_s),
         "latency of layers": 4 * LAYERS_TIMED * (short_s - short_wall_s) / DEPTHS["reference"],
-        "latency of passes": _timed_s([short_wall_s, short_s, *reduced], LEAST_SAMPLES),
-        "latency at the target": 0.0 if fitted == frames else _timed_s(target, LEAST_SAMPLES),
-        "latency at the goal": _timed_s([short_s, goal_s], 1),
-        "latency of the answer": _timed_s([short_s, goal_s], 1),
+        "latency of passes": _timed_s(passes),
+        "latency at the goal": pace_s + goal_s,
+        "latency of the answer": pace_s + goal_s * (1 if goal_s >= VERY_LONG_S else LEAST_SAMPLES),
     }
 
 
-def _timed_s(durations_s: Sequence[float], least: int) -> float:
+def _timed_s(durations_s: Sequence[float]) -> float:
     by_call = {str(number): taken_s for number, taken_s in enumerate(durations_s)}
-    samples = samples_to_take(by_call, TIMING_S, least=least)
-    return durations_s[0] + sum(
-        (samples[name] + (taken_s < FIRST_COUNTS_S)) * taken_s for name, taken_s in by_call.items()
-    )
+    samples = samples_to_take(by_call, TIMING_S, least=LEAST_SAMPLES)
+    return sum(samples[name] * taken_s for name, taken_s in by_call.items())
 
 
 def _minutes_text(seconds: float) -> str:

@@ -24,7 +24,7 @@ from ..clips import Split
 from ..defaults import DENSE_TIMED_S, OPERATORS
 from ..settings import Job
 from .evaluator import DenseRuns
-from .pace import Pace, say_clock, time_at_pace
+from .pace import Pace, fastest_ms, say_clock, time_at_pace
 from .records import sensitivity_records
 from .sensitivity import paper_layers, sensitivities
 from .target_length import ShortPasses, clip_of_length
@@ -116,7 +116,10 @@ class Sensitivities:
 
 
 def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -> Latencies:
-    """Fit the latency model at a short length, and time the wall at the target length.
+    """Fit the latency model at a short length, and time the wall at the target length beside it.
+
+    Dense is timed there as well if the short length lets expect that it takes at most
+    `DENSE_TIMED_S`.
 
     Args:
         job: The job.
@@ -125,35 +128,44 @@ def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -
         short: The greatest length at which dense is short.
     """
     footage = split.search[0].images
+    images = clip_of_length(footage, frames)
     fitted_images = clip_of_length(footage, min(frames, short.frames))
+    at_target: list[TimedPass] = []
+    dense_is_short = False
+    if frames > short.frames:
+        dense_is_short = short.extended(frames)[0] <= 1000 * DENSE_TIMED_S
+        at_target = _target_passes(images, dense_is_short)
     fit = fit_latency(
         job.runner,
         fitted_images,
         OPERATORS,
         timer=job.timer,
         limit_s=job.settings.timing_s,
+        beside=at_target,
         reporter=job.reporter,
     )
     say_clock(job, "latency of passes", fit.passes["wall"])
     dense = fit.passes.get("dense")
     pace = Pace(
-        fitted_images, fit.passes["wall"].median_ms, None if dense is None else dense.median_ms
+        fitted_images,
+        fastest_ms(fit.passes["wall"]),
+        None if dense is None else fastest_ms(dense),
     )
-    images = clip_of_length(footage, frames)
-    if fit.layout.frames == frames:
-        table = _table(job, fit.model, fit.layout, fit.passes, True, fit)
+    if at_target:
+        timed = {_TARGET[name]: each for name, each in fit.beside.items()}
+        # What does not fit at the short length does not fit here.
+        tried = dense_is_short or short.dense_ms is None
+        table = _table(job, fit.model, job.runner.layout(images), timed, tried, fit)
     else:
-        table = extended_table(job, fit.model, pace, images, fit)
+        table = _table(job, fit.model, fit.layout, fit.passes, True, fit)
     for line in split.doubts(frames):
         job.reporter.say(line)
     shortest = min(split.clips, key=lambda clip: clip.frames)
     return Latencies(images, table, job.runner.layout(shortest.images), pace)
 
 
-def extended_table(
-    job: Job, model: LatencyModel, pace: Pace, images: Tensor, fit: Fit | None = None
-) -> LatencyTable:
-    """Return the latencies at the target length, where the wall is timed.
+def extended_table(job: Job, model: LatencyModel, pace: Pace, images: Tensor) -> LatencyTable:
+    """Return the latencies at the target length by an earlier model, where the wall is timed.
 
     Dense is timed as well if it is predicted to take at most `DENSE_TIMED_S`.
 
@@ -162,20 +174,27 @@ def extended_table(
         model: Latency model of another length.
         pace: The passes that show the pace of the machine.
         images: A clip of the target length, ``[S, 3, H, W]``.
-        fit: The timings that the model was fitted to; None for the model of an earlier profile.
 
     Raises:
         FamilyError: If the wall does not fit into memory.
     """
     layout = job.runner.layout(images)
-    passes = [TimedPass("wall", "wall", images)]
     dense_is_short = _dense_ms(model, layout, job.depth) <= 1000 * DENSE_TIMED_S
-    if dense_is_short:
-        passes.append(TimedPass("dense", "dense", images, least=1))
-    timed = time_at_pace(job, pace, model, passes, "latency at the target").latencies
-    if "wall" not in timed:
-        raise FamilyError(too_long(layout.frames))
-    return _table(job, model, layout, timed, dense_is_short, fit)
+    passes = _target_passes(images, dense_is_short)
+    found = time_at_pace(job, pace, model, passes, "latency at the target").latencies
+    timed = {_TARGET[name]: each for name, each in found.items()}
+    return _table(job, model, layout, timed, dense_is_short, None)
+
+
+_TARGET = {"wall at the target": "wall", "dense at the target": "dense"}
+"""Names of passes at the target length, where others are timed with them."""
+
+
+def _target_passes(images: Tensor, dense_is_short: bool) -> list[TimedPass]:
+    """Return the passes that are timed at the target length: the wall, and dense if short."""
+    wall, dense = _TARGET
+    passes = [TimedPass(wall, "wall", images)]
+    return [*passes, TimedPass(dense, "dense", images, least=1)] if dense_is_short else passes
 
 
 def _table(
@@ -186,6 +205,8 @@ def _table(
     dense_tried: bool,
     fit: Fit | None,
 ) -> LatencyTable:
+    if "wall" not in timed:
+        raise FamilyError(too_long(layout.frames))
     wall, dense = timed["wall"], timed.get("dense")
     errors: dict[str, float] = {}
     if fit is None or fit.layout != layout:

@@ -3,7 +3,8 @@
 A machine is slower at one minute than at another: other programs run, or its clock rate falls. So
 two short passes, dense and the wall, are timed in turns with whatever is timed. Attention and
 everything else slow down by different ratios, since the one computes and the other moves memory.
-Each timing is divided by the ratio that its shares of both make.
+Each timing is divided by the ratio that its shares of both make. The fastest sample counts, then
+and now: what disturbs a short pass for a moment hardly matters to the long ones that it is for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from ..settings import Job
 from .timing import Pass, TimedPass, time_passes
 
 _WALL, _DENSE = "pace, wall", "pace, dense"
+
+
+def fastest_ms(latency: Latency) -> float:
+    """Return the fastest sample of a pass that shows the pace."""
+    return min(latency.samples_ms)
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,14 @@ class Pace:
 
     def slowdowns(self, now: Mapping[str, Latency]) -> tuple[float, float]:
         """Return how much slower the wall is now, and everything beyond the wall."""
-        wall = now[_WALL].median_ms / self.wall_ms
+        now_wall_ms = fastest_ms(now[_WALL])
+        wall = now_wall_ms / self.wall_ms
         if self.dense_ms is None or _DENSE not in now:
             return wall, wall
-        beyond_ms = now[_DENSE].median_ms - now[_WALL].median_ms
+        now_dense_ms = fastest_ms(now[_DENSE])
+        beyond_ms = now_dense_ms - now_wall_ms
         if beyond_ms <= 0 or self.dense_ms <= self.wall_ms:
-            return wall, now[_DENSE].median_ms / self.dense_ms
+            return wall, now_dense_ms / self.dense_ms
         return wall, beyond_ms / (self.dense_ms - self.wall_ms)
 
 

@@ -193,8 +193,9 @@ def distances(
     trajectory = trajectory_metrics(prediction.extrinsics, extrinsics)
     is_pan = trajectory.extent < PAN * float(depth[valid].median())
     # Both clouds have the same number of points, so the same pixels are sampled.
-    source = sample_evenly(prediction.points[valid], _POINTS)
-    target = sample_evenly(points[valid], _POINTS)
+    chosen = sample_evenly(valid.flatten().nonzero().flatten(), _POINTS)
+    source = prediction.points.reshape(-1, 3)[chosen]
+    target = points.reshape(-1, 3)[chosen]
     alignment = umeyama(source, target)
     by_trajectory = align_trajectories(prediction.extrinsics, extrinsics).similarity
     cloud = None

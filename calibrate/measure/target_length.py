@@ -14,6 +14,7 @@ from ..budget import Budget, time_text
 from ..defaults import (
     DENSE_MARGIN,
     FITTED_FROM,
+    FITTED_GROWTH,
     FITTED_S,
     FITTED_STEP,
     TARGET_LENGTHS,
@@ -116,6 +117,13 @@ class ShortPasses:
             return 1e3 * wall_ms, wall_ms
         return wall_ms + ratio**2 * max(0.0, self.dense_ms - self.wall_ms), wall_ms
 
+    def mean_with(self, other: ShortPasses) -> ShortPasses:
+        """Return the mean of two timings of one length, both with a dense latency."""
+        if self.dense_ms is None or other.dense_ms is None:
+            return self
+        dense_ms = (self.dense_ms + other.dense_ms) / 2
+        return ShortPasses(self.frames, dense_ms, (self.wall_ms + other.wall_ms) / 2)
+
     def longest_within(self, ms: float) -> int:
         """Return the greatest length at which `extended` dense latency is at most ``ms``."""
         if self.dense_ms is None:
@@ -128,8 +136,9 @@ class ShortPasses:
 def longest_short(job: Job, footage: Tensor, at_most: int) -> ShortPasses:
     """Return the greatest length at which a dense pass takes `FITTED_S`, and its latencies.
 
-    Longer and longer clips are timed, each as long as the latencies of the one before allow. The
-    shortest one has `FITTED_STEP` frames, however long that takes.
+    Longer and longer clips are timed, each as long as the latencies of the one before allow, and at
+    most `FITTED_GROWTH` times as long: a very short clip says little about attention. The shortest
+    one has `FITTED_STEP` frames, however long that takes.
 
     Args:
         job: The job.
@@ -140,22 +149,15 @@ def longest_short(job: Job, footage: Tensor, at_most: int) -> ShortPasses:
         Spark3rError: If a clip does not fit into memory even without global attention.
     """
     progress = job.reporter.step("length to time")
+    on_cpu = job.runner.device.type == "cpu"  # elsewhere the first pass of a length takes longer
     frames, found = min(FITTED_STEP, at_most), None
     while True:
         progress(0 if found is None else found.frames, at_most)
-        images = clip_of_length(footage, frames)
-        passes = [
-            TimedPass("wall", "wall", images, least=1),
-            TimedPass("dense", "dense", images, least=1),
-        ]
-        timed = time_passes(job.runner, passes, timer=job.timer, limit_s=0.0)
-        if "dense" not in timed and found is not None:
+        now = _short_passes(job, footage, frames, warmed_up=on_cpu and found is not None)
+        if now.dense_ms is None and found is not None:
             break
-        if "wall" not in timed:
-            raise Spark3rError(too_long(frames))
-        dense_ms = timed["dense"].median_ms if "dense" in timed else None
-        found = ShortPasses(frames, dense_ms, timed["wall"].median_ms)
-        frames = found.longest_within(1000 * FITTED_S)
+        found = now
+        frames = min(found.longest_within(1000 * FITTED_S), FITTED_GROWTH * found.frames)
         if frames < found.frames > FITTED_STEP:  # the length before promised too much
             frames = max(FITTED_STEP, frames // FITTED_STEP * FITTED_STEP)
             found = ShortPasses(frames, *found.extended(frames))
@@ -163,8 +165,25 @@ def longest_short(job: Job, footage: Tensor, at_most: int) -> ShortPasses:
         frames = at_most if frames >= at_most else frames // FITTED_STEP * FITTED_STEP
         if frames <= found.frames or at_most > frames < FITTED_FROM * found.frames:
             break
+    if found.frames > FITTED_STEP:
+        # The target length depends on these latencies, and a single pass may be disturbed.
+        found = found.mean_with(_short_passes(job, footage, found.frames, warmed_up=on_cpu))
     progress(at_most, at_most)
     return found
+
+
+def _short_passes(job: Job, footage: Tensor, frames: int, *, warmed_up: bool) -> ShortPasses:
+    """Return the latencies of a length, a sample of each."""
+    images = clip_of_length(footage, frames)
+    passes = [
+        TimedPass("wall", "wall", images, least=1),
+        TimedPass("dense", "dense", images, least=1),
+    ]
+    timed = time_passes(job.runner, passes, timer=job.timer, limit_s=0.0, warmed_up=warmed_up)
+    if "wall" not in timed:
+        raise Spark3rError(too_long(frames))
+    dense_ms = timed["dense"].median_ms if "dense" in timed else None
+    return ShortPasses(frames, dense_ms, timed["wall"].median_ms)
 
 
 def choose_target(job: Job, short: ShortPasses) -> int:

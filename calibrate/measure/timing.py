@@ -7,7 +7,7 @@ one length. All global layers of a model have the same size, so only the first o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -68,12 +68,14 @@ class Fit:
         layers: Resolved rule and latency of layers alone; None for the layer that returns zeros.
         passes: Latencies of whole passes by name, with ``wall``, and ``dense`` if it fits.
         model: The latency model.
+        beside: Latencies by name of further passes that were timed in turns with these.
     """
 
     layout: TokenLayout
     layers: tuple[tuple[ResolvedRule | None, Latency], ...]
     passes: Mapping[str, Latency]
     model: LatencyModel
+    beside: Mapping[str, Latency] = field(default_factory=dict)
 
 
 def fit_latency(
@@ -85,6 +87,7 @@ def fit_latency(
     query_factors: Sequence[int] = TIMED_QUERY_FACTORS,
     key_value_factors: Sequence[int] = TIMED_KEY_VALUE_FACTORS,
     limit_s: float | None = None,
+    beside: Sequence[TimedPass] = (),
     reporter: Reporter = Reporter(),
 ) -> Fit:
     """Time a model at one length and fit its latency model.
@@ -98,6 +101,8 @@ def fit_latency(
         key_value_factors: Key-value factors of the timed layers.
         limit_s: Approximate seconds for the layers, and again for the passes, of which each has at
             least `LEAST_SAMPLES` samples; None for no limit.
+        beside: Passes over other clips, to be timed in turns with those that the model is fitted
+            to. Their names are others.
         reporter: Receives the progress.
 
     Raises:
@@ -109,13 +114,16 @@ def fit_latency(
     layers = time_layers(runner, images, rules, timer=timer, limit_s=limit_s, progress=step)
     to_time = passes_to_time(depth, operators, query_factors, key_value_factors)
     step = reporter.step("latency of passes")
-    passes = time_passes(
+    timed = time_passes(
         runner,
-        [TimedPass(name, each, images) for name, each in to_time.items()],
+        [*(TimedPass(name, each, images) for name, each in to_time.items()), *beside],
         timer=timer,
         limit_s=limit_s,
+        # On a CPU only the first run of a process is much slower, and layers have run by now.
+        warmed_up=runner.device.type == "cpu",
         progress=step,
     )
+    passes = {name: each for name, each in timed.items() if name in to_time}
     if "wall" not in passes:
         raise FamilyError(too_long(layout.frames))
     latency_model = fit(
@@ -126,7 +134,8 @@ def fit_latency(
         ],
         layout,
     )
-    return Fit(layout, layers, passes, latency_model)
+    others = {name: each for name, each in timed.items() if name not in to_time}
+    return Fit(layout, layers, passes, latency_model, others)
 
 
 def too_long(frames: int) -> str:
@@ -245,6 +254,7 @@ def time_passes(
     *,
     timer: Timer = Timer(),
     limit_s: float | None = None,
+    warmed_up: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Latency]:
     """Return latencies of whole passes, timed in turns.
@@ -256,6 +266,7 @@ def time_passes(
         passes: The passes.
         timer: Takes the latencies.
         limit_s: Approximate seconds to take; None for no limit.
+        warmed_up: Whether the first run of each pass is a sample, without a run before it.
         progress: Callback(samples taken, their total).
     """
     clips = {id(each.images): each.images.to(runner.device) for each in passes}
@@ -274,6 +285,7 @@ def time_passes(
             device=runner.device,
             limit_s=limit_s,
             least={each.name: each.least for each in passes},
+            warmed_up=warmed_up,
             progress=progress,
         )
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spark3r.schedule import Schedule
-from spark3r.timing import Latency
+from spark3r.timing import VERY_LONG_S, Latency
 
 from ..budget import time_text
 from ..defaults import CORRECT_BELOW, LEAST_SAMPLES, OVER, REPEATED_PROPOSALS, RETRIES
@@ -19,7 +19,7 @@ from ..measure.measurements import Latencies
 from ..measure.pace import time_at_pace
 from ..measure.timing import TimedPass
 from ..search.optimizer import Found, Optimize
-from ..search.problem import LatencyLimit, SearchProblem
+from ..search.problem import Goal, LatencyLimit, SearchProblem
 from ..settings import Job
 from .held_out import Verification, verify
 from .selection import (
@@ -73,6 +73,20 @@ class TargetTimes:
     samples: dict[Schedule, Latency] = field(default_factory=dict)
     slowdowns: list[float] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
+
+    def judged(self, schedule: Schedule, step: str, goal: Goal) -> Latency | None:
+        """Return the latency by which a schedule is judged: `LEAST_SAMPLES`, or a long one.
+
+        One sample of `VERY_LONG_S` is enough if it keeps to the budget. A schedule is never judged
+        to miss it by fewer than `LEAST_SAMPLES`.
+        """
+        budget_ms = goal.budget_ms if isinstance(goal, LatencyLimit) else 0.0
+        if budget_ms < 1000 * VERY_LONG_S:
+            return self.of(schedule, step)
+        first = self.of(schedule, step, 1)
+        if first is None or 1000 * VERY_LONG_S <= first.median_ms <= budget_ms:
+            return first
+        return self.of(schedule, step)
 
     def of(self, schedule: Schedule, step: str, least: int = LEAST_SAMPLES) -> Latency | None:
         """Return the latency of a schedule with at least as many samples, timed where needed.
@@ -195,7 +209,8 @@ def _select_and_correct(
         decisions.append((problem, found, decision))
         earlier = (*earlier, *decision.finalists)
         chosen = decision.chosen.trial
-        latency = context.times.of(chosen.schedule, f"latency of the answer{number}")
+        step = f"latency of the answer{number}"
+        latency = context.times.judged(chosen.schedule, step, problem.goal)
         if latency is not None:
             job.reporter.say(
                 f"{decision.chosen.kind}: predicted {time_text(chosen.latency_ms)}, measured "

@@ -150,7 +150,11 @@ class FixedTimer(Timer):
         shown = {name for name in timed if name.startswith("pace")}
         if not shown:
             return timed  # for the latency model
-        return self.later(timed, timed.keys() - {"dense", "wall"} - shown)
+        return self.later(timed, {name for name in timed if is_schedule(passes[name])})
+
+
+def is_schedule(timing: object) -> bool:
+    return isinstance(timing, PassTiming) and isinstance(timing.what, Schedule)
 
 
 def is_dense_pass(timing: object) -> bool:

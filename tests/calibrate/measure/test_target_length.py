@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import tiny_job
@@ -110,7 +111,8 @@ def test_the_length_to_fit_at_is_the_longest_at_which_dense_is_short(
     if first == 1:
         assert frames == taken[-1]
         assert all(dense_ms(n) <= 1500 for n in taken[1:])
-    assert len(taken) <= 5
+    assert len(taken) <= 6
+    assert all(after <= 4 * before for before, after in pairwise(taken))
     for length in (frames, 2 * frames):
         assert short.extended(length) == pytest.approx(
             (dense_ms(length), wall_ms * length), rel=1e-6
