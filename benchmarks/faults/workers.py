@@ -16,6 +16,7 @@ that kills meet them.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import random
 import signal
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 from optuna.trial import TrialState
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -53,6 +55,9 @@ TRIALS = 24
 
 BEATS = Heartbeat(every_s=1, grace_s=2)
 
+PATIENCE_S = 300
+"""Seconds after which a worker counts as one that stands still."""
+
 SLOWER_S = 0.3
 """Seconds by which a run of a schedule is made longer at most."""
 
@@ -60,8 +65,12 @@ WORDS = ("--budget", "75%", *tiny_job.JOB, "--trials", str(TRIALS), "--json", "-
 
 
 def prepare() -> None:
-    """Let a worker send more heartbeats, and take longer for every run of a schedule."""
-    signal.alarm(300)
+    """Let a worker send more heartbeats, and take longer for every run of a schedule.
+
+    A worker that takes `PATIENCE_S` says where it stands, and ends.
+    """
+    faulthandler.register(signal.SIGALRM, chain=True)
+    signal.alarm(PATIENCE_S)
     searching: Any = calibrate.search.run
     searching.SearchOptions = partial(SearchOptions, heartbeat=BEATS)
     searching.join = partial(join, heartbeat=BEATS)
@@ -151,6 +160,16 @@ def faults_of(url: str) -> list[str]:
     return wrong
 
 
+def sessions_of(url: str) -> str:
+    """Return what every session of a server does, and which others it waits for."""
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT pid, state, wait_event_type, wait_event, pg_blocking_pids(pid), "
+            "now() - state_change, query FROM pg_stat_activity WHERE datname = current_database()"
+        ).fetchall()
+    return "; ".join(" ".join(map(str, row)) for row in rows) or "no session"
+
+
 def run_round(
     folder: Path, url: str, cache: Path, moments: dict[int, int], chance: random.Random
 ) -> tuple[int, int, list[str]]:
@@ -180,11 +199,15 @@ def run_round(
             job = workers[0].job
             again = replace(job, words=(*job.words, "--resume"))
             workers[0] = Worker(again, again.start(prepare))
+    sessions, begin = "", time.monotonic()
     while not all([worker.look() for worker in workers]):
         time.sleep(0.05)
+        if not sessions and time.monotonic() - begin > PATIENCE_S / 2:
+            sessions = sessions_of(url)
+            wrong.append(f"after {PATIENCE_S / 2:.0f} s the server has {sessions}")
     for number, worker in enumerate(workers):
         if worker.status != 0 and (number == 0 or number not in moments):
-            said = (folder / f"{number}.err").read_text()[-300:]
+            said = (folder / f"{number}.err").read_text()[-3000:]
             wrong.append(f"worker {number} ended with {worker.status}: {said}")
     if not (folder / "0" / "a.json").exists():
         wrong.append("there is no profile")
