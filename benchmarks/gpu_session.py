@@ -28,7 +28,13 @@ from spark3r.runner import Runner
 from spark3r.schedule import PAPER_TIER, LayerRule, paper_schedule
 from spark3r.timing import make_stopwatch
 
-SIZES = {"vggt": (392, 518), "pi3": (434, 574), "da3": (378, 504), "omega": (448, 592)}
+SIZES = {
+    "vggt": (392, 518),
+    "pi3": (434, 574),
+    "da3": (378, 504),
+    "omega": (448, 592),
+    "mapanything": (392, 518),
+}
 """Height and width in pixels that each family's preprocessing makes of 4:3 footage."""
 
 TINY_PATCHES = (3, 4)

@@ -78,6 +78,16 @@ OMEGA = _record(
     special_tokens=17,
 )
 
+MAP_ANYTHING = _record(
+    "mapanything",
+    "MapAnything",
+    "facebook/map-anything-apache",
+    "info_sharing.self_attention_blocks.*.attn",
+    range(0, 16, 2),
+    width=1536,
+    special_tokens=1,
+)
+
 
 def paper_profile(model: ModelRecord, schedule: Schedule, notes: str = "") -> Profile:
     """Return the profile of a schedule that the paper states for this model."""
@@ -91,6 +101,20 @@ def paper_profile(model: ModelRecord, schedule: Schedule, notes: str = "") -> Pr
         status="paper",
         source=f"{PAPER}, section IV (eq. 4 and 5; sensitive layers of section IV-D)",
         notes=f"{rule} {notes}".strip(),
+    )
+
+
+def uniform_profile(model: ModelRecord) -> Profile:
+    """Return the profile of a rule of thumb: the paper's lower tier in every layer."""
+    layers = len(model.global_layers)
+    return Profile.create(
+        model,
+        {"uniform": paper_schedule(model.family, layers, sensitive=range(layers))},
+        status="prior",
+        source=f"{PAPER}, section IV, eq. 4 and 5",
+        notes="Every layer has the factors r_Q of eq. 4 and r_KV of eq. 5, the lower of the "
+        "paper's two tiers, because nobody has probed which layers of this model are "
+        f"sensitive. The paper did not run {model.name}.",
     )
 
 
@@ -114,15 +138,8 @@ def shipped_profiles() -> dict[str, Profile]:
             notes="This is the schedule of Pi3, because Pi3X has the same 18 global layers. The "
             "paper did not run Pi3X.",
         ),
-        "da3-large": Profile.create(
-            DA3_LARGE,
-            {"uniform": paper_schedule("da3", 8, sensitive=range(8))},
-            status="prior",
-            source=f"{PAPER}, section IV, eq. 4 and 5",
-            notes="Every layer has the factors r_Q of eq. 4 and r_KV of eq. 5, the lower of the "
-            "paper's two tiers, because nobody has probed which layers of this model are "
-            "sensitive. The paper did not run DA3-Large.",
-        ),
+        "da3-large": uniform_profile(DA3_LARGE),
+        "map-anything": uniform_profile(MAP_ANYTHING),
     }
 
 

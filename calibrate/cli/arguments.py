@@ -97,9 +97,9 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "--model",
         type=parse_text,
         metavar="NAME",
-        help="reference; vggt, pi3, da3 or omega with :WEIGHTS (a checkpoint or a name on Hugging "
-        "Face) or :random; or package.module:factory; needed for real footage, reference for "
-        "rendered scenes",
+        help="reference; vggt, pi3, da3, omega or mapanything with :WEIGHTS (a checkpoint or a "
+        "name on Hugging Face) or :random; or package.module:factory; needed for real footage, "
+        "reference for rendered scenes",
     )
     group.add_argument(
         "--clip",

@@ -119,8 +119,8 @@ def add_profile(command: argparse.ArgumentParser) -> None:
 
 
 MODEL_HELP = (
-    "reference, reference:random, FAMILY:WEIGHTS or FAMILY:random with vggt, pi3, da3 or omega "
-    "(weights are a file, or a name on Hugging Face with or without @REVISION), or "
+    "reference, reference:random, FAMILY:WEIGHTS or FAMILY:random with vggt, pi3, da3, omega or "
+    "mapanything (weights are a file, or a name on Hugging Face with or without @REVISION), or "
     "package.module:factory"
 )
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import FamilyError
-from . import da3, omega, pi3, reference, vggt
+from . import da3, mapanything, omega, pi3, reference, vggt
 from .base import Family, unwrap
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (reference, vggt, pi3, da3, omega)
+    module.FAMILY.name: module.FAMILY for module in (reference, vggt, pi3, da3, omega, mapanything)
 }
 
 

@@ -126,6 +126,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str, unused: Ite
     unused = tuple(unused)
     wanted = model.state_dict()
     given = {name: value for name, value in tensors.items() if not name.startswith(unused or "\n")}
+    given.update(_under_other_names(wanted, given))
     problems = {
         "missing": sorted(wanted.keys() - given.keys()),
         "unknown": sorted(given.keys() - wanted.keys()),
@@ -146,3 +147,17 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str, unused: Ite
             "a checkpoint of another version or size"
         )
     model.load_state_dict(given)
+
+
+def _under_other_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return tensors by the names that a checkpoint leaves out.
+
+    A module that is in a model twice has two names, and safetensors stores its tensors under one.
+    """
+
+    def place(value: Tensor) -> tuple[int, torch.Size]:
+        return value.data_ptr(), value.shape
+
+    known = {place(wanted[name]): given[name] for name in wanted.keys() & given.keys()}
+    missing = {name: place(value) for name, value in wanted.items() if name not in given}
+    return {name: known[where] for name, where in missing.items() if where[0] and where in known}

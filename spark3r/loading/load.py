@@ -206,6 +206,8 @@ def variant_of_name(upstream: Upstream, weights: str) -> str:
         return longest[-1]
     if len(upstream.variants) == 1:
         return upstream.variants[0]
+    if upstream.untold is not None:
+        return upstream.untold
     known = " or ".join(f"{upstream.family}:random-{known}" for known in upstream.variants)
     raise FamilyError(f"the name does not tell the variant of {upstream.title}: give {known}")
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FamilyError, WeightsError
+from . import mapanything
 
 _GIT_TIMEOUT_S = 5
 
@@ -128,6 +129,7 @@ class Upstream:
         build: Function that builds a variant with random weights; it is given the variant and the
             function that imports modules of the code.
         unused: Prefixes of a checkpoint's tensors for parts that are not built.
+        untold: Variant of published weights whose name tells none. None asks for it.
     """
 
     family: str
@@ -143,6 +145,7 @@ class Upstream:
     entry: str
     build: Callable[[str, Callable[[str], Any]], nn.Module]
     unused: tuple[str, ...] = ()
+    untold: str | None = None
 
     def random(self, variant: str) -> nn.Module:
         """Build a variant with random weights, the same every time.
@@ -299,6 +302,13 @@ def _omega_variant(tensors: Mapping[str, Tensor]) -> str | None:
     return "1b" if "aggregator.inter_frame_blocks.0.attn.qkv.weight" in tensors else None
 
 
+def _mapanything_weights(repository: str) -> str:
+    owner, _, name = repository.partition("/")
+    if owner != "facebook" or not name.startswith("map-anything"):
+        return ""
+    return "Apache-2.0" if "apache" in name else NON_COMMERCIAL
+
+
 UPSTREAMS: dict[str, Upstream] = {
     upstream.family: upstream
     for upstream in (
@@ -369,6 +379,22 @@ UPSTREAMS: dict[str, Upstream] = {
             entry="vggt_omega.models.vggt_omega",
             build=_build_omega,
             unused=("text_alignment_head.",),
+        ),
+        Upstream(
+            family="mapanything",
+            title="MapAnything",
+            package="mapanything",
+            install="pip install git+https://github.com/facebookresearch/map-anything"
+            "@f7ebafb4d8349776705aaa686cf928988d1bd7f4",
+            licence="Apache-2.0",
+            weights_licence=_mapanything_weights,
+            example="facebook/map-anything-apache",
+            example_gb=4.9,
+            variants=tuple(mapanything.VARIANTS),
+            variant_of=mapanything.variant,
+            entry="mapanything.models.mapanything",
+            build=mapanything.build,
+            untold="v1.1",
         ),
     )
 }

@@ -18,13 +18,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import LayoutError, PatchError
 from ..families.base import SAVES_MEMORY, Replacement, overridden
@@ -236,7 +237,7 @@ class Patch(ABC):
                 "or trace the dense model inside handle.disabled()"
             )
         batch, layout = self.family.layout(entry, args, kwargs)
-        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        tensors = _tensors((*args, *kwargs.values()))
         device = tensors[0].device.type if tensors else "cpu"
         if torch.compiler.is_compiling():
             self._passes.trace(self._traced(layout, device))
@@ -387,3 +388,13 @@ def _frame_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         if tokens.shape[1] == frame.tokens and not torch.is_grad_enabled():
             return forward(self, frame, _DENSE, *args, **kwargs)
     return type(self).forward(self, *args, **kwargs)
+
+
+def _tensors(given: tuple[Any, ...]) -> list[Tensor]:
+    """Return the tensors among arguments; if there are none, those that a dataclass among them has.
+
+    MapAnything's transformer is given all its inputs in one.
+    """
+    found = [each for each in given if isinstance(each, Tensor)]
+    held = [value for each in given if is_dataclass(each) for value in vars(each).values()]
+    return found or [each for each in tree_leaves(held) if isinstance(each, Tensor)]

@@ -60,7 +60,7 @@ def pieces(layout: TokenLayout, rule: ResolvedRule, most_tokens: int) -> tuple[P
     """
     operator = rule.operators.query
     known = type(operator) is QueryMerging and type(operator.unmerging).unmerge in _BY_TOKEN
-    if not known or rule.query == 1 or layout.tail:
+    if not known or rule.query == 1:
         return ()
     groups = -(-layout.frames // operator.group)
     count = min(groups, MOST_PIECES, -(-layout.tokens // most_tokens))
@@ -135,8 +135,9 @@ def _piece(layout: TokenLayout, start: int, stop: int) -> Piece:
     if layout.anchor_frame is not None and start <= layout.anchor_frame < stop:
         anchor = layout.anchor_frame - start
     length = layout.tokens_per_frame
-    own = replace(layout, frames=stop - start, anchor_frame=anchor)
-    return Piece(slice(start * length, stop * length), own)
+    tail = layout.tail if stop == layout.frames else 0
+    own = replace(layout, frames=stop - start, anchor_frame=anchor, tail=tail)
+    return Piece(slice(start * length, stop * length + tail), own)
 
 
 def _merge(

@@ -114,6 +114,7 @@ def test_the_numbers_are_those_of_the_steps() -> None:
         "omega": "vggt-omega-1b",
         "pi3": "pi3",
         "da3": "da3-giant",
+        "mapanything": "map-anything",
     }.items():
         assert dry_run.DEPTHS[kind] == len(load_profile(profile).model.global_layers)
 

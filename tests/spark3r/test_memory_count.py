@@ -233,6 +233,8 @@ def test_wrong_usage_is_told(
         ("da3", "depth-anything/DA3NESTED-GIANT-LARGE", "nested"),
         ("da3", "random-giant", "giant"),
         ("omega", "facebook/VGGT-Omega/vggt_omega_1b_512.pt", "1b"),
+        ("mapanything", "facebook/map-anything-apache", "v1.1"),
+        ("mapanything", "facebook/map-anything-v1", "v1"),
     ],
 )
 def test_a_name_tells_the_variant(family: str, weights: str, variant: str) -> None:

@@ -25,6 +25,8 @@ def reduced_attention(
     query: int,
     key_value: int,
     group: int = 20,
+    patches_first: bool = False,
+    tail: int = 0,
 ) -> tuple[Tensor, float]:
     """Return one attention module's output under the paper's operators.
 
@@ -34,10 +36,12 @@ def reduced_attention(
         positions: Integer positions ``[B, S * P, 2]`` of its rotary embedding, or None.
         frames: Frames S.
         grid: Rows and columns of patches.
-        special: Special tokens, first in each frame.
+        special: Special tokens of each frame, before its patches or after them.
         query: Query factor, merged inside groups.
         key_value: Key-value factor, a temporal stride.
         group: Frames per group.
+        patches_first: Whether a frame's special tokens stand after its patches.
+        tail: Tokens after all frames, which are kept.
 
     Returns:
         The output in float64, and the least margin by which any source preferred its destination.
@@ -52,14 +56,22 @@ def reduced_attention(
     if positions is not None and getattr(attn, "rope", None) is not None:
         q, k = attn.rope(q, positions), attn.rope(k, positions)
 
-    per_frame = special + grid[0] * grid[1]
-    kept = [t for t in range(tokens) if (t // per_frame) % key_value == 0]
+    if getattr(attn, "use_scalable_softmax", False):
+        q = q * math.log(tokens)
+    if getattr(attn, "use_entropy_scaling", False):
+        growth = attn.entropy_scaling_growth_factor * math.log(tokens)
+        q = q * math.sqrt(growth / math.log(attn.base_token_count_for_entropy_scaling))
+
+    per_frame, end = special + grid[0] * grid[1], tokens - tail
+    kept = [t for t in range(tokens) if (t // per_frame) % key_value == 0 or t >= end]
     k, v = k[:, :, kept], v[:, :, kept]
     shift = _shifts(query)
     output = torch.empty_like(q)
     margin = math.inf
     for b in range(batch):
-        rows, origin, least = _merge(q[b], frames, grid, special, query, group, shift)
+        rows, origin, least = _merge(
+            q[b], frames, grid, special, query, group, shift, patches_first
+        )
         margin = min(margin, least)
         for h in range(heads):
             merged = torch.stack([q[b, h, members].mean(dim=0) for members in rows])
@@ -76,11 +88,17 @@ def _merge(
     factor: int,
     group: int,
     shift: tuple[int, int],
+    patches_first: bool,
 ) -> tuple[list[list[int]], list[int], float]:
     """Return members of each merged query, each token's merged query, and the least margin."""
     per_frame = special + grid[0] * grid[1]
     rows: list[list[int]] = []
-    origin = [-1] * (frames * per_frame)
+    origin = [-1] * q.shape[1]
+    place_of_special = grid[0] * grid[1] if patches_first else 0
+    place_of_patches = 0 if patches_first else special
+    for token in range(frames * per_frame, q.shape[1]):
+        origin[token] = len(rows)
+        rows.append([token])
     sources: list[tuple[int, list[int]]] = []
     feature = q.mean(dim=0)  # over heads
     feature = feature / feature.norm(dim=1, keepdim=True)
@@ -88,11 +106,12 @@ def _merge(
         destinations, others = [], []
         for f in range(first, min(first + group, frames)):
             for s in range(special):
-                origin[f * per_frame + s] = len(rows)
-                rows.append([f * per_frame + s])
+                token = f * per_frame + place_of_special + s
+                origin[token] = len(rows)
+                rows.append([token])
             for y in range(grid[0]):
                 for x in range(grid[1]):
-                    token = f * per_frame + special + y * grid[1] + x
+                    token = f * per_frame + place_of_patches + y * grid[1] + x
                     phase = x + shift[0] * y + shift[1] * (f - first)
                     (others if phase % factor else destinations).append(token)
         places = []

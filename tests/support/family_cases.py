@@ -13,13 +13,14 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+import stand_in_mapanything
 import stand_ins
 import torch
 import upstream_models as upstream
 from small_models import make_model
 from torch import Tensor, nn
 
-from spark3r import LayerRule, Schedule
+from spark3r import LayerRule, Schedule, TokenLayout
 from spark3r.families.registry import detect
 from spark3r.reduction.operators import Operators, QueryMerging
 
@@ -49,6 +50,7 @@ class Case:
 
 
 DA3_PACKAGES = ("depth_anything_3", "addict", "omegaconf", "einops")
+MAPANYTHING_PACKAGES = ("mapanything", "uniception", "hydra", "einops", "cv2")
 ALL_CASES = (
     Case("reference", "reference", make_model, 2, patch_size=8),
     Case("vggt-stand-in", "vggt", stand_ins.Vggt, 3),
@@ -56,13 +58,27 @@ ALL_CASES = (
     Case("pi3x-stand-in", "pi3", stand_ins.Pi3X, 3),
     Case("da3-stand-in", "da3", stand_ins.Da3, 3),
     Case("omega-stand-in", "omega", stand_ins.Omega, 3, patch_size=16),
+    Case("mapanything-stand-in", "mapanything", stand_in_mapanything.MapAnything, 3),
     Case("vggt-upstream", "vggt", upstream.vggt, 4, ("vggt", "huggingface_hub", "einops")),
     Case("pi3-upstream", "pi3", upstream.pi3, 3, ("pi3", "huggingface_hub")),
     Case("pi3x-upstream", "pi3", upstream.pi3x, 3, ("pi3", "huggingface_hub")),
     Case("da3-tiny-upstream", "da3", upstream.da3_tiny, 3, DA3_PACKAGES),
     Case("da3-small-upstream", "da3", upstream.da3_small, 4, DA3_PACKAGES),
     Case("omega-upstream", "omega", upstream.omega, 5, ("vggt_omega",), 16),
+    Case("mapanything-upstream", "mapanything", upstream.mapanything, 3, MAPANYTHING_PACKAGES),
 )
+
+
+PATCHES_FIRST = ("mapanything",)
+"""Families whose special tokens stand after the patches of a frame, and a token after all."""
+
+
+def layout_of(case: Case, frames: int, rows: int = 2, columns: int = 3) -> TokenLayout:
+    """Return how the tokens of a clip of this size lie."""
+    special = detect(build(case)).metadata(build(case))["special_tokens"]
+    last = case.family in PATCHES_FIRST
+    anchor = None if case.family == "pi3" else 0
+    return TokenLayout(frames, rows, columns, special, last, int(last), anchor)
 
 
 def missing(case: Case) -> list[str]:
@@ -71,6 +87,8 @@ def missing(case: Case) -> list[str]:
 
 
 CASES = tuple(case for case in ALL_CASES if not missing(case))
+TAKES_CLIP = tuple(case for case in CASES if case.family != "mapanything")
+"""Those whose entry is given the clip itself, and not features of it."""
 
 
 @contextmanager
@@ -123,6 +141,18 @@ def images(
     generator = torch.Generator().manual_seed(seed)
     side = case.patch_size
     return torch.rand(batch, frames, 3, rows * side, columns * side, generator=generator)
+
+
+def entry_call(model: nn.Module, clip: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments that the entry module of a model's family is given for a clip."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    entry = detect(model).entry(model)
+    hook = entry.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    run(model, clip)
+    hook.remove()
+    return seen[0]
 
 
 def run(model: nn.Module, clip: Tensor, **arguments: Any) -> dict[str, Tensor]:

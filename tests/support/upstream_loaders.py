@@ -27,6 +27,7 @@ NEEDS = {
     "pi3": ("pi3", "huggingface_hub", "cv2"),
     "da3": ("depth_anything_3", "cv2", "tqdm"),
     "omega": ("vggt_omega",),
+    "mapanything": ("mapanything", "uniception", "hydra", "einops", "cv2"),
 }
 """Packages without which a family's loader cannot run."""
 
@@ -41,7 +42,7 @@ def load(family: str, files: list[Path]) -> Tensor:
     stand_in("plyfile", PlyData=None, PlyElement=None)
     stand_in("imageio")
     with contextlib.redirect_stdout(io.StringIO()):
-        return {"vggt": _vggt, "pi3": _pi3, "da3": _da3, "omega": _omega}[family](files)
+        return _LOADERS[family](files)
 
 
 def _vggt(files: list[Path]) -> Tensor:
@@ -66,6 +67,21 @@ def _omega(files: list[Path]) -> Tensor:
     from vggt_omega.utils.load_fn import load_and_preprocess_images
 
     return load_and_preprocess_images([str(file) for file in files])
+
+
+def _mapanything(files: list[Path]) -> Tensor:
+    from mapanything.utils.image import load_images
+
+    return torch.cat([view["img"] for view in load_images([str(file) for file in files])])
+
+
+_LOADERS: dict[str, Loader] = {
+    "vggt": _vggt,
+    "pi3": _pi3,
+    "da3": _da3,
+    "omega": _omega,
+    "mapanything": _mapanything,
+}
 
 
 def stand_in(name: str, **attributes: object) -> None:

@@ -6,6 +6,8 @@ the normal import path. Nothing of these packages is part of this repository.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from copy import deepcopy
@@ -251,8 +253,47 @@ def omega() -> nn.Module:
     return model
 
 
+def mapanything(**transformer: Any) -> nn.Module:
+    """Return a small MapAnything, which takes the clip ``[B, S, 3, H, W]`` of all tests, too.
+
+    Args:
+        transformer: Arguments of its transformer that differ from those of version 1.1.
+    """
+    from mapanything.models.external.dinov2.hub import backbones
+    from mapanything.models.mapanything import MapAnything
+    from stand_in_mapanything import views_of
+
+    from spark3r.loading import mapanything as loading
+
+    class Small(MapAnything):
+        def forward(
+            self, views: Any, memory_efficient_inference: bool = False, minibatch_size: Any = None
+        ) -> Any:
+            return super().forward(views_of(views), memory_efficient_inference, minibatch_size)
+
+    Small.__qualname__ = "Small"
+    globals()["Small"] = Small  # where pickle looks for it
+    made = loading.configuration("v1.1")
+    made["encoder_config"].update(size="small", keep_first_n_layers=1)
+    made["info_sharing_config"]["module_args"].update(depth=6, dim=64, num_heads=4, indices=[1, 3])
+    made["info_sharing_config"]["module_args"].update(transformer)
+    made["pred_head_config"]["feature_head"]["feature_dim"] = 16
+    with loading.dinov2_of(backbones), contextlib.redirect_stdout(io.StringIO()):
+        model = Small(**made)
+    for part in model.dpt_regressor_head.modules():
+        if isinstance(part, nn.Conv2d) and part.out_channels == 6:
+            nn.init.constant_(part.bias[2], 5.0)  # rays point forward
+    return model
+
+
 def flat(output: Any) -> dict[str, Tensor]:
-    """Return the tensors among a model's outputs."""
+    """Return the tensors among a model's outputs; those of several views side by side."""
+    if isinstance(output, list):
+        return {
+            name: torch.stack([view[name] for view in output], dim=1)
+            for name, value in output[0].items()
+            if value.is_floating_point()
+        }
     return {name: value for name, value in output.items() if isinstance(value, Tensor)}
 
 

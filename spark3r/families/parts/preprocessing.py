@@ -2,9 +2,10 @@
 
 The loaders are reimplemented with Pillow and torch, so that footage is read without the model's own
 package. `crop_width` is VGGT's ``load_and_preprocess_images``, `first_image_area` is π³'s
-``load_images_as_tensor``, `longest_side` is Depth-Anything-3's ``InputProcessor``, and `balanced`
-is VGGT-Ω's ``load_and_preprocess_images``, each with its defaults. Images stay in [0, 1]. A family
-whose model expects normalised images applies `imagenet_normalised` in its ``call``.
+``load_images_as_tensor``, `longest_side` is Depth-Anything-3's ``InputProcessor``, `balanced` is
+VGGT-Ω's ``load_and_preprocess_images``, and `closest_shape` is MapAnything's ``load_images``, each
+with its defaults. Images stay in [0, 1]. A family whose model expects normalised images applies
+`imagenet_normalised` in its ``call``.
 
 Every function takes an iterable, so that a long video is never held at its full resolution.
 """
@@ -169,6 +170,52 @@ def balanced(images: Iterable[Image], *, resolution: int = 512, patch: int = 16)
         transform = Transform((image.height, image.width), scale)
         made.append((tensor, transform.moved(-left * scale[0], -top * scale[1])))
     return _padded(made)
+
+
+SHAPES = {
+    0.486: (252, 518),
+    0.567: (294, 518),
+    0.649: (336, 518),
+    0.757: (392, 518),
+    1.000: (518, 518),
+    1.321: (518, 392),
+    1.542: (518, 336),
+    1.762: (518, 294),
+    2.056: (518, 252),
+    3.083: (518, 168),
+}
+"""Width and height that MapAnything was trained at, by the aspect ratio as upstream rounds it."""
+
+
+def closest_shape(images: Iterable[Image]) -> Preprocessed:
+    """Return all frames at the one of `SHAPES` that is closest to the first one's aspect ratio.
+
+    Frames are resized until they cover it, and cropped around their centre. Upstream takes the mean
+    aspect ratio of all images; that is the same unless images differ in shape, and would have to
+    hold a long video at its full resolution.
+
+    Args:
+        images: Images of the frames.
+
+    Raises:
+        UnfitImageError: If an image is smaller than a patch.
+    """
+    from PIL.Image import Resampling
+
+    size = None
+    made = []
+    for image in images:
+        _check_side(image, 14)
+        aspect = image.width / image.height
+        size = size or SHAPES[min(SHAPES, key=lambda each: abs(each - aspect))]
+        scale = max(size[0] / image.width, size[1] / image.height) + 1e-8
+        near = (math.floor(image.width * scale), math.floor(image.height * scale))
+        how = Resampling.LANCZOS if scale < 1 else Resampling.BICUBIC
+        left, top = (near[0] - size[0]) // 2, (near[1] - size[1]) // 2
+        cut = image.convert("RGB").resize(near, how)
+        cut = cut.crop((left, top, left + size[0], top + size[1]))
+        made.append((to_tensor(cut), _resized(image, near).moved(-left, -top)))
+    return _stacked(made)
 
 
 def imagenet_normalised(images: Tensor) -> Tensor:

@@ -13,16 +13,20 @@ import pytest
 import torch
 from family_cases import (
     CASES,
+    TAKES_CLIP,
     Case,
     attentions,
     build,
     difference,
+    entry_call,
     images,
+    layout_of,
     quiet,
     reducing,
     run,
 )
 from torch import Tensor, nn
+from upstream_models import flat
 from upstream_needed import need_upstream
 
 import spark3r
@@ -45,7 +49,7 @@ def model(case: Case) -> Any:
     assert not spark3r.is_applied(found), "a test left its schedule on the shared model"
 
 
-@pytest.mark.parametrize("family", ["vggt", "pi3", "da3", "omega"])
+@pytest.mark.parametrize("family", ["vggt", "pi3", "da3", "omega", "mapanything"])
 def test_upstream_code_was_there(family: str) -> None:
     need_upstream(family)
 
@@ -66,12 +70,10 @@ def test_token_layout_of_a_clip(case: Case, model: nn.Module) -> None:
     first = next(iter(family.attention(model).values()))
     hook = first.register_forward_pre_hook(lambda attn, args: seen.append(args[0].shape[1]))
     clip = images(case, 5, batch=2)
-    run(model, clip)
+    args, kwargs = entry_call(model, clip)
     hook.remove()
-    batch, layout = family.layout(family.entry(model), (clip,), {})
-    assert (batch, layout.frames, layout.height, layout.width) == (2, 5, 2, 3)
-    assert layout.special == family.metadata(model)["special_tokens"]
-    assert layout.anchor_frame == (None if case.family == "pi3" else 0)
+    batch, layout = family.layout(family.entry(model), args, kwargs)
+    assert (batch, layout) == (2, layout_of(case, 5))
     assert seen == [layout.tokens]
 
 
@@ -167,8 +169,9 @@ def test_trains_after_inference(case: Case, model: nn.Module) -> None:
             run(patched, clip)
         patched.train()
         with quiet():
-            output = patched(clip)
-            value = output["depth"] if "depth" in output else output["local_points"]
+            output = flat(patched(clip))
+            read = ("depth", "local_points", "depth_along_ray")
+            value = next(output[name] for name in read if name in output)
             value.square().mean().backward()
         for name, attn in attentions(patched).items():
             assert attn.qkv.weight.grad is not None, name
@@ -221,7 +224,8 @@ def test_outputs_become_one_prediction(case: Case, model: nn.Module) -> None:
     clip = images(case, 4)
     predict = detect(model).predict
     assert predict is not None
-    prediction = predict(run(model, clip), clip[0])
+    with torch.no_grad(), quiet():
+        prediction = predict(model(clip), clip[0])
     assert prediction.depth.shape == (4, *clip.shape[-2:])
     assert bool((prediction.depth > 0).all())
     with pytest.raises(spark3r.FamilyError, match="is a head switched off"):
@@ -231,11 +235,12 @@ def test_outputs_become_one_prediction(case: Case, model: nn.Module) -> None:
 def test_images_smaller_than_a_patch_are_refused(case: Case, model: nn.Module) -> None:
     with (
         spark3r.apply(model, reducing(case.layers)),
-        pytest.raises(spark3r.LayoutError, match="at least one frame and one patch"),
+        pytest.raises(spark3r.LayoutError, match=r"at least one frame and one patch|multiples"),
     ):
-        run(model, torch.rand(1, 2, 3, case.patch_size - 1, case.patch_size - 1))
+        detect(model).call(model, torch.rand(2, 3, case.patch_size - 1, case.patch_size - 1))
 
 
+@pytest.mark.parametrize("case", TAKES_CLIP, ids=str)
 def test_a_clip_without_batch_dimension_is_refused_or_works(case: Case, model: nn.Module) -> None:
     entry = detect(model).entry(model)
     with (
@@ -245,6 +250,7 @@ def test_a_clip_without_batch_dimension_is_refused_or_works(case: Case, model: n
         run(entry, images(case, 3)[0])
 
 
+@pytest.mark.parametrize("case", TAKES_CLIP, ids=str)
 def test_what_is_no_clip_is_named(case: Case, model: nn.Module) -> None:
     entry: Any = detect(model).entry(model)
     with spark3r.apply(model, reducing(case.layers)), torch.no_grad():

@@ -16,7 +16,7 @@ import fake_cuda
 import pytest
 import torch
 from fake_cuda import CUDA, Trace, fake_model, traced, traced_call, traced_layer
-from family_cases import CASES, Case, build, quiet
+from family_cases import CASES, Case, build, layout_of, quiet
 from small_models import make_model
 from stand_in_parts import (
     Attention,
@@ -77,9 +77,7 @@ def _check_pass(case: Case, frames: int, dtype: torch.dtype, fused: bool) -> Non
     assert trace.waits(PACKAGE) == []
     for call in trace.attention:
         assert set(call.dtypes) == {dtype}, f"{call.place} is given {call.dtypes}"
-    special = family.metadata(model)["special_tokens"]
-    anchor = None if case.family == "pi3" else 0
-    layout = TokenLayout(frames, 2, 3, special, anchor_frame=anchor)
+    layout = layout_of(case, frames)
     for name, rule in zip(family.attention(model), rules, strict=True):
         _check_layer(trace.inside(name), layout, rule.resolve(PAPER), dtype, fused)
         _check_products(trace.inside(name), layout, rule.resolve(PAPER), case.family)

@@ -19,7 +19,9 @@ from spark3r.kernels import forced, norm_rope
 from spark3r.kernels.norm_rope import OPERATION, TRITON
 
 # VGGT-Omega's frame blocks have a rotary embedding of another kind.
-FUSED_FRAMES = [case for case in CASES if case.family != "omega"]
+# MapAnything's queries and keys have neither a norm nor positions.
+FUSED = [case for case in CASES if case.family != "mapanything"]
+FUSED_FRAMES = [case for case in FUSED if case.family != "omega"]
 
 # The interpreter takes seconds for a pass. These two differ most.
 FAST = ("vggt-stand-in", "omega-stand-in")
@@ -44,7 +46,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     "case",
     [
         pytest.param(case, id=str(case), marks=() if case.name in FAST else pytest.mark.slow)
-        for case in CASES
+        for case in FUSED
     ],
 )
 def test_the_kernel_gives_the_results_of_the_plain_steps(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import stand_in_mapanything
 import stand_ins
 import torch
 from stand_in_parts import WIDTH, Attention, MergingAttention
@@ -45,6 +46,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "vggt": (lambda: stand_ins.Vggt(WindowAttention), r"takes \(x, window\), expected \(x, pos\)"),
     "pi3": (lambda: stand_ins.Pi3(WindowAttention), r"expected \(x, attn_bias, xpos\)"),
     "omega": (lambda: stand_ins.Omega(WindowAttention), r"expected \(x, attn_bias, rope\)"),
+    "mapanything": (lambda: stand_in_mapanything.MapAnything(WindowAttention), r"\(x, xpos\)$"),
     "da3": (_changed_da3, r"expected \(x, pos, attn_mask\)"),
     "da3-metric": (lambda: stand_ins.Da3(alt_start=-1), "metric or monocular Depth-Anything-3"),
     "depth-anything-2": (_depth_anything_2, "like Depth-Anything 1 and 2"),
@@ -121,7 +123,7 @@ def test_the_aggregator_alone_is_a_model_too() -> None:
             assert not torch.equal(model(clip)[0][-1], dense)
 
 
-@pytest.mark.parametrize("family", ["vggt", "omega", "da3"])
+@pytest.mark.parametrize("family", ["vggt", "omega", "da3", "mapanything"])
 def test_a_family_that_is_named_for_another_model_is_an_error(family: str) -> None:
     model = stand_ins.Pi3()
     with pytest.raises(FamilyError, match=r"Pi3 does not have the structure of .*: name its own"):

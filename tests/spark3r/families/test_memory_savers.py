@@ -123,7 +123,7 @@ def test_merged_queries_run_in_pieces(case: Case, unmerge: str) -> None:
     found, cut = reduced(save_memory=True)
     with spark3r.apply(model, schedule, guard=False), quiet():
         sizes.clear()
-        detect(model).entry(model)(clip)  # with gradients
+        model(clip)  # with gradients
         assert sizes == whole
     for hook in hooks:
         hook.remove()

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 from attention_oracle import reduced_attention
-from family_cases import CASES, Case, attentions, build, difference, images, reducing, run
+from family_cases import (
+    CASES,
+    PATCHES_FIRST,
+    Case,
+    attentions,
+    build,
+    difference,
+    images,
+    reducing,
+    run,
+)
 from torch import Tensor, nn
 
 import spark3r
@@ -38,7 +48,8 @@ def test_agrees_with_a_slow_oracle(case: Case, frames: int, rows: int, columns: 
     seen: dict[nn.Module, tuple[Tensor, Tensor | None, Tensor]] = {}
 
     def record(attn: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-        seen[attn] = (args[0], kwargs.get("pos", kwargs.get("xpos")), output)
+        positions = kwargs.get("pos", kwargs.get("xpos"))  # a list of None in MapAnything
+        seen[attn] = (args[0], positions if isinstance(positions, Tensor) else None, output)
 
     hooks = [attn.register_forward_hook(record, with_kwargs=True) for attn in modules.values()]
     try:
@@ -63,6 +74,8 @@ def test_agrees_with_a_slow_oracle(case: Case, frames: int, rows: int, columns: 
                 query=rule.query,
                 key_value=rule.key_value,
                 group=rule.operators.query.group,
+                patches_first=case.family in PATCHES_FIRST,
+                tail=int(case.family in PATCHES_FIRST),
             )
         if margin < DECIDED:
             continue

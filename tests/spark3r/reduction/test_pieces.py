@@ -49,7 +49,7 @@ def _in_pieces(
 @st.composite
 def cut(draw: st.DrawFn) -> tuple[TokenLayout, ResolvedRule]:
     """Draw a layout and a rule whose query side can run in pieces."""
-    layout = replace(draw(layouts(30)), tail=0)
+    layout = draw(layouts(30))
     layout = replace(layout, frames=layout.frames + 8, height=layout.height + 1)
     drawn = draw(rules())
     merging = replace(drawn.operators.query, group=draw(st.integers(1, 8)))
@@ -109,7 +109,6 @@ class _Own(QueryMerging):
     [
         (TokenLayout(40, 3, 4), ResolvedRule(1, 4)),
         (TokenLayout(20, 3, 4), ResolvedRule(4, 4)),  # a single group
-        (TokenLayout(40, 3, 4, tail=1), ResolvedRule(4, 4)),
         (TokenLayout(40, 3, 4), ResolvedRule(4, 4, Operators(_Own(group=4)))),
     ],
 )
