@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from .clips import Clip
 from .errors import FamilyError, Spark3rError, first_line
 from .families.base import SAVES_MEMORY, Family, Replacement, unwrap
-from .families.registry import detect, named_family
+from .families.registry import detect, named_family, root_of
 from .identity import describe
 from .layout import TokenLayout
 from .memory import is_out_of_memory
@@ -77,19 +78,21 @@ class Runner:
             dtype: Autocast precision, see `Runner`.
 
         Raises:
-            FamilyError: If there is no such family, or None was given and no family knows the
-                model.
+            FamilyError: If there is no such family, the model is not of it, or None was given and
+                no family knows the model.
         """
         if family is None:
             family = detect(model)
         elif isinstance(family, str):
             family = named_family(family)
-        return cls(model, family, dtype)
+        runner = cls(model, family, dtype)
+        runner.root  # noqa: B018, it is looked for here
+        return runner
 
-    @property
+    @cached_property
     def root(self) -> nn.Module:
-        """The model inside its wrappers."""
-        return unwrap(self.model)
+        """The model of the family, inside of its wrappers."""
+        return root_of(self.model, self.family)
 
     @property
     def attention(self) -> dict[str, nn.Module]:
@@ -128,7 +131,7 @@ class Runner:
         with (
             torch.inference_mode(),
             evaluation_mode(self.model),
-            without_unread(self.root, self.family),
+            self._without_unread(),
             autocast(device, self.dtype),
         ):
             try:
@@ -140,6 +143,12 @@ class Runner:
                 if running not in HALF:
                     raise
                 raise Spark3rError(_does_not_run(error, own, running, device)) from error
+
+    def _without_unread(self) -> AbstractContextManager[None]:
+        """Return the context of a pass: code around the model of the family may read anything."""
+        if unwrap(self.model) is not self.root:
+            return nullcontext()
+        return without_unread(self.root, self.family)
 
     def predict(self, clip: Clip) -> Prediction:
         """Return the model's prediction of a clip, on the CPU.

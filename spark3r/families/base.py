@@ -124,24 +124,23 @@ class Family:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside ``torch.compile``, data-parallel and PEFT wrappers."""
+    """Return the model inside wrappers that stand for it (``torch.compile``, data-parallel, PEFT).
+
+    A wrapper holds one module and hands attributes on to it, whatever its class is called.
+    """
     while True:
-        inner = getattr(model, "_orig_mod", None)
-        for wrapper, name in _WRAPPERS.items():
-            if inner is None and any(kind.__name__ == wrapper for kind in type(model).__mro__):
-                inner = getattr(model, name, None)
-        if not isinstance(inner, nn.Module):
+        children = list(model.children())
+        if len(children) != 1 or not _stands_for_another(model):
             return model
-        model = inner
+        model = children[0]
 
 
-_WRAPPERS = {
-    "DistributedDataParallel": "module",
-    "FullyShardedDataParallel": "module",
-    "PeftModel": "base_model",
-    "BaseTuner": "model",  # PEFT's LoraModel and its like, which a PeftModel holds
-}
-"""Class of a wrapper, and the attribute that has the model inside."""
+def _stands_for_another(module: nn.Module) -> bool:
+    kind = type(module)
+    return (
+        isinstance(module, nn.parallel.DistributedDataParallel)
+        or getattr(kind, "__getattr__", None) is not nn.Module.__getattr__
+    )
 
 
 def overridden(module: nn.Module, method: str = "forward") -> bool:

@@ -153,7 +153,7 @@ def _reduced_forward(
     refuse_dropout(attn)
     rotary = attn.rope is not None and pos is not None
     prepare = partial(normalise_and_rotate, attn, layout, rotary=rotary, uniform=uniform)
-    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
+    return reduced_attention(attn, layout, rule, x, prepare)
 
 
 def _call(model: nn.Module, images: Tensor) -> Any:

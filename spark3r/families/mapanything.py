@@ -138,7 +138,7 @@ def _reduced_forward(
 ) -> Tensor:
     refuse_dropout(attn)
     prepare = partial(_prepared, attn, layout)
-    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
+    return reduced_attention(attn, layout, rule, x, prepare)
 
 
 def _prepared(

@@ -98,7 +98,7 @@ def _reduced_forward(
     refuse_argument(attn, "rope", rope)
     refuse_dropout(attn)
     prepare = partial(normalise_and_rotate, attn, layout, rotary=False)
-    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
+    return reduced_attention(attn, layout, rule, x, prepare)
 
 
 def _memory_savers(root: nn.Module) -> Iterator[Replacement]:

@@ -93,7 +93,7 @@ def _reduced_forward(
     prepare = partial(
         normalise_and_rotate, attn, layout, rotary=attn.rope is not None, cast_first=True
     )
-    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare, _pinned_kernels))
+    return reduced_attention(attn, layout, rule, x, prepare, _pinned_kernels)
 
 
 def _pinned_kernels(value: Tensor, selection: KeySelection | None) -> AbstractContextManager[None]:

@@ -82,7 +82,7 @@ def _reduced_forward(
 ) -> Tensor:
     refuse_dropout(attn)
     prepare = partial(normalise_and_rotate, attn, layout, rotary=attn.rope is not None)
-    return attn.proj_drop(reduced_attention(attn, layout, rule, x, prepare))
+    return reduced_attention(attn, layout, rule, x, prepare)
 
 
 def _unread(root: nn.Module) -> Iterator[Replacement]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..errors import PatchError, Spark3rWarning, printable
-from ..families.base import Family, unwrap
+from ..families.base import Family
 from ..identity import name_of
 from ..runner import Runner, autocast
 from ..schedule import Schedule
 from .handle import Handle
-from .patch import HANDLE, AttentionReplacement, LayerForward, Patch
+from .patch import PLACE, AttentionReplacement, LayerForward, Patch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,8 +38,8 @@ def apply(
     An earlier schedule is replaced. If anything fails the model is left as it was.
 
     Args:
-        model: A model of a known family, with or without a ``torch.compile`` or data-parallel
-            wrapper.
+        model: A model of a known family, or a module that holds one: ``torch.compile``, PEFT, a
+            pipeline of yours.
         profile: The name of a shipped profile, the path of a profile (with a path separator or
             ending in ``.json``), a `Profile`, or a `Schedule`.
         schedule: Name of one of the profile's schedules; None takes its default.
@@ -129,15 +129,19 @@ def replace_attention(runner: Runner, forward: LayerForward) -> Patch:
 
 
 def remove(model: nn.Module) -> None:
-    """Remove the schedule or patch from ``model``; without one, do nothing."""
-    current: Patch | None = unwrap(model).__dict__.get(HANDLE)
-    if current is not None:
-        current.remove()
+    """Remove the schedule or patch from ``model``, or from the model inside it, if there is one."""
+    for patch in _patches(model):
+        patch.remove()
 
 
 def is_applied(model: nn.Module) -> bool:
-    """Return True if a schedule or patch is applied to ``model``."""
-    return HANDLE in unwrap(model).__dict__
+    """Return True if a schedule or patch is applied to ``model``, or to the model inside it."""
+    return bool(_patches(model))
+
+
+def _patches(model: nn.Module) -> list[Patch]:
+    places = (module.__dict__.get(PLACE) for module in model.modules())
+    return list(dict.fromkeys(place.patch for place in places if place is not None))
 
 
 def _check(profile: Profile, runner: Runner, strict: bool) -> None:

@@ -163,7 +163,7 @@ class Patch(ABC):
                 module cannot be patched.
         """
         replacements = self._replacements()
-        earlier: Patch | None = self.root.__dict__.get(HANDLE)
+        earlier = self._earlier()
         if earlier is not None:
             earlier._refuse_if_running()
         try:
@@ -176,6 +176,12 @@ class Patch(ABC):
             if earlier is not None and not earlier.is_active:
                 earlier._put_on(earlier._replacements())
             raise
+
+    def _earlier(self) -> Patch | None:
+        """Return the patch that the model carries, perhaps under another family."""
+        places = (module.__dict__.get(PLACE) for module in self._modules.values())
+        found = (place.patch for place in places if place is not None)
+        return next(found, self.root.__dict__.get(HANDLE))
 
     def _replacements(self) -> list[Replacement]:
         """Return what the patch sets, or refuse. Nothing is changed yet."""

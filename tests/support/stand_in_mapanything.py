@@ -48,7 +48,8 @@ class MapAnythingAttention(Attention):
             base = math.log(self.base_token_count_for_entropy_scaling)
             query = query * math.sqrt(growth / base)
         output = F.scaled_dot_product_attention(query, key, value)
-        return self.proj_drop(self.proj(output.transpose(1, 2).flatten(2)))
+        output = self.proj(output.transpose(1, 2).flatten(2))
+        return self.proj_drop(output) if hasattr(self, "proj_drop") else output
 
 
 class PositionalBlock(Block):

@@ -80,7 +80,8 @@ class Attention(nn.Module):
         if self.rope is not None and positions is not None:
             query, key = self.rope(query, positions), self.rope(key, positions)
         output = F.scaled_dot_product_attention(query, key, value)
-        return self.proj_drop(self.proj(output.transpose(1, 2).reshape(x.shape)))
+        output = self.proj(output.transpose(1, 2).reshape(x.shape))
+        return self.proj_drop(output) if hasattr(self, "proj_drop") else output
 
 
 class VggtAttention(Attention):

@@ -27,7 +27,7 @@ from . import memory
 from .dense_head import Begun, Maps, frames_at_once, is_known, project
 from .memory import by_frames, global_block_in_pieces
 from .preprocessing import imagenet_normalised
-from .recognition import arguments, has, names_used
+from .recognition import arguments, attentions, has, names_used
 from .reference_view import Slots
 
 _LAYERS = "get_intermediate_layers"
@@ -111,8 +111,8 @@ def memory_savers(
         head: Dense head of the network, or None.
     """
     whole = set(attention)
-    for block in transformer.blocks:
-        if block.attn in whole:
+    for block, attn in zip(transformer.blocks, attentions(transformer.blocks), strict=True):
+        if attn in whole:
             yield from global_block_in_pieces(block, "pos", "attn_mask")
         else:
             yield from by_frames(block, "pos")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Replacement, overridden
-from .recognition import names_within
+from .recognition import names_within, unwrapped
 
 MOST_FRAMES = 16
 """Frames in a piece."""
@@ -93,7 +93,8 @@ def global_block_in_pieces(block: Any, *passed: str) -> Iterator[Replacement]:
         passed: Names under which the block gives its other arguments to ``attn``, in their order;
             none if only MLP and queries are to run in pieces.
     """
-    yield from queries_in_pieces(block.attn)
+    block = unwrapped(block, "attn")
+    yield from queries_in_pieces(unwrapped(block.attn, "qkv"))
     yield from by_tokens(block.mlp)
     if passed and names_within(block, "forward", "_forward_list") in _BLOCKS:
         yield from _replacements(block, _block_in_pieces, passed)

@@ -60,12 +60,30 @@ def has(module: object, *names: str) -> bool:
 
 
 def attentions(blocks: object) -> list[nn.Module]:
-    """Return ``attn`` of every block in a module list, or no module if a block has none."""
+    """Return ``attn`` of every block in a module list, or no module if a block has none.
+
+    Blocks and their attention may be inside wrappers.
+    """
     if not isinstance(blocks, nn.ModuleList):
         return []
-    found = [getattr(block, "attn", None) for block in blocks]
-    modules = [attn for attn in found if isinstance(attn, nn.Module)]
+    found = [getattr(unwrapped(block, "attn"), "attn", None) for block in blocks]
+    modules = [unwrapped(attn, "qkv") for attn in found if isinstance(attn, nn.Module)]
     return modules if len(modules) == len(found) else []
+
+
+def unwrapped(module: nn.Module, part: str) -> nn.Module:
+    """Return the module that has a submodule of its own called ``part``.
+
+    It is searched for in the module and in what wrappers with a single submodule have inside. If
+    none has it, the module itself is returned.
+    """
+    inner = module
+    while part not in inner._modules:
+        children = list(inner.children())
+        if len(children) != 1:
+            return module
+        inner = children[0]
+    return inner
 
 
 def arguments(module: nn.Module, method: str = "forward") -> tuple[str, ...]:

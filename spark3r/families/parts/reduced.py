@@ -59,13 +59,20 @@ def reduced_attention(
     """Return the output ``[B, N, C]`` of a layer with a fused ``qkv``, after its projection.
 
     Args:
-        attn: Module with ``qkv``, ``q_norm``, ``k_norm``, ``num_heads`` and ``proj``.
+        attn: Module with ``qkv``, ``q_norm``, ``k_norm``, ``num_heads`` and ``proj``; its
+            ``proj_drop`` comes last if it has one.
         layout: Token layout of the N tokens.
         rule: Rule of the layer in this pass.
         x: Hidden states ``[B, N, C]``.
         prepare: Function that prepares queries and keys for attention.
         around: Function to the context in which attention runs.
     """
+
+    def finish(output: Tensor) -> Tensor:
+        projected: Tensor = attn.proj(join(output))
+        drop = getattr(attn, "proj_drop", None)  # some forks have none
+        return projected if drop is None else drop(projected)
+
     selection = select(layout, rule, x.device)
     if selection is None:
         projected, projected_key, value = project_all(attn, x)
@@ -84,16 +91,13 @@ def reduced_attention(
                 some = x[:, tokens].contiguous()
                 return prepare(attn.q_norm, lambda: project(some), tokens, value.dtype)
 
-            def finish(output: Tensor) -> Tensor:
-                return attn.proj(join(output))
-
             with around(value, keys.selection):
                 return attend_in_pieces(parts, query_of, finish, keys, layout, rule)
         query = prepare(attn.q_norm, lambda: project_queries(attn)(x), None, value.dtype)
     key, value = keys.take()
     with around(value, keys.selection):
         output = attend(query, key, value, layout, rule, keys.selection)
-    return attn.proj(join(output))
+    return finish(output)
 
 
 def _pieces(
