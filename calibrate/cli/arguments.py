@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from spark3r import __version__
-from spark3r.cli.arguments import add_dtype, parse_path, parse_text
+from spark3r.cli.arguments import add_dtype, add_family, parse_path, parse_text
 
 from ..defaults import EFFORTS, FRAMES, TARGET_LENGTHS, TRIALS
 
@@ -101,6 +101,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
         "name on Hugging Face) or :random; or package.module:factory; needed for real footage, "
         "reference for rendered scenes",
     )
+    add_family(group)
     group.add_argument(
         "--clip",
         action="append",

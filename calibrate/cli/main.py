@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from spark3r.cli.arguments import (
     UsageError,
     chosen_dtype,
+    chosen_family,
     chosen_model,
     default_device,
     is_real,
@@ -298,7 +299,6 @@ class _Inputs:
 def _read_inputs(
     options: argparse.Namespace, budget: Budget | None, storage: str | Path, reporter: Reporter
 ) -> _Inputs:
-    from spark3r.families.registry import detect
     from spark3r.loading.load import REFERENCE_IS_FOR, about, load_model
     from spark3r.profile import Profile, profile_path
     from spark3r.runner import Runner
@@ -313,6 +313,7 @@ def _read_inputs(
         from_profile = profile_path(options.profile)
         profile = Profile.load(from_profile)
         frames = options.frames or max(FRAMES, profile.schedule().length.min_frames)
+    named = chosen_family(options)
     known = about(options.model)
     if known.notice:
         reporter.say(known.notice)
@@ -320,9 +321,10 @@ def _read_inputs(
         reporter.say(REFERENCE_IS_FOR)
     device = usable_device(_device(options))
     model = load_model(options.model, device)
-    family = detect(model)
+    runner = Runner.of(model, named)
+    family = runner.family
     if from_profile is not None and profile is not None:  # before clips are rendered
-        require_holds_here(from_profile, profile, Runner.of(model, family), options.model)
+        require_holds_here(from_profile, profile, runner, options.model)
     settings = Settings(
         budget=budget,
         max_deviation=options.max_deviation,
@@ -340,7 +342,7 @@ def _read_inputs(
         weights=known.weights,
         dtype=chosen_dtype(options, device),
     )
-    patch_size = family.metadata(model).get("patch_size", 8)
+    patch_size = family.metadata(runner.root).get("patch_size", 8)
     split = _split(options, frames, family, patch_size, reporter)
     return _Inputs(model, family, split, settings, from_profile)
 

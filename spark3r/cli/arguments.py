@@ -12,6 +12,8 @@ from ..errors import Spark3rError, first_line
 if TYPE_CHECKING:
     import torch
 
+    from ..families.base import Family
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Choices of ``--dtype``, the precision of a pass by autocast."""
 
@@ -135,6 +137,30 @@ def add_model(command: argparse.ArgumentParser, default: str | None = None, also
         metavar="NAME",
         help=MODEL_HELP + also + shown,
     )
+
+
+def add_family(command: argparse._ActionsContainer) -> None:
+    """Declare ``--family``, which `chosen_family` reads."""
+    command.add_argument(
+        "--family",
+        type=parse_text,
+        metavar="NAME",
+        help="family of the model, or a file that ends in .toml and describes where its attention "
+        "is and how its tokens lie (default: recognised by structure)",
+    )
+
+
+def chosen_family(options: argparse.Namespace) -> Family | None:
+    """Return the family that ``--family`` names, None without it.
+
+    Raises:
+        FamilyError: If there is no such family, or the file does not describe one.
+    """
+    if options.family is None:
+        return None
+    from ..families.description import family_of
+
+    return family_of(options.family)
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -15,9 +15,11 @@ from ..errors import Spark3rError, Spark3rWarning
 from ..files import write_file
 from .arguments import (
     add_dtype,
+    add_family,
     add_json,
     add_model,
     chosen_dtype,
+    chosen_family,
     parse_count,
     parse_grid,
     parse_path,
@@ -46,6 +48,7 @@ def add_bench(commands: Subparsers) -> None:
         allow_abbrev=False,
     )
     add_model(command, default="reference")
+    add_family(command)
     command.add_argument(
         "--frames",
         type=_counts,
@@ -130,6 +133,7 @@ def _bench(options: argparse.Namespace) -> int:
     device = usable_device(options.device)
     if options.cpu_time and device != "cpu":
         raise Spark3rError(f"--cpu-time does not count the work of device '{device}': leave it out")
+    family = chosen_family(options)
     known = about(options.model)
     if known.notice:
         print(f"spark3r: {known.notice}", file=sys.stderr, flush=True)
@@ -150,6 +154,7 @@ def _bench(options: argparse.Namespace) -> int:
             cpu_time=options.cpu_time,
             rounds=options.rounds,
             seed=options.seed,
+            family=family,
             progress=lambda message: print(message, file=sys.stderr, flush=True),
         )
     written = json.dumps(result.to_dict(), indent=2)

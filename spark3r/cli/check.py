@@ -7,9 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProfileError
-from .arguments import add_json, add_model, add_profile
+from .arguments import add_family, add_json, add_model, add_profile, chosen_family
 
 if TYPE_CHECKING:
+    from ..families.base import Family
     from ..profile import Profile
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -24,6 +25,7 @@ def add_check(commands: Subparsers) -> None:
     )
     add_profile(command)
     add_model(command)
+    add_family(command)
     add_json(command)
     command.set_defaults(run=_check)
 
@@ -39,7 +41,8 @@ def _check(options: argparse.Namespace) -> int:
             result |= {"valid": False, "status": None, "errors": [str(error)], "warnings": []}
             print(json.dumps(result, indent=2))
         raise
-    errors, warnings = _fit(profile, options.model) if options.model else ((), ())
+    family = chosen_family(options)
+    errors, warnings = _fit(profile, options.model, family) if options.model else ((), ())
     if options.json:
         result |= {"status": profile.status, "errors": list(errors), "warnings": list(warnings)}
         print(json.dumps(result, indent=2))
@@ -53,10 +56,12 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(profile: Profile, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _fit(
+    profile: Profile, name: str, family: Family | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from ..loading.load import load_model
     from ..profile import compare
     from ..runner import Runner
 
-    fit = compare(profile, Runner.of(load_model(name)).record(), name=name)
+    fit = compare(profile, Runner.of(load_model(name), family).record(), name=name)
     return fit.errors, fit.warnings

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..ranks import Joined, device_of_rank, joined
 from .arguments import (
     add_dtype,
+    add_family,
     add_json,
     add_model,
     chosen_dtype,
+    chosen_family,
     chosen_model,
     default_device,
     is_real,
@@ -67,6 +69,7 @@ def add_run(commands: Subparsers) -> None:
         allow_abbrev=False,
     )
     add_model(command, also="; needed for real footage, reference for a rendered scene")
+    add_family(command)
     command.add_argument(
         "--clip",
         required=True,
@@ -179,7 +182,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         refuse_folder(options.output)
         _refuse_without_pillow()
         check_source(options.clip, options.frames)
-    profile = _profile(options)
+    profile, family = _profile(options), chosen_family(options)
 
     from ..loading.load import REFERENCE_IS_FOR, about, load_model
     from ..reconstruction import reconstruct
@@ -196,7 +199,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
     if model == "reference" and is_real(options.clip):
         stages.say(REFERENCE_IS_FOR)
     with stages("load"):
-        runner = Runner.of(load_model(model, device))
+        runner = Runner.of(load_model(model, device), family)
         schedule = "dense" if profile is None else options.schedule or profile.default
         origins = provenance(options.command, runner, model, options.profile, schedule)
         if profile is not None:
