@@ -7,9 +7,10 @@ is the copy of its code that the package holds. The weights are in MapAnything's
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,12 +36,14 @@ def variant(tensors: Mapping[str, Tensor]) -> str | None:
 def build(variant: str, module: Callable[[str], Any]) -> nn.Module:
     """Return a variant with random weights; ``module`` imports modules of upstream's code."""
     made: nn.Module
-    with dinov2_of(module("mapanything.models.external.dinov2.hub.backbones")):
+    backbones = module("mapanything.models.external.dinov2.hub.backbones")
+    # Upstream prints that it fetches weights, which is not so.
+    with dinov2_of(backbones), contextlib.redirect_stdout(io.StringIO()):
         made = module("mapanything.models.mapanything").MapAnything(**configuration(variant))
     return made
 
 
-@contextmanager
+@contextlib.contextmanager
 def dinov2_of(backbones: Any) -> Iterator[None]:
     """Return a context in which torch.hub builds DINOv2 from a module, and without weights."""
     own = torch.hub.load
