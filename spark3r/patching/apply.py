@@ -85,7 +85,7 @@ def apply(
 
     loaded = load_profile(profile)
     chosen = loaded.schedule(schedule)
-    _check(loaded, runner, strict)
+    _check(loaded, runner, schedule or loaded.default, strict)
     grids = frozenset(entry.grid for entry in loaded.measurements)
     dtypes = frozenset(printable(entry.dtype) for entry in loaded.measurements)  # for warnings
     return Handle(runner, chosen, grids, dtypes, save_memory, guard, group).install()
@@ -144,12 +144,14 @@ def _patches(model: nn.Module) -> list[Patch]:
     return list(dict.fromkeys(place.patch for place in places if place is not None))
 
 
-def _check(profile: Profile, runner: Runner, strict: bool) -> None:
+def _check(profile: Profile, runner: Runner, schedule: str, strict: bool) -> None:
     from ..profile import compare
+    from ..profile.estimate import little_gain
 
     report = compare(profile, runner.record(), name=name_of(runner.root), device=runner.device)
     problems = report.errors + (report.warnings if strict else ())
     if problems:
         raise PatchError("the profile does not fit the model: " + "; ".join(problems))
-    for message in report.warnings:
+    slow = little_gain(profile, schedule)
+    for message in (*report.warnings, *([] if slow is None else [slow])):
         warnings.warn(message, Spark3rWarning, stacklevel=3)

@@ -19,6 +19,9 @@ from .evidence import Measurement, ScheduleRun
 FARTHEST = 10
 """Largest multiple of the fitted length at which the latency model is asked."""
 
+LEAST_SPEED_UP = 1.1
+"""A schedule that is less than this many times as fast as dense gains little."""
+
 MOST_TOKENS = 20_000_000
 """Longest sequence whose merge plans are counted."""
 
@@ -100,6 +103,38 @@ def estimate(profile: Profile, schedule: str, layout: TokenLayout) -> Estimate:
         known_to=max(*fitted, measurement.latency_model.extended_to or 1),
         peak_gb=_gigabytes(run.peak_memory_bytes),
         dense_peak_gb=_gigabytes(measurement.dense.peak_memory_bytes),
+    )
+
+
+def little_gain(profile: Profile, schedule: str) -> str | None:
+    """Return in words that a schedule is hardly faster than dense wherever it was measured.
+
+    Args:
+        profile: The profile.
+        schedule: Name of the schedule.
+
+    Returns:
+        The warning; None if it gains `LEAST_SPEED_UP`, reduces nothing, or has no evidence.
+    """
+    wanted = profile.schedule(schedule)
+    if wanted.length.mode == "constant" and all(rule.is_dense for rule in wanted.layers):
+        return None
+    special = profile.model.special_tokens or 0
+    gains: dict[int, float] = {}
+    for measurement in profile.measurements:
+        layout = TokenLayout(measurement.frames, *measurement.grid, special)
+        try:
+            gain = estimate(profile, schedule, layout).speed_up
+        except ProfileError:
+            continue
+        gains[layout.frames] = max(gain, gains.get(layout.frames, 0.0))
+    if not gains or max(gains.values()) >= LEAST_SPEED_UP:
+        return None
+    shown = ", ".join(f"at {frames} frames {gain:.2f} times" for frames, gain in gains.items())
+    return (
+        f"schedule '{schedule}' gains little where it was measured: it is {shown} as fast as the "
+        "dense model. Attention has a larger share of longer clips, which gain more; run short "
+        "ones dense, or calibrate for a lower budget"
     )
 
 
