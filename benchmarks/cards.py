@@ -27,8 +27,9 @@ import torch
 from results_io import print_markdown, write_result
 
 from spark3r import TokenLayout, load_profile
+from spark3r.fitting import most_frames
 from spark3r.loading.architecture import load_architecture
-from spark3r.memory_count import count_memory, most_frames
+from spark3r.memory_count import count_memory
 from spark3r.reduction.attention import attention_share
 
 WIDTH, LAYERS = 1024, 24

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .errors import Spark3rWarning as Spark3rWarning
     from .errors import WeightsError as WeightsError
     from .families import generic as generic
+    from .fitting import Plan as Plan
+    from .fitting import fit as fit
     from .io import load_clip as load_clip
     from .layout import TokenLayout as TokenLayout
     from .loading import load_model as load_model
@@ -58,6 +60,7 @@ _HOMES = {
         "WeightsError",
     ),
     "families": ("generic",),
+    "fitting": ("Plan", "fit"),
     "io": ("load_clip",),
     "layout": ("TokenLayout",),
     "loading": ("load_model",),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
 _LACKING = (
     "out of memory",
     "can't allocate memory",
@@ -82,6 +84,61 @@ def peak_bytes(device: torch.device | str = "cpu") -> int | None:
         return _status_bytes("VmHWM") if device.type == "cpu" else None
     except OSError:
         return None
+
+
+def free_bytes(
+    device: torch.device | str = "cpu", *, cgroup: Path | None = None, meminfo: Path = _MEMINFO
+) -> int | None:
+    """Return the bytes that a new allocation may take, None where that is not known.
+
+    Args:
+        device: A CUDA device, for what its driver and PyTorch's allocator have free; the CPU, for
+            the available memory of the machine, or what is left of the control group's limit.
+        cgroup: Folder of a control group of version 2; None for that of this process.
+        meminfo: The kernel's ``/proc/meminfo``.
+    """
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    if device.type != "cpu":
+        return None
+    try:
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return min([int(available.split()[1]) * 1024, *_left_in_groups(cgroup or own_control_group())])
+
+
+def _left_in_groups(folder: Path) -> Iterator[int]:
+    """Yield what is left of the limit of a control group, and of those that it is in."""
+    while folder.is_dir():
+        try:
+            limit, used, stat = (
+                (folder / f"memory.{name}").read_text() for name in ("max", "current", "stat")
+            )
+            if limit.strip() != "max":
+                cached = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
+                yield max(0, int(limit) - int(used) + int(cached[1] if cached else 0))
+        except (OSError, ValueError):
+            return  # the root has no limit
+        folder = folder.parent
+
+
+def own_control_group(
+    process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Path:
+    """Return the folder of this process's control group of version 2."""
+    try:
+        entries = process.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return root
+    own = next((line[3:] for line in entries if line.startswith("0::")), "/")
+    return root / own.strip("/")
 
 
 def fits_into_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> bool:

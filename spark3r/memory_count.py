@@ -16,7 +16,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .errors import Spark3rError, first_line
 from .families.base import Family
+from .families.parts.limits import NONE, Limits, limited
 from .patching.apply import apply, remove
 from .runner import HALF, Runner, evaluation_mode, without_unread
 from .schedule import Schedule
@@ -46,6 +47,8 @@ PARTS = (WEIGHTS, CAST_WEIGHTS, INPUT, ENCODER, FRAME, GLOBAL, FEATURES, HEADS)
 """Parts of a count. A tensor belongs to the part whose module made it. Features are made between
 the blocks: normalised images, positions, and the tokens that are kept for the heads."""
 
+_HOST = "host"
+
 
 @dataclass(frozen=True)
 class MemoryCount:
@@ -55,11 +58,15 @@ class MemoryCount:
         frames: Length of the clip.
         parts: Bytes that are alive at the peak, by part; see `PARTS`.
         where: Qualified name of the module that runs then.
+        host: Bytes of what waits on the host, where `Limits` put it there, at their own peak.
+        lowered: Names of the parameters that the pass only reads after a cast to half precision.
     """
 
     frames: int
     parts: dict[str, int]
     where: str
+    host: int = 0
+    lowered: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -82,6 +89,9 @@ def count_memory(
     family: Family | str | None = None,
     save_memory: bool = True,
     prediction: bool = True,
+    reading: bool = False,
+    limits: Limits = NONE,
+    half_weights: Collection[str] = (),
 ) -> MemoryCount:
     """Return the memory that a pass over one clip needs, without running it.
 
@@ -96,6 +106,9 @@ def count_memory(
         family: The model's family or the name of one; None recognises it.
         save_memory: False leaves out the family's memory savers.
         prediction: False also counts outputs that no Prediction reads.
+        reading: True also counts the Prediction that is made of the output.
+        limits: Limits of the pass.
+        half_weights: Names of the parameters that are stored in ``dtype``.
 
     Raises:
         FamilyError: If no family knows the model.
@@ -108,6 +121,10 @@ def count_memory(
     rules = Schedule.dense(runner.depth) if schedule is None else schedule
     images = torch.empty(frames, 3, *image_size, device="meta")
     running = dtype if dtype in HALF else None
+    for name in half_weights:
+        parameter = root.get_parameter(name)
+        parameter.data = parameter.data.to(dtype)
+    read = runner.family.predict if reading else None
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of shapes that the schedule was not measured on
@@ -118,6 +135,7 @@ def count_memory(
         stack.enter_context(evaluation_mode(root))
         if prediction:
             stack.enter_context(without_unread(root, runner.family))
+        stack.enter_context(limited(limits))
         count = _Count(root, images, running)
         _follow(root, runner.family, count)
         stack.enter_context(_counted_autocast(count))
@@ -128,51 +146,18 @@ def count_memory(
             # The first pass makes what later ones find in caches, such as index plans.
             for _ in range(2):
                 count.reset()
-                runner.family.call(root, images)
+                output = runner.family.call(root, images)
+                if read is not None:
+                    read(output, images)
+                del output
         except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
             raise Spark3rError(
                 f"the memory of {type(root).__name__} cannot be counted, because its pass over "
                 f"{frames} frames of {image_size[1]}x{image_size[0]} pixels does not run without "
                 f"values ({first_line(error)})"
             ) from error
-    return MemoryCount(frames, count.at_peak(), count.peak_place)
-
-
-def most_frames(count: Callable[[int], int], room: int, start: int) -> int:
-    """Return the largest number of frames whose memory fits, within a hundredth.
-
-    Args:
-        count: Function from a number of frames to bytes. They grow nearly in proportion.
-        room: Bytes that there are.
-        start: Length from which the search starts.
-
-    Returns:
-        A length that fits by its own count, while one that is a hundredth longer does not. 0 if
-        a single frame does not fit.
-    """
-    low, low_bytes = 1, count(1)
-    if low_bytes > room:
-        return 0
-    high = max(2, start)
-    high_bytes = count(high)
-    while high_bytes <= room:
-        slope = (high_bytes - low_bytes) / (high - low)
-        along = 1.02 * (room - high_bytes) / slope if slope > 0 else high
-        low, low_bytes = high, high_bytes
-        high += max(1, int(min(along, 3 * high)))
-        high_bytes = count(high)
-    halve = False
-    while high - low > max(1, low // 100):
-        # Just below where a line through both ends meets the room, or in the middle.
-        share = 0.5 if halve else 0.995 * (room - low_bytes) / (high_bytes - low_bytes)
-        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
-        found = count(middle)
-        halve = not halve and found <= room
-        if found > room:
-            high, high_bytes = middle, found
-        else:
-            low, low_bytes = middle, found
-    return low
+    lowered = tuple(name for name, each in root.named_parameters() if count.only_lowered(each))
+    return MemoryCount(frames, count.at_peak(), count.peak_place, count.host_peak, lowered)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -264,6 +249,8 @@ class _Count(TorchDispatchMode):
         self.places: list[str] = [""]
         self._makes_new: dict[Any, bool] = {}
         self._known: dict[Any, tuple[Any, list[Any]]] = {}
+        self._lowered: set[int] = set()
+        self._read_whole: set[int] = set()
         weights = (*root.parameters(), *root.buffers())
         self._weights = {t.untyped_storage()._cdata: t.untyped_storage() for t in weights}
         self._images = images.untyped_storage()
@@ -279,6 +266,13 @@ class _Count(TorchDispatchMode):
         self._alive[INPUT] = self._images.nbytes()
         self._total = self._peak = sum(self._alive.values())
         self._snapshot = dict(self._alive)
+        self._on_host: set[int] = set()
+        self._host = self.host_peak = 0
+
+    def only_lowered(self, parameter: Tensor) -> bool:
+        """Return True if the passes read a parameter only after a cast to half precision."""
+        key = parameter.untyped_storage()._cdata
+        return key in self._lowered - self._read_whole
 
     def at_peak(self) -> dict[str, int]:
         """Return the bytes that were alive at the peak, by part."""
@@ -288,9 +282,12 @@ class _Count(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage(), FEATURES)  # unless it is known, it was cached
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for leaf in given:
+            self._add(leaf.untyped_storage(), FEATURES)  # unless it is known, it was cached
+        moves = func is torch.ops.aten._to_copy.default and _is_cpu(kwargs.get("device"))
+        if moves:
+            kwargs = {**kwargs, "device": torch.device("meta")}
         if self.half is not None:
             name = func.overloadpacket.__name__
             if name in _LOWER:
@@ -298,9 +295,17 @@ class _Count(TorchDispatchMode):
             elif name in _WIDER:
                 args, kwargs = self.cast(torch.float32, args, kwargs)
         output = self._run(func, args, kwargs)
+        # What is made of tensors on the host alone is made there.
+        on_host = moves or (
+            bool(given) and all(each.untyped_storage()._cdata in self._on_host for each in given)
+        )
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage(), self.parts[-1])
+                self._add(leaf.untyped_storage(), _HOST if on_host else self.parts[-1])
+        if self._makes_new[func]:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    self._read_whole.add(leaf.untyped_storage()._cdata)
         return output
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -348,6 +353,8 @@ class _Count(TorchDispatchMode):
                 return tensor
             storage = tensor.untyped_storage()
             key, items = (storage._cdata, dtype), storage.nbytes() // tensor.element_size()
+            if dtype in HALF:
+                self._lowered.add(storage._cdata)
             if key[0] not in self._weights or tensor.numel() != items:
                 return self._made(self.parts[-1], tensor.shape, dtype)
             if key not in self._cast:
@@ -372,18 +379,31 @@ class _Count(TorchDispatchMode):
         if key in self._seen:
             return
         self._seen.add(key)
+        weakref.finalize(storage, self._drop, key, size, part)
+        if part == _HOST:
+            self._on_host.add(key)
+            self._host += size
+            self.host_peak = max(self.host_peak, self._host)
+            return
         self._alive[part] += size
         self._total += size
         if self._total > self._peak:
             self._peak, self.peak_place = self._total, self.places[-1]
             self._snapshot = dict(self._alive)
-        weakref.finalize(storage, self._drop, key, size, part)
 
     def _drop(self, key: int, size: int, part: str) -> None:
         if key in self._seen:  # it may be of an earlier pass
             self._seen.remove(key)
+            if part == _HOST:
+                self._on_host.discard(key)
+                self._host -= size
+                return
             self._alive[part] -= size
             self._total -= size
+
+
+def _is_cpu(device: torch.device | str | None) -> bool:
+    return device is not None and torch.device(device).type == "cpu"
 
 
 def _form(value: Any) -> Any:

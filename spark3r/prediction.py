@@ -24,6 +24,8 @@ class PredictionError(Spark3rError, ValueError):
 class Prediction:
     """Depth, cameras and points of one clip (one batch element), checked on construction.
 
+    Tensors on the meta device have no values, and those are not checked.
+
     Attributes:
         depth: ``[S, H, W]``, z-coordinate in the camera.
         confidence: ``[S, H, W]``, larger is more confident; the range depends on the family.
@@ -69,11 +71,11 @@ class Prediction:
                 raise PredictionError(
                     f"{name} is on {value.device}, depth on {self.depth.device}; move one of them"
                 )
-            bad = int((~torch.isfinite(value)).sum())
-            if bad:
+            bad = (~torch.isfinite(value)).sum()
+            if not value.is_meta and bad:
                 raise PredictionError(
-                    f"{name}: {bad} of {value.numel()} values are NaN or infinite; if the model "
-                    "ran in half precision, try float32 or bfloat16"
+                    f"{name}: {int(bad)} of {value.numel()} values are NaN or infinite; if the "
+                    "model ran in half precision, try float32 or bfloat16"
                 )
         _check_rotations(self.extrinsics[..., :3])
 
@@ -225,7 +227,7 @@ def _check_rotations(rotation: Tensor) -> None:
     identity = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
     error = (rotation @ rotation.transpose(-1, -2) - identity).abs().amax(dim=(-1, -2))
     wrong = (error > ROTATION_TOLERANCE) | (torch.linalg.det(rotation) < 0)
-    if bool(wrong.any()):
+    if not wrong.is_meta and bool(wrong.any()):
         frame = int(wrong.nonzero()[0])
         raise PredictionError(
             f"extrinsics of frame {frame} (and {int(wrong.sum()) - 1} more): the left 3×3 block is "

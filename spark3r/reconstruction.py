@@ -16,6 +16,7 @@ from torch import nn
 from .clips import Clip
 from .errors import Spark3rError, Spark3rWarning
 from .families.base import Family
+from .fitting import Plan
 from .identity import name_of
 from .memory import is_out_of_memory, peak_extra_mb
 from .metrics import depth_metrics, point_deviation, pose_metrics, scale_drift, umeyama
@@ -95,6 +96,7 @@ def reconstruct(
     family: Family | str | None = None,
     compare_dense: bool = False,
     dtype: torch.dtype | None = None,
+    plan: Plan | None = None,
     say: Say = lambda message: None,
     stage: Stage = no_stage,
     group: ProcessGroup | None = None,
@@ -110,6 +112,8 @@ def reconstruct(
         compare_dense: True runs dense as well, with the family's memory saver.
         dtype: Autocast precision of the pass: ``bfloat16`` or ``float16``; ``float32`` for none, so
             that the precision of the parameters counts; None leaves autocast as it is.
+        plan: What `spark3r.fit` returned for the same model, clip, profile and precision; the pass
+            runs by it, with its schedule.
         say: Callback(message), for warnings of spark3r.
         stage: Context manager of each stage, for progress and logs: ``warm-up``, ``dense``,
             ``reduced`` and ``compare``.
@@ -133,15 +137,19 @@ def reconstruct(
             layout, precision = runner.layout(few.images), runner.precision(few.images)
         _timed(runner, few)
     if profile is None:
-        with stage("dense", layers):
+        planned = nullcontext() if plan is None else plan.applied(model, family=runner.family)
+        with planned, stage("dense", layers):
             return Reconstruction(_dense(runner, clip, group), precision)
     dense = compared = expected = None
+    if plan is not None:
+        schedule = plan.schedule_name
     if compare_dense and group is not None:
         with stage("dense", layers):
             dense = _dense(runner, clip, group, _COMPARED)
     with (
         _notes(say) as notes,
         apply(model, profile, schedule=schedule, family=runner.family, group=group) as handle,
+        nullcontext() if plan is None else plan.running(model),
     ):
         if compare_dense:
             expected = _expected(profile, schedule, layout, precision)

@@ -32,6 +32,7 @@ ORDERS = {
         "runner",
         "patching",
         "loading io memory_count",
+        "fitting",
         "reconstruction benchmark",
         "cli",
         "__main__",

@@ -188,6 +188,16 @@ def parse_grid(text: str) -> tuple[int, int]:
     raise argparse.ArgumentTypeError(f"'{text}', expected rows x columns such as 28x37")
 
 
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as ``24GB``."""
+    from ..fitting import bytes_of
+
+    try:
+        return bytes_of(text)
+    except Spark3rError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def grid_text(grid: tuple[int, int]) -> str:
     """Return the text of rows and columns, such as ``28x37``."""
     return f"{grid[0]}x{grid[1]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from .arguments import (
@@ -13,6 +12,7 @@ from .arguments import (
     add_json,
     parse_count,
     parse_grid,
+    parse_size,
     parse_text,
 )
 from .tables import print_table
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ..memory_count import MemoryCount
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 
 
 def add_memory(commands: Subparsers) -> None:
@@ -60,7 +58,7 @@ def add_memory(commands: Subparsers) -> None:
     )
     command.add_argument(
         "--card",
-        type=_room,
+        type=parse_size,
         metavar="SIZE",
         help="memory of a card, such as 24GB or 22.5GiB; prints the longest clip that fits it",
     )
@@ -71,8 +69,9 @@ def add_memory(commands: Subparsers) -> None:
 def _memory(options: argparse.Namespace) -> int:
     import torch
 
+    from ..fitting import most_frames
     from ..loading.architecture import load_architecture
-    from ..memory_count import count_memory, most_frames
+    from ..memory_count import count_memory
     from ..profile import load_profile
     from ..runner import Runner
 
@@ -144,14 +143,6 @@ def _usual_size(family: Family) -> tuple[int, int]:
         raise Spark3rError(f"family '{family.name}' knows no size of images: give --size HxW")
     height, width = family.preprocess([Image.new("RGB", (640, 480))]).images.shape[2:]
     return int(height), int(width)
-
-
-def _room(text: str) -> int:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]+)", text.strip())
-    unit = UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or float(found[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a size such as 24GB or 22.5GiB")
-    return int(float(found[1]) * unit)
 
 
 def _gb(size: int) -> str:

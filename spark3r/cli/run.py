@@ -27,6 +27,7 @@ from .arguments import (
     parse_text,
     usable_device,
 )
+from .planning import RENDERED_PATCHES, add_memory_limit, make_plan, plan_early
 from .result import print_result
 from .stages import Stages, opened
 
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from ..runner import Runner
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-RENDERED_PATCHES = 8
-"""Rows and columns of patches of the frames of a rendered scene."""
 
 ABOVE = 4
 """Exit status when the deviation is above ``--fail-above``; the files are written."""
@@ -124,6 +122,7 @@ def add_run(commands: Subparsers) -> None:
         help="cpu, cuda, cuda:1 ... (default: cuda if there is one)",
     )
     add_dtype(command)
+    add_memory_limit(command)
     command.add_argument(
         "--max-points",
         type=parse_count,
@@ -174,6 +173,7 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
 
 def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> int:
+    from ..errors import Spark3rError
     from ..io.clips import check_source
     from ..io.outputs import new_folder, refuse_folder, refuse_full_disk
 
@@ -184,6 +184,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         check_source(options.clip, options.frames)
     profile, family = _profile(options), chosen_family(options)
 
+    from ..loading.architecture import is_published
     from ..loading.load import REFERENCE_IS_FOR, about, load_model
     from ..reconstruction import reconstruct
     from ..runner import Runner
@@ -198,8 +199,17 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         stages.say(known.notice)
     if model == "reference" and is_real(options.clip):
         stages.say(REFERENCE_IS_FOR)
+    alone = ranks.size == 1
+    if options.memory is not None and not alone:
+        raise Spark3rError("--memory plans for one process, and torchrun started several")
+    early = is_published(model) and family is None
+    plan = plan_early(options, model, profile, device, stages) if alone and early else None
     with stages("load"):
         runner = Runner.of(load_model(model, device), family)
+        if alone and not early:
+            plan = make_plan(options, runner, profile, device, stages)
+        if plan is not None:
+            options.schedule = plan.schedule_name
         schedule = "dense" if profile is None else options.schedule or profile.default
         origins = provenance(options.command, runner, model, options.profile, schedule)
         if profile is not None:
@@ -223,6 +233,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         family=runner.family,
         compare_dense=options.compare_dense,
         dtype=chosen_dtype(options, device),
+        plan=plan,
         say=stages.say,
         stage=stages,
         group=ranks.group,
@@ -235,6 +246,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         record = _record(options, model, runner.family.name, footage, made, profile, device)
         record["provenance"] = origins
         above = _above(made, options.fail_above)
+        record["plan"] = None if plan is None else list(plan.lines())
         record["above"] = None if options.fail_above is None else above
         record["exit_status"] = ABOVE if above else 0
         record["ranks"] = ranks.size

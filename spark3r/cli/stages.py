@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WORDS = {
     "load": "loading the model",
+    "plan": "planning for memory",
     "read": "reading the clip",
     "warm-up": "warming up",
     "dense": "dense pass",

@@ -17,13 +17,13 @@ from ..families.parts.preprocessing import UnfitImageError
 from ..families.registry import named_family
 from ..transform import Transform
 from .frames import Frame, FrameSelection
-from .images import read_folder
-from .video import read_video
+from .images import image_files, read_folder
+from .video import count_frames, read_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "check_source", "load_clip"]
+__all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "check_source", "clip_size", "load_clip"]
 
 RENDERED = "rendered:"
 """Prefix of the name of a rendered scene; its seed follows."""
@@ -97,6 +97,44 @@ def load_clip(
     selection = FrameSelection(source, frames, skip_bad, at_most)
     reading = read_folder(path, selection) if path.is_dir() else read_video(path, selection)
     return _preprocessed(path, reading, preprocess, selection)
+
+
+def clip_size(
+    source: str,
+    family: Family | str,
+    *,
+    frames: int | None = None,
+    at_most: bool = False,
+    skip_bad: bool = False,
+    rendered_size: int = 64,
+) -> tuple[int, tuple[int, int]]:
+    """Return length, height and width of the clip that `load_clip` makes, without making it.
+
+    A folder's or a video's first readable frame stands for the size of all. Where images differ in
+    size, and where some cannot be read, the clip may be smaller.
+
+    Raises:
+        ClipError: As `load_clip` does, except for what is wrong with later frames.
+        FamilyError: As `load_clip` does.
+    """
+    check_source(source, frames)
+    if source.startswith(RENDERED):
+        return frames or RENDERED_FRAMES, (rendered_size, rendered_size)
+    preprocess, path = _preprocess_of(family), _path(source)
+    selection = FrameSelection(source, frames, skip_bad, at_most)
+    if path.is_dir():
+        count = len(selection.pick(len(image_files(path, selection))))
+    else:
+        count = count_frames(path, selection)
+    few = FrameSelection(source, None, True)
+    first = next(read_folder(path, few) if path.is_dir() else read_video(path, few), None)
+    if first is None:
+        raise ClipError(_too_few(few, 0))
+    try:
+        height, width = preprocess([first.image]).images.shape[2:]
+    except UnfitImageError as error:
+        raise ClipError(f"clip '{source}', {first.name}: {error}") from error
+    return count, (height, width)
 
 
 def _preprocess_of(family: Family | str) -> Preprocess:

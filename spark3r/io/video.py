@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,25 +22,10 @@ def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
     Raises:
         ClipError: If the file is not a video, has too few frames, or is damaged.
     """
-    if path.suffix.lower() in SUFFIXES:
-        raise ClipError(
-            f"clip '{selection.source}' is one image, and one frame alone has nothing to attend "
-            "to: give the folder of images, or a video"
-        )
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise ClipError(
-            f"clip '{selection.source}': videos are read with PyAV, which is missing: {INSTALL}; "
-            "or give a folder of images"
-        ) from error
-    try:
-        from PIL import Image  # noqa: F401
-    except ImportError as error:
-        raise ClipError(f"frames are made with Pillow, which is missing: {INSTALL}") from error
+    _require(path, selection.source)
     from .decoding import ToImages, open_video, orientation_of
 
-    survey = _survey(path, selection.source)
+    survey = _known_survey(path, selection.source)
     for what, why in survey.damage:
         selection.unreadable(what, why)
     wanted = {survey.whole[each]: survey.times[each] for each in selection.pick(len(survey.whole))}
@@ -58,6 +44,26 @@ def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
             number += frame is not None
 
 
+def _require(path: Path, source: str) -> None:
+    """Raise an error for an image, or where a library is missing."""
+    if path.suffix.lower() in SUFFIXES:
+        raise ClipError(
+            f"clip '{source}' is one image, and one frame alone has nothing to attend "
+            "to: give the folder of images, or a video"
+        )
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ClipError(
+            f"clip '{source}': videos are read with PyAV, which is missing: {INSTALL}; "
+            "or give a folder of images"
+        ) from error
+    try:
+        from PIL import Image  # noqa: F401
+    except ImportError as error:
+        raise ClipError(f"frames are made with Pillow, which is missing: {INSTALL}") from error
+
+
 @dataclass(frozen=True)
 class _Survey:
     """What a video holds.
@@ -72,6 +78,30 @@ class _Survey:
     whole: tuple[int, ...]
     times: tuple[float, ...]
     damage: tuple[tuple[str, str], ...]
+
+
+def count_frames(path: Path, selection: FrameSelection) -> int:
+    """Return how many frames `read_video` will yield.
+
+    Raises:
+        ClipError: As `read_video` does.
+    """
+    _require(path, selection.source)
+    survey = _known_survey(path, selection.source)
+    for what, why in survey.damage:
+        selection.unreadable(what, why)
+    return len(selection.pick(len(survey.whole)))
+
+
+def _known_survey(path: Path, source: str) -> _Survey:
+    """Return the survey of a video. That of the last one is known, until the file changes."""
+    status = path.stat()
+    return _cached_survey(path, source, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _cached_survey(path: Path, source: str, size: int, modified: int) -> _Survey:
+    return _survey(path, source)
 
 
 def _survey(path: Path, source: str) -> _Survey:

@@ -28,9 +28,9 @@ def load_architecture(name: str) -> nn.Module:
         FamilyError: If the code is not installed, or the name does not tell the variant.
         WeightsError: If the name is of another kind, and its weights are missing or do not fit.
     """
-    kind, _, weights = name.partition(":")
-    if kind not in UPSTREAMS or not weights or os.path.exists(Path(weights).expanduser()):
+    if not is_published(name):
         return load_model(name)
+    kind, _, weights = name.partition(":")
     try:
         variant = variant_of_name(UPSTREAMS[kind], weights)
         with torch.device("meta"), _ValuesOnCPU():
@@ -38,6 +38,13 @@ def load_architecture(name: str) -> nn.Module:
     except FamilyError as error:
         raise FamilyError(f"model '{name}': {error}") from error
     return model.to("meta").eval()
+
+
+def is_published(name: str) -> bool:
+    """Return True if a model's name is that of a published one, whose weights are not read."""
+    kind, _, weights = name.partition(":")
+    known = kind in UPSTREAMS and weights != ""
+    return known and not os.path.exists(Path(weights).expanduser())
 
 
 def published_architecture(family: str, weights: str | None) -> nn.Module | None:

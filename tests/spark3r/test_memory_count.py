@@ -19,10 +19,11 @@ import spark3r
 from spark3r import FamilyError, Schedule, Spark3rError
 from spark3r.cli.main import main
 from spark3r.families import generic
+from spark3r.fitting import most_frames
 from spark3r.loading.architecture import load_architecture
 from spark3r.loading.load import variant_of_name
 from spark3r.loading.upstream import UPSTREAMS
-from spark3r.memory_count import INPUT, PARTS, WEIGHTS, count_memory, most_frames
+from spark3r.memory_count import INPUT, PARTS, WEIGHTS, count_memory
 
 BF16 = torch.bfloat16
 

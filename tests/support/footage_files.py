@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spark3r.families.parts.preprocessing import Preprocessed, to_tensor
+from spark3r.families.parts.preprocessing import Preprocessed
 from spark3r.families.registry import FAMILIES
 from spark3r.io.clips import Footage
 from spark3r.reference.scenes.render import rendered_clip
@@ -19,7 +19,8 @@ from spark3r.transform import Transform
 
 
 def keep(images: Iterable[Image.Image]) -> Preprocessed:
-    tensors = [to_tensor(image.convert("RGB")) for image in images]
+    pixels = [torch.from_numpy(np.array(image.convert("RGB"))) for image in images]
+    tensors = [each.permute(2, 0, 1).float().div(255) for each in pixels]
     return Preprocessed(
         torch.stack(tensors), tuple(Transform((each.shape[1], each.shape[2])) for each in tensors)
     )

@@ -29,6 +29,8 @@ HEAD = (
     "_spark3r_head"  # on the aggregator, in passes that need no tokens of the dense head's layers
 )
 
+_HEAD_FRAMES = "frames_chunk_size"
+
 
 @dataclass(frozen=True)
 class Version:
@@ -197,7 +199,7 @@ class Layers:
         def patches_of(chosen: slice) -> Tensor:
             return torch.cat([each[0, chosen, self._start :] for each in (local, tokens)], dim=-1)
 
-        at_once = dense_head.frames_at_once(head, "frames_chunk_size", frames)
+        at_once = dense_head.frames_at_once(head, _HEAD_FRAMES, frames)
         # Upstream switches off the autocast of CUDA around its heads, whatever the device is.
         return dense_head.project(head, stage, patches_of, frames, at_once, self._size, "cuda")
 
@@ -237,4 +239,5 @@ def dense(self: Any, layers: Any, *args: Any, **kwargs: Any) -> Any:
     forward = type(self).forward
     if not isinstance(layers, ProjectedLayers):
         return forward(self, layers, *args, **kwargs)
+    kwargs = dense_head.with_limit(kwargs, self, _HEAD_FRAMES)
     return forward(Begun(self, layers.maps), [layers.missing] * len(layers), *args, **kwargs)

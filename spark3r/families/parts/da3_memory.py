@@ -24,7 +24,7 @@ from ...errors import FamilyError
 from ...reduction.exchange import Exchange
 from ..base import Replacement, overridden
 from . import memory
-from .dense_head import Begun, Maps, frames_at_once, is_known, project
+from .dense_head import Begun, Maps, frames_at_once, is_known, project, with_limit
 from .memory import by_frames, global_block_in_pieces
 from .preprocessing import imagenet_normalised
 from .recognition import arguments, attentions, has, names_used
@@ -52,6 +52,8 @@ _DENSE_BEGINS = (
 """What the dense head uses first, in this order."""
 
 _HEAD = "_spark3r_head"  # on the transformer, in passes that need no tokens of its layers
+
+_HEAD_FRAMES = "chunk_size"
 
 _EXCHANGE = "_spark3r_exchange"  # on the transformer, while several ranks share its clips
 
@@ -298,7 +300,7 @@ def _joined(self: Any, local: Tensor, tokens: Tensor, order: Tensor | None) -> T
     """Return local and normalised global tokens side by side, ``[B, S, P, 2C]``."""
     count = local.shape[0] * local.shape[1]
     joined = memory.in_pieces(
-        lambda chosen: _halves(self, local, tokens, order, chosen), count, memory.MOST_FRAMES
+        lambda chosen: _halves(self, local, tokens, order, chosen), count, memory.most_frames()
     )
     return joined.view(*local.shape[:2], *joined.shape[1:])
 
@@ -314,7 +316,7 @@ def _projected(
 ) -> list[Tensor]:
     """Return a layer's projections as the dense head begins with them, piece by piece."""
     frames = local.shape[0] * local.shape[1]
-    at_once = frames_at_once(head, "chunk_size", local.shape[1])
+    at_once = frames_at_once(head, _HEAD_FRAMES, local.shape[1])
     if at_once == local.shape[1]:
         at_once = frames  # then the head takes all clips together
 
@@ -329,4 +331,5 @@ def _dense(self: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
     """Replace the dense head's forward, which goes on from projections if it is given them."""
     if not isinstance(feats, ProjectedLayers):
         return type(self).forward(self, feats, *args, **kwargs)
+    kwargs = with_limit(kwargs, self, _HEAD_FRAMES)
     return type(self).forward(Begun(self, feats.maps), feats, *args, **kwargs)

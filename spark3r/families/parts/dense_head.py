@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..base import overridden
+from .limits import current, kept_features, kept_output, read_features
 from .recognition import arguments, has, names_used
 
 Maps = list[list[Tensor]]
@@ -45,13 +47,24 @@ def is_known(head: Any, expected: tuple[str, ...], begins: tuple[str, ...]) -> b
 def frames_at_once(head: Any, argument: str, frames: int) -> int:
     """Return how many frames a head takes together unless its caller says otherwise.
 
+    It is the head's own default, or `Limits.head_frames` if that is less.
+
     Args:
         head: The head.
         argument: Name of the argument that says how many.
         frames: Length of the clip, which an argument of None stands for.
     """
     found: int | None = inspect.signature(type(head).forward).parameters[argument].default
-    return frames if found is None or found >= frames else found
+    found = min(frames, found or frames)
+    return min(found, current().head_frames or found)
+
+
+def with_limit(kwargs: dict[str, Any], head: Any, argument: str) -> dict[str, Any]:
+    """Return the keyword arguments of a head's forward, by which it takes `frames_at_once`."""
+    most = current().head_frames
+    if most is None:
+        return kwargs
+    return {argument: frames_at_once(head, argument, most), **kwargs}
 
 
 def project(
@@ -84,7 +97,7 @@ def project(
         patches = patches_of(slice(first, min(first + at_once, frames)))
         with torch.autocast(device, enabled=False):
             patches = head.norm(patches).permute(0, 2, 1)
-            found.append(head.projects[stage](patches.unflatten(2, (height, width))))
+            found.append(kept_features(head.projects[stage](patches.unflatten(2, (height, width)))))
     return found
 
 
@@ -105,8 +118,10 @@ class Begun:
 
     def _forward_impl(self, feats: Sequence[Tensor], *args: Any) -> Any:
         """Run the head on the frames of one piece, and free their projections."""
-        piece = _BegunPiece(self._head, [each.popleft() for each in self._maps])
-        return type(self._head)._forward_impl(piece, feats, *args)
+        device = next(self._head.parameters()).device
+        maps = [read_features(each.popleft(), device) for each in self._maps]
+        output = type(self._head)._forward_impl(_BegunPiece(self._head, maps), feats, *args)
+        return tree_map_only(Tensor, kept_output, output)
 
 
 class _BegunPiece:

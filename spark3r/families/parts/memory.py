@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Replacement, overridden
+from .limits import current
 from .recognition import names_within, unwrapped
 
 MOST_FRAMES = 16
@@ -28,6 +29,19 @@ MOST_FRAMES = 16
 
 MOST_TOKENS = 16_384
 """Tokens in a piece, about as many as 16 frames of 518x392 pixels have."""
+
+
+def most_frames() -> int:
+    """Return how many frames a piece of this pass may have."""
+    frames = current().frames
+    return MOST_FRAMES if frames is None else min(frames, MOST_FRAMES)
+
+
+def most_tokens() -> int:
+    """Return how many tokens a piece of this pass may have."""
+    frames = current().frames
+    return MOST_TOKENS if frames is None else min(1024 * frames, MOST_TOKENS)
+
 
 _SPLIT = "_spark3r_split"  # on each module that runs in pieces
 
@@ -128,7 +142,8 @@ def _frames_in_pieces(self: nn.Module, frames: Any, *args: Any, **kwargs: Any) -
     listed = isinstance(frames, list)
     count = len(frames[0] if listed else frames)
     forward = type(self).forward
-    if runs_whole(self, count, MOST_FRAMES) or (listed and len(frames) > 1):
+    most = most_frames()
+    if runs_whole(self, count, most) or (listed and len(frames) > 1):
         return forward(self, frames, *args, **kwargs)
     split = self.__dict__[_SPLIT]
 
@@ -142,23 +157,23 @@ def _frames_in_pieces(self: nn.Module, frames: Any, *args: Any, **kwargs: Any) -
         (output,) = forward(self, [frames[0][chosen]], *args, **some)
         return output
 
-    output = in_pieces(piece, count, MOST_FRAMES)
+    output = in_pieces(piece, count, most)
     torch.clear_autocast_cache()
     return [output] if listed else output
 
 
 def _tokens_in_pieces(self: nn.Module, tokens: Tensor) -> Tensor:
     forward = type(self).forward
-    flat = tokens.flatten(0, -2)
-    if runs_whole(self, len(flat), MOST_TOKENS):
+    flat, most = tokens.flatten(0, -2), most_tokens()
+    if runs_whole(self, len(flat), most):
         return forward(self, tokens)
-    output = in_pieces(lambda chosen: forward(self, flat[chosen]), len(flat), MOST_TOKENS)
+    output = in_pieces(lambda chosen: forward(self, flat[chosen]), len(flat), most)
     return output.view(*tokens.shape[:-1], -1)
 
 
 def _block_in_pieces(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     count = x.shape[0] * x.shape[1]
-    if runs_whole(self, count, MOST_TOKENS):
+    if runs_whole(self, count, most_tokens()):
         output: Tensor = type(self).forward(self, x, *args, **kwargs)
         return output
     passed = dict(zip(self.__dict__[_SPLIT], args, strict=False))
@@ -169,7 +184,7 @@ def _block_in_pieces(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
         return found
 
-    output = in_pieces(updated, count, MOST_TOKENS, stream).view(*x.shape[:2], -1)
+    output = in_pieces(updated, count, most_tokens(), stream).view(*x.shape[:2], -1)
     torch.clear_autocast_cache()
     return output
 
@@ -182,7 +197,7 @@ def _attended(self: Any, x: Tensor, **passed: Any) -> Tensor:
         found: Tensor = before[some] + self.ls1(update[some])
         return found
 
-    return in_pieces(piece, len(before), MOST_TOKENS)
+    return in_pieces(piece, len(before), most_tokens())
 
 
 def runs_whole(module: nn.Module, count: int, most: int) -> bool:

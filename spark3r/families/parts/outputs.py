@@ -14,7 +14,7 @@ def first_clip(output: Any, *names: str) -> tuple[Tensor, ...]:
 
     Args:
         output: Mapping that the model returned, of tensors with a batch dimension.
-        names: Names of the outputs.
+        names: Names of the outputs. If one is on the CPU, all are returned there.
 
     Raises:
         FamilyError: If an output is missing, for example because its head is switched off.
@@ -25,4 +25,7 @@ def first_clip(output: Any, *names: str) -> tuple[Tensor, ...]:
             f"the model returned {', '.join(sorted(map(str, output)))}, but a prediction needs "
             f"{' and '.join(missing)} too: is a head switched off?"
         )
-    return tuple(output[name][0] for name in names)
+    found = tuple(output[name][0] for name in names)
+    if any(each.device.type == "cpu" for each in found):  # a head's outputs may be on the host
+        return tuple(each.to("cpu") for each in found)
+    return found

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..base import Replacement, overridden
 from . import memory
+from .limits import current
 from .memory import by_frames, by_tokens, encoder_by_frames, global_block_in_pieces, in_pieces
 from .recognition import names_used
 
@@ -139,7 +140,7 @@ def _pi3x_forward(self: Any, imgs: Tensor, *args: Any, **kwargs: Any) -> dict[st
 def _by_frames(function: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, pos: Tensor) -> Tensor:
     """Return a function's output for all frames of its arguments, a few at a time."""
     return in_pieces(
-        lambda some: function(tokens[some], pos[some]), len(tokens), memory.MOST_FRAMES
+        lambda some: function(tokens[some], pos[some]), len(tokens), memory.most_frames()
     )
 
 
@@ -150,6 +151,7 @@ def _maps(self: Any, name: str, tokens: Tensor, pos: Tensor, grid: tuple[int, in
     """
     decoder, head = getattr(self, f"{name}_decoder"), getattr(self, f"{name}_head")
     most = inspect.signature(self._chunked_conv_head).parameters["chunk_size"].default
+    most = min(most, current().head_frames or most)
     whole: Tensor | None = None
     for first in range(0, len(tokens), most):
         some = slice(first, first + most)

@@ -103,6 +103,7 @@ def reduced_attention(
 def _pieces(
     attn: nn.Module, layout: TokenLayout, rule: ResolvedRule, x: Tensor
 ) -> tuple[Piece, ...]:
-    if memory.runs_whole(attn, x.shape[0] * x.shape[1], memory.MOST_TOKENS):
+    most = memory.most_tokens()
+    if memory.runs_whole(attn, x.shape[0] * x.shape[1], most):
         return ()
-    return pieces(layout, rule, max(1, memory.MOST_TOKENS // x.shape[0]))
+    return pieces(layout, rule, max(1, most // x.shape[0]))
