@@ -24,11 +24,11 @@ from ..clips import Split
 from ..defaults import DENSE_TIMED_S, OPERATORS
 from ..settings import Job
 from .evaluator import DenseRuns
-from .pace import Pace, fastest_ms, say_clock, time_at_pace
+from .pace import Pace, say_clock, time_at_pace
 from .records import sensitivity_records
 from .sensitivity import paper_layers, sensitivities
 from .target_length import ShortPasses, clip_of_length
-from .timing import Fit, TimedPass, fit_latency, too_long
+from .timing import Fit, TimedPass, fastest, fit_latency, too_long
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -
     dense = fit.passes.get("dense")
     pace = Pace(
         fitted_images,
-        fastest_ms(fit.passes["wall"]),
-        None if dense is None else fastest_ms(dense),
+        fastest(fit.passes["wall"]).median_ms,
+        None if dense is None else fastest(dense).median_ms,
     )
     if at_target:
         timed = {_TARGET[name]: each for name, each in fit.beside.items()}
@@ -208,10 +208,11 @@ def _table(
     if "wall" not in timed:
         raise FamilyError(too_long(layout.frames))
     wall, dense = timed["wall"], timed.get("dense")
+    wall_ms = fastest(wall).median_ms
     errors: dict[str, float] = {}
     if fit is None or fit.layout != layout:
-        errors["wall"] = wall.median_ms / model.wall_ms(layout)
-        model = model.with_wall(layout, wall.median_ms)
+        errors["wall"] = wall_ms / model.wall_ms(layout)
+        model = model.with_wall(layout, wall_ms)
     predicted_ms = _dense_ms(model, layout, job.depth)
     if errors and dense is not None:
         errors["dense"] = dense.median_ms / predicted_ms

@@ -21,14 +21,9 @@ from spark3r.timing import Latency
 from ..budget import time_text
 from ..defaults import SAME_PACE
 from ..settings import Job
-from .timing import Pass, TimedPass, time_passes
+from .timing import Pass, TimedPass, fastest, time_passes
 
 _WALL, _DENSE = "pace, wall", "pace, dense"
-
-
-def fastest_ms(latency: Latency) -> float:
-    """Return the fastest sample of a pass that shows the pace."""
-    return min(latency.samples_ms)
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,11 @@ class Pace:
 
     def slowdowns(self, now: Mapping[str, Latency]) -> tuple[float, float]:
         """Return how much slower the wall is now, and everything beyond the wall."""
-        now_wall_ms = fastest_ms(now[_WALL])
+        now_wall_ms = fastest(now[_WALL]).median_ms
         wall = now_wall_ms / self.wall_ms
         if self.dense_ms is None or _DENSE not in now:
             return wall, wall
-        now_dense_ms = fastest_ms(now[_DENSE])
+        now_dense_ms = fastest(now[_DENSE]).median_ms
         beyond_ms = now_dense_ms - now_wall_ms
         if beyond_ms <= 0 or self.dense_ms <= self.wall_ms:
             return wall, now_dense_ms / self.dense_ms

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard
 
 from spark3r.schedule import Schedule
 from spark3r.timing import VERY_LONG_S, Latency
@@ -80,11 +81,10 @@ class TargetTimes:
         One sample of `VERY_LONG_S` is enough if it keeps to the budget. A schedule is never judged
         to miss it by fewer than `LEAST_SAMPLES`.
         """
-        budget_ms = goal.budget_ms if isinstance(goal, LatencyLimit) else 0.0
-        if budget_ms < 1000 * VERY_LONG_S:
+        if not is_long(goal):
             return self.of(schedule, step)
         first = self.of(schedule, step, 1)
-        if first is None or 1000 * VERY_LONG_S <= first.median_ms <= budget_ms:
+        if first is None or 1000 * VERY_LONG_S <= first.median_ms <= goal.budget_ms:
             return first
         return self.of(schedule, step)
 
@@ -144,9 +144,11 @@ def correct_at_goal(problem: SearchProblem, times: TargetTimes, least: int) -> S
     Args:
         problem: The problem.
         times: Latencies of schedules at the target length.
-        least: Samples of the answer that are taken whatever the time limit.
+        least: Samples of the answer that are taken whatever the time limit; one is enough for a
+            budget of `VERY_LONG_S`.
     """
     answer = problem.knapsack()
+    least = 1 if is_long(problem.goal) else least
     latency = None if answer is None else times.of(answer, "latency at the goal", least)
     if answer is None or latency is None:
         return problem
@@ -232,6 +234,11 @@ def _select_and_correct(
         stopped = found.interrupted or more.interrupted
         problem, found = corrected, replace(more, interrupted=stopped)
     return Outcome(problem, found, decision, _verify(context, decision), context.times)
+
+
+def is_long(goal: Goal) -> TypeGuard[LatencyLimit]:
+    """Return whether passes within a budget are so long that one of them can be enough."""
+    return isinstance(goal, LatencyLimit) and goal.budget_ms >= 1000 * VERY_LONG_S
 
 
 def misses(problem: SearchProblem, latency: Latency) -> bool:
