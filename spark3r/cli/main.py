@@ -19,6 +19,7 @@ from ..ranks import of_environment
 from .arguments import UsageError
 from .bench import add_bench
 from .check import add_check
+from .export import add_export
 from .failure import failure_text
 from .listing import add_list
 from .memory import add_memory
@@ -33,6 +34,7 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     add_show,
     add_check,
     add_run,
+    add_export,
     add_bench,
     add_memory,
 )

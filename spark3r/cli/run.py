@@ -27,6 +27,7 @@ from .arguments import (
     parse_text,
     usable_device,
 )
+from .export import FOLDER, FORMATS, parse_formats
 from .planning import RENDERED_PATCHES, add_memory_limit, make_plan, plan_early
 from .result import print_result
 from .stages import Stages, opened
@@ -134,6 +135,13 @@ def add_run(commands: Subparsers) -> None:
         type=_percent,
         metavar="PERCENT",
         help="share of pixels, the least confident, to leave out of the cloud (default: 40)",
+    )
+    command.add_argument(
+        "--export",
+        type=parse_formats,
+        default=(),
+        metavar="FORMATS",
+        help=f"also write DIR/{FOLDER} for other programs: some of {','.join(FORMATS)}",
     )
     command.add_argument(
         "--log-json",
@@ -256,6 +264,9 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         print(json.dumps(record, indent=2))
     else:
         print_result(record, options.output)
+    if options.export:
+        with stages("export"):
+            _export(options, stages)
     if above:
         stages.say(f"--fail-above {options.fail_above:g}%: {'; '.join(above)}")
     return ABOVE if above else 0
@@ -393,6 +404,16 @@ def _record(
     if made.dense is not None:
         record["dense"] = {"seconds": made.dense.seconds, "peak_memory_mb": made.dense.peak_mb}
     return record
+
+
+def _export(options: argparse.Namespace, stages: Stages) -> None:
+    """Write the exports, after the reconstruction is whole, so that they cannot lose it."""
+    from ..io.exports import export_output
+    from ..io.outputs import new_folder
+    from ..io.reading import read_output
+
+    with new_folder(options.output / FOLDER) as folder:
+        export_output(read_output(options.output), folder, options.export, say=stages.say)
 
 
 def _write(

@@ -32,6 +32,7 @@ WORDS = {
     "reduced": "reduced pass",
     "compare": "comparing",
     "write": "writing",
+    "export": "exporting",
 }
 """What the user reads of each stage."""
 

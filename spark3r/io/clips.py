@@ -93,7 +93,7 @@ def load_clip(
     if source.startswith(RENDERED):
         return _rendered(source, frames or RENDERED_FRAMES, rendered_size)
     preprocess = _preprocess_of(family)
-    path = _path(source)
+    path = footage_path(source)
     selection = FrameSelection(source, frames, skip_bad, at_most)
     reading = read_folder(path, selection) if path.is_dir() else read_video(path, selection)
     return _preprocessed(path, reading, preprocess, selection)
@@ -120,7 +120,7 @@ def clip_size(
     check_source(source, frames)
     if source.startswith(RENDERED):
         return frames or RENDERED_FRAMES, (rendered_size, rendered_size)
-    preprocess, path = _preprocess_of(family), _path(source)
+    preprocess, path = _preprocess_of(family), footage_path(source)
     selection = FrameSelection(source, frames, skip_bad, at_most)
     if path.is_dir():
         count = len(selection.pick(len(image_files(path, selection))))
@@ -167,7 +167,7 @@ def check_source(source: str, frames: int | None = None) -> None:
                 f"{_SEED_DIGITS} digits"
             )
         return
-    path = _path(source)
+    path = footage_path(source)
     try:
         exists = path.exists()
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder not to enter
@@ -182,11 +182,17 @@ def check_source(source: str, frames: int | None = None) -> None:
         raise ClipError(f"clip '{source}' is neither a file nor a folder")
 
 
-def _path(source: str) -> Path:
+def footage_path(source: str) -> Path:
+    """Return the path of a folder or a video as the user named it."""
     try:
         return Path(source).expanduser()
     except RuntimeError:  # no user of that name has a home
         return Path(source)
+
+
+def rendered_seed(source: str) -> int | None:
+    """Return the seed of a rendered scene that `check_source` accepts; None for real footage."""
+    return int(source.removeprefix(RENDERED)) if source.startswith(RENDERED) else None
 
 
 def _preprocessed(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ClipError
 from .frames import INSTALL, Frame, FrameSelection
 from .images import SUFFIXES, turned_upright
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
@@ -23,24 +27,48 @@ def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
         ClipError: If the file is not a video, has too few frames, or is damaged.
     """
     _require(path, selection.source)
-    from .decoding import ToImages, open_video, orientation_of
-
     survey = _known_survey(path, selection.source)
     for what, why in survey.damage:
         selection.unreadable(what, why)
     wanted = {survey.whole[each]: survey.times[each] for each in selection.pick(len(survey.whole))}
+    # Around damage, the frames that threads make depend on their number and on chance.
+    threads = not survey.damage
+    for number, image, orientation in _decoded(path, selection.source, wanted, threads):
+        yield Frame(f"frame {number}", wanted[number], image, orientation)
+
+
+def read_numbers(path: Path, source: str, numbers: Collection[int]) -> Iterator[Image]:
+    """Yield the frames of a video that have these numbers, turned upright, in ascending order.
+
+    Numbers are those in the names of frames that `read_video` yields. The video is decoded once.
+
+    Raises:
+        ClipError: If the file is not a video, or PyAV is missing.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ClipError(f"videos are read with PyAV, which is missing: {INSTALL}") from error
+    for _, image, _ in _decoded(path, source, frozenset(numbers), threads=False):
+        yield image
+
+
+def _decoded(
+    path: Path, source: str, wanted: Collection[int], threads: bool
+) -> Iterator[tuple[int, Image, int]]:
+    """Yield number, upright image and EXIF orientation of the wanted frames."""
+    from .decoding import ToImages, open_video, orientation_of
+
     to_image = ToImages()
     number = 0
-    # Around damage, the frames that threads make depend on their number and on chance.
-    with open_video(path, selection.source, threads=not survey.damage) as video:
+    with open_video(path, source, threads=threads) as video:
         for frame, _ in video.decode():
             if number in wanted and frame is not None:
                 try:
                     orientation = orientation_of(frame)
                 except ValueError as error:
-                    raise ClipError(f"clip '{selection.source}': {error}") from error
-                image = turned_upright(to_image(frame), orientation)
-                yield Frame(f"frame {number}", wanted[number], image, orientation)
+                    raise ClipError(f"clip '{source}': {error}") from error
+                yield number, turned_upright(to_image(frame), orientation), orientation
             number += frame is not None
 
 
