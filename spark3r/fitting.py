@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 
-MARGIN = 1.1
+MARGIN = 1.12
 """Factor between a counted peak and the memory that is set aside for it."""
 
 _ON_HOST = Limits(features_on_host=True, outputs_on_host=True)

@@ -170,7 +170,7 @@ def _scaled(attn: Any, query: Tensor, tokens: int) -> Tensor:
 
 
 def _call(model: nn.Module, images: Tensor) -> Any:
-    root: Any = unwrap(model)
+    root: Any = next(each for each in unwrap(model).modules() if hasattr(each, "info_sharing"))
     kind, patch = root.encoder.data_norm_type, root.encoder.patch_size
     if kind != "dinov2":
         raise FamilyError(

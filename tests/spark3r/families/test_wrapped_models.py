@@ -103,11 +103,13 @@ def test_a_model_inside_others_is_found(case: Case, wrap: Callable[[nn.Module], 
     model = wrap(inner).eval()
     dense = run(model, clip)
     with spark3r.apply(inner, reducing(case.layers)):
-        expected = run(inner, clip)
+        expected, predicted = run(inner, clip), flat(Runner.of(inner).run(clip[0]))
         assert spark3r.is_applied(model)
     handle = spark3r.apply(model, reducing(case.layers))
     assert handle.root is inner or case.family == "da3"  # which may be called `model` in another
     assert difference(run(model, clip), expected) == 0.0
+    found = flat(Runner.of(model).run(clip[0]))  # with outputs that code around may read
+    assert difference({name: found[name] for name in predicted}, predicted) == 0.0
     assert handle._guard is None
     assert spark3r.is_applied(model)
     assert spark3r.is_applied(inner)
