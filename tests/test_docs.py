@@ -23,7 +23,15 @@ from spark3r.families.base import Family
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     path
-    for folder in (".", "docs", "docs/method", "docs/families", "profiles", "benchmarks")
+    for folder in (
+        ".",
+        "docs",
+        "docs/method",
+        "docs/families",
+        "profiles",
+        "profiles/evidence",
+        "benchmarks",
+    )
     for path in (ROOT / folder).glob("*.md")
 )
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]

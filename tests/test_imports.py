@@ -34,6 +34,7 @@ ORDERS = {
         "loading io memory_count",
         "fitting",
         "reconstruction benchmark",
+        "evidence",
         "cli",
         "__main__",
     ),

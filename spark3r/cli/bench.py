@@ -124,7 +124,7 @@ def add_bench(commands: Subparsers) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     if options.output is not None:
-        _refuse_output(options.output, options.overwrite)
+        refuse_output(options.output, options.overwrite)
     import torch
 
     from ..benchmark.api import bench
@@ -159,7 +159,7 @@ def _bench(options: argparse.Namespace) -> int:
         )
     written = json.dumps(result.to_dict(), indent=2)
     if options.output is not None:
-        _write(options.output, written + "\n")
+        write_output(options.output, written + "\n")
     if options.json:
         print(written)
     else:
@@ -202,7 +202,8 @@ def print_result(result: Benchmark) -> None:
     print()
 
 
-def _refuse_output(path: Path, overwrite: bool) -> None:
+def refuse_output(path: Path, overwrite: bool) -> None:
+    """Check that a file of ``--output`` can be written, before minutes of work."""
     if path.is_dir():
         raise Spark3rError(f"--output {path} is a folder, expected a file to write")
     if not path.absolute().parent.is_dir():
@@ -211,7 +212,8 @@ def _refuse_output(path: Path, overwrite: bool) -> None:
         raise Spark3rError(f"--output {path} exists: choose another name, or pass --overwrite")
 
 
-def _write(path: Path, text: str) -> None:
+def write_output(path: Path, text: str) -> None:
+    """Write the file of ``--output``."""
     try:
         write_file(path, text)
     except OSError as error:

@@ -26,6 +26,7 @@ from .memory import add_memory
 from .run import add_run
 from .show import add_show
 from .termination import Terminated, raise_on_sigterm, word_and_status
+from .verify import add_verify
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -36,6 +37,7 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
     add_run,
     add_export,
     add_bench,
+    add_verify,
     add_memory,
 )
 """The subcommands. Each function declares the arguments of one and sets the function that runs it

@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import stand_ins
 import torch
@@ -476,3 +477,23 @@ def test_a_checkpoint_of_the_real_depth_anything_3(suffix: str, tmp_path: Path) 
     loaded = load_model(f"da3:{path}")
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.slow
+def test_published_weights_are_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = next(case for case in ALL_CASES if case.name == "da3-small-upstream")
+    if missing(case):
+        pytest.skip("NOT VERIFIED: depth-anything-3 is not installed")
+    path = tmp_path / "model.safetensors"
+    weights(path, UPSTREAMS["da3"].random("small"), "model.")
+    put_hub(monkeypatch, {"depth-anything/DA3-SMALL/model.safetensors": path})
+    words = ("--model", "da3:depth-anything/DA3-SMALL", "--frames", "3", "--rounds", "1", "--json")
+    answer = command_line.run("verify", *words)
+    assert answer.status == 0, answer.err
+    found = answer.object
+    assert found["model"]["name"] == "da3:depth-anything/DA3-SMALL"
+    assert found["model"]["licence"] == "Apache-2.0"
+    assert found["exactness"] == {"ones": 0.0, "forced": 0.0, "removed": 0.0}
+    assert (found["guard"], found["notes"]) == (None, [])
+    assert found["code"]["package"] == "depth-anything-3"
+    assert str(tmp_path) not in answer.out
