@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .profile import Profile as Profile
     from .profile import load_profile as load_profile
     from .reconstruction import reconstruct as reconstruct
+    from .reduction.operators import DiverseFrames as DiverseFrames
     from .reduction.operators import Operators as Operators
     from .reduction.operators import QueryMerging as QueryMerging
     from .reduction.operators import TemporalStride as TemporalStride
@@ -68,7 +69,13 @@ _HOMES = {
     "prediction": ("Prediction",),
     "profile": ("Profile", "load_profile"),
     "reconstruction": ("reconstruct",),
-    "reduction.operators": ("Operators", "QueryMerging", "TemporalStride", "TokenStride"),
+    "reduction.operators": (
+        "DiverseFrames",
+        "Operators",
+        "QueryMerging",
+        "TemporalStride",
+        "TokenStride",
+    ),
     "schedule": ("LayerRule", "LengthRule", "Schedule", "paper_schedule"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -201,7 +201,8 @@ class _Reduced:
                 "the generic family cannot reduce attention with a mask, dropout, a causal order "
                 "or grouped heads: write a family for this model"
             )
-        selection = select(self.layout, self.rule, query.device)
+        hidden = key.transpose(1, 2).flatten(2)
+        selection = select(self.layout, self.rule, query.device, tokens=hidden)
         if selection is not None:
             key, value = selection.take(key, 2), selection.take(value, 2)
         return attend(query, key, value, self.layout, self.rule, selection, scale=scale)

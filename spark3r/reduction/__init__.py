@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attention import attend as attend
     from .attention import attention_share as attention_share
+    from .operators import DiverseFrames as DiverseFrames
     from .operators import KeyValuePruning as KeyValuePruning
     from .operators import Operators as Operators
     from .operators import QueryMerging as QueryMerging
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "attention": ("attend", "attention_share"),
-    "operators": ("KeyValuePruning", "Operators", "QueryMerging", "TemporalStride", "TokenStride"),
+    "operators": (
+        "DiverseFrames",
+        "KeyValuePruning",
+        "Operators",
+        "QueryMerging",
+        "TemporalStride",
+        "TokenStride",
+    ),
     "plans": ("key_value_length", "query_length", "select"),
     "pruning": ("KeySelection",),
     "rule": ("ResolvedRule", "clamp"),
@@ -33,6 +41,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DiverseFrames",
     "KeySelection",
     "KeyValuePruning",
     "Operators",

@@ -226,6 +226,8 @@ class KeyValuePruning(ABC):
     Attributes:
         name: Name in `KEY_VALUE_OPERATORS`.
         whole_frames: Whether patches of one frame stay or go together; figures mark it.
+        by_content: Whether `kept_patches` speaks of slots, and not of frames: `diversity` says in
+            each pass which frame is in which slot. The anchor is then in slot 0.
         keep_special: Whether the special tokens of every frame stay; otherwise those of every r-th
             frame do.
         keep_anchor: Whether the whole anchor frame stays.
@@ -239,6 +241,7 @@ class KeyValuePruning(ABC):
 
     name: ClassVar[str]
     whole_frames: ClassVar[bool] = False
+    by_content: ClassVar[bool] = False
 
     keep_special: bool = False
     keep_anchor: bool = False
@@ -334,6 +337,18 @@ class TemporalStride(KeyValuePruning):
 
 
 @dataclass(frozen=True)
+class DiverseFrames(TemporalStride):
+    """Keep as many frames as `TemporalStride`: the anchor, and those farthest from each other.
+
+    Frames are compared by the layer's own input, see `diversity`. It is for clips whose frames do
+    not follow one path: unordered photos, several cameras.
+    """
+
+    name: ClassVar[str] = "diverse_frames"
+    by_content: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class TokenStride(KeyValuePruning):
     """Keep every r-th patch of each frame, at a phase that moves from frame to frame."""
 
@@ -359,6 +374,7 @@ QUERY_OPERATORS: dict[str, type[QueryMerging]] = {QueryMerging.name: QueryMergin
 KEY_VALUE_OPERATORS: dict[str, type[KeyValuePruning]] = {
     TemporalStride.name: TemporalStride,
     TokenStride.name: TokenStride,
+    DiverseFrames.name: DiverseFrames,
 }
 
 

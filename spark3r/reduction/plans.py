@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ..compiling import assume_constant_result
+from ..errors import ScheduleError
 from ..kernels.grouped_attention import OPERATION, Group
 from ..kernels.trials import is_possible
 from ..layout import TokenLayout
+from . import diversity
 from .merging import MergePlan
 from .operators import KeyValuePruning, QueryMerging
 from .pruning import KeySelection
@@ -27,7 +29,12 @@ from .sharding import RankPool, ShardedLayout
 
 
 def select(
-    layout: TokenLayout, rule: ResolvedRule, device: torch.device, *, by_group: bool | None = None
+    layout: TokenLayout,
+    rule: ResolvedRule,
+    device: torch.device,
+    *,
+    tokens: Tensor | None = None,
+    by_group: bool | None = None,
 ) -> KeySelection | None:
     """Return the keys and values that stay under a rule, or None when all do.
 
@@ -37,8 +44,13 @@ def select(
         layout: Token layout of the pass.
         rule: Rule of the layer.
         device: Device of the tokens, and of the selection's index.
+        tokens: Hidden states or keys of all tokens ``[B, N, C]``, for operators that choose by
+            content.
         by_group: Whether tokens of one bias stand side by side, as kernels without a mask need
             them; None means on CUDA, which has such kernels.
+
+    Raises:
+        ScheduleError: If the operator chooses by content, and there are no tokens.
     """
     if rule.key_value == 1:
         return None
@@ -50,7 +62,22 @@ def select(
         own = (shard.frames.start * size, shard.frames.stop * size)
         kept = _build_own(shard.whole.fields, factor, type(operator), values, device, own)
         return KeySelection(len(kept), layout.frames, index=kept)
-    return KeySelection(*_select(layout.fields, factor, type(operator), values, device, grouped))
+    fields = _seen_by(operator, layout).fields
+    found = KeySelection(*_select(fields, factor, type(operator), values, device, grouped))
+    if not operator.by_content:
+        return found
+    if tokens is None:
+        raise ScheduleError(
+            f"'{operator.name}' chooses by content, but the family gives select() no tokens="
+        )
+    return found.of_frames(diversity.frames_by_slot(tokens, layout, factor), layout)
+
+
+def _seen_by(operator: KeyValuePruning, layout: TokenLayout) -> TokenLayout:
+    """Return the layout of the slots, in the first of which the anchor is."""
+    if not operator.by_content or layout.anchor_frame is None:
+        return layout
+    return replace(layout, anchor_frame=0)
 
 
 def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> MergePlan | None:
@@ -77,7 +104,8 @@ def key_value_length(layout: TokenLayout, rule: ResolvedRule) -> int:
     """Return the realised number of keys under a rule, without listing them."""
     if rule.key_value == 1:
         return layout.tokens
-    return rule.operators.key_value.length(layout, rule.key_value)
+    operator = rule.operators.key_value
+    return operator.length(_seen_by(operator, layout), rule.key_value)
 
 
 def query_length(layout: TokenLayout, rule: ResolvedRule) -> int:
@@ -109,7 +137,7 @@ _Parts = tuple[  # of a KeySelection
 def _select(
     layout: _Fields,
     factor: int,
-    make: Callable[..., KeyValuePruning],
+    make: type[KeyValuePruning],
     operator: _Fields,
     device: torch.device,
     by_group: bool,
@@ -133,12 +161,14 @@ def _plan(
 def _build_selection(
     layout: _Fields,
     factor: int,
-    make: Callable[..., KeyValuePruning],
+    make: type[KeyValuePruning],
     operator: _Fields,
     device: torch.device,
     by_group: bool,
 ) -> _Parts:
     found = make(*operator).select(TokenLayout(*layout), factor)
+    if make.by_content:
+        found = found.indexed()
     if by_group:
         found = found.by_group()
     kept = None if found.index is None else found.index.to(device)

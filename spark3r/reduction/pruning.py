@@ -69,6 +69,25 @@ class KeySelection:
             groups=groups,
         )
 
+    def indexed(self) -> KeySelection:
+        """Return the selection with an index, on the CPU."""
+        return replace(self, frame_stride=None, index=self._positions())
+
+    def of_frames(self, frames: Tensor, layout: TokenLayout) -> KeySelection:
+        """Return the selection with other frames in the place of 0, 1, 2, ...
+
+        Args:
+            frames: A permutation of the frames, ``[S]`` int64 on the index's device.
+            layout: Token layout of the clip.
+        """
+        assert self.index is not None, "made by `indexed`"
+        size = layout.tokens_per_frame
+        slot = (self.index // size).clamp_max(layout.frames - 1)
+        moved = frames.index_select(0, slot) * size + self.index % size
+        if layout.tail:
+            moved = torch.where(self.index < layout.frames * size, moved, self.index)
+        return replace(self, index=moved)
+
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
         """Return the kept tokens of ``[..., N, ...]`` along a ``dim`` >= 0 as ``[..., M, ...]``."""
         if self.index is not None:

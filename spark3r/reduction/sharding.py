@@ -129,8 +129,16 @@ def unit(rules: Iterable[ResolvedRule]) -> int:
     """Return the number of frames that stay together: whole query groups of all layers.
 
     Raises:
-        PatchError: If an operator may mix queries of different groups, as those of others may.
+        PatchError: If an operator may mix queries of different groups, as those of others may, or
+            compares all frames of the clip.
     """
+    rules = tuple(rules)
+    for rule in rules:
+        if rule.key_value > 1 and rule.operators.key_value.by_content:
+            raise PatchError(
+                f"'{rule.operators.key_value.name}' compares all frames of a clip, so one clip "
+                "cannot be shared by several ranks: use another key-value operator"
+            )
     merging = [rule.operators.query for rule in rules if rule.query > 1]
     for operator in merging:
         if type(operator) is not QueryMerging:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import oracle
 import torch
-from qkv import random_qkv, reduced
+from qkv import hidden, random_qkv, reduced
 
 from spark3r.layout import TokenLayout
 from spark3r.reduction.plans import key_value_length, select
@@ -22,18 +22,21 @@ def check_attention(layout: TokenLayout, rule: ResolvedRule, batch: int = 1) -> 
 
 
 def check_selection(layout: TokenLayout, rule: ResolvedRule) -> None:
-    selection = select(layout, rule, CPU)
+    seen = hidden(random_qkv(layout)[1])
+    selection = select(layout, rule, CPU, tokens=seen)
     if selection is None:
         assert rule.key_value == 1
         return
-    expected = oracle.kept_keys(layout, rule)
+    expected = oracle.kept_keys(layout, rule, seen)
     tokens = torch.arange(layout.tokens).view(1, -1, 1)
-    assert selection.take(tokens).flatten().tolist() == sorted(expected)
+    kept = selection.take(tokens).flatten().tolist()
+    assert sorted(kept) == sorted(expected)
+    assert rule.operators.key_value.by_content or kept == sorted(kept)
     assert selection.length == key_value_length(layout, rule) == len(expected)
     bias = selection.logit_bias
     if bias is None:  # off, or nothing that is kept stands for anything dropped
         bias = torch.zeros(selection.length, dtype=torch.float64)
     else:
         assert rule.operators.key_value.mass_correction > 0
-    biases = [expected[token] for token in sorted(expected)]
+    biases = [expected[token] for token in kept]
     torch.testing.assert_close(bias, torch.tensor(biases, dtype=torch.float64))

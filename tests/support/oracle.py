@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -58,11 +59,63 @@ def in_subset(frame: int, y: int, x: int, factor: int) -> bool:
 KEPT_PATCHES: dict[str, Callable[[Any, int, int, int, int], bool]] = {
     "temporal_stride": lambda operator, frame, y, x, factor: frame % factor == 0,
     "token_stride": lambda operator, frame, y, x, factor: in_subset(frame, y, x, factor),
+    "diverse_frames": lambda operator, frame, y, x, factor: frame % factor == 0,  # of slots
 }
 
 
-def kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
-    """Return the bias on the logit of every key that stays, by token."""
+def far_apart(tokens: Tensor, layout: TokenLayout, factor: int) -> list[int]:
+    """Return the frame of every slot: far ones in every r-th, the others in between."""
+    described = []
+    for frame in range(layout.frames):
+        cells: dict[tuple[int, int], list[Tensor]] = {}
+        for y in range(layout.height):
+            for x in range(layout.width):
+                cell = (y * 4 // layout.height, x * 4 // layout.width)
+                cells.setdefault(cell, []).append(tokens[:, token_of(layout, frame, y, x)])
+        described.append(torch.cat([torch.stack(each).mean(0) for each in cells.values()]))
+    chosen = [layout.anchor_frame or 0]
+    while len(chosen) < math.ceil(layout.frames / factor):
+
+        def nearest(frame: int, taken: tuple[int, ...]) -> float:
+            return min(float((described[frame] - described[t]).norm()) for t in taken)
+
+        others = [frame for frame in range(layout.frames) if frame not in chosen]
+        picks = tuple(chosen[:64])
+        chosen.append(max(others, key=lambda frame: nearest(frame, picks)))
+    chosen = [chosen[0], *sorted(chosen[1:])]
+    rest = [frame for frame in range(layout.frames) if frame not in chosen]
+    return [
+        chosen[slot // factor] if slot % factor == 0 else rest[slot - slot // factor - 1]
+        for slot in range(layout.frames)
+    ]
+
+
+# Slow twins of operators that choose by content, by name: the frame of every slot.
+FRAMES_BY_SLOT: dict[str, Callable[[Tensor, TokenLayout, int], list[int]]] = {
+    "diverse_frames": far_apart,
+}
+
+
+def kept_keys(layout: TokenLayout, rule: ResolvedRule, tokens: Tensor) -> dict[int, float]:
+    """Return the bias on the logit of every key that stays, by token.
+
+    ``tokens`` ``[B, N, C]`` is what operators that choose by content look at.
+    """
+    ops = rule.operators.key_value
+    if ops.name not in FRAMES_BY_SLOT:
+        return _kept_keys(layout, rule)
+    frames = FRAMES_BY_SLOT[ops.name](tokens.double(), layout, rule.key_value)
+    anchor = None if layout.anchor_frame is None else 0
+    size = layout.tokens_per_frame
+    return {
+        token
+        if token >= layout.frames * size
+        else frames[token // size] * size + token % size: bias
+        for token, bias in _kept_keys(replace(layout, anchor_frame=anchor), rule).items()
+    }
+
+
+def _kept_keys(layout: TokenLayout, rule: ResolvedRule) -> dict[int, float]:
     ops = rule.operators.key_value
     patch_stays = KEPT_PATCHES[ops.name]
     grid = [(y, x) for y in range(layout.height) for x in range(layout.width)]
@@ -135,10 +188,11 @@ def attend(
     """Return reduced attention of full queries, keys and values ``[B, H, N, D]``, in float64."""
     query, key, value = query.double(), key.double(), value.double()
     batch, _, n, dim = query.shape
+    tokens = key.transpose(1, 2).flatten(2)
     mask = torch.zeros(n, dtype=torch.float64)
     if rule.key_value > 1:
         mask += -math.inf
-        for token, bias in kept_keys(layout, rule).items():
+        for token, bias in kept_keys(layout, rule, tokens).items():
             mask[token] = bias
     output = torch.empty_like(query)
     for b in range(batch):

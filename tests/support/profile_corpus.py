@@ -218,8 +218,8 @@ CONTRADICTORY: dict[str, tuple[Callable[[Document], None], str]] = {
         "schedules[0].operators: unmerge is 'mean', expected one of: copy, linear",
     ),
     "unknown operator": (
-        _set(*_OPERATORS, "key_value", "name", value="diverse_frames"),
-        "schedules[0].operators: key-value operator is 'diverse_frames', expected one of: "
+        _set(*_OPERATORS, "key_value", "name", value="nearest_frames"),
+        "schedules[0].operators: key-value operator is 'nearest_frames', expected one of: "
         "temporal_stride, token_stride",
     ),
     "unknown field of an operator": (

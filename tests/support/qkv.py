@@ -17,8 +17,13 @@ def random_qkv(
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).unbind(0)
 
 
+def hidden(key):
+    """Return keys ``[B, H, N, D]`` as tokens ``[B, N, H * D]``."""
+    return key.transpose(1, 2).flatten(2)
+
+
 def reduced(query, key, value, layout, rule):
-    selection = select(layout, rule, query.device)
+    selection = select(layout, rule, query.device, tokens=hidden(key))
     if selection is not None:
         key, value = selection.take(key, 2), selection.take(value, 2)
     return attend(query, key, value, layout, rule, selection)

@@ -73,7 +73,7 @@ def reduced_attention(
         drop = getattr(attn, "proj_drop", None)  # some forks have none
         return projected if drop is None else drop(projected)
 
-    selection = select(layout, rule, x.device)
+    selection = select(layout, rule, x.device, tokens=x)
     if selection is None:
         projected, projected_key, value = project_all(attn, x)
         query = prepare(attn.q_norm, lambda: projected, None, value.dtype)

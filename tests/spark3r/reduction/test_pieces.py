@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qkv import random_qkv, reduced
+from qkv import hidden, random_qkv, reduced
 from strategies import layouts, rules
 from tiers import examples
 from torch import Tensor
@@ -26,7 +26,7 @@ few = settings(max_examples=examples(30), deadline=None)
 def _in_pieces(
     query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, rule: ResolvedRule, most: int
 ) -> tuple[Tensor, list[slice]]:
-    selection = select(layout, rule, query.device)
+    selection = select(layout, rule, query.device, tokens=hidden(key))
     if selection is not None:
         key, value = selection.take(key, 2), selection.take(value, 2)
     asked: list[slice] = []
