@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from operator import index
 
 from .errors import LayoutError
@@ -25,6 +25,8 @@ class TokenLayout:
         tail: Number of tokens after all frames.
         anchor_frame: Number of the frame that has special tokens of its own (VGGT: 0), or None
             (π³).
+        masked: One byte per patch, frame by frame and row by row: 1 for a patch that no query
+            attends to. None masks nothing.
 
     Raises:
         LayoutError: If a count is out of range.
@@ -37,6 +39,7 @@ class TokenLayout:
     special_last: bool = False
     tail: int = 0
     anchor_frame: int | None = None
+    masked: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # A compiled graph's symbolic size becomes a number here, because selections depend on it.
@@ -60,6 +63,10 @@ class TokenLayout:
             raise LayoutError(
                 f"anchor frame {self.anchor_frame} lies outside the clip's {self.frames} frames"
             )
+        if self.masked is not None and len(self.masked) != self.frames * self.patches:
+            raise LayoutError(
+                f"masked has {len(self.masked)} patches, expected {self.frames * self.patches}"
+            )
 
     @property
     def patches(self) -> int:
@@ -77,7 +84,7 @@ class TokenLayout:
         return 0 if self.special_last else self.special
 
     @property
-    def fields(self) -> tuple[int, int, int, int, bool, int, int | None]:
+    def fields(self) -> tuple[int, int, int, int, bool, int, int | None, bytes | None]:
         """The constructor's arguments as plain constants, for a compiler that traces."""
         return (
             index(self.frames),
@@ -87,7 +94,13 @@ class TokenLayout:
             self.special_last,
             index(self.tail),
             None if self.anchor_frame is None else index(self.anchor_frame),
+            self.masked,
         )
+
+    @property
+    def unmasked(self) -> TokenLayout:
+        """The same layout without a mask."""
+        return self if self.masked is None else replace(self, masked=None)
 
     @property
     def tokens(self) -> int:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .clips import Clip
 from .errors import Spark3rError, Spark3rWarning
@@ -22,6 +22,7 @@ from .memory import is_out_of_memory, peak_extra_mb
 from .metrics import depth_metrics, point_deviation, pose_metrics, scale_drift, umeyama
 from .metrics.points import sample_evenly
 from .patching.apply import apply
+from .patching.handle import Handle
 from .prediction import Prediction
 from .ranks import collect
 from .runner import Runner, dtype_name
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from .layout import TokenLayout
     from .profile import Profile
     from .profile.expectation import Expectation
+
+Cameras = tuple[Tensor, Tensor]
+"""Known extrinsics ``[S, 3, 4]`` and intrinsics ``[S, 3, 3]``."""
 
 Say = Callable[[str], object]
 
@@ -95,6 +99,8 @@ def reconstruct(
     schedule: str | None = None,
     family: Family | str | None = None,
     compare_dense: bool = False,
+    mask: Tensor | None = None,
+    cameras: Cameras | None = None,
     dtype: torch.dtype | None = None,
     plan: Plan | None = None,
     say: Say = lambda message: None,
@@ -110,6 +116,9 @@ def reconstruct(
         schedule: Name of one of its schedules; None takes its default.
         family: The model's family or the name of one; None recognises it.
         compare_dense: True runs dense as well, with the family's memory saver.
+        mask: ``[S, H, W]`` bool, False where a pixel is masked in dense and reduced passes, see
+            `Handle.masking`; None masks nothing.
+        cameras: Known extrinsics ``[S, 3, 4]`` and intrinsics ``[S, 3, 3]``, see `Runner.run`.
         dtype: Autocast precision of the pass: ``bfloat16`` or ``float16``; ``float32`` for none, so
             that the precision of the parameters counts; None leaves autocast as it is.
         plan: What `spark3r.fit` returned for the same model, clip, profile and precision; the pass
@@ -122,8 +131,9 @@ def reconstruct(
             prediction of the whole clip and its deviation, the others that of their frames.
 
     Raises:
-        FamilyError: If the family cannot read the model's output.
-        LayoutError: If the model was moved, and still holds positions on another device.
+        FamilyError: If the family cannot read the model's output, or takes no cameras.
+        LayoutError: If the mask does not fit, or the model was moved and still holds positions on
+            another device.
         PatchError: If the profile does not fit the model.
         PredictionError: If the model returns NaN, or no prediction.
         Spark3rError: If memory is not enough, the model does not run in this precision, or its
@@ -135,17 +145,21 @@ def reconstruct(
     with stage("warm-up", layers):
         with _within_memory(few):
             layout, precision = runner.layout(few.images), runner.precision(few.images)
-        _timed(runner, few)
+        begin = None if cameras is None else (cameras[0][: few.frames], cameras[1][: few.frames])
+        _timed(runner, few, begin)
     if profile is None:
-        planned = nullcontext() if plan is None else plan.applied(model, family=runner.family)
+        planned: AbstractContextManager[None] = nullcontext()
+        if plan is not None:  # a masked pass has a schedule applied already
+            masks = mask is not None
+            planned = plan.running(model) if masks else plan.applied(model, family=runner.family)
         with planned, stage("dense", layers):
-            return Reconstruction(_dense(runner, clip, group), precision)
+            return Reconstruction(_dense(runner, clip, group, mask, cameras), precision)
     dense = compared = expected = None
     if plan is not None:
         schedule = plan.schedule_name
-    if compare_dense and group is not None:
+    if compare_dense and not (group is None and mask is None):
         with stage("dense", layers):
-            dense = _dense(runner, clip, group, _COMPARED)
+            dense = _dense(runner, clip, group, mask, cameras, _COMPARED)
     with (
         _notes(say) as notes,
         apply(model, profile, schedule=schedule, family=runner.family, group=group) as handle,
@@ -153,11 +167,11 @@ def reconstruct(
     ):
         if compare_dense:
             expected = _expected(profile, schedule, layout, precision)
-        if compare_dense and group is None:
+        if compare_dense and dense is None:
             with stage("dense", layers), handle.disabled():
-                dense = _timed(runner, clip, _COMPARED)
-        with stage("reduced", layers):
-            reduced = _timed(runner, clip, group=group)
+                dense = _timed(runner, clip, cameras, _COMPARED)
+        with stage("reduced", layers), _masked(handle, mask):
+            reduced = _timed(runner, clip, cameras, group=group)
         frames = reduced.prediction.frames  # of all ranks
         if all(rule.is_dense for rule in handle.schedule.resolve(frames)):
             notes.append(f"the schedule is dense at {frames} frames: nothing is reduced")
@@ -209,17 +223,35 @@ def _beyond(found: Deviation, expected: Expectation, runner: Runner) -> Iterator
 _COMPARED = "the dense pass to compare with ran "
 
 
-def _dense(runner: Runner, clip: Clip, group: ProcessGroup | None, what: str = "") -> TimedPass:
-    """Return a dense pass of an unpatched model, in which several ranks may share the clip."""
-    if group is None:
-        return _timed(runner, clip, what)
+def _dense(
+    runner: Runner,
+    clip: Clip,
+    group: ProcessGroup | None,
+    mask: Tensor | None,
+    cameras: Cameras | None,
+    what: str = "",
+) -> TimedPass:
+    """Return a dense pass of an unpatched model, masked, or of a clip that ranks share."""
+    if group is None and mask is None:
+        return _timed(runner, clip, cameras, what)
     schedule = Schedule.dense(runner.depth)
-    with apply(runner.model, schedule, family=runner.family, group=group):
-        return _timed(runner, clip, what, group)
+    with (
+        apply(runner.model, schedule, family=runner.family, group=group) as handle,
+        _masked(handle, mask),
+    ):
+        return _timed(runner, clip, cameras, what, group)
+
+
+def _masked(handle: Handle, mask: Tensor | None) -> AbstractContextManager[None]:
+    return nullcontext() if mask is None else handle.masking(mask)
 
 
 def _timed(
-    runner: Runner, clip: Clip, what: str = "", group: ProcessGroup | None = None
+    runner: Runner,
+    clip: Clip,
+    cameras: Cameras | None = None,
+    what: str = "",
+    group: ProcessGroup | None = None,
 ) -> TimedPass:
     read = runner.reader
     images = clip.images.to(runner.device)
@@ -228,7 +260,7 @@ def _timed(
     stopwatch = make_stopwatch(images.device)
 
     def call() -> None:
-        outputs.append(runner.run(images))
+        outputs.append(runner.run(images, cameras))
 
     with _within_memory(clip, what):
         peak = peak_extra_mb(lambda: milliseconds.append(stopwatch(call)), images.device)

@@ -109,7 +109,7 @@ class Runner:
         """Device that the model computes on, see `device_of`."""
         return device_of(self.model)
 
-    def run(self, images: Tensor) -> Any:
+    def run(self, images: Tensor, cameras: tuple[Tensor, Tensor] | None = None) -> Any:
         """Return the model's output for one clip, in evaluation mode and without gradients.
 
         All passes run here. Whatever is computed from their outputs stays outside autocast. Modules
@@ -118,10 +118,15 @@ class Runner:
         Args:
             images: ``[S, 3, H, W]`` in [0, 1], on any device; rounded to the precision of the
                 model's parameters.
+            cameras: Known extrinsics ``[S, 3, 4]`` and intrinsics ``[S, 3, 3]``, in the scale of
+                which the output is; see `Family.call_with_cameras`. None if they are not known.
 
         Raises:
+            FamilyError: If there are cameras, and the model takes none.
             Spark3rError: If the model fails in half precision, or its parameters have no values.
         """
+        if cameras is not None and self.family.call_with_cameras is None:
+            raise FamilyError(f"models of family '{self.family.name}' take no known cameras")
         device, own = self.device, dtype_of(self.model)
         if device.type == "meta":
             raise Spark3rError(
@@ -135,7 +140,12 @@ class Runner:
             autocast(device, self.dtype),
         ):
             try:
-                return self.family.call(self.model, images.to(device, own))
+                given = images.to(device, own)
+                if cameras is None or self.family.call_with_cameras is None:
+                    return self.family.call(self.model, given)
+                return self.family.call_with_cameras(
+                    self.model, given, *(each.to(device) for each in cameras)
+                )
             except (RuntimeError, TypeError) as error:
                 if is_out_of_memory(error):
                     raise

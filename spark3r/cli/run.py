@@ -33,6 +33,8 @@ from .result import print_result
 from .stages import Stages, opened
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..clips import Clip
     from ..io.clips import Footage
     from ..prediction import Prediction
@@ -114,6 +116,20 @@ def add_run(commands: Subparsers) -> None:
         help="number of frames, spread evenly (default: all)",
     )
     command.add_argument(
+        "--mask",
+        type=parse_text,
+        metavar="FOLDER",
+        help="a folder with an image per frame of the same name, black where a pixel is masked "
+        "(COLMAP's convention): masked patches leave the keys and values, and the point cloud",
+    )
+    command.add_argument(
+        "--cameras",
+        type=parse_text,
+        metavar="PATH",
+        help="known cameras for a model that takes them (da3): the cameras.json of a run, or a "
+        "folder with COLMAP's cameras and images; depth and points are in their scale",
+    )
+    command.add_argument(
         "--skip-bad", action="store_true", help="leave out frames that cannot be read"
     )
     command.add_argument(
@@ -181,15 +197,24 @@ def _run(wrong_usage: Callable[[str], NoReturn], options: argparse.Namespace) ->
 
 
 def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> int:
-    from ..errors import Spark3rError
+    from ..errors import FamilyError, Spark3rError
     from ..io.clips import check_source
+    from ..io.known_cameras import check_cameras, read_cameras
+    from ..io.masks import check_masks, read_masks
     from ..io.outputs import new_folder, refuse_folder, refuse_full_disk
 
     # Mistakes are reported before a model of several GB is loaded.
+    for flag, given in (("--mask", options.mask), ("--cameras", options.cameras)):
+        if given is not None and ranks.size > 1:
+            raise Spark3rError(f"{flag}: several processes cannot share such a clip: use one")
     if ranks.is_first:
         refuse_folder(options.output)
         _refuse_without_pillow()
         check_source(options.clip, options.frames)
+        if options.mask is not None:
+            check_masks(options.mask)
+        if options.cameras is not None:
+            check_cameras(options.cameras)
     profile, family = _profile(options), chosen_family(options)
 
     from ..loading.architecture import is_published
@@ -224,10 +249,17 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
             _refuse_misfit(runner, profile, options.schedule)
     if other := other_code(origins):
         stages.say(f"note: {other}")
+    if options.cameras is not None and runner.family.call_with_cameras is None:
+        raise FamilyError(f"--cameras: models of family '{runner.family.name}' take no cameras")
     stages.on(runner.device)
     with stages("read"):
         # Rank 0 reads, so that only it needs the file and the memory for all frames.
         footage = _footage(options, runner) if ranks.is_first else None
+        mask = cameras = None
+        if options.mask is not None and footage is not None:
+            mask = read_masks(options.mask, footage)
+        if options.cameras is not None and footage is not None:
+            cameras = read_cameras(options.cameras, footage)
         clip = _part(footage, profile, options, runner, ranks)
     if footage is not None:
         _say_footage(stages, footage)
@@ -240,6 +272,8 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         schedule=options.schedule,
         family=runner.family,
         compare_dense=options.compare_dense,
+        mask=mask,
+        cameras=cameras,
         dtype=chosen_dtype(options, device),
         plan=plan,
         say=stages.say,
@@ -252,6 +286,8 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
     with new_folder(options.output) as folder:
         made = run()
         record = _record(options, model, runner.family.name, footage, made, profile, device)
+        record["mask"], record["cameras"] = options.mask, options.cameras
+        record["masked_percent"] = 0.0 if mask is None else 100 * float((~mask).float().mean())
         record["provenance"] = origins
         above = _above(made, options.fail_above)
         record["plan"] = None if plan is None else list(plan.lines())
@@ -259,7 +295,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         record["exit_status"] = ABOVE if above else 0
         record["ranks"] = ranks.size
         with stages("write"):
-            record["points"] = _write(folder, footage, made.run.prediction, record, options)
+            record["points"] = _write(folder, footage, made.run.prediction, record, options, mask)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
@@ -422,6 +458,7 @@ def _write(
     prediction: Prediction,
     record: dict[str, Any],
     options: argparse.Namespace,
+    mask: Tensor | None,
 ) -> int:
     from ..io.outputs import LEAST_CONFIDENT_PERCENT, MAX_POINTS, write_outputs
 
@@ -433,4 +470,5 @@ def _write(
         record,
         max_points=options.max_points or MAX_POINTS,
         least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
+        mask=mask,
     )

@@ -163,10 +163,14 @@ def _origins(model: str, runner: Runner) -> dict[str, Any]:
     weights: dict[str, Any] = found["weights"]
     kind, separator, rest = model.partition(":")
     if weights["file"] is not None and not _is_public(rest):
-        name = f"{kind}{separator}{weights['file']}"
-        model, weights = name, {**weights, "name": weights["file"]}
+        model = f"{kind}{separator}{weights['file']}"
     return {
-        "model": {"name": model, "family": runner.family.name, "layers": runner.depth, **weights},
+        "model": {
+            **weights,
+            "name": model,
+            "family": runner.family.name,
+            "layers": runner.depth,
+        },
         "code": found["code"],
     }
 

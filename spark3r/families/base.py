@@ -24,6 +24,9 @@ Replacement = tuple[nn.Module, str, object]
 SAVES_MEMORY = "_spark3r_saves_memory"
 """Mark on the root module while a patch with the family's memory savers is on it."""
 
+MASKED = "_spark3r_masked"
+"""Mark on the root module while a patch masks patches."""
+
 LayoutFunction = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], tuple[int, TokenLayout]]
 """From the entry module, its positional and its keyword arguments to batch size and layout."""
 
@@ -33,6 +36,10 @@ Preprocess = Callable[[Iterable["Image"]], Preprocessed]
 
 def _call(model: nn.Module, images: Tensor) -> Any:
     return model(images[None])
+
+
+def _keeps_order(entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    return None
 
 
 def _no_metadata(root: nn.Module) -> dict[str, int]:
@@ -77,10 +84,18 @@ class Family:
             none.
         call: Run the model on one clip of images ``[S, 3, H, W]`` in [0, 1] and return its output.
             It normalises the images where the model leaves that to its caller.
+        call_with_cameras: Run the model like ``call`` with known cameras: extrinsics ``[S, 3, 4]``
+            (world to camera, OpenCV) and intrinsics ``[S, 3, 3]`` in pixels. The output is in their
+            scale and has them in the place of its own. None if the architecture takes none. It
+            raises a FamilyError for a model of the family that takes none.
         predict: Return a Prediction from the model's output and the clip's images
             ``[S, 3, H, W]``. None if the output is not known.
         preprocess: Turn images of any size into the model's input, ``[S, 3, H, W]`` in [0, 1].
             None if the model's own loader is not known.
+        reorders: Return why frames may lie in another order in global attention than in the clip,
+            from the entry module and its arguments, and how to call the model so that they do not.
+            None if they lie as in the clip. A mask is refused otherwise, because it could not be
+            placed. ``call`` keeps the order while the root module has the mark `MASKED`.
         patches_overlap: True if a token sees pixels of neighbouring patches, as after a stem of
             convolutions. Which tokens change with a patch then does not tell their order.
         metadata: Return integers worth recording: ``patch_size``, ``special_tokens``.
@@ -111,8 +126,10 @@ class Family:
     frame_attention: Callable[[nn.Module], Iterable[nn.Module]] = _no_modules
     frame_forward: Callable[..., Tensor] | None = None
     call: Callable[[nn.Module, Tensor], Any] = _call
+    call_with_cameras: Callable[[nn.Module, Tensor, Tensor, Tensor], Any] | None = None
     predict: Callable[[Any, Tensor], Prediction] | None = None
     preprocess: Preprocess | None = None
+    reorders: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], str | None] = _keeps_order
     patches_overlap: bool = False
     metadata: Callable[[nn.Module], dict[str, int]] = _no_metadata
     explain_mismatch: Callable[[nn.Module], str | None] = _no_reason

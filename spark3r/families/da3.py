@@ -12,14 +12,16 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import FamilyError
 from ..layout import TokenLayout
+from ..metrics import align_trajectories
 from ..prediction import Prediction
 from ..reduction.exchange import Exchange
 from ..reduction.rule import ResolvedRule
-from .base import SAVES_MEMORY, Family, Replacement, unwrap
+from .base import MASKED, SAVES_MEMORY, Family, Replacement, unwrap
 from .parts import da3_memory
 from .parts.outputs import first_clip
 from .parts.preprocessing import imagenet_normalised, longest_side
@@ -50,6 +52,9 @@ _OF_ALL_FRAMES = (
     ("cam_enc", "Depth-Anything-3's encoder of given cameras attends over all frames"),
     ("gs_head", "Depth-Anything-3 makes Gaussians of all frames"),
 )
+
+_STRATEGY, _FIRST = "ref_view_strategy", "first"
+_FEWEST_REORDERED = 3  # frames, upstream's THRESH_FOR_REF_SELECTION
 
 
 def _is_transformer(backbone: Any) -> bool:
@@ -139,6 +144,18 @@ def _layout(
     )
 
 
+def _reorders(backbone: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    frames = clip_images(args, kwargs, "x", "backbone").shape[1]
+    if frames < _FEWEST_REORDERED or kwargs.get("cam_token") is not None:
+        return None
+    if kwargs.get(_STRATEGY) == _FIRST:
+        return None
+    return (
+        "Depth-Anything-3 moves a reference view that it chooses itself to the front: pass "
+        f'{_STRATEGY}="{_FIRST}" to the model'
+    )
+
+
 def _reduced_forward(
     attn: Any,
     layout: TokenLayout,
@@ -156,14 +173,45 @@ def _reduced_forward(
     return reduced_attention(attn, layout, rule, x, prepare)
 
 
-def _call(model: nn.Module, images: Tensor) -> Any:
+def _call(model: nn.Module, images: Tensor, **cameras: Tensor) -> Any:
     # The network expects normalised images, and the API object has no default for its exports.
     exported: dict[str, Any] = (
         {"export_feat_layers": []} if "infer_gs" in arguments(unwrap(model)) else {}
     )
+    if MASKED in unwrap(model).__dict__ and _STRATEGY in arguments(unwrap(model)):
+        exported[_STRATEGY] = _FIRST
     saves_memory = model is unwrap(model) and SAVES_MEMORY in model.__dict__
     normalised = da3_memory.on_demand if saves_memory else imagenet_normalised
-    return model(normalised(images[None]), **exported)
+    return model(normalised(images[None]), **cameras, **exported)
+
+
+def _call_with_cameras(
+    model: nn.Module, images: Tensor, extrinsics: Tensor, intrinsics: Tensor
+) -> Any:
+    """Do what upstream's API object does with given cameras around the network's own call."""
+    root = unwrap(model)
+    if not any(getattr(each, "cam_enc", None) is not None for each in root.modules()):
+        raise FamilyError("this Depth-Anything-3 has no camera encoder, so it takes no cameras")
+    given = {"extrinsics": _normalised(extrinsics.double())[None].to(images)}
+    if "intrinsics" in arguments(root):
+        given["intrinsics"] = intrinsics[None].to(images)
+    output = _call(model, images, **given)
+    own = output["extrinsics"][0, :, :3].double()
+    scale = align_trajectories(own, extrinsics.to(own)).similarity.scale
+    output["depth"] = output["depth"] * scale.to(output["depth"])
+    output["extrinsics"] = extrinsics[None].to(output["extrinsics"])
+    output["intrinsics"] = intrinsics[None].to(output["intrinsics"])
+    return output
+
+
+def _normalised(extrinsics: Tensor) -> Tensor:
+    """Return poses ``[S, 4, 4]`` relative to the first, whose median distance from it is 1."""
+    last = extrinsics.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(extrinsics), 1, 4)
+    whole = torch.cat((extrinsics, last), dim=1)
+    relative = whole @ whole[0].inverse()
+    distance = relative.inverse()[:, :3, 3].norm(dim=-1).median().clamp_min(0.1)
+    relative[:, :3, 3] /= distance
+    return relative
 
 
 def _predict(output: Any, images: Tensor) -> Prediction:
@@ -254,8 +302,10 @@ FAMILY = Family(
     frame_attention=_frame_attention,
     frame_forward=partial(_reduced_forward, uniform=False),
     call=_call,
+    call_with_cameras=_call_with_cameras,
     predict=_predict,
     preprocess=longest_side,
+    reorders=_reorders,
     metadata=_metadata,
     compile_fixes=without_waiting,
     memory_savers=_memory_savers,

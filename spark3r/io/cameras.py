@@ -14,8 +14,9 @@ from .clips import Footage
 
 CONVENTION = (
     "extrinsics map world to camera, axes x right, y down, z forward (OpenCV); intrinsics in "
-    "pixels of the depth maps, whose upper left corner is (0, 0); lengths in the model's own unit; "
-    "a pixel (x, y) of the original, turned upright, is (x, y) * scale + offset in the depth map"
+    "pixels of the depth maps, whose upper left corner is (0, 0); lengths in the model's own unit, "
+    "or in that of known cameras; a pixel (x, y) of the original, turned upright, is (x, y) * "
+    "scale + offset in the depth map"
 )
 
 

@@ -58,6 +58,7 @@ def write_outputs(
     *,
     max_points: int = MAX_POINTS,
     least_confident_percent: float = LEAST_CONFIDENT_PERCENT,
+    mask: Tensor | None = None,
 ) -> int:
     """Write every file of a reconstruction into an empty folder.
 
@@ -70,6 +71,7 @@ def write_outputs(
         max_points: Largest number of points of the cloud, default `MAX_POINTS`.
         least_confident_percent: Share of pixels that the cloud leaves out, 0 to below 100, default
             `LEAST_CONFIDENT_PERCENT`.
+        mask: ``[S, H, W]`` bool, False where a pixel makes no point; None takes all.
 
     Returns:
         The number of points in the cloud.
@@ -87,7 +89,7 @@ def write_outputs(
         lines += tum_lines(prediction.extrinsics, footage.times)
         (folder / "trajectory.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         points, colours = coloured_points(
-            prediction, footage.clip.images, max_points, least_confident_percent
+            prediction, footage.clip.images, max_points, least_confident_percent, mask
         )
         write_ply(folder / "points.ply", points, colours, comments)
         _write_json(folder / "run.json", {**run, "points": len(points)})

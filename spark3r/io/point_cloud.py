@@ -21,7 +21,11 @@ VERTEX = np.dtype(
 
 
 def coloured_points(
-    prediction: Prediction, images: Tensor, max_points: int, least_confident_percent: float
+    prediction: Prediction,
+    images: Tensor,
+    max_points: int,
+    least_confident_percent: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the points of confident pixels, spread evenly over the clip, and their colours.
 
@@ -30,17 +34,27 @@ def coloured_points(
         images: ``[S, 3, H, W]`` in [0, 1].
         max_points: Largest number of points.
         least_confident_percent: Share of pixels to leave out, 0 to below 100.
+        mask: ``[S, H, W]`` bool, False where a pixel makes no point; None takes all. The share is
+            then one of the used pixels.
 
     Returns:
         ``[N, 3]`` float32 and ``[N, 3]`` uint8.
     """
     confidence = prediction.confidence.flatten().float()
     share = least_confident_percent / 100
-    sampled = confidence[spread_indices(len(confidence), _SAMPLED)].sort().values
-    threshold = sampled[min(len(sampled) - 1, math.floor(share * len(sampled)))]
+    used = None if mask is None else mask.flatten()
+    places = spread_indices(len(confidence), _SAMPLED)
+    places = places if used is None else places[used[places]]
+    sampled = confidence[places].sort().values
+    # There may be no used pixel among those that were sampled.
+    last = min(len(sampled) - 1, math.floor(share * len(sampled)))
+    threshold = sampled[last] if len(sampled) else -math.inf
     # About max_points of these candidates are confident. An index of every pixel of a long clip
     # would not fit into memory.
-    candidates = spread_indices(len(confidence), math.ceil(max_points / (1 - share)))
+    used_share = 1.0 if used is None else float(used.float().mean())
+    wanted = math.ceil(max_points / (1 - share) / used_share)
+    candidates = spread_indices(len(confidence), wanted)
+    candidates = candidates if used is None else candidates[used[candidates]]
     kept = candidates[confidence[candidates] >= threshold]
     kept = kept[spread_indices(len(kept), max_points)]
     height, width = prediction.image_size

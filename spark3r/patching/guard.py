@@ -218,7 +218,7 @@ def _two_frames(layout: TokenLayout, device: torch.device) -> tuple[Tensor, Toke
     ranges.append((layout.frames * size, layout.tokens))
     index = torch.cat([torch.arange(start, end, device=device) for start, end in ranges])
     anchor = None if layout.anchor_frame is None else 0
-    return index, replace(layout, frames=len(chosen), anchor_frame=anchor)
+    return index, replace(layout, frames=len(chosen), anchor_frame=anchor, masked=None)
 
 
 def _cut(tree: Any, tokens: int, index: Tensor) -> Any:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..compiling import assume_constant_result, eagerly
 from ..errors import FamilyError, LayoutError, PatchError, Spark3rWarning
-from ..families.base import Replacement
+from ..families.base import MASKED, Replacement
 from ..layout import TokenLayout
 from ..reduction.operators import Operators
 from ..reduction.rule import ResolvedRule
@@ -21,7 +24,7 @@ from ..runner import Runner, device_of, dtype_name, dtype_of, matmul_dtype
 from ..schedule import Schedule
 from .guard import Guard
 from .passes import Pass
-from .patch import Patch
+from .patch import Patch, runs_ours
 from .shared import agree, share
 
 if TYPE_CHECKING:
@@ -69,10 +72,12 @@ class Handle(Patch):
         super()._reset()
         self._resolved: dict[TokenLayout, tuple[ResolvedRule, ...]] = {}
         self._warned: set[str] = set()
+        self._mask: Tensor | None = None
+        self._masked_layouts: dict[TokenLayout, TokenLayout] = {}
         self._number = next(_NUMBERS)
         _HANDLES[self._number] = self
 
-    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned", "_number")
+    _TRANSIENT = (*Patch._TRANSIENT, "_resolved", "_warned", "_number", "_mask", "_masked_layouts")
 
     def __str__(self) -> str:
         state = "" if self.is_active else " (removed)"
@@ -145,6 +150,70 @@ class Handle(Patch):
             )
         return self.family.sharding(self.root, self._exchange)
 
+    @contextmanager
+    def masking(self, mask: Tensor) -> Iterator[None]:
+        """Let no query attend to masked patches in any global layer, inside the block.
+
+        Layers at factors of 1 mask as well. Masked patches still ask: they get depth and points.
+        All clips of a batch have the same mask. ``disabled()`` is without it.
+
+        Args:
+            mask: ``[S, H, W]`` bool, of the size of the model's images: False where a pixel is
+                masked. A patch is masked if at least half of its pixels are. It is read on the
+                host once, before the pass.
+
+        Raises:
+            LayoutError: If the mask has another form or masks everything. A pass raises it if the
+                mask does not fit its frames, or if the model reorders them.
+            PatchError: If the schedule is removed, several processes share each clip, or others
+                have replaced the forward of a global attention module.
+        """
+        if not self.is_active:
+            raise PatchError("this schedule was removed from its model: apply it again")
+        if mask.dtype != torch.bool or mask.ndim != 3:
+            raise LayoutError(
+                f"the mask is {mask.dtype} of shape {list(mask.shape)}, expected bool [S, H, W]"
+            )
+        if not mask.any():
+            raise LayoutError("the mask leaves no pixel: False is masked, True is used")
+        if self.group is not None:
+            raise PatchError(
+                "a clip that several processes share cannot be masked: use one process"
+            )
+        for name, module in self._modules.items():
+            if not runs_ours(module):
+                raise PatchError(
+                    f"{name} has a forward of its own (an offloading hook, say), which a mask "
+                    "would not reach: apply before it is installed"
+                )
+        try:
+            self._mask, self.root.__dict__[MASKED] = mask.cpu(), True
+            yield
+        finally:
+            self._mask = None
+            self._masked_layouts.clear()
+            self._resolved.clear()
+            self.root.__dict__.pop(MASKED, None)
+
+    def _masked(
+        self,
+        layout: TokenLayout,
+        entry: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> TokenLayout:
+        mask = self._mask
+        if mask is None:
+            return layout
+        if torch.compiler.is_compiling():
+            raise LayoutError("a compiled pass cannot be masked: run the model eagerly")
+        reason = self.family.reorders(entry, args, kwargs)
+        if reason is not None:
+            raise LayoutError(f"the mask cannot be placed: {reason}")
+        if layout not in self._masked_layouts:
+            self._masked_layouts[layout] = masked_layout(layout, mask)
+        return self._masked_layouts[layout]
+
     def _replaces(self, index: int) -> bool:
         if self.group is not None:
             return True
@@ -181,7 +250,8 @@ class Handle(Patch):
         return Pass(layout, self.schedule.resolve_within(layout))
 
     def _reduces(self, current: Pass) -> bool:
-        return current.shared is not None or not all(rule.is_dense for rule in current.rules)
+        reduced = current.shared is not None or current.layout.masked is not None
+        return reduced or not all(rule.is_dense for rule in current.rules)
 
     def _run(
         self,
@@ -194,7 +264,7 @@ class Handle(Patch):
         rule = current.rules[index]
         if current.shared is not None:
             return self.family.reduced_forward(module, current.shared, rule, *args, **kwargs)
-        if rule.is_dense:
+        if rule.is_dense and current.layout.masked is None:
             return None
         return self.family.reduced_forward(module, current.layout, rule, *args, **kwargs)
 
@@ -236,6 +306,31 @@ class Handle(Patch):
         if subject not in self._warned:
             self._warned.add(subject)
             warnings.warn(message, Spark3rWarning, stacklevel=2)
+
+
+def masked_layout(layout: TokenLayout, mask: Tensor) -> TokenLayout:
+    """Return the layout with the patches masked of which a mask leaves at most half.
+
+    Args:
+        layout: Token layout of the pass.
+        mask: ``[S, H, W]`` bool on the CPU, False where a pixel is masked.
+
+    Raises:
+        LayoutError: If the mask has other frames, its sides are no multiples of the patch grid, or
+            no patch is left.
+    """
+    frames, height, width = mask.shape
+    grid = (layout.height, layout.width)
+    if frames != layout.frames or height % grid[0] or width % grid[1]:
+        raise LayoutError(
+            f"the mask has {frames} frames of {height}x{width} pixels, which does not fit a pass "
+            f"of {layout.frames} frames of {grid[0]}x{grid[1]} patches"
+        )
+    left = F.adaptive_avg_pool2d(mask.float()[:, None], grid)
+    masked = (left <= 0.5).flatten().to(torch.uint8)
+    if bool(masked.all()):
+        raise LayoutError("the mask leaves no patch: of each one at least half is masked")
+    return replace(layout, masked=masked.numpy().tobytes())
 
 
 def _words(operators: Operators) -> str:

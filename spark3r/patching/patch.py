@@ -243,6 +243,7 @@ class Patch(ABC):
                 "or trace the dense model inside handle.disabled()"
             )
         batch, layout = self.family.layout(entry, args, kwargs)
+        layout = self._masked(layout, entry, args, kwargs)
         tensors = _tensors((*args, *kwargs.values()))
         device = tensors[0].device.type if tensors else "cpu"
         if torch.compiler.is_compiling():
@@ -285,6 +286,16 @@ class Patch(ABC):
     def _replaces(self, index: int) -> bool:
         """Return True if a layer may run another function than its own forward."""
         return True
+
+    def _masked(
+        self,
+        layout: TokenLayout,
+        entry: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> TokenLayout:
+        """Return the layout of a pass with its masked patches."""
+        return layout
 
     def _begun(self, batch: int, layout: TokenLayout, device: str) -> Pass:
         """Return the pass that begins in eager mode."""
@@ -346,6 +357,11 @@ def _restore(module: nn.Module, name: str, value: object, *before: object) -> No
         del module.__dict__[name]
 
 
+def runs_ours(module: nn.Module) -> bool:
+    """Return True if a global attention module's forward is ours, or a hook's that wraps ours."""
+    return _is_inside(module.__dict__.get("forward"))
+
+
 def _is_inside(forward: object) -> bool:
     """Return True if a hook's forward wraps ours, as ``functools.wraps`` notes it."""
     while forward is not None:
@@ -390,7 +406,7 @@ def _frame_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         return type(self).forward(self, *args, **kwargs)
     forward, current = patch.family.frame_forward, patch._passes.innermost()
     if forward is not None and current is not None and patch._reduces(current):
-        frame = replace(current.layout, frames=1, tail=0, anchor_frame=None)
+        frame = replace(current.layout, frames=1, tail=0, anchor_frame=None, masked=None)
         if tokens.shape[1] == frame.tokens and not torch.is_grad_enabled():
             return forward(self, frame, _DENSE, *args, **kwargs)
     return type(self).forward(self, *args, **kwargs)

@@ -298,9 +298,11 @@ class KeyValuePruning(ABC):
         )
 
     def length(self, layout: TokenLayout, factor: int) -> int:
-        """Return the number of tokens that stay, without listing them."""
+        """Return the number of tokens that stay, without listing them where nothing is masked."""
         from . import pruning
 
+        if layout.masked is not None:
+            return self.select(layout, factor).length
         return pruning.thinned_length(
             layout,
             factor,

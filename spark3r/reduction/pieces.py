@@ -136,7 +136,7 @@ def _piece(layout: TokenLayout, start: int, stop: int) -> Piece:
         anchor = layout.anchor_frame - start
     length = layout.tokens_per_frame
     tail = layout.tail if stop == layout.frames else 0
-    own = replace(layout, frames=stop - start, anchor_frame=anchor, tail=tail)
+    own = replace(layout, frames=stop - start, anchor_frame=anchor, tail=tail, masked=None)
     return Piece(slice(start * length, stop * length + tail), own)
 
 

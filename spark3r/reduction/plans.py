@@ -22,8 +22,8 @@ from ..kernels.trials import is_possible
 from ..layout import TokenLayout
 from . import diversity
 from .merging import MergePlan
-from .operators import KeyValuePruning, QueryMerging
-from .pruning import KeySelection
+from .operators import KeyValuePruning, QueryMerging, TemporalStride
+from .pruning import KeySelection, masked_tokens
 from .rule import ResolvedRule
 from .sharding import RankPool, ShardedLayout
 
@@ -38,7 +38,8 @@ def select(
 ) -> KeySelection | None:
     """Return the keys and values that stay under a rule, or None when all do.
 
-    Of one rank's frames these are the ones that stay of the whole clip, in sequence order.
+    Of one rank's frames these are the ones that stay of the whole clip, in sequence order. Masked
+    patches never stay.
 
     Args:
         layout: Token layout of the pass.
@@ -52,10 +53,10 @@ def select(
     Raises:
         ScheduleError: If the operator chooses by content, and there are no tokens.
     """
-    if rule.key_value == 1:
+    if rule.key_value == 1 and layout.masked is None:
         return None
     grouped = is_possible(OPERATION, device) if by_group is None else by_group
-    operator = rule.operators.key_value
+    operator = rule.operators.key_value if rule.key_value > 1 else _ALL
     factor, values = index(rule.key_value), operator.values
     if isinstance(layout, ShardedLayout):
         shard, size = layout.shard, layout.tokens_per_frame
@@ -70,14 +71,18 @@ def select(
         raise ScheduleError(
             f"'{operator.name}' chooses by content, but the family gives select() no tokens="
         )
-    return found.of_frames(diversity.frames_by_slot(tokens, layout, factor), layout)
+    found = found.of_frames(diversity.frames_by_slot(tokens, layout, factor), layout)
+    return found if layout.masked is None else found.without(_masked_tokens(layout.fields, device))
 
 
 def _seen_by(operator: KeyValuePruning, layout: TokenLayout) -> TokenLayout:
-    """Return the layout of the slots, in the first of which the anchor is."""
-    if not operator.by_content or layout.anchor_frame is None:
+    """Return the layout of the slots, in the first of which the anchor is.
+
+    It has no mask, because no one knows on the host which frame is in a slot.
+    """
+    if not operator.by_content:
         return layout
-    return replace(layout, anchor_frame=0)
+    return replace(layout, anchor_frame=None if layout.anchor_frame is None else 0, masked=None)
 
 
 def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> MergePlan | None:
@@ -91,7 +96,8 @@ def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> Merge
     if rule.query == 1:
         return None
     operator = rule.operators.query
-    found = _plan(layout.fields, index(rule.query), type(operator), operator.values, device)
+    fields = layout.unmasked.fields
+    found = _plan(fields, index(rule.query), type(operator), operator.values, device)
     if not found.blocks:  # the anchor frame is the whole clip and takes no part
         return None
     if isinstance(layout, ShardedLayout):
@@ -102,9 +108,9 @@ def plan(layout: TokenLayout, rule: ResolvedRule, device: torch.device) -> Merge
 
 def key_value_length(layout: TokenLayout, rule: ResolvedRule) -> int:
     """Return the realised number of keys under a rule, without listing them."""
-    if rule.key_value == 1:
+    if rule.key_value == 1 and layout.masked is None:
         return layout.tokens
-    operator = rule.operators.key_value
+    operator = rule.operators.key_value if rule.key_value > 1 else _ALL
     return operator.length(_seen_by(operator, layout), rule.key_value)
 
 
@@ -125,6 +131,9 @@ def destinations(layout: TokenLayout, rule: ResolvedRule) -> Tensor:
     return _build_destinations(layout.fields, rule.query, make, operator.values)
 
 
+_ALL = TemporalStride()
+"""Keeps all patches at factor 1."""
+
 _Fields = tuple[Any, ...]  # a layout's or an operator's
 _Parts = tuple[  # of a KeySelection
     int, int, int | None, Tensor | None, Tensor | None, tuple[Group, ...]
@@ -143,6 +152,11 @@ def _select(
     by_group: bool,
 ) -> _Parts:
     return _build_selection(layout, factor, make, operator, device, by_group)
+
+
+@assume_constant_result
+def _masked_tokens(layout: _Fields, device: torch.device) -> Tensor:
+    return _build_masked_tokens(layout, device)
 
 
 @assume_constant_result
@@ -217,3 +231,9 @@ def _build_destinations(
     if whole.anchor_frame is not None and not merging.merge_anchor:
         chosen[whole.anchor_frame] = 0
     return chosen
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _build_masked_tokens(layout: _Fields, device: torch.device) -> Tensor:
+    return masked_tokens(TokenLayout(*layout)).to(device)

@@ -16,6 +16,10 @@ MOST_GROUPS = 4
 groups a mask is faster."""
 
 
+MASKED_BIAS = -6e4
+"""Bias of a masked token's logit: its weight is 0 beside any other, and float16 can hold it."""
+
+
 @dataclass(frozen=True, eq=False)
 class KeySelection:
     """The tokens that stay among the keys and values of one layer.
@@ -71,7 +75,7 @@ class KeySelection:
 
     def indexed(self) -> KeySelection:
         """Return the selection with an index, on the CPU."""
-        return replace(self, frame_stride=None, index=self._positions())
+        return replace(self, frame_stride=None, index=self.positions())
 
     def of_frames(self, frames: Tensor, layout: TokenLayout) -> KeySelection:
         """Return the selection with other frames in the place of 0, 1, 2, ...
@@ -87,6 +91,19 @@ class KeySelection:
         if layout.tail:
             moved = torch.where(self.index < layout.frames * size, moved, self.index)
         return replace(self, index=moved)
+
+    def without(self, masked: Tensor) -> KeySelection:
+        """Return the selection with a bias that leaves no weight to masked tokens.
+
+        It is for selections whose tokens the host does not know, so that none can be dropped.
+
+        Args:
+            masked: Which tokens of the sequence are masked, ``[N]`` bool on the index's device.
+        """
+        assert self.index is not None, "made by `indexed`"
+        mask = MASKED_BIAS * masked.index_select(0, self.index)
+        bias = mask if self.logit_bias is None else mask + self.logit_bias.to(mask.dtype)
+        return replace(self, logit_bias=bias, groups=())
 
     def take(self, tokens: Tensor, dim: int = 1) -> Tensor:
         """Return the kept tokens of ``[..., N, ...]`` along a ``dim`` >= 0 as ``[..., M, ...]``."""
@@ -117,6 +134,9 @@ def thinned(
 ) -> KeySelection:
     """Return the selection of some patches, with special tokens and tail.
 
+    Masked patches do not stay, and nothing stands for them. If they are all that would stay, all
+    others stay instead.
+
     It has at most three masses: one of thinned patches, one of thinned special tokens, and 0 for
     the anchor frame and the tail. The keys are in sequence order, because another order of
     summation changes the last bits of the output; `KeySelection.by_group` makes the other order.
@@ -129,19 +149,25 @@ def thinned(
         keep_anchor: Whether the whole anchor frame stays.
         mass_correction: Strength β of the correction, from 0 to 1.
     """
-    patches = patches.clone()
+    present = present_patches(layout)
+    patches = patches & present
+    if not patches.any():
+        patches = present.clone()
     specials = torch.zeros(layout.frames, layout.special, dtype=torch.bool, device="cpu")
     specials[:: 1 if keep_special else factor] = True
     whole = None
     if keep_anchor and layout.anchor_frame is not None:
         whole = layout.anchor_frame
-        patches[whole] = specials[whole] = True
+        patches[whole], specials[whole] = present[whole], True
     kept = _in_sequence(layout, patches, specials, tail=True)
     length = int(kept.sum())
 
     bias = None
     if mass_correction > 0:
-        masses = (_log_mass(patches, whole), _log_mass(specials, whole))
+        masses = (
+            _log_mass(patches, present, whole),
+            _log_mass(specials, torch.ones_like(specials), whole),
+        )
         if any(part.any() for part in masses):
             bias = mass_correction * _in_sequence(layout, *masses, tail=0.0)[kept]
 
@@ -173,14 +199,29 @@ def thinned_length(
     return int(patches.sum() + specials.sum()) + layout.tail
 
 
-def _log_mass(kept: Tensor, whole: int | None) -> Tensor:
+def present_patches(layout: TokenLayout) -> Tensor:
+    """Return which patches are not masked, ``[S, h * w]`` bool on the CPU."""
+    if layout.masked is None:
+        return torch.ones(layout.frames, layout.patches, dtype=torch.bool, device="cpu")
+    masked = torch.frombuffer(bytearray(layout.masked), dtype=torch.uint8)
+    return masked.view(layout.frames, layout.patches) == 0
+
+
+def masked_tokens(layout: TokenLayout) -> Tensor:
+    """Return which tokens of the sequence are masked patches, ``[N]`` bool on the CPU."""
+    special = torch.zeros(layout.frames, layout.special, dtype=torch.bool, device="cpu")
+    return _in_sequence(layout, ~present_patches(layout), special, tail=False)
+
+
+def _log_mass(kept: Tensor, present: Tensor, whole: int | None) -> Tensor:
     """Return log(tokens stood for / tokens kept) of tokens of one kind, ``[S, T]``.
 
     Args:
         kept: Tokens that stay, ``[S, T]`` bool.
+        present: Tokens that may stay, ``[S, T]`` bool.
         whole: Frame whose tokens all stay and stand for themselves alone, or None.
     """
-    thinned = torch.ones_like(kept)
+    thinned = present.clone()
     if whole is not None:
         thinned[whole] = False
     remaining = int((kept & thinned).sum())

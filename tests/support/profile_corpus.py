@@ -220,7 +220,7 @@ CONTRADICTORY: dict[str, tuple[Callable[[Document], None], str]] = {
     "unknown operator": (
         _set(*_OPERATORS, "key_value", "name", value="nearest_frames"),
         "schedules[0].operators: key-value operator is 'nearest_frames', expected one of: "
-        "temporal_stride, token_stride",
+        "temporal_stride, token_stride, diverse_frames",
     ),
     "unknown field of an operator": (
         _set(*_OPERATORS, "key_value", "group", value=20),

@@ -96,6 +96,20 @@ def render_path(scene: Scene, u: Tensor, height: int, width: int) -> tuple[Tenso
     return images, depth, extrinsics
 
 
+def seen_objects(scene: Scene, u: Tensor, height: int, width: int) -> Tensor:
+    """Return which object the centre of each pixel shows, `[S, H, W]` int64, -1 for none.
+
+    Args are those of `render_path`.
+    """
+    focal = focal_length(scene, height)
+    seen = []
+    for pose in scene.path.poses(u).float():
+        hits = trace(scene, pose[:, 3], _directions(pose, _centres(height, width), focal))
+        item = hits.surface - len(scene.plane_normal) - 1
+        seen.append(item.clamp_min(-1).view(height, width))
+    return torch.stack(seen)
+
+
 def render_frame(
     scene: Scene, pose: Tensor, focal: float, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
@@ -114,19 +128,23 @@ def render_frame(
     Returns:
         Colours `[3, H, W]` in [0, 1], and z depth of the pixels' centres `[H, W]` in metres.
     """
-    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width).reshape(-1) + 0.5
-    x = torch.arange(width, dtype=torch.float32).repeat(height) + 0.5
-    centre = torch.tensor([width / 2, height / 2])
-    directions = _directions(pose, torch.stack([x, y]) - centre[:, None], focal)
+    pixels = _centres(height, width)
+    directions = _directions(pose, pixels, focal)
     hits = trace(scene, pose[:, 3], directions)
     colours = _shade(scene, hits, directions, focal)
     border = _borders(hits.face.view(height, width)).view(-1).nonzero()[:, 0]
     offsets = torch.tensor(SUBPIXELS).T  # [2, 4]
-    pixels = (torch.stack([x, y]) - centre[:, None])[:, border, None] + offsets[:, None]
-    fine = _directions(pose, pixels.flatten(1), focal)
+    fine = _directions(pose, (pixels[:, border, None] + offsets[:, None]).flatten(1), focal)
     smooth = _shade(scene, trace(scene, pose[:, 3], fine), fine, focal)
     colours[:, border] = smooth.view(3, -1, len(SUBPIXELS)).mean(dim=2)
     return colours.view(3, height, width), hits.distance.view(height, width)
+
+
+def _centres(height: int, width: int) -> Tensor:
+    """Return the centres of the pixels relative to the image's centre, `[2, H * W]`."""
+    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width).reshape(-1) + 0.5
+    x = torch.arange(width, dtype=torch.float32).repeat(height) + 0.5
+    return torch.stack([x, y]) - torch.tensor([width / 2, height / 2])[:, None]
 
 
 def _directions(pose: Tensor, pixels: Tensor, focal: float) -> Tensor:
@@ -152,7 +170,10 @@ def _shade(scene: Scene, hits: Hits, directions: Tensor, focal: float) -> Tensor
     length = (directions * directions).sum(dim=0).sqrt()
     cosine = (hits.normal * directions).sum(dim=0).abs() / length
     footprint = hits.distance / focal / cosine.clamp(min=0.1).sqrt()
-    colour = shade_texture(scene.textures, hits.surface, hits.points, footprint)
+    points = hits.points
+    if scene.shift is not None:
+        points = points - scene.shift.T[:, hits.surface]
+    colour = shade_texture(scene.textures, hits.surface, points, footprint)
     lambert = 0.5 + 0.5 * (scene.light @ hits.normal)
     light = scene.ambient + (1.05 - scene.ambient) * lambert
     return (colour * light).clamp(0.0, 1.0)

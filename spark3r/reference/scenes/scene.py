@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Scene:
     ambient: float
     path: CameraPath
     fov_rad: float  # vertical field of view
+    shift: Tensor | None = None  # [n, 3] way of each surface from where its texture lies
 
 
 def random_scene(seed: int) -> Scene:
@@ -68,6 +69,22 @@ def random_scene(seed: int) -> Scene:
         ambient=0.55 + 0.3 * draw[2],
         path=path,
         fov_rad=fov,
+    )
+
+
+def moved(scene: Scene, objects: Tensor, ways: Tensor) -> Scene:
+    """Return a scene in which some objects stand elsewhere, with their textures.
+
+    Args:
+        scene: The scene.
+        objects: Indices of the objects, `[o]` int64.
+        ways: How far each is moved, `[o, 3]` in metres.
+    """
+    shift = torch.zeros(len(scene.kind), 3) if scene.shift is None else scene.shift
+    return replace(
+        scene,
+        centre=scene.centre.index_add(0, objects, ways),
+        shift=shift.index_add(0, len(scene.plane_normal) + 1 + objects, ways),
     )
 
 

@@ -38,7 +38,7 @@ from spark3r.kernels import grouped_attention
 from spark3r.kernels.limits import MOST_NORMALISED
 from spark3r.loading.architecture import load_architecture
 from spark3r.reduction import merging
-from spark3r.reduction.operators import QueryMerging, TokenStride
+from spark3r.reduction.operators import DiverseFrames, QueryMerging, TokenStride
 from spark3r.reduction.plans import key_value_length
 from spark3r.reduction.rule import ResolvedRule
 
@@ -173,6 +173,14 @@ def _layer(
     _check_layer(trace, layout, rule, dtype, fused)
     _check_products(trace, layout, rule, family)
     return trace
+
+
+def test_frames_are_chosen_by_content_without_waiting() -> None:
+    rule = ResolvedRule(1, 25, Operators(key_value=DiverseFrames(mass_correction=1.0)))
+    layout = _layout("vggt", 1000)
+    trace = traced_layer(FAMILIES["vggt"], _attention("vggt"), layout, rule)
+    assert trace.waits() == []
+    assert trace.too_large() == []
 
 
 @pytest.mark.parametrize(

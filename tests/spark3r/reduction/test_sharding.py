@@ -21,7 +21,7 @@ from spark3r.errors import LayoutError, PatchError
 from spark3r.layout import TokenLayout
 from spark3r.reduction.attention import attend
 from spark3r.reduction.gathering import Keys, arrange, kept_counts, received_bytes
-from spark3r.reduction.operators import Operators, QueryMerging, TokenStride
+from spark3r.reduction.operators import DiverseFrames, Operators, QueryMerging, TokenStride
 from spark3r.reduction.pieces import attend_in_pieces, pieces
 from spark3r.reduction.plans import destinations, select
 from spark3r.reduction.rule import ResolvedRule, clamp
@@ -119,7 +119,7 @@ def dealt(draw: st.DrawFn) -> tuple[TokenLayout, ResolvedRule, tuple[int, ...]]:
     layout = replace(draw(layouts(30)), tail=0)
     anchor = None if layout.anchor_frame is None else 0
     layout = replace(layout, frames=layout.frames + 3, anchor_frame=anchor)
-    drawn = draw(rules())
+    drawn = draw(rules().filter(lambda rule: not rule.operators.key_value.by_content))
     merging = replace(drawn.operators.query, group=draw(st.integers(1, 7)))
     rule = clamp(replace(drawn, operators=replace(drawn.operators, query=merging)), layout)
     size = unit([rule])
@@ -252,3 +252,10 @@ def test_a_rank_without_the_anchor_frame_has_none() -> None:
     ]
     assert [each.anchor_frame for each in found] == [None, 0, None]
     assert all(each.special_last and each.frames == 2 for each in found)
+
+
+def test_operators_that_compare_all_frames_are_refused() -> None:
+    rule = ResolvedRule(1, 3, Operators(key_value=DiverseFrames()))
+    with pytest.raises(PatchError, match="'diverse_frames' compares all frames of a clip"):
+        unit([ResolvedRule(), rule])
+    assert unit([ResolvedRule(), replace(rule, key_value=1)]) == 1

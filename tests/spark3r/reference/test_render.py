@@ -10,8 +10,13 @@ from torch import Tensor
 
 from spark3r.clips import Clip
 from spark3r.reference.scenes.paths import PERIOD
-from spark3r.reference.scenes.render import rendered_clip
-from spark3r.reference.scenes.scene import CLEARANCE_M, random_scene
+from spark3r.reference.scenes.render import (
+    focal_length,
+    render_frame,
+    rendered_clip,
+    seen_objects,
+)
+from spark3r.reference.scenes.scene import CLEARANCE_M, moved, random_scene
 from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION, TRAINING
 
 SEEDS = [CALIBRATION[i] for i in (10, 11, 12, 13)]
@@ -196,3 +201,32 @@ def test_difficulty_of_the_held_out_scenes() -> None:
 def test_empty_clips_are_refused(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="need positive frames, sides and span"):
         rendered_clip(0, *arguments)
+
+
+def test_a_moved_object_takes_its_texture_along_and_nothing_else() -> None:
+    scene = random_scene(EVALUATION[0])
+    u = torch.zeros(1, dtype=torch.float64)
+    seen = seen_objects(scene, u, 48, 48)
+    chosen = torch.bincount(seen[seen >= 0]).argmax()
+    # Moved along the camera's axis and rendered by a camera that moves along, it looks the same.
+    pose = scene.path.poses(u).float()[0]
+    way = 0.3 * pose[:, 2]
+    other = moved(scene, chosen[None], way[None])
+    focal = focal_length(scene, 48)
+    before, depth = render_frame(scene, pose, focal, 48, 48)
+    along = torch.cat((pose[:, :3], (pose[:, 3] + way)[:, None]), dim=1)
+    after, depth_after = render_frame(other, along, focal, 48, 48)
+    light = seen[0] == chosen
+    # Something that stands still may have come between.
+    light &= (depth - depth_after).abs() < 1e-4
+    inner = light.clone()
+    inner[1:-1, 1:-1] &= light[:-2, 1:-1] & light[2:, 1:-1] & light[1:-1, :-2] & light[1:-1, 2:]
+    assert inner.sum() > 20
+    assert light.sum() > 0.5 * (seen[0] == chosen).sum()
+    assert float((before - after)[:, inner].abs().max()) < 1e-3
+    # From the same camera, only what shows the object before or after may change.
+    third, _ = render_frame(other, pose, focal, 48, 48)
+    touched = (seen_objects(other, u, 48, 48)[0] == chosen) | (seen[0] == chosen)
+    border = torch.nn.functional.max_pool2d(touched[None].float(), 3, 1, 1)[0] > 0
+    assert torch.equal(before[:, ~border], third[:, ~border])
+    assert not torch.equal(before, third)
