@@ -60,8 +60,10 @@ def with_a_boolean_mask(case: Case, clip: Tensor, mask: Tensor, stays: Stays) ->
 
     def forward(attn: nn.Module, layout: TokenLayout, *args: Any, **kwargs: Any) -> Tensor:
         allowed = torch.zeros(layout.tokens, dtype=torch.bool)
+        allowed[layout.frames * layout.tokens_per_frame :] = True  # tokens of the whole clip
         for frame in range(layout.frames):
             first = frame * layout.tokens_per_frame
+            first += layout.height * layout.width if layout.special_last else 0
             for token in range(layout.special):
                 allowed[first + token] = stays(frame, "special")
             for y in range(layout.height):
