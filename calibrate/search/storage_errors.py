@@ -81,6 +81,8 @@ def fail(storage: Storage, problem: str, error: BaseException) -> NoReturn:
     name, hidden = _shown_and_hidden(url)
     if url:
         reason = reason.replace(url, name)
+    if not url.isprintable():  # escapes in the message would join the words to be hidden
+        reason = f"{type(error).__name__}; its message is left out, because it may show a password"
     for word in hidden - _words(name):
         reason = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "***", reason)
     raise StudyError(f"study storage {name}: {problem} ({reason})") from None

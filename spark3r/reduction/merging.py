@@ -82,13 +82,6 @@ class MergePlan:
     blocks: tuple[GroupBlock, ...]
     pool: Pool | None = None
 
-    @property
-    def destinations(self) -> int:
-        """Number of destinations of the whole clip."""
-        if self.pool is not None:
-            return self.pool.destinations
-        return sum(block.groups * block.destinations for block in self.blocks)
-
     def to(self, device: torch.device) -> MergePlan:
         """Return the plan with its tensors on a device."""
         return MergePlan(

@@ -90,7 +90,11 @@ def similar_pairs(
     one, other = [], []
     with precisely(device):
         compared = head_mean(merged)
-        share = compared_per_feature * merged.shape[1] * merged.shape[3] / plan.destinations
+        # Not a property of the plan: torch.compile follows none of a frozen dataclass.
+        destinations = sum(block.groups * block.destinations for block in plan.blocks)
+        if plan.pool is not None:
+            destinations = plan.pool.destinations
+        share = compared_per_feature * merged.shape[1] * merged.shape[3] / destinations
         for block in plan.blocks:
             n, d = block.groups, block.destinations
             count = min(d, math.ceil(d * share))

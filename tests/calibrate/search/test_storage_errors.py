@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import toys
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
@@ -96,6 +96,7 @@ def test_a_storage_that_cannot_be_opened_keeps_its_password(
     st.sampled_from(["sqlite", "nosuch", "sqlite+nosuch"]),
     st.text(min_size=6).filter(lambda text: not text.isspace()),
 )
+@example("sqlite", "000@:\x1f")
 @settings(max_examples=examples(30), deadline=None)
 def test_no_password_is_printed(driver: str, password: str) -> None:
     marked = f"qzjx{password.replace('qzjx', '')}vkwq"
