@@ -29,7 +29,7 @@ from spark3r import (
 )
 from spark3r.families.parts.limits import NONE, Limits, limited
 from spark3r.families.registry import detect
-from spark3r.fitting import FitError, Plan, bytes_of, fit, obviously_fits
+from spark3r.fitting import MARGIN, FitError, Plan, bytes_of, fit, obviously_fits
 from spark3r.memory import free_bytes, own_control_group
 from spark3r.memory_count import MemoryCount, count_memory
 from spark3r.runner import Runner
@@ -39,7 +39,7 @@ BF16 = torch.bfloat16
 
 def peak(model: torch.nn.Module, frames: int, size: tuple[int, int], **settings: object) -> int:
     counted = count_memory(model, frames, size, reading=True, **settings)  # type: ignore[arg-type]
-    return int(counted.total * 1.1)
+    return int(counted.total * MARGIN)
 
 
 def same(left: Prediction, right: Prediction) -> bool:
@@ -144,14 +144,14 @@ def test_a_gpu_can_leave_features_on_the_host_and_weights_in_half_precision() ->
     assert host.total < half.total
     assert host.host >= frames * 224 * 224 * 4
     plan = partial(fit, model, frames=frames, size=size, dtype=BF16)
-    taken = plan(memory=int(half.total * 1.1) + 1, device="cuda:0")
+    taken = plan(memory=int(half.total * MARGIN) + 1, device="cuda:0")
     assert taken.half_weights == saved.lowered
     assert not taken.count.host
-    taken = plan(memory=int(host.total * 1.1) + 1, device="cuda:0")
+    taken = plan(memory=int(host.total * MARGIN) + 1, device="cuda:0")
     assert taken.limits.features_on_host
     assert taken.limits.outputs_on_host
     with pytest.raises(FitError):  # a CPU has no other place
-        plan(memory=int(host.total * 1.1) + 1, device="cpu")
+        plan(memory=int(host.total * MARGIN) + 1, device="cpu")
 
 
 @pytest.mark.slow
