@@ -87,9 +87,9 @@ class Plan:
             pieces = f"of {limits.frames} frames, in heads of {limits.head_frames}"
         where = "on the device"
         if limits.features_on_host:
-            where = f"on the host, {gigabytes(self.count.host)}"
+            where = f"on the host, {in_words(self.count.host)}"
         return (
-            f"{self.count.frames} frames need {gigabytes(self.peak)} of {gigabytes(self.memory)}",
+            f"{self.count.frames} frames need {in_words(self.peak)} of {in_words(self.memory)}",
             f"{told}; {self.lossy or 'outputs are those of a run without a plan'}",
             f"memory savers {'on' if self.save_memory else 'off'}, pieces {pieces}",
             f"weights {stored}; features and outputs {where}",
@@ -230,12 +230,12 @@ def fit(
 
 
 def _refusal(best: Plan, first: Plan) -> str:
-    what = f"{first.count.frames} frames need {gigabytes(first.peak)}, and there are "
+    what = f"{first.count.frames} frames need {in_words(first.peak)}, and there are "
     name = "" if best is first else f" with schedule '{best.schedule_name}'"
     if best.longest < 2:
-        return f"{what}{gigabytes(first.memory)}, into which not even 2 frames fit{name}"
+        return f"{what}{in_words(first.memory)}, into which not even 2 frames fit{name}"
     return (
-        f"{what}{gigabytes(first.memory)}: {best.longest} frames fit{name} (--frames "
+        f"{what}{in_words(first.memory)}: {best.longest} frames fit{name} (--frames "
         f"{best.longest}), or give --memory {_rounded_up(min(first.peak, best.peak))}"
     )
 
@@ -353,10 +353,11 @@ def bytes_of(text: int | str) -> int:
     return int(size)
 
 
-def gigabytes(size: int) -> str:
-    """Return bytes in GB with two digits."""
-    return f"{size / 1e9:.2f} GB"
+def in_words(size: int) -> str:
+    """Return bytes in GB with two digits, or in MB below a gigabyte."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.0f} MB"
 
 
 def _rounded_up(size: int) -> str:
-    return f"{-(-size // 10**7) / 100:.2f}GB"
+    """Return a size that holds the bytes, as `--memory` takes it."""
+    return f"{-(-size // 10**7) / 100:.2f}GB" if size >= 10**9 else f"{-(-size // 10**6)}MB"
