@@ -30,6 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_run_and_bench_take_a_described_model() -> None:
     scene = ("run", "--clip", "rendered:3", "--frames", "3", "--json")
     described = run(*scene, "--family", "my_model.toml", "--output", "a")
