@@ -150,8 +150,8 @@ def fit(
 
     It takes the first settings that fit of: the pass as it is, the family's memory savers, weights
     in half precision where autocast casts them anyway, features and outputs on the host, smaller
-    pieces. The second and the third of these need a GPU. If none fits, it tries the other schedules
-    of the profile, unless ``schedule`` names one, and the plan says so.
+    pieces. Half precision and the host are tried on a GPU only. If none fits, it tries the other
+    schedules of the profile, unless ``schedule`` names one, and the plan says so.
 
     Args:
         model: A model on any device, the meta device too. It stays as it is.
@@ -279,12 +279,9 @@ def _next(plan: Plan, device: torch.device, first: Plan) -> Plan | None:
         if plan.limits == NONE:
             return replace(plan, limits=_ON_HOST, count=_UNCOUNTED)
     if plan.limits.frames is None:
-        return replace(plan, limits=_smaller(plan.limits), count=_UNCOUNTED)
+        smaller = replace(plan.limits, frames=4, head_frames=2)
+        return replace(plan, limits=smaller, count=_UNCOUNTED)
     return None
-
-
-def _smaller(limits: Limits) -> Limits:
-    return replace(limits, frames=4, head_frames=2)
 
 
 def obviously_fits(model: nn.Module, frames: int, size: tuple[int, int], memory: int) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from spark3r import __version__
-from spark3r.cli.arguments import add_dtype, add_family, parse_path, parse_text
+from spark3r.cli.arguments import add_dtype, add_family, add_model, parse_path, parse_text
 
 from ..defaults import EFFORTS, FRAMES, TARGET_LENGTHS, TRIALS
 
@@ -93,14 +93,7 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_input(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model",
-        type=parse_text,
-        metavar="NAME",
-        help="reference; vggt, pi3, da3, omega or mapanything with :WEIGHTS (a checkpoint or a "
-        "name on Hugging Face) or :random; or package.module:factory; needed for real footage, "
-        "reference for rendered scenes",
-    )
+    add_model(group, also="; needed for real footage, reference for rendered scenes")
     add_family(group)
     group.add_argument(
         "--clip",

@@ -127,7 +127,9 @@ MODEL_HELP = (
 )
 
 
-def add_model(command: argparse.ArgumentParser, default: str | None = None, also: str = "") -> None:
+def add_model(
+    command: argparse._ActionsContainer, default: str | None = None, also: str = ""
+) -> None:
     """Declare ``--model``, and say ``also`` in its help."""
     shown = "" if default is None else f" (default: {default})"
     command.add_argument(

@@ -90,7 +90,8 @@ def similar_pairs(
     one, other = [], []
     with precisely(device):
         compared = head_mean(merged)
-        # Not a property of the plan: torch.compile follows none of a frozen dataclass.
+        # The plan has no property for this, because torch.compile cannot read those of a frozen
+        # dataclass.
         destinations = sum(block.groups * block.destinations for block in plan.blocks)
         if plan.pool is not None:
             destinations = plan.pool.destinations
