@@ -17,6 +17,8 @@ STAGES: tuple[tuple[int, dict[int, float]], ...] = (
     (800, {2: 0.3, 4: 0.4, 8: 0.3}),
     (2000, {2: 0.15, 4: 0.25, 8: 0.6}),
     (3000, {2: 0.1, 4: 0.2, 8: 0.5, 16: 0.15, 24: 0.05}),
+    # Long clips last: a model that has seen few of them loses its way over 48 frames.
+    (35_500, {2: 0.1, 4: 0.15, 8: 0.35, 16: 0.2, 24: 0.2}),
 )
 
 # Height and width in pixels, and the probability of each: what footage of 1:1, 4:3, 16:9, 9:16 and
