@@ -12,12 +12,10 @@ kernel of spark3r runs on a GPU, a pass needs less than is counted, because the 
 
 from __future__ import annotations
 
-import copy
-import threading
 import warnings
 import weakref
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +29,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .errors import Spark3rError, first_line
 from .families.base import Family
 from .families.parts.limits import NONE, Limits, limited
-from .patching.apply import apply, remove
+from .families.parts.recognition import unwrapped
+from .meta import autocast_followed, on_meta
+from .patching.apply import apply
 from .runner import HALF, Runner, evaluation_mode, without_unread
 from .schedule import Schedule
 
@@ -48,6 +48,7 @@ PARTS = (WEIGHTS, CAST_WEIGHTS, INPUT, ENCODER, FRAME, GLOBAL, FEATURES, HEADS)
 the blocks: normalised images, positions, and the tokens that are kept for the heads."""
 
 _HOST = "host"
+_ENCODERS = ("patch_embed", "encoder")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def count_memory(
         stack.enter_context(limited(limits))
         count = _Count(root, images, running)
         _follow(root, runner.family, count)
-        stack.enter_context(_counted_autocast(count))
+        stack.enter_context(autocast_followed(count))
         stack.enter_context(torch.device("meta"))  # for tensors whose device a model leaves open
         stack.enter_context(_Functions(count))
         stack.enter_context(count)
@@ -158,33 +159,6 @@ def count_memory(
             ) from error
     lowered = tuple(name for name, each in root.named_parameters() if count.only_lowered(each))
     return MemoryCount(frames, count.at_peak(), count.peak_place, count.host_peak, lowered)
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """Return a copy of a model without values, on the meta device and without a schedule."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    with _CopyToMeta():
-        twin: Any = copy.deepcopy(model, memo)
-    remove(twin)
-    if hasattr(twin, "use_multimodal"):
-        twin.use_multimodal = False  # Pi3X would look at the values of poses that it is not given
-    return twin
-
-
-class _CopyToMeta(TorchFunctionMode):
-    """A context in which deep copies of tensors, buffers and cached ones, have no values."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is Tensor.__deepcopy__:
-            tensor, memo = args
-            memo[id(tensor)] = torch.empty_like(tensor, device="meta")
-            return memo[id(tensor)]
-        return func(*args, **(kwargs or {}))
 
 
 class _Functions(TorchFunctionMode):
@@ -449,65 +423,17 @@ def _parts(root: nn.Module, family: Family) -> dict[nn.Module, str]:
         if module not in trunk:
             if not _holds(module, entry):
                 parts[module] = HEADS
-        elif getattr(module, "attn", None) is not None:
-            parts[module] = GLOBAL if module.attn in whole else FRAME
-    for name, child in entry.named_children():
-        if name in ("patch_embed", "encoder"):
+        elif isinstance(attn := getattr(module, "attn", None), nn.Module):
+            parts[module] = GLOBAL if unwrapped(attn, "qkv") in whole else FRAME
+    for name, child in (*root.named_children(), *entry.named_children()):
+        if name in _ENCODERS:
             parts |= dict.fromkeys(child.modules(), ENCODER)
-        elif entry is root and not whole & set(child.modules()):
+    for name, child in entry.named_children():
+        is_encoder = name in _ENCODERS
+        if entry is root and not is_encoder and not whole & set(child.modules()):
             parts |= dict.fromkeys(child.modules(), HEADS)
     return parts
 
 
 def _holds(module: nn.Module, sought: nn.Module) -> bool:
     return any(each is sought for each in module.modules())
-
-
-@contextmanager
-def _counted_autocast(count: _Count) -> Iterator[None]:
-    """Let autocast of this thread switch the precision of a count, whatever device it is for.
-
-    Models turn it off around their heads, by the device of their tensors or by name, and torch
-    knows no autocast on the meta device.
-    """
-    kind: Any = torch.amp.autocast_mode.autocast
-    thread = threading.get_ident()
-    init, enter, leave = kind.__init__, kind.__enter__, kind.__exit__
-    outside: list[torch.dtype | None] = []
-
-    def begin(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
-        if threading.get_ident() != thread:
-            init(self, device_type, *args, **kwargs)
-            return
-        given = {**dict(zip(("dtype", "enabled"), args, strict=False)), **kwargs}
-        half = given.get("dtype") or torch.bfloat16
-        self._spark3r_half = half if given.get("enabled", True) else None
-
-    def on(self: Any) -> Any:
-        if threading.get_ident() != thread:
-            return enter(self)
-        outside.append(count.half)
-        count.half = self._spark3r_half
-        return self
-
-    def off(self: Any, *error: Any) -> Any:
-        if threading.get_ident() != thread:
-            return leave(self, *error)
-        count.half = outside.pop()
-        return None
-
-    clear = torch.clear_autocast_cache
-
-    def forget() -> None:
-        if threading.get_ident() == thread:
-            count.forget_casts()
-        else:
-            clear()
-
-    kind.__init__, kind.__enter__, kind.__exit__ = begin, on, off
-    torch.clear_autocast_cache = forget
-    try:
-        yield
-    finally:
-        kind.__init__, kind.__enter__, kind.__exit__ = init, enter, leave
-        torch.clear_autocast_cache = clear

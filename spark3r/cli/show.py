@@ -312,7 +312,8 @@ def _counted_bytes(profile: Profile, name: str, layout: TokenLayout) -> int | No
     if model is None:
         return None
     runner = Runner.of(model)
-    if runner.family.metadata(runner.root).get("patch_size") != side:
+    alike = tuple(runner.attention) == profile.model.global_layers
+    if not alike or runner.family.metadata(runner.root).get("patch_size") != side:
         return None
     size = layout.height * side, layout.width * side
     schedule = profile.schedule(name)

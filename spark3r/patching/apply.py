@@ -50,9 +50,10 @@ def apply(
         save_memory: True drops, while the schedule is applied, intermediate results that no head
             of the model reads. Outputs stay the same bit for bit, also in ``disabled()``.
         guard: True compares, in the first eager pass that reduces something, every global attention
-            module with what the family computes in its place, on two frames, and the order of
-            tokens with the layout. Where they differ that pass raises a PatchError and the schedule
-            is removed. Compiled passes are not compared: ``handle.verify(images)`` does it.
+            module with what the family computes in its place, on a part of two frames, and the
+            order of tokens with the layout. Where they differ that pass raises a PatchError and the
+            schedule is removed. Compiled passes are not compared: ``handle.verify(images)`` does
+            it.
         group: Process group of ranks that share each clip, such as
             ``torch.distributed.group.WORLD``. Every rank applies the schedule and calls the model
             with its own frames, ``images[handle.share(len(images))]``, without gradients. It gets

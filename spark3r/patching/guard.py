@@ -1,10 +1,10 @@
 """The guard: the first pass of a patch is compared with what the model itself would have computed.
 
 A family is recognised by names and argument lists, which a fork may keep while it changes what they
-mean. So each global attention module is run twice on two frames of the first pass: by its own
-forward, and by the family's with nothing reduced. Both must agree. And because a selection of the
-wrong tokens would agree with itself, the order of tokens is checked by content: pixels of a few
-patches change, and the tokens that move must be those that the layout names.
+mean. So each global attention module is run twice on the upper rows of two frames of the first
+pass: by its own forward, and by the family's with nothing reduced. Both must agree. And because a
+selection of the wrong tokens would agree with itself, the order of tokens is checked by content:
+pixels of a few patches change, and the tokens that move must be those that the layout names.
 
 Differences stay on the device until the pass ends, and are read once. What a module keeps from one
 call to the next cannot be seen here.
@@ -35,6 +35,9 @@ that computes the same steps differs by nothing; this is room for others of the 
 
 BRIGHTER = 0.2
 """Change of pixels, in units of the range of the images."""
+
+ROWS, PATCHES = 2, 16
+"""Least number of rows of patches, and of patches, of a frame on which modules are compared."""
 
 _DENSE = ResolvedRule()
 
@@ -101,15 +104,15 @@ class Guard:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        """Compare a global attention module with its replacement, on two frames."""
+        """Compare a global attention module with its replacement, on a part of two frames."""
         found = self._findings.get(threading.get_ident())
         if found is None or name in found.layers or _drops(module):
             return
         with torch.no_grad():
-            index, two = _two_frames(layout, _first_tensor(args, kwargs).device)
+            index, part = _upper_rows(layout, _first_tensor(args, kwargs).device)
             args, kwargs = _cut((args, kwargs), layout.tokens, index)
             own = type(module).forward(module, *args, **kwargs)
-            ours = family.reduced_forward(module, two, _DENSE, *args, **kwargs)
+            ours = family.reduced_forward(module, part, _DENSE, *args, **kwargs)
             found.layers[name] = _difference(ours, own)
         found.tolerances[name] = TOLERANCES.get(own.dtype, TOLERANCE)
 
@@ -211,14 +214,24 @@ def _frames(layout: TokenLayout) -> list[int]:
     return [first, (first + 1) % layout.frames][: layout.frames]
 
 
-def _two_frames(layout: TokenLayout, device: torch.device) -> tuple[Tensor, TokenLayout]:
-    """Return the tokens of two frames and of the tail ``[M]``, and their layout."""
+def _upper_rows(layout: TokenLayout, device: torch.device) -> tuple[Tensor, TokenLayout]:
+    """Return the tokens ``[M]`` of a smaller clip inside of a clip, and their layout.
+
+    They are the special tokens of two frames and their first rows of patches, and the tail.
+    """
     chosen, size = _frames(layout), layout.tokens_per_frame
-    ranges = [(frame * size, (frame + 1) * size) for frame in chosen]
+    height = min(layout.height, max(ROWS, -(-PATCHES // layout.width)))
+    ranges = []
+    for first in (frame * size for frame in chosen):
+        start = first + layout.patch_start
+        ranges.append((first, start + height * layout.width))
+        ranges.append((start + layout.patches, first + size))
     ranges.append((layout.frames * size, layout.tokens))
     index = torch.cat([torch.arange(start, end, device=device) for start, end in ranges])
     anchor = None if layout.anchor_frame is None else 0
-    return index, replace(layout, frames=len(chosen), anchor_frame=anchor, masked=None)
+    return index, replace(
+        layout, frames=len(chosen), height=height, anchor_frame=anchor, masked=None
+    )
 
 
 def _cut(tree: Any, tokens: int, index: Tensor) -> Any:

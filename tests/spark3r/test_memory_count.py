@@ -23,7 +23,7 @@ from spark3r.fitting import most_frames
 from spark3r.loading.architecture import load_architecture
 from spark3r.loading.load import variant_of_name
 from spark3r.loading.upstream import UPSTREAMS
-from spark3r.memory_count import INPUT, PARTS, WEIGHTS, count_memory
+from spark3r.memory_count import GLOBAL, INPUT, PARTS, WEIGHTS, count_memory
 
 BF16 = torch.bfloat16
 
@@ -54,6 +54,25 @@ def test_the_count_is_the_same_from_any_state_of_the_model() -> None:
         assert count_memory(model, 9, (16, 24), schedule=schedule) == found
         assert spark3r.is_applied(model)
     assert count_memory(model.to("meta").train(), 9, (16, 24), schedule=schedule) == found
+
+
+class _Wrapper(nn.Module):
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.inside(*args, **kwargs)
+
+
+def test_wrapped_attention_is_counted_where_attention_is() -> None:
+    model, counts = stand_ins.Vggt(), []
+    for _ in range(2):
+        counts.append(count_memory(model, 20, (28, 42), schedule=reducing(3), save_memory=False))
+        for block in model.aggregator.global_blocks:
+            block.attn = _Wrapper(block.attn)
+    assert counts[0].parts == counts[1].parts
+    assert counts[0].parts[GLOBAL] > 0
 
 
 class _Sum(nn.Module):

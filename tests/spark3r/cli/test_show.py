@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from profile_documents import Document, copied, measured, paper, reference_profi
 from spark3r.latency import FORM, TERMS
 
 
-def test_show_a_paper_schedule() -> None:
+@pytest.fixture
+def no_vggt_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the code of VGGT, of which memory would be counted."""
+    monkeypatch.setitem(sys.modules, "vggt", None)
+
+
+def test_show_a_paper_schedule(no_vggt_code: None) -> None:
     out = run("show", "vggt-1b", "--frames", "300", "--grid", "4x5").out
     assert "status: paper, not measured\n" in out
     assert "source: Spark3R, arXiv 2605.06270 v2" in out
@@ -79,6 +86,16 @@ def test_show_counts_memory_as_the_command_for_it_does() -> None:
 def test_show_counts_no_memory_of_a_model_with_other_patches(folder: Path) -> None:
     document = copied(reference_profile())
     document["model"]["patch_size"] += 1  # its grid would be of images that the model refuses
+    answer = run("show", store(document), "--frames", "40", "--json")
+    assert answer.status == 0
+    assert answer.object["counted_peak_bytes"] is None
+
+
+def test_show_counts_no_memory_of_a_model_with_other_layers(folder: Path) -> None:
+    document = copied(reference_profile())
+    document["model"]["global_layers"][0] = "another.attn"
+    for schedule in document["schedules"]:
+        schedule["layers"][0]["module"] = "another.attn"
     answer = run("show", store(document), "--frames", "40", "--json")
     assert answer.status == 0
     assert answer.object["counted_peak_bytes"] is None

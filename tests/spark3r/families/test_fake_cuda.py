@@ -15,7 +15,8 @@ from pathlib import Path
 import fake_cuda
 import pytest
 import torch
-from fake_cuda import CUDA, Trace, fake_model, traced, traced_call, traced_layer
+from device_traces import Trace
+from fake_cuda import CUDA, fake_model, traced, traced_call, traced_layer
 from family_cases import CASES, Case, build, layout_of, quiet
 from small_models import make_model
 from stand_in_parts import (
