@@ -34,6 +34,8 @@ SIZES = {
     "da3": (378, 504),
     "omega": (448, 592),
     "mapanything": (392, 518),
+    "worldmirror": (392, 518),
+    "panovggt": (518, 1036),
 }
 """Height and width in pixels that each family's preprocessing makes of 4:3 footage."""
 

@@ -38,6 +38,8 @@ REAL = {
     "DA3-Giant": ("da3:random-giant", (378, 504)),
     "VGGT-Omega-1B": ("omega:random", (448, 592)),
     "MapAnything": ("mapanything:random", (392, 518)),
+    "WorldMirror-2": ("worldmirror:random-2", (392, 518)),
+    "PanoVGGT": ("panovggt:random", (518, 1036)),
 }
 """Models, and image sizes after their own preprocessing of 4:3 footage, or of panoramas."""
 

@@ -36,7 +36,8 @@ from spark3r.memory_count import count_memory
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from family_cases import ALL_CASES, Case, build, images, missing
 
-# Model, profile, and image size after the model's own preprocessing of 4:3 footage.
+# Model, profile, and image size after the model's own preprocessing of 4:3 footage; PanoVGGT's of
+# panoramas.
 REAL = {
     "VGGT-1B": ("vggt:random", "vggt-1b", (392, 518)),
     "Pi3": ("pi3:random-pi3", "pi3", (434, 574)),
@@ -44,6 +45,9 @@ REAL = {
     "DA3-Large": ("da3:random-large", "da3-large", (378, 504)),
     "DA3-Giant": ("da3:random-giant", "da3-giant", (378, 504)),
     "VGGT-Omega-1B": ("omega:random", "vggt-omega-1b", (448, 592)),
+    "MapAnything": ("mapanything:random-v1.1", "map-anything", (392, 518)),
+    "WorldMirror-2": ("worldmirror:random-2", "worldmirror-2", (392, 518)),
+    "PanoVGGT": ("panovggt:random", "panovggt", (518, 1036)),
 }
 MODES = ("dense", "saver", "reduced")
 PREDICTION = "prediction"

@@ -38,7 +38,16 @@ LAYERS_TIMED = 6
 OTHER_PASSES = 1 + len(OPERATORS)
 """Passes that the latency model is fitted to, besides the wall and dense."""
 
-DEPTHS = {"reference": 8, "vggt": 24, "omega": 19, "pi3": 18, "da3": 14, "mapanything": 8}
+DEPTHS = {
+    "reference": 8,
+    "vggt": 24,
+    "omega": 19,
+    "pi3": 18,
+    "da3": 14,
+    "mapanything": 8,
+    "worldmirror": 24,
+    "panovggt": 18,
+}
 """Global layers of the models that have a name, the largest of each kind."""
 
 UNKNOWN_DEPTH = 24

@@ -88,6 +88,25 @@ MAP_ANYTHING = _record(
     special_tokens=1,
 )
 
+WORLD_MIRROR = partial(
+    _record,
+    "worldmirror",
+    layers="visual_geometry_transformer.global_blocks.*.attn",
+    blocks=range(24),
+    special_tokens=7,
+)
+WORLD_MIRROR_2 = WORLD_MIRROR(
+    "WorldMirror-2", "tencent/HY-World-2.0/HY-WorldMirror-2.0/model.safetensors"
+)
+WORLD_MIRROR_1 = WORLD_MIRROR("WorldMirror-1", "tencent/HunyuanWorld-Mirror")
+PANO_VGGT = _record(
+    "panovggt",
+    "PanoVGGT",
+    "YijingGuo/PanoVGGT/model.pt",
+    "aggregator.decoder.*.attn",
+    range(1, 36, 2),
+)
+
 
 def paper_profile(model: ModelRecord, schedule: Schedule, notes: str = "") -> Profile:
     """Return the profile of a schedule that the paper states for this model."""
@@ -140,6 +159,9 @@ def shipped_profiles() -> dict[str, Profile]:
         ),
         "da3-large": uniform_profile(DA3_LARGE),
         "map-anything": uniform_profile(MAP_ANYTHING),
+        "worldmirror-2": uniform_profile(WORLD_MIRROR_2),
+        "worldmirror-1": uniform_profile(WORLD_MIRROR_1),
+        "panovggt": uniform_profile(PANO_VGGT),
     }
 
 

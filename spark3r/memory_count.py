@@ -394,7 +394,7 @@ def _follow(root: nn.Module, family: Family, count: _Count) -> None:
 
     Layers inside a block get no hook, because families slice the weights of plain layers only.
     """
-    part_of = _parts(root, family)
+    part_of = part_of_modules(root, family)
     for name, module in root.named_modules():
         part = part_of.get(module)
         if part is None and next(module.children(), None) is None:
@@ -414,7 +414,7 @@ def _follow(root: nn.Module, family: Family, count: _Count) -> None:
         module.register_forward_hook(end, always_call=True)
 
 
-def _parts(root: nn.Module, family: Family) -> dict[nn.Module, str]:
+def part_of_modules(root: nn.Module, family: Family) -> dict[nn.Module, str]:
     """Return the part of each module that begins one. What is inside a module belongs to it."""
     entry, whole = family.entry(root), set(family.attention(root).values())
     parts: dict[nn.Module, str] = {}

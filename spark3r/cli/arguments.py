@@ -121,9 +121,9 @@ def add_profile(command: argparse.ArgumentParser) -> None:
 
 
 MODEL_HELP = (
-    "reference, reference:random, FAMILY:WEIGHTS or FAMILY:random with vggt, pi3, da3, omega or "
-    "mapanything (weights are a file, or a name on Hugging Face with or without @REVISION), or "
-    "package.module:factory"
+    "reference, reference:random, FAMILY:WEIGHTS or FAMILY:random with vggt, pi3, da3, omega, "
+    "mapanything, worldmirror or panovggt (weights are a file, or a name on Hugging Face with or "
+    "without @REVISION), or package.module:factory"
 )
 
 

@@ -9,23 +9,20 @@ because the decoder is a method of it and not a module.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import FamilyError
 from ..layout import TokenLayout
 from ..prediction import Prediction
 from ..reduction.exchange import Exchange
-from ..reduction.pruning import KeySelection
 from ..reduction.rule import ResolvedRule
 from .base import Family, Replacement
 from .parts.outputs import first_clip
 from .parts.pi3_memory import memory_savers, prediction_savers
+from .parts.pinned import pinned_kernels
 from .parts.preprocessing import first_image_area
 from .parts.query_key import normalise_and_rotate
 from .parts.recognition import (
@@ -93,22 +90,7 @@ def _reduced_forward(
     prepare = partial(
         normalise_and_rotate, attn, layout, rotary=attn.rope is not None, cast_first=True
     )
-    return reduced_attention(attn, layout, rule, x, prepare, _pinned_kernels)
-
-
-def _pinned_kernels(value: Tensor, selection: KeySelection | None) -> AbstractContextManager[None]:
-    """Return the context that restricts attention to the kernels that upstream restricts itself to.
-
-    In half precision on CUDA that is flash alone. A reduced layer leaves the choice to torch there,
-    because cuDNN's kernel is the faster one on newer cards, and flash attention takes no mask.
-    """
-    half = value.dtype in (torch.bfloat16, torch.float16)
-    if half and value.device.type == "cuda":
-        return nullcontext()
-    biased = selection is not None and selection.logit_bias is not None
-    if value.dtype == torch.bfloat16 and not biased:
-        return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
-    return sdpa_kernel([SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION])
+    return reduced_attention(attn, layout, rule, x, prepare, pinned_kernels)
 
 
 def _predict(output: Any, images: Tensor) -> Prediction:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from ..errors import FamilyError
-from . import da3, mapanything, omega, pi3, reference, vggt
+from . import da3, mapanything, omega, panovggt, pi3, reference, vggt, worldmirror
 from .base import Family, unwrap
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (reference, vggt, pi3, da3, omega, mapanything)
+    module.FAMILY.name: module.FAMILY
+    for module in (reference, vggt, pi3, da3, omega, mapanything, worldmirror, panovggt)
 }
 
 

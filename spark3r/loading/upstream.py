@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FamilyError, WeightsError
-from . import mapanything
+from . import mapanything, worldmirror
 
 _GIT_TIMEOUT_S = 5
 
@@ -178,8 +178,10 @@ class Upstream:
     @property
     def checked(self) -> str:
         """Commit, or version, of the code that spark3r was checked against."""
-        pinned = next(word for word in self.install.split() if "==" in word or "git+" in word)
-        return re.split("==|@", pinned)[-1]
+        commit = re.search(r"\b[0-9a-f]{40}\b", self.install)
+        if commit is not None:
+            return commit[0]
+        return next(word for word in self.install.split() if "==" in word).partition("==")[2]
 
     @property
     def installed(self) -> InstalledCode | None:
@@ -187,8 +189,8 @@ class Upstream:
         module = self.entry.partition(".")[0]
         if _spec(module) is None:
             return None
-        repository = self.install.partition("@")[0].rpartition("/")[2]
-        return installed_code(self.package, module, repository)
+        repository = re.search(r"github\.com/[^/]+/([\w.-]+)", self.install)
+        return installed_code(self.package, module, repository[1] if repository else "")
 
     def require(self) -> None:
         """Import the code, before weights of several GB are fetched for it.
@@ -309,6 +311,34 @@ def _mapanything_weights(repository: str) -> str:
     return "Apache-2.0" if "apache" in name else NON_COMMERCIAL
 
 
+_TENCENT = "Tencent HY-WORLD 2.0 Community License: not in the EU, the UK and South Korea"
+
+
+def _worldmirror_weights(repository: str) -> str:
+    return {
+        "tencent/HY-World-2.0": _TENCENT,
+        "tencent/HunyuanWorld-Mirror": _TENCENT.replace("HY-WORLD 2.0", "HunyuanWorld-Mirror"),
+    }.get(repository, "")
+
+
+def _build_panovggt(variant: str, module: Callable[[str], Any]) -> nn.Module:
+    aggregator = module("panovggt.models.aggregator").Aggregator
+    own = aggregator._try_load_dinov2
+    aggregator._try_load_dinov2 = lambda *_: None  # it would fetch weights that a checkpoint has
+    try:
+        made: nn.Module = module("panovggt.models.panovggt_model").PanoVGGTModel(
+            enable_global_points=False  # a prediction has none
+        )
+    finally:
+        aggregator._try_load_dinov2 = own
+    return made
+
+
+def _panovggt_variant(tensors: Mapping[str, Tensor]) -> str | None:
+    needed = ("aggregator.decoder.0.attn.qkv.weight", "aggregator.alpha_pos")
+    return "panovggt" if all(name in tensors for name in needed) else None
+
+
 UPSTREAMS: dict[str, Upstream] = {
     upstream.family: upstream
     for upstream in (
@@ -395,6 +425,43 @@ UPSTREAMS: dict[str, Upstream] = {
             entry="mapanything.models.mapanything",
             build=mapanything.build,
             untold="v1.1",
+        ),
+        Upstream(
+            family="worldmirror",
+            title="WorldMirror",
+            package="hyworld2",
+            install="pip install einops huggingface_hub; "
+            "git clone https://github.com/Tencent-Hunyuan/HY-World-2.0; "
+            "git -C HY-World-2.0 checkout 05d3035d0b967fc5c249f8956c7dc337e9e6ea94; "
+            "export PYTHONPATH=$PWD/HY-World-2.0:$PYTHONPATH",
+            licence=_TENCENT,
+            weights_licence=_worldmirror_weights,
+            example="tencent/HY-World-2.0/HY-WorldMirror-2.0/model.safetensors",
+            example_gb=5.0,
+            variants=worldmirror.VARIANTS,
+            variant_of=worldmirror.variant,
+            entry=f"{worldmirror.PACKAGE}.models.utils.grid",
+            build=worldmirror.build,
+            unused=("pts_head.", "norm_head.", "gs_head.", "gs_renderer."),
+            untold="1",
+        ),
+        Upstream(
+            family="panovggt",
+            title="PanoVGGT",
+            package="panovggt",
+            install="pip install huggingface_hub requests; "
+            "git clone https://github.com/YijingGuo-June/PanoVGGT; "
+            "git -C PanoVGGT checkout 556bb7d2ec2d02bd3ee4ed535542e74290ba22cf; "
+            "export PYTHONPATH=$PWD/PanoVGGT:$PYTHONPATH",
+            licence="MIT, its pos_embed.py CC BY-NC-SA 4.0, non-commercial",
+            weights_licence=lambda repository: "",
+            example="YijingGuo/PanoVGGT/model.pt",
+            example_gb=4.0,
+            variants=("panovggt",),
+            variant_of=_panovggt_variant,
+            entry="panovggt.models.aggregator",
+            build=_build_panovggt,
+            unused=("global_points_decoder.", "global_point_head.", "pos_adapters.global."),
         ),
     )
 }

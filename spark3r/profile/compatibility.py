@@ -12,7 +12,7 @@ from ..reduction.operators import OPERATORS_REVISION
 from .document import Profile
 from .model import ModelRecord
 
-BY_CHECKPOINT = ("vggt", "pi3", "da3", "omega", "mapanything")
+BY_CHECKPOINT = ("vggt", "pi3", "da3", "omega", "mapanything", "worldmirror", "panovggt")
 """Families that ``--model FAMILY:WEIGHTS`` loads."""
 
 _SHOWN_HEX = 12

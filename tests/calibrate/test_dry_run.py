@@ -115,6 +115,8 @@ def test_the_numbers_are_those_of_the_steps() -> None:
         "pi3": "pi3",
         "da3": "da3-giant",
         "mapanything": "map-anything",
+        "worldmirror": "worldmirror-2",
+        "panovggt": "panovggt",
     }.items():
         assert dry_run.DEPTHS[kind] == len(load_profile(profile).model.global_layers)
 

@@ -74,7 +74,7 @@ def test_limits_do_not_change_a_prediction(case: Case) -> None:
 
 @pytest.mark.parametrize("case", PREDICTING, ids=str)
 def test_weights_that_autocast_casts_may_be_stored_so(case: Case) -> None:
-    if case.needs and case.family in ("omega", "pi3"):
+    if case.needs and case.family in ("omega", "pi3", "panovggt"):
         pytest.skip("upstream's heads do not run under the autocast of a CPU")
     model, clip = build(case), images(case, 5)[0]
     size = (clip.shape[2], clip.shape[3])

@@ -148,7 +148,7 @@ def fake_model(model: nn.Module) -> nn.Module:
 
 
 def _known_positions(module: nn.Module) -> list[dict[Any, Any]]:
-    getter = getattr(module, "position_getter", None)
+    getter = getattr(module, "position_getter", getattr(module, "pos_getter", None))
     names = ("position_cache", "cache_positions")
     return [getattr(getter, name) for name in names if hasattr(getter, name)]
 

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
 import stand_in_mapanything
+import stand_in_panovggt
+import stand_in_worldmirror
 import stand_ins
 import torch
 import upstream_models as upstream
@@ -51,6 +53,7 @@ class Case:
 
 DA3_PACKAGES = ("depth_anything_3", "addict", "omegaconf", "einops")
 MAPANYTHING_PACKAGES = ("mapanything", "uniception", "hydra", "einops", "cv2")
+WORLDMIRROR_PACKAGES = ("hyworld2", "huggingface_hub", "einops")
 ALL_CASES = (
     Case("reference", "reference", make_model, 2, patch_size=8),
     Case("vggt-stand-in", "vggt", stand_ins.Vggt, 3),
@@ -59,6 +62,9 @@ ALL_CASES = (
     Case("da3-stand-in", "da3", stand_ins.Da3, 3),
     Case("omega-stand-in", "omega", stand_ins.Omega, 3, patch_size=16),
     Case("mapanything-stand-in", "mapanything", stand_in_mapanything.MapAnything, 3),
+    Case("worldmirror-stand-in", "worldmirror", stand_in_worldmirror.WorldMirror, 3),
+    Case("worldmirror-1-stand-in", "worldmirror", stand_in_worldmirror.version_1, 3),
+    Case("panovggt-stand-in", "panovggt", stand_in_panovggt.PanoVggt, 3),
     Case("vggt-upstream", "vggt", upstream.vggt, 4, ("vggt", "huggingface_hub", "einops")),
     Case("pi3-upstream", "pi3", upstream.pi3, 3, ("pi3", "huggingface_hub")),
     Case("pi3x-upstream", "pi3", upstream.pi3x, 3, ("pi3", "huggingface_hub")),
@@ -66,6 +72,15 @@ ALL_CASES = (
     Case("da3-small-upstream", "da3", upstream.da3_small, 4, DA3_PACKAGES),
     Case("omega-upstream", "omega", upstream.omega, 5, ("vggt_omega",), 16),
     Case("mapanything-upstream", "mapanything", upstream.mapanything, 3, MAPANYTHING_PACKAGES),
+    Case("worldmirror-upstream", "worldmirror", upstream.worldmirror, 4, WORLDMIRROR_PACKAGES),
+    Case(
+        "worldmirror-1-upstream",
+        "worldmirror",
+        partial(upstream.worldmirror, normalised=False),
+        4,
+        WORLDMIRROR_PACKAGES,
+    ),
+    Case("panovggt-upstream", "panovggt", upstream.panovggt, 3, ("panovggt", "huggingface_hub")),
 )
 
 
@@ -77,7 +92,7 @@ def layout_of(case: Case, frames: int, rows: int = 2, columns: int = 3) -> Token
     """Return how the tokens of a clip of this size lie."""
     special = detect(build(case)).metadata(build(case))["special_tokens"]
     last = case.family in PATCHES_FIRST
-    anchor = None if case.family == "pi3" else 0
+    anchor = None if case.family in ("pi3", "panovggt") else 0
     return TokenLayout(frames, rows, columns, special, last, int(last), anchor)
 
 

@@ -75,6 +75,7 @@ def differences(rank: int, names: list[str]) -> dict[str, float]:
             continue
         model = family_cases.build(case)
         model.text_alignment_head = None  # VGGT-Omega's reads all frames, and is refused
+        model.enable_global_points = False  # PanoVGGT's are those of the middle frame, likewise
         images = family_cases.images(case, 13)
         before = patched.snapshot(model)
         schedules = {

@@ -8,12 +8,14 @@ code runs on; OpenCV is not replaced.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 import types
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ NEEDS = {
     "da3": ("depth_anything_3", "cv2", "tqdm"),
     "omega": ("vggt_omega",),
     "mapanything": ("mapanything", "uniception", "hydra", "einops", "cv2"),
+    "panovggt": ("panovggt", "omegaconf", "cv2"),
 }
 """Packages without which a family's loader cannot run."""
 
@@ -75,12 +78,23 @@ def _mapanything(files: list[Path]) -> Tensor:
     return torch.cat([view["img"] for view in load_images([str(file) for file in files])])
 
 
+def _panovggt(files: list[Path]) -> Tensor:
+    code = Path(find_spec("panovggt").submodule_search_locations[0]).parent / "inference.py"
+    source = code.read_text(encoding="utf-8")
+    start = source.index("def load_images_fixed")
+    content: dict[str, Any] = {"_INPUT_H": 518, "_INPUT_W": 1036, "np": np, "torch": torch}
+    content |= {"cv2": importlib.import_module("cv2"), "List": list}
+    exec(source[start : source.index("# ====", start)], content)
+    return content["load_images_fixed"]([str(file) for file in files])
+
+
 _LOADERS: dict[str, Loader] = {
     "vggt": _vggt,
     "pi3": _pi3,
     "da3": _da3,
     "omega": _omega,
     "mapanything": _mapanything,
+    "panovggt": _panovggt,
 }
 
 

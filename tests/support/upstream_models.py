@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -283,6 +283,104 @@ def mapanything(**transformer: Any) -> nn.Module:
     for part in model.dpt_regressor_head.modules():
         if isinstance(part, nn.Conv2d) and part.out_channels == 6:
             nn.init.constant_(part.bias[2], 5.0)  # rays point forward
+    return model
+
+
+@cache
+def _small_worldmirror() -> Any:
+    """Return the class of the model."""
+    from stand_in_worldmirror import views_of
+
+    from spark3r.loading import worldmirror as loading
+
+    with loading.without_kernels():
+        from hyworld2.worldrecon.hyworldmirror.models.models.worldmirror import WorldMirror
+
+    class SmallMirror(WorldMirror):
+        def forward(self, views: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(views_of(views), *args, **kwargs)
+
+    SmallMirror.__qualname__ = "SmallMirror"
+    globals()["SmallMirror"] = SmallMirror  # where pickle looks for it
+    return SmallMirror
+
+
+def worldmirror(normalised: bool = True) -> nn.Module:
+    """Return a small WorldMirror, which takes the clip ``[B, S, 3, H, W]`` of all tests, too.
+
+    Args:
+        normalised: False for version 1, by the code of version 2.
+    """
+    model = _bare(_small_worldmirror())
+    from hyworld2.worldrecon.hyworldmirror.models.heads.camera_head import CameraHead
+    from hyworld2.worldrecon.hyworldmirror.models.heads.dense_head import DPTHead
+    from hyworld2.worldrecon.hyworldmirror.models.models.visual_transformer import (
+        VisualGeometryTransformer,
+    )
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        model.visual_geometry_transformer = VisualGeometryTransformer(
+            img_size=56,
+            patch_size=14,
+            embed_dim=64,
+            depth=4,
+            num_heads=4,
+            patch_embed="conv",
+            intermediate_idxs=[0, 1, 2, 3],
+            enable_cond=True,
+            normalized_rope=normalised,
+        )
+    model.enable_cam = model.enable_depth = model.enable_norm = True
+    model.enable_pts = model.enable_gs = model.enable_bf16 = False
+    model.enable_depth_mask = normalised
+    model.cam_head = CameraHead(dim_in=128, trunk_depth=1, num_heads=4)
+    with torch.no_grad():  # angles of view stay above 0
+        model.cam_head.param_predictor.fc2.weight[7:] *= 0.1
+        model.cam_head.param_predictor.fc2.bias[7:] = 0.25
+    dense = partial(DPTHead, dim_in=128, features=16, out_channels=[16] * 4, patch_size=14)
+    model.norm_head = dense(output_dim=4, activation="norm+expp1")
+    model.depth_head = dense(
+        output_dim=3 if normalised else 2,
+        activation="exp+expp1+linear" if normalised else "exp+expp1",
+        enable_depth_mask=normalised,
+    )
+    return model
+
+
+def panovggt() -> nn.Module:
+    from panovggt.layers.camera_head import CameraHead
+    from panovggt.layers.transformer_head import (
+        ContextTransformerDecoder,
+        LinearPts3d,
+        TransformerDecoder,
+    )
+    from panovggt.models.aggregator import Aggregator
+    from panovggt.models.panovggt_model import PanoVGGTModel, PositionAdapter
+
+    model = _bare(PanoVGGTModel)
+    model.patch_size, model.Cpos = 14, 64
+    model.enable_camera = model.enable_point = model.enable_depth = True
+    model.enable_global_points = True
+    model.aggregator = Aggregator(
+        img_size=56,
+        embed_dim=64,
+        depth=6,
+        num_heads=4,
+        patch_embed="conv",
+        pos_mlp_hidden=32,
+    )
+    common = {"in_dim": 128, "dec_num_heads": 4, "depth": 1, "rope": model.aggregator.rope}
+    common |= {"dec_embed_dim": 64, "out_dim": 64}
+    model.point_decoder, model.camera_decoder = (TransformerDecoder(**common) for _ in range(2))
+    model.global_points_decoder = ContextTransformerDecoder(**common)
+    for name in ("point_head", "global_point_head"):
+        setattr(model, name, LinearPts3d(patch_size=14, dec_embed_dim=64, output_dim=3))
+    model.camera_head = CameraHead(dim=64)
+    model.pos_adapters = nn.ModuleDict(
+        {name: PositionAdapter(64, 64) for name in ("point", "camera", "global")}
+    )
+    for name in ("_direction_vectors_cache", "_cache_hw"):
+        model.register_buffer(name, None, persistent=False)
     return model
 
 

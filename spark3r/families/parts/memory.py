@@ -52,14 +52,17 @@ _BLOCKS = (
     | {"Tensor", "training", "sample_drop_ratio", "drop_add_residual_stochastic_depth"}
     | {"drop_path1"},
     _RESIDUAL_USES
+    | {"Tensor", "training", "sample_drop_ratio", "drop_add_residual_stochastic_depth"}
+    | {"drop_path1", "drop_path2"},
+    _RESIDUAL_USES
     | {"Tensor", "training", "sample_drop_ratio", "isinstance", "list", "AssertionError", "zip"}
     | {"_forward_list", "cat_keep_shapes", "uncat_with_shapes", "forward_list", "append", "shape"}
     | {"_maybe_index_rope", "index_add", "torch", "randperm", "device", "int", "max"},
     _RESIDUAL_USES | {"drop_path1", "drop_path2", "custom_positional_encoding"},
 )
-"""What the forward of a block uses: of the stand-ins in the tests; of DINOv2, as VGGT, π³ and
-Depth-Anything-3 have it; of DINOv3, as VGGT-Omega has it; of UniCeption, as MapAnything has it.
-Other blocks are left alone."""
+"""What the forward of a block uses: of the stand-ins in the tests; of DINOv2, as VGGT, π³,
+Depth-Anything-3 and WorldMirror have it; of PanoVGGT; of DINOv3, as VGGT-Omega has it; of
+UniCeption, as MapAnything has it. Other blocks are left alone."""
 
 
 def by_frames(module: nn.Module, *split: str) -> list[Replacement]:

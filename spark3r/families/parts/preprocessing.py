@@ -3,9 +3,9 @@
 The loaders are reimplemented with Pillow and torch, so that footage is read without the model's own
 package. `crop_width` is VGGT's ``load_and_preprocess_images``, `first_image_area` is π³'s
 ``load_images_as_tensor``, `longest_side` is Depth-Anything-3's ``InputProcessor``, `balanced` is
-VGGT-Ω's ``load_and_preprocess_images``, and `closest_shape` is MapAnything's ``load_images``, each
-with its defaults. Images stay in [0, 1]. A family whose model expects normalised images applies
-`imagenet_normalised` in its ``call``.
+VGGT-Ω's ``load_and_preprocess_images``, `closest_shape` is MapAnything's ``load_images``, and
+`panorama` is PanoVGGT's ``load_images_fixed``, each with its defaults. Images stay in [0, 1]. A
+family whose model expects normalised images applies `imagenet_normalised` in its ``call``.
 
 Every function takes an iterable, so that a long video is never held at its full resolution.
 """
@@ -215,6 +215,32 @@ def closest_shape(images: Iterable[Image]) -> Preprocessed:
         cut = image.convert("RGB").resize(near, how)
         cut = cut.crop((left, top, left + size[0], top + size[1]))
         made.append((_levels(cut), _resized(image, near).moved(-left, -top)))
+    return _stacked(made)
+
+
+PANORAMA = (1036, 518)
+"""Width and height that PanoVGGT was trained at."""
+
+
+def panorama(images: Iterable[Image]) -> Preprocessed:
+    """Return equirectangular panoramas at the size `PANORAMA`.
+
+    Args:
+        images: Images of the frames, twice as wide as high.
+
+    Raises:
+        UnfitImageError: If an image is not twice as wide as high, to a twentieth.
+    """
+    made = []
+    for image in images:
+        if abs(image.width / image.height - 2) > 0.1:
+            raise UnfitImageError(
+                f"it has {image.width}x{image.height} pixels, expected an equirectangular panorama "
+                "of the whole sphere, twice as wide as high"
+            )
+        pixels = np.array(image.convert("RGB"))
+        tensor = _by_channels(_resize_levels(pixels, PANORAMA[::-1]))
+        made.append((tensor, _resized(image, PANORAMA)))
     return _stacked(made)
 
 

@@ -50,9 +50,7 @@ def normalise_and_rotate(
         cast_first: Whether the model casts before it rotates, and not after it.
     """
     tokens = make()
-    rows = None
-    if isinstance(where, KeySelection) and where.index is not None:
-        rows = where.index % layout.tokens_per_frame
+    rows = rows_in_frame(where, layout)
     if is_fused(attn, tokens, dtype):
         rope = None
         if rotary:
@@ -66,6 +64,13 @@ def normalise_and_rotate(
     if rotary:
         tokens = rotate(tokens, attn.rope, layout, rows, uniform=uniform)
     return tokens.to(dtype)
+
+
+def rows_in_frame(where: Where, layout: TokenLayout) -> Tensor | None:
+    """Return the place of each token inside its frame, ``[n]``; None if they are whole frames."""
+    if isinstance(where, KeySelection) and where.index is not None:
+        return where.index % layout.tokens_per_frame
+    return None
 
 
 def is_fused(attn: Any, query: Tensor, dtype: torch.dtype) -> bool:

@@ -159,7 +159,7 @@ def test_list() -> None:
     assert [line.split()[0] for line in lines[1:]] == list(shipped_names())
     assert all(line == line.rstrip() for line in lines)
     assert sum("paper, not measured" in line for line in lines) == 4
-    assert sum("prior, not measured" in line for line in lines) == 3
+    assert sum("prior, not measured" in line for line in lines) == 6
 
 
 def test_list_as_json() -> None:

@@ -18,10 +18,13 @@ from spark3r.families.registry import detect
 from spark3r.kernels import forced, norm_rope
 from spark3r.kernels.norm_rope import OPERATION, TRITON
 
-# VGGT-Omega's frame blocks have a rotary embedding of another kind.
-# MapAnything's queries and keys have neither a norm nor positions.
-FUSED = [case for case in CASES if case.family != "mapanything"]
-FUSED_FRAMES = [case for case in FUSED if case.family != "omega"]
+# MapAnything's queries and keys have neither a norm nor positions. The rotary embeddings of
+# WorldMirror 2, and of VGGT-Omega's frame blocks, are of other kinds. WorldMirror 2 itself runs
+# kernels of its own inside frames.
+UNFUSED = ("worldmirror-stand-in", "worldmirror-upstream")
+FUSED = [case for case in CASES if case.family != "mapanything" and case.name not in UNFUSED]
+OWN_FRAMES = ("omega-stand-in", "omega-upstream", "worldmirror-1-upstream")
+FUSED_FRAMES = [case for case in FUSED if case.name not in OWN_FRAMES]
 
 # The interpreter takes seconds for a pass. These two differ most.
 FAST = ("vggt-stand-in", "omega-stand-in")

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import stand_in_mapanything
+import stand_in_panovggt
+import stand_in_worldmirror
 import stand_ins
 import torch
 from stand_in_parts import WIDTH, Attention, MergingAttention
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 import spark3r
 from spark3r import FamilyError, LayoutError, Schedule
-from spark3r.families.registry import detect
+from spark3r.families.registry import FAMILIES, detect
 from spark3r.reduction.operators import Operators, QueryMerging
 from spark3r.runner import Runner
 
@@ -47,6 +49,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "pi3": (lambda: stand_ins.Pi3(WindowAttention), r"expected \(x, attn_bias, xpos\)"),
     "omega": (lambda: stand_ins.Omega(WindowAttention), r"expected \(x, attn_bias, rope\)"),
     "mapanything": (lambda: stand_in_mapanything.MapAnything(WindowAttention), r"\(x, xpos\)$"),
+    "panovggt": (lambda: stand_in_panovggt.PanoVggt(WindowAttention), r"\(x, xpos, kwargs\)$"),
+    "worldmirror": (lambda: stand_in_worldmirror.WorldMirror(WindowAttention), r"\(x, pos\)$"),
     "da3": (_changed_da3, r"expected \(x, pos, attn_mask\)"),
     "da3-metric": (lambda: stand_ins.Da3(alt_start=-1), "metric or monocular Depth-Anything-3"),
     "depth-anything-2": (_depth_anything_2, "like Depth-Anything 1 and 2"),
@@ -123,7 +127,10 @@ def test_the_aggregator_alone_is_a_model_too() -> None:
             assert not torch.equal(model(clip)[0][-1], dense)
 
 
-@pytest.mark.parametrize("family", ["vggt", "omega", "da3", "mapanything"])
+NAMED = [name for name in FAMILIES if name not in ("reference", "pi3")]
+
+
+@pytest.mark.parametrize("family", NAMED)
 def test_a_family_that_is_named_for_another_model_is_an_error(family: str) -> None:
     model = stand_ins.Pi3()
     with pytest.raises(FamilyError, match=rf"Pi3 does not .* '{family}', .*is of family 'pi3'"):

@@ -10,7 +10,7 @@ import torch
 from torch.backends import cuda
 
 from spark3r import TokenLayout
-from spark3r.families.pi3 import _pinned_kernels
+from spark3r.families.parts.pinned import pinned_kernels
 from spark3r.reduction.operators import Operators, TokenStride
 from spark3r.reduction.plans import select
 from spark3r.reduction.rule import ResolvedRule
@@ -41,7 +41,7 @@ def test_kernels_are_upstreams_except_in_half_precision_on_cuda(
     device: str, dtype: torch.dtype, selection: Any, expected: dict[str, bool]
 ) -> None:
     value: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
-    with _pinned_kernels(value, selection):
+    with pinned_kernels(value, selection):
         enabled = {
             "flash": cuda.flash_sdp_enabled(),
             "efficient": cuda.mem_efficient_sdp_enabled(),

@@ -354,7 +354,7 @@ def test_the_commit_of_a_clone_is_known(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize("family", UPSTREAMS)
 def test_install_hints_are_those_of_the_pages_and_pin_what_was_checked(family: str) -> None:
     install = UPSTREAMS[family].install
-    assert re.search(r"@[0-9a-f]{40}|==", install)
+    assert re.search(r"@[0-9a-f]{40}|==|checkout [0-9a-f]{40}", install)
     assert re.fullmatch(r"[0-9a-f]{40}|[0-9.]+", UPSTREAMS[family].checked)
     page = Path(spark3r.__file__).parents[1] / f"docs/families/{family}.md"
     assert install in page.read_text(encoding="utf-8")

@@ -124,6 +124,8 @@ class _Flat(nn.Module):
 @pytest.mark.slow
 @pytest.mark.dynamo
 def test_a_patched_model_is_exported(case: Case) -> None:
+    if case.name == "panovggt-upstream":
+        pytest.skip("upstream's decoders try one call and make another, which export cannot follow")
     model, clip = build(case), images(case, 5)
     with spark3r.apply(model, reducing(case.layers)):
         reduced = run(model, clip)

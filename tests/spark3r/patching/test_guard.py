@@ -45,7 +45,7 @@ class Seen(Guard):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_family_computes_what_its_models_compute(case: Case, dtype: torch.dtype) -> None:
-    if dtype != torch.float32 and case.needs and case.family in ("pi3", "omega"):
+    if dtype != torch.float32 and case.needs and case.family in ("pi3", "omega", "panovggt"):
         pytest.skip("upstream's heads run in no half precision on a CPU")
     model, clip = build(case), images(case, 5)
     with spark3r.apply(model, reducing(case.layers)) as handle, torch.no_grad():

@@ -12,7 +12,10 @@ import shared_clips
 TOLERANCE = 1e-5
 
 STAND_INS = ["reference", "vggt-stand-in", "pi3-stand-in", "omega-stand-in"]
-UPSTREAM = ["vggt-upstream", "pi3-upstream", "da3-tiny-upstream", "omega-upstream"]
+UPSTREAM = [
+    *("vggt-upstream", "pi3-upstream", "da3-tiny-upstream", "omega-upstream"),
+    *("worldmirror-upstream", "panovggt-upstream"),
+]
 
 pytestmark = pytest.mark.slow
 

@@ -259,6 +259,9 @@ def test_shipped_profiles() -> None:
         "da3-large": ("da3", 8, "prior", {*range(8)}),
         "vggt-omega-1b": ("omega", 19, "paper", {*range(7, 14), 16}),
         "map-anything": ("mapanything", 8, "prior", {*range(8)}),
+        "worldmirror-2": ("worldmirror", 24, "prior", {*range(24)}),
+        "worldmirror-1": ("worldmirror", 24, "prior", {*range(24)}),
+        "panovggt": ("panovggt", 18, "prior", {*range(18)}),
     }
     assert names == tuple(sorted(expected))
     for name in names:
