@@ -103,15 +103,19 @@ PACE_S = 0.5
 DENSE_TIMED_S = 4.0
 """Longest dense pass that is timed at the target length. It is timed once."""
 
+TYPICAL_SAMPLES = 3
+"""Samples of the short passes that the latency model is fitted to, and that show the pace."""
+
 LEAST_SAMPLES = 2
-"""Samples of each whole pass that are taken whatever the time limit. The budget is judged by as
-many of the exported schedule."""
+"""Samples of each whole pass at the target length that are taken whatever the time limit. The
+budget is judged by as many of the exported schedule."""
 
-SAME_PACE = 0.05
-"""Relative change of a pass up to which the pace of the machine counts as the same. On a quiet
-machine the fastest of two short passes differs as much from one minute to the next."""
+SAME_PACE = 0.08
+"""Relative change of a pass up to which the pace of the machine counts as the same. On a machine
+whose cores are shared, the median of three short passes differs as much from one minute to the
+next."""
 
-CORRECT_BELOW = 0.95
+CORRECT_BELOW = 0.92
 """Share of the budget below which the timed answer of the knapsack corrects the latency model."""
 
 TIMED_QUERY_FACTORS = (1, 2, 3, 4, 8)

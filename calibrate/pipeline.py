@@ -29,6 +29,7 @@ from .measure.evaluator import DenseRuns, Evaluator
 from .measure.measurements import (
     Latencies,
     Sensitivities,
+    at_binding_length,
     measure_latencies,
     measure_sensitivities,
 )
@@ -322,6 +323,10 @@ def measured_now(job: Job, split: Split) -> Origin:
     frames = wanted or choose_target(job, short)
     options = search_options(job, split, frames)
     latencies = measure_latencies(job, split, frames, short)
+    if wanted is None:
+        latencies = at_binding_length(job, split, latencies)
+        if latencies.frames != frames:
+            options = search_options(job, split, latencies.frames)
 
     def optimize(evaluator: Evaluator, dense: DenseRuns, plan: Plan) -> Optimize:
         if not plan.work.trials:

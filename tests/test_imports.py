@@ -42,6 +42,7 @@ ORDERS = {
     "calibrate": (
         "defaults",
         "budget clips plan progress ranks",
+        "side_by_side",
         "settings",
         "measure",
         "search",

@@ -14,6 +14,7 @@ from spark3r.reference.scenes.seeds import CALIBRATION, EVALUATION
 from ..clips import Split, split_clips
 from ..defaults import EFFORTS, FROM_HELD_OUT_CLIPS, STRETCHES, Effort
 from ..progress import Reporter
+from ..side_by_side import side_by_side, threads
 from .rendered import stored_clip
 
 Read = Callable[[str, int], Footage]
@@ -61,11 +62,12 @@ def rendered_split(
     if held_out_only:
         search, validation, held_out = 0, 0, FROM_HELD_OUT_CLIPS
     seeds = (*CALIBRATION[: search + validation], *EVALUATION[:held_out])
-    clips = []
-    for number, seed in enumerate(seeds):
-        reporter.progress("rendering", number, len(seeds))
-        clips.append(read(f"{RENDERED}{seed}", frames).clip)
-    reporter.progress("rendering", len(seeds), len(seeds))
+    clips = side_by_side(
+        lambda seed: read(f"{RENDERED}{seed}", frames).clip,
+        seeds,
+        threads(),
+        reporter.step("rendering"),
+    )
     searched = search + validation
     return Split(tuple(clips[:search]), tuple(clips[search:searched]), tuple(clips[searched:]))
 

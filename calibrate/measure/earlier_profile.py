@@ -24,7 +24,7 @@ from .measurements import Latencies, LatencyTable, Sensitivities, extended_table
 from .pace import Pace, say_clock
 from .records import sensitivity_table
 from .target_length import clip_of_length
-from .timing import TimedPass, fastest, time_passes, too_long
+from .timing import TimedPass, time_passes, too_long, typical
 
 
 def load_measurements(path: Path, job: Job, split: Split) -> tuple[Latencies, Sensitivities]:
@@ -167,10 +167,10 @@ def _at_present_pace(
         "latency model is scaled by that"
     )
     model = model.scaled(slowdown)
-    wall_ms = fastest(wall).median_ms
+    wall_ms = typical(wall).median_ms
     if wall.busy > 1:  # other programs slow the wall down by another ratio than dense
         wall_ms = model.wall_ms(job.runner.layout(images))
-    return model, Pace(images, wall_ms, fastest(now).median_ms)
+    return model, Pace(images, wall_ms, typical(now).median_ms)
 
 
 def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:

@@ -16,6 +16,7 @@ from spark3r.schedule import Schedule
 
 from ..defaults import Objective, Source
 from ..progress import Progress, no_progress
+from ..side_by_side import clips_at_once, side_by_side
 from .quality import Quality, assess
 from .score import DEVIATION_WEIGHT, LEAST_DEVIATION, score
 
@@ -47,11 +48,14 @@ class DenseRuns:
         self, runner: Runner, schedule: Schedule, *, clouds: bool = False
     ) -> tuple[Quality, ...]:
         """Return the quality of a schedule on each clip; see `evaluate`."""
+
+        def quality(run: tuple[Clip, Prediction]) -> Quality:
+            clip, reference = run
+            return assess(runner.predict(clip), clip, reference, clouds=clouds)
+
+        runs = list(zip(self.clips, self.predictions, strict=True))
         with apply(runner.model, schedule, family=runner.family, guard=False):
-            return tuple(
-                assess(runner.predict(clip), clip, reference, clouds=clouds)
-                for clip, reference in zip(self.clips, self.predictions, strict=True)
-            )
+            return tuple(side_by_side(quality, runs, clips_at_once(runner.root)))
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,15 @@ def run_dense(runner: Runner, clips: Sequence[Clip], progress: Progress = no_pro
         raise ValueError(f"expected clips with different names, got {names}")
     if clips:
         verify(runner, clips[0].images)
-    predictions, qualities = [], []
-    for number, clip in enumerate(clips):
-        progress(number, len(clips))
-        predictions.append(runner.predict(clip))
-        qualities.append(assess(predictions[-1], clip, predictions[-1]))
-        progress(number + 1, len(clips))
-    return DenseRuns(tuple(clips), tuple(predictions), tuple(qualities))
+
+    def dense(clip: Clip) -> tuple[Prediction, Quality]:
+        prediction = runner.predict(clip)
+        return prediction, assess(prediction, clip, prediction)
+
+    runs = side_by_side(dense, clips, clips_at_once(runner.root), progress)
+    return DenseRuns(
+        tuple(clips), tuple(prediction for prediction, _ in runs), tuple(each for _, each in runs)
+    )
 
 
 def evaluate(

@@ -7,7 +7,7 @@ Latencies at the target length, and the sensitivity of every layer. Both are mea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 from torch import Tensor
@@ -21,14 +21,14 @@ from spark3r.timing import Latency
 
 from ..budget import time_text
 from ..clips import Split
-from ..defaults import DENSE_TIMED_S, OPERATORS
+from ..defaults import DENSE_TIMED_S, OPERATORS, TARGET_LENGTHS
 from ..settings import Job
 from .evaluator import DenseRuns
 from .pace import Pace, say_clock, time_at_pace
 from .records import sensitivity_records
 from .sensitivity import paper_layers, sensitivities
-from .target_length import ShortPasses, clip_of_length
-from .timing import Fit, TimedPass, fastest, fit_latency, too_long
+from .target_length import ShortPasses, choose_target_length, clip_of_length
+from .timing import Fit, TimedPass, fit_latency, too_long, typical
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -
     dense = fit.passes.get("dense")
     pace = Pace(
         fitted_images,
-        fastest(fit.passes["wall"]).median_ms,
-        None if dense is None else fastest(dense).median_ms,
+        typical(fit.passes["wall"]).median_ms,
+        None if dense is None else typical(dense).median_ms,
     )
     if at_target:
         timed = {_TARGET[name]: each for name, each in fit.beside.items()}
@@ -162,6 +162,34 @@ def measure_latencies(job: Job, split: Split, frames: int, short: ShortPasses) -
         job.reporter.say(line)
     shortest = min(split.clips, key=lambda clip: clip.frames)
     return Latencies(images, table, job.runner.layout(shortest.images), pace)
+
+
+def at_binding_length(job: Job, split: Split, latencies: Latencies) -> Latencies:
+    """Return latencies at a longer target length if dense meets the budget at the one chosen.
+
+    That was chosen by a few passes, before there was a latency model.
+
+    Args:
+        job: A job whose request names no target length.
+        split: Clips by role.
+        latencies: The latencies at the chosen length.
+    """
+    budget, table, footage = job.settings.budget, latencies.table, split.search[0].images
+    longer = [each for each in TARGET_LENGTHS if each > latencies.frames]
+    if budget is None or not longer:
+        return latencies
+    if table.dense_ms > budget.clip_ms(latencies.frames, table.dense_ms):
+        return latencies
+
+    def estimates(frames: int) -> tuple[float, float]:
+        layout = job.runner.layout(clip_of_length(footage, frames))
+        return _dense_ms(table.model, layout, job.depth), table.model.wall_ms(layout)
+
+    chosen = choose_target_length(budget, estimates, longer)
+    job.reporter.say(f"dense meets the budget at {latencies.frames} frames: {chosen.text}")
+    images = clip_of_length(footage, chosen.frames)
+    extended = extended_table(job, table.model, latencies.pace, images)
+    return replace(latencies, images=images, table=replace(extended, fit=table.fit))
 
 
 def extended_table(job: Job, model: LatencyModel, pace: Pace, images: Tensor) -> LatencyTable:
@@ -208,7 +236,7 @@ def _table(
     if "wall" not in timed:
         raise FamilyError(too_long(layout.frames))
     wall, dense = timed["wall"], timed.get("dense")
-    wall_ms = fastest(wall).median_ms
+    wall_ms = typical(wall).median_ms
     errors: dict[str, float] = {}
     if fit is None or fit.layout != layout:
         errors["wall"] = wall_ms / model.wall_ms(layout)

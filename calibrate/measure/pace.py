@@ -3,8 +3,9 @@
 A machine is slower at one minute than at another: other programs run, or its clock rate falls. So
 two short passes, dense and the wall, are timed in turns with whatever is timed. Attention and
 everything else slow down by different ratios, since the one computes and the other moves memory.
-Each timing is divided by the ratio that its shares of both make. The fastest sample counts, then
-and now: what disturbs a short pass for a moment hardly matters to the long ones that it is for.
+Each timing is divided by the ratio that its shares of both make. The median of three samples
+counts, then and now: what disturbs a short pass for a moment hardly matters to the long ones that
+it is for.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from spark3r.schedule import Schedule
 from spark3r.timing import Latency
 
 from ..budget import time_text
-from ..defaults import SAME_PACE
+from ..defaults import SAME_PACE, TYPICAL_SAMPLES
 from ..settings import Job
-from .timing import Pass, TimedPass, fastest, time_passes
+from .timing import Pass, TimedPass, time_passes, typical
 
 _WALL, _DENSE = "pace, wall", "pace, dense"
 
@@ -48,11 +49,11 @@ class Pace:
 
     def slowdowns(self, now: Mapping[str, Latency]) -> tuple[float, float]:
         """Return how much slower the wall is now, and everything beyond the wall."""
-        now_wall_ms = fastest(now[_WALL]).median_ms
+        now_wall_ms = typical(now[_WALL]).median_ms
         wall = now_wall_ms / self.wall_ms
         if self.dense_ms is None or _DENSE not in now:
             return wall, wall
-        now_dense_ms = fastest(now[_DENSE]).median_ms
+        now_dense_ms = typical(now[_DENSE]).median_ms
         beyond_ms = now_dense_ms - now_wall_ms
         if beyond_ms <= 0 or self.dense_ms <= self.wall_ms:
             return wall, now_dense_ms / self.dense_ms
@@ -88,9 +89,9 @@ def time_at_pace(
         passes: The passes to time.
         step: Name of the step, for its progress.
     """
-    shown = [TimedPass(_WALL, "wall", pace.images)]
+    shown = [TimedPass(_WALL, "wall", pace.images, TYPICAL_SAMPLES)]
     if pace.dense_ms is not None:
-        shown.append(TimedPass(_DENSE, "dense", pace.images))
+        shown.append(TimedPass(_DENSE, "dense", pace.images, TYPICAL_SAMPLES))
     timed = time_passes(
         job.runner,
         [*shown, *passes],

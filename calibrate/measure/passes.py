@@ -22,7 +22,7 @@ from ..ranks import Ranks
 from ..settings import Job
 from .evaluator import DenseRuns, SplitRuns, run_dense
 from .quality import Quality
-from .residual_drift import Candidates, DriftSamples, Samples, drift_of_clip
+from .residual_drift import Candidates, DriftSamples, Samples, drift_by_clip
 
 Place = tuple[str, int]
 """Role and number of a clip."""
@@ -79,7 +79,8 @@ class Passes:
             qualities = runs.evaluate(self.runner, schedule, clouds=clouds)
             return dict(zip(own, qualities, strict=True))
         (candidates,) = arguments
-        return {place: drift_of_clip(self.runner, self.clips[place], candidates) for place in own}
+        drifts = drift_by_clip(self.runner, [self.clips[place] for place in own], candidates)
+        return dict(zip(own, drifts, strict=True))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -30,6 +31,7 @@ from spark3r.runner import Runner
 from spark3r.schedule import operators_text
 
 from ..progress import Progress, no_progress
+from ..side_by_side import clips_at_once, side_by_side
 from .probe import COLUMNS, SensitivityError
 
 METRIC = "drift"
@@ -80,14 +82,11 @@ def drift(
         raise ValueError("there is no clip to measure drift on")
     shortest = runner.layout(min(clips, key=lambda clip: clip.frames).images)
     candidates = _candidates(operators, query_factors, key_value_factors, shortest)
-    found: list[Samples] = []
     if samples is None:
-        for number, clip in enumerate(clips):
-            progress(number, len(clips))
-            found.append(drift_of_clip(runner, clip, candidates))
+        found: Sequence[Samples] = drift_by_clip(runner, clips, candidates, progress)
     else:
-        found += samples(candidates, progress)
-    progress(len(clips), len(clips))
+        found = samples(candidates, progress)
+        progress(len(clips), len(clips))
     rows = []
     for layer, (each, axis, factor) in found[0]:
         values = [each_clip[layer, (each, axis, factor)] for each_clip in found]
@@ -107,21 +106,38 @@ def drift(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def drift_of_clip(runner: Runner, clip: Clip, candidates: Candidates) -> Samples:
-    """Return the drift of every layer and candidate in a dense pass over one clip.
+def drift_by_clip(
+    runner: Runner, clips: Sequence[Clip], candidates: Candidates, progress: Progress = no_progress
+) -> list[Samples]:
+    """Return the drift of every layer and candidate in a dense pass over each clip.
 
     Raises:
         SensitivityError: If a drift is not finite.
     """
-    samples: Samples = {}
-    layout = runner.layout(clip.images)
+    layouts = [runner.layout(clip.images) for clip in clips]
+    passes = _Passes()
+
+    def run(number: int) -> Samples:
+        passes.name, passes.layout, passes.samples = clips[number].name, layouts[number], {}
+        runner.run(clips[number].images)
+        return passes.samples
+
+    # Hooks are the same for all threads, because PyTorch calls those that are removed meanwhile.
     with ExitStack() as hooks:
         for layer, (name, module) in enumerate(runner.attention.items()):
             block = runner.root.get_submodule(name.rpartition(".")[0])
-            record = partial(_record, samples, layer, f"{name}, clip '{clip.name}'")
-            _watch(hooks, runner.family, module, block, layout, candidates, record)
-        runner.run(clip.images)
-    return samples
+            record = partial(_record, passes, layer, name)
+            _watch(hooks, runner.family, module, block, passes, candidates, record)
+        return side_by_side(run, range(len(clips)), clips_at_once(runner.root), progress)
+
+
+class _Passes(threading.local):
+    """The pass that the thread runs: its clip, and what its layers have given so far."""
+
+    name: str
+    layout: TokenLayout
+    samples: Samples
+    stream: tuple[Tensor, ...] = ()
 
 
 def fit_drift_to_probes(
@@ -196,18 +212,18 @@ def rank_agreement(drifts: pd.DataFrame, probes: pd.DataFrame, metric: str) -> d
 
 
 def _record(
-    samples: Samples,
+    passes: _Passes,
     layer: int,
-    where: str,
+    name: str,
     candidate: _Candidate,
     value: float,
 ) -> None:
     if not math.isfinite(value):
         raise SensitivityError(
-            f"layer {layer} ({where}), {candidate[1]} factor {candidate[2]}: drift is {value}; if "
-            "the model runs in half precision, try float32 or bfloat16"
+            f"layer {layer} ({name}, clip '{passes.name}'), {candidate[1]} factor {candidate[2]}: "
+            f"drift is {value}; if the model runs in half precision, try float32 or bfloat16"
         )
-    samples[layer, candidate] = value
+    passes.samples[layer, candidate] = value
 
 
 def _candidates(
@@ -233,16 +249,15 @@ def _watch(
     family: Family,
     module: nn.Module,
     block: nn.Module,
-    layout: TokenLayout,
+    passes: _Passes,
     candidates: Candidates,
     record: Callable[[_Candidate, float], None],
 ) -> None:
     """Hook one layer so that ``record`` gets its drifts in the next pass."""
-    stream: list[Tensor] = []
     layer_scale = getattr(block, "ls1", None)
 
     def before_block(_: nn.Module, args: tuple[Any, ...]) -> None:
-        stream[:] = [value for value in args if isinstance(value, Tensor)][:1]
+        passes.stream = tuple(value for value in args if isinstance(value, Tensor))[:1]
 
     def scaled(output: Tensor) -> Tensor:
         result = layer_scale(output) if isinstance(layer_scale, nn.Module) else output
@@ -253,12 +268,15 @@ def _watch(
     ) -> None:
         dense = scaled(output)
         # Some blocks take their input in another shape, but with as many numbers.
+        stream = () if block is module else passes.stream
         fits = bool(stream) and stream[0].numel() == dense.numel()
         size = _rms(stream[0].float().reshape(dense.shape) + dense) if fits else _rms(dense)
         known = {ResolvedRule(): 0.0}
         for candidate, rule in candidates.items():
             if rule not in known:
-                reduced = scaled(family.reduced_forward(module, layout, rule, *args, **kwargs))
+                reduced = scaled(
+                    family.reduced_forward(module, passes.layout, rule, *args, **kwargs)
+                )
                 known[rule] = float(_rms(reduced - dense) / size)
             record(candidate, known[rule])
 

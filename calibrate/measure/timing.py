@@ -25,7 +25,12 @@ from spark3r.runner import Runner, autocast, evaluation_mode
 from spark3r.schedule import Schedule
 from spark3r.timing import Latency, Timer, Treatment
 
-from ..defaults import LEAST_SAMPLES, TIMED_KEY_VALUE_FACTORS, TIMED_QUERY_FACTORS
+from ..defaults import (
+    LEAST_SAMPLES,
+    TIMED_KEY_VALUE_FACTORS,
+    TIMED_QUERY_FACTORS,
+    TYPICAL_SAMPLES,
+)
 from ..progress import Progress, Reporter, no_progress
 from .latency_model import LayerSample, PassSample, fit
 
@@ -100,7 +105,7 @@ def fit_latency(
         query_factors: Query factors of the timed layers.
         key_value_factors: Key-value factors of the timed layers.
         limit_s: Approximate seconds for the layers, and again for the passes, of which each has at
-            least `LEAST_SAMPLES` samples; None for no limit.
+            least `TYPICAL_SAMPLES` samples; None for no limit.
         beside: Passes over other clips, to be timed in turns with those that the model is fitted
             to. Their names are others.
         reporter: Receives the progress.
@@ -116,7 +121,10 @@ def fit_latency(
     step = reporter.step("latency of passes")
     timed = time_passes(
         runner,
-        [*(TimedPass(name, each, images) for name, each in to_time.items()), *beside],
+        [
+            *(TimedPass(name, each, images, TYPICAL_SAMPLES) for name, each in to_time.items()),
+            *beside,
+        ],
         timer=timer,
         limit_s=limit_s,
         # On a CPU only the first run of a process is much slower, and layers have run by now.
@@ -130,7 +138,7 @@ def fit_latency(
         [LayerSample(rule, latency.median_ms) for rule, latency in layers],
         [
             PassSample(
-                name, resolved_rules(to_time[name], depth, layout), fastest(latency).median_ms
+                name, resolved_rules(to_time[name], depth, layout), typical(latency).median_ms
             )
             for name, latency in passes.items()
         ],
@@ -140,9 +148,15 @@ def fit_latency(
     return Fit(layout, layers, passes, latency_model, others)
 
 
-def fastest(latency: Latency) -> Latency:
-    """Return the fastest sample alone: of two or three, one that was not disturbed."""
-    return Latency((min(latency.samples_ms),), latency.busy)
+def typical(latency: Latency) -> Latency:
+    """Return one sample: the median of three or more, and the faster one of two.
+
+    One of two may have been disturbed. The fastest of more is biased, the more so the more there
+    are, and differences of passes suffer from that.
+    """
+    samples = latency.samples_ms
+    ms = latency.median_ms if len(samples) >= TYPICAL_SAMPLES else min(samples)
+    return Latency((ms,), latency.busy)
 
 
 def too_long(frames: int) -> str:

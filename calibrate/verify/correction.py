@@ -78,13 +78,14 @@ class TargetTimes:
     def judged(self, schedule: Schedule, step: str, goal: Goal) -> Latency | None:
         """Return the latency by which a schedule is judged: `LEAST_SAMPLES`, or a long one.
 
-        One sample of `VERY_LONG_S` is enough if it keeps to the budget. A schedule is never judged
-        to miss it by fewer than `LEAST_SAMPLES`.
+        One sample of `VERY_LONG_S` is enough if it does not miss the budget. A schedule is never
+        judged to miss it by fewer than `LEAST_SAMPLES`.
         """
         if not is_long(goal):
             return self.of(schedule, step)
         first = self.of(schedule, step, 1)
-        if first is None or 1000 * VERY_LONG_S <= first.median_ms <= goal.budget_ms:
+        most_ms = (1 + OVER) * goal.budget_ms
+        if first is None or 1000 * VERY_LONG_S <= first.median_ms <= most_ms:
             return first
         return self.of(schedule, step)
 
@@ -138,8 +139,8 @@ def correct_at_goal(problem: SearchProblem, times: TargetTimes, least: int) -> S
 
     The model may be some percent off between the wall and dense, and more where it is extended far.
     All schedules of the search lie there, as the knapsack's answer does. An answer that takes
-    between `CORRECT_BELOW` and all of the budget corrects nothing, so that it can be exported as it
-    was timed.
+    between `CORRECT_BELOW` and all of the budget, or `OVER` more, corrects nothing, so that it can
+    be exported as it was timed.
 
     Args:
         problem: The problem.
@@ -158,7 +159,7 @@ def correct_at_goal(problem: SearchProblem, times: TargetTimes, least: int) -> S
     line = f"the knapsack's schedule takes {ratio:.3f} of its predicted latency"
     goal = problem.goal
     holds = isinstance(goal, LatencyLimit) and (
-        CORRECT_BELOW * goal.budget_ms <= measured_ms <= goal.budget_ms
+        CORRECT_BELOW * goal.budget_ms <= measured_ms <= (1 + OVER) * goal.budget_ms
     )
     times.job.reporter.say(line if holds else f"{line}, and the latency model is corrected by that")
     if holds:
