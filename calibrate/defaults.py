@@ -194,7 +194,7 @@ preferred where a deviation is the limit."""
 ATTEMPTS = 3
 """Most trials of a kind that run on the validation clips until one is allowed there as well."""
 
-REPEATED_PROPOSALS = 5
+REPEATED_PROPOSALS = 3
 """Best proposals of the search that are solved again after a correction."""
 
 # Report

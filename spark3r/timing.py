@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -52,14 +52,19 @@ class Latency:
         samples_ms: All samples in the order taken, milliseconds.
         busy: Wall-clock time ÷ CPU time where the samples are CPU time of the calling thread; 1
             where they are wall-clock time.
+        order: Position of each sample among all that were taken in turns with them; empty where it
+            is not known.
     """
 
     samples_ms: tuple[float, ...]
     busy: float = 1.0
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.samples_ms:
             raise ValueError("a latency needs at least one sample")
+        if self.order and len(self.order) != len(self.samples_ms):
+            raise ValueError(f"{self.n} samples have {len(self.order)} positions")
 
     @property
     def n(self) -> int:
@@ -81,7 +86,7 @@ class Latency:
 
     def scaled(self, by: float) -> Latency:
         """Return the latency with all samples multiplied by a factor."""
-        return Latency(tuple(by * ms for ms in self.samples_ms), self.busy)
+        return replace(self, samples_ms=tuple(by * ms for ms in self.samples_ms))
 
     def __str__(self) -> str:
         return f"{self.median_ms:.2f} ms (spread {self.spread_ms:.2f}, n = {self.n})"
@@ -212,10 +217,27 @@ class Timer:
         progress(total, total)
         return cpu.taken_where_busy(
             {
-                name: Latency(first + (timed[name].samples_ms if name in timed else ()))
-                for name, first in taken.items()
+                name: _joined(taken[name], number, timed.get(name), len(treatments))
+                for number, name in enumerate(by_name)
+                if name in taken
             }
         )
+
+
+def _joined(first: tuple[float, ...], number: int, later: Latency | None, before: int) -> Latency:
+    """Return the latency of a call's first run, if that counts, and of its later samples.
+
+    Args:
+        first: The sample of the first run, or none.
+        number: Its position.
+        later: The later samples, in turns with those of other calls.
+        before: Number of first runs.
+    """
+    order = (number,) * len(first)
+    if later is None:
+        return Latency(first, order=order)
+    after = tuple(before + position for position in later.order)
+    return Latency((*first, *later.samples_ms), order=(*order, *after))
 
 
 class _CpuTimes:
@@ -248,7 +270,11 @@ class _CpuTimes:
         cpu_ms = sum(sum(self.samples_ms[name]) for name in wall)
         if cpu_ms <= 0 or in_all <= CLOCKS_AGREE * cpu_ms:
             return dict(wall)
-        return {name: Latency(tuple(self.samples_ms[name]), in_all / cpu_ms) for name in wall}
+        busy = in_all / cpu_ms
+        return {
+            name: Latency(tuple(self.samples_ms[name]), busy, each.order)
+            for name, each in wall.items()
+        }
 
 
 TIMER = Timer()
@@ -327,6 +353,8 @@ def interleaved(
         prepare(name)
         warm_up(call, stopwatch, warm_up_s, clock)
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    positions: dict[str, list[int]] = {name: [] for name in calls}
+    taken = 0
     order = list(calls)
     begin = clock()
     most = max(wanted.values(), default=0)
@@ -336,10 +364,14 @@ def interleaved(
                 continue
             prepare(name)
             samples[name].append(stopwatch(calls[name]))
+            positions[name].append(taken)
+            taken += 1
         order.reverse()
         if limit_s is not None and done >= MIN_ROUNDS and clock() - begin >= limit_s:
             break
-    return {name: Latency(tuple(taken)) for name, taken in samples.items()}
+    return {
+        name: Latency(tuple(each), order=tuple(positions[name])) for name, each in samples.items()
+    }
 
 
 def measure(

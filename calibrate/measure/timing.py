@@ -33,6 +33,7 @@ from ..defaults import (
 )
 from ..progress import Progress, Reporter, no_progress
 from .latency_model import LayerSample, PassSample, fit
+from .one_pace import at_one_pace
 
 Pass = Schedule | Literal["dense", "wall"]
 """A whole pass of the model: under a schedule, dense, or at the wall."""
@@ -278,7 +279,7 @@ def time_passes(
     warmed_up: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Latency]:
-    """Return latencies of whole passes, timed in turns.
+    """Return latencies of whole passes, timed in turns, at one pace of the machine.
 
     Applying a schedule is not timed. Passes that do not fit into memory are left out.
 
@@ -301,7 +302,7 @@ def time_passes(
         for each in passes
     ]
     try:
-        return timer.time_in_turns(
+        timed = timer.time_in_turns(
             treatments,
             device=runner.device,
             limit_s=limit_s,
@@ -309,6 +310,7 @@ def time_passes(
             warmed_up=warmed_up,
             progress=progress,
         )
+        return at_one_pace(timed)
     finally:
         remove(runner.model)
 

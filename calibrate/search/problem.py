@@ -233,22 +233,21 @@ class SearchProblem:
         latency = self.latency.corrected(self.layout, wall_ms, predicted_ms, measured_ms)
         return replace(self, latency=latency)
 
-    def initial_schedules(self, *, at_the_goal: bool = False) -> dict[str, Schedule]:
+    def initial_schedules(self) -> dict[str, Schedule]:
         """Return the schedules that a search starts from, by name.
 
         They are the knapsack's answer, the scaled paper schedules and the uniform ones, and for the
         trade-off the knapsack's answers to looser and tighter goals.
-        Those are left out with ``at_the_goal``.
         """
         depth, wall_ms = len(self.space.layers), self.space.rest_ms
         solved = {"knapsack": self.knapsack()}
-        for share in () if at_the_goal else KNAPSACK_SHARES:
+        for share in KNAPSACK_SHARES:
             goal = self.goal.scaled(share, wall_ms)
             solved[f"knapsack {share:g}"] = goal.proposed(self.space, {})
         found = {name: schedule for name, schedule in solved.items() if schedule is not None}
         if isinstance(self.goal, DeviationLimit):
             found["uniform 1/1"] = Schedule.uniform(depth, length=self.length)  # always faithful
-        for most_ms in self._frontiers()[: 1 if at_the_goal else None]:
+        for most_ms in self._frontiers():
             fits = self._within(most_ms)
             made = paper_schedules(depth, self.sensitive, self.length, self.short, fits)
             made |= uniform_schedules(depth, self.operators, self.length, self.short, fits)

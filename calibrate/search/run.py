@@ -83,15 +83,18 @@ def run_search(
         dense: Dense runs of the search clips.
         options: Options of the search.
         problem: The problem.
-        repeated: Further schedules to run after the latency model was corrected, instead of
-            proposing any; None before.
+        repeated: Schedules to run beside the knapsack's answer after the latency model was
+            corrected, instead of proposing any; None before. Rivals of other kinds are those that
+            ran before and hold.
     """
-    step = "search"
-    initial = problem.initial_schedules(at_the_goal=repeated is not None)
-    if repeated is not None:
-        step, initial = "search, corrected", initial | dict(repeated)
+    if repeated is None:
+        step, initial = "search", problem.initial_schedules()
+    else:
+        step, initial = "search, corrected", dict(repeated)
+        if (answer := problem.knapsack()) is not None:
+            initial = {"knapsack": answer} | initial
         options = replace(options, trials=0, resume=True, corrected=True)
-    elif is_shared(options.storage):
+    if repeated is None and is_shared(options.storage):
         options = replace(options, document=problem_document(problem))
     total = len(initial) + options.trials
     ran = 0
