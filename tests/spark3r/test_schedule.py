@@ -22,7 +22,7 @@ from spark3r.schedule import PAPER_SENSITIVE_LAYERS, operators_text
 @pytest.mark.parametrize(
     ("frames", "query", "sensitive", "other"),
     [
-        (1, 1, 1, 3),
+        (8, 1, 1, 3),
         (100, 1, 1, 3),
         (101, 2, 3, 9),
         (300, 2, 8, 24),
@@ -39,6 +39,10 @@ def test_paper_schedule_of_vggt_by_hand(frames, query, sensitive, other):
         expected = sensitive if 11 <= index <= 16 else other
         assert (rule.query, rule.key_value) == (query, expected)
         assert rule.operators == Operators()
+
+
+def test_clips_too_short_to_gain_run_dense_under_the_papers_schedule():
+    assert paper_schedule("vggt").resolve(7) == Schedule.dense(24).resolve(7)
 
 
 @given(st.integers(101, 5000))

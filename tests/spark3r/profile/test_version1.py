@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def test_they_are_stored_again_as_version_2(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_profiles_are_the_same_in_both_versions(name: str) -> None:
     old, new = Profile.load(FOLDER / f"{name}.json"), load_profile(name)
-    assert old.model_copy(update={"notes": new.notes}) == new
+    assert old.schedule().length == LengthRule("paper")  # that of today leaves short clips dense
+    assert replace(old.schedule(), length=new.schedule().length) == new.schedule()
+    assert old.model_copy(update={"notes": new.notes, "schedules": new.schedules}) == new
 
 
 @pytest.mark.parametrize("name", ["reference", "small"])
