@@ -15,6 +15,7 @@ from ..families.base import unwrap
 from ..families.registry import FAMILIES
 from ..identity import Origin, remember_origin
 from ..runner import Runner
+from . import lingbot
 from .checkpoints import SUFFIXES, fill, inside, read_checkpoint
 from .hub import HubName, fetch, parse_hub_name, revision_of
 from .upstream import UPSTREAMS, Upstream
@@ -227,6 +228,9 @@ def _with_checkpoint(upstream: Upstream, weights: str) -> tuple[nn.Module, Path]
         raise WeightsError(f"{path} is not a checkpoint of {upstream.title}; {looks}")
     model = upstream.random(variant)
     fill(model, tensors, str(path), upstream.unused)
+    named = path.name if os.path.exists(Path(weights).expanduser()) else weights
+    if upstream.family == "vggt" and lingbot.NAME in named.lower():
+        lingbot.read_cameras(model)
     return model, path
 
 

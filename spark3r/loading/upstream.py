@@ -232,6 +232,7 @@ def _build_vggt(variant: str, module: Callable[[str], Any]) -> nn.Module:
 def _vggt_weights(repository: str) -> str:
     return {
         "facebook/VGGT-1B": "non-commercial",
+        "robbyant/lingbot-map": "Apache-2.0, as its code",
         "facebook/VGGT-1B-Commercial": "commercial use allowed under the VGGT License, gated",
     }.get(repository, "")
 

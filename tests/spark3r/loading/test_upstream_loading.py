@@ -22,10 +22,12 @@ from torch import nn
 
 import spark3r
 from spark3r import FamilyError, WeightsError
+from spark3r.geometry import invert_pose
 from spark3r.identity import Origin, origin_of
 from spark3r.loading.checkpoints import read_checkpoint
 from spark3r.loading.load import about, load_model
 from spark3r.loading.upstream import UPSTREAMS, InstalledCode, installed_code
+from spark3r.runner import Runner
 
 
 def put_package(monkeypatch: pytest.MonkeyPatch, name: str, **content: object) -> None:
@@ -64,6 +66,20 @@ def test_a_checkpoint_is_loaded(suffix: str, prefix: str, vggt_code: None, tmp_p
         assert not model.training
         for key, value in model.state_dict().items():
             assert torch.equal(value, saved[prefix + key])
+
+
+def test_cameras_of_lingbots_checkpoint_are_turned(vggt_code: None, tmp_path: Path) -> None:
+    weights(tmp_path / "lingbot-map-stage1.pt", stand_ins.Vggt())
+    shutil.copy(tmp_path / "lingbot-map-stage1.pt", tmp_path / "other.pt")
+    clip = torch.rand(3, 3, 28, 42)
+    found = []
+    for name in ("lingbot-map-stage1", "other"):
+        runner = Runner.of(load_model(f"vggt:{tmp_path / name}.pt"))
+        found.append(runner.predict(spark3r.Clip("clip", clip)))
+    lingbot, vggt = found
+    assert torch.allclose(lingbot.extrinsics, invert_pose(vggt.extrinsics), atol=1e-5)
+    assert torch.equal(lingbot.depth, vggt.depth)
+    assert torch.allclose(lingbot.intrinsics, vggt.intrinsics)
 
 
 def test_a_training_checkpoint_is_looked_into(vggt_code: None, tmp_path: Path) -> None:
