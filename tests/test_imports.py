@@ -32,7 +32,7 @@ ORDERS = {
         "runner",
         "patching",
         "loading io meta",
-        "memory_count",
+        "memory_count scene_page",
         "fitting",
         "reconstruction benchmark",
         "evidence",

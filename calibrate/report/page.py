@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -105,6 +105,7 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         measurement=measurement,
         environment=measurement.environment.model_dump(),
         result=result,
+        answer=_answer(result, table),
         missed=missed(result),
         sources=[name for name in SOURCES if any(name in row["scores"] for row in table)],
         rows=table,
@@ -118,6 +119,21 @@ def render(result: Calibration, profile: str, pictures: Mapping[str, bytes]) -> 
         if isinstance(result.chosen, VerifiedSchedule)
         else (),
         pictures={name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()},
+    )
+
+
+def _answer(result: Calibration, table: list[dict[str, Any]]) -> str | None:
+    """Return in one sentence what the exported schedule gains and loses, and how sure that is."""
+    exported = next((row for row in table if row["exported"]), None)
+    if exported is None or exported["speed_up"] is None or result.source not in exported["scores"]:
+        return None
+    held_out = len(result.split.held_out)
+    name = {"error": "Its error is", "consistency": "Its consistency error is"}.get(result.source)
+    loss = percent_text(exported["scores"][result.source], result.source)
+    changed = f"{name} {loss} % against dense" if name else f"It deviates {loss} % from dense"
+    return (
+        f"The schedule is {exported['speed_up']:.2f} times as fast as dense. {changed}, which is "
+        f"the mean over {held_out} held-out clips with its 95 % interval."
     )
 
 

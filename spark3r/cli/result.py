@@ -10,6 +10,28 @@ from ..errors import printable
 from .tables import print_table
 
 
+def scene_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what ``scene.html`` says of a run.
+
+    Args:
+        record: Content of ``run.json``.
+    """
+    from ..reconstruction import LABELS, in_unit
+
+    facts = [("model", record["model"]), ("schedule", record["schedule"])]
+    if record["profile"] is not None:
+        facts.append(("profile", record["profile"]))
+    facts.append(("frames", str(record["frames"])))
+    facts.append(("dense" if record["profile"] is None else "reduced", _cost(record)))
+    if record["dense"] is not None:
+        facts.append(("dense", _cost(record["dense"])))
+    facts += [
+        (f"{LABELS[name]} deviates", "undefined" if value is None else in_unit(name, value))
+        for name, value in (record["deviation"] or {}).items()
+    ]
+    return facts
+
+
 def print_result(record: Mapping[str, Any], output: Path) -> None:
     """Print what was run, what it took, where the files are, and the deviation from dense.
 
@@ -43,6 +65,8 @@ def print_result(record: Mapping[str, Any], output: Path) -> None:
         ("written", f"{output}: depth/, confidence/, preview/, cameras.json, run.json,"),
         ("", f"trajectory.txt, points.ply ({record['points']} points)"),
     ]
+    if (output / "scene.html").exists():
+        lines.append(("", "scene.html: open it in a browser, it needs no network"))
     for name, text in lines:
         print(f"{name:<10}{printable(text)}")
     if record["deviation"] is not None:

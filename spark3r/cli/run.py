@@ -160,6 +160,12 @@ def add_run(commands: Subparsers) -> None:
         help=f"also write DIR/{FOLDER} for other programs: some of {','.join(FORMATS)}",
     )
     command.add_argument(
+        "--no-scene",
+        dest="scene",
+        action="store_false",
+        help="leave out scene.html, the page that shows the cloud, the cameras and the frames",
+    )
+    command.add_argument(
         "--log-json",
         type=parse_path,
         metavar="FILE",
@@ -296,6 +302,8 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         record["ranks"] = ranks.size
         with stages("write"):
             record["points"] = _write(folder, footage, made.run.prediction, record, options, mask)
+            if options.scene:
+                _write_scene(folder, footage, made, record, options, mask, stages.say)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
@@ -472,3 +480,35 @@ def _write(
         least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
         mask=mask,
     )
+
+
+def _write_scene(
+    folder: Path,
+    footage: Footage,
+    made: Reconstruction,
+    record: dict[str, Any],
+    options: argparse.Namespace,
+    mask: Tensor | None,
+    say: Callable[[str], object],
+) -> None:
+    from ..errors import Spark3rError
+    from ..io.outputs import LEAST_CONFIDENT_PERCENT
+    from ..scene_page import write_scene
+    from .result import scene_facts
+
+    percent = options.least_confident
+    try:
+        write_scene(
+            folder / "scene.html",
+            footage.clip.images,
+            footage.frames,
+            made.run.prediction,
+            title=f"{footage.clip.name}, {record['schedule']}",
+            facts=scene_facts(record),
+            dense=None if made.dense is None else made.dense.prediction,
+            least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
+            mask=mask,
+        )
+    except (OSError, Spark3rError) as error:  # the reconstruction is whole without its page
+        (folder / "scene.html").unlink(missing_ok=True)
+        say(f"note: scene.html is not written: {error}")

@@ -5,6 +5,7 @@ Pillow and PyAV are imported when footage is read, not before; the extra ``video
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ __all__ = ["LEAST_FRAMES", "RENDERED_FRAMES", "Footage", "check_source", "clip_s
 
 RENDERED = "rendered:"
 """Prefix of the name of a rendered scene; its seed follows."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 _SEED_DIGITS = 15  # the generator takes 64 bits, and frames count on from the seed
 
@@ -168,6 +171,11 @@ def check_source(source: str, frames: int | None = None) -> None:
             )
         return
     path = footage_path(source)
+    if _URL.match(source):
+        raise ClipError(
+            f"clip '{source}' is an address, and nothing is downloaded: save the video, or its "
+            "frames as a folder of images, and name that"
+        )
     try:
         exists = path.exists()
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder not to enter

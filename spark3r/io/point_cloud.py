@@ -15,6 +15,9 @@ from ..prediction import Prediction
 
 _SAMPLED = 1_000_000  # pixels, spread evenly, from which the confidence threshold is read
 
+Pixels = tuple[Tensor, Tensor, Tensor]
+"""Frame, row and column of some pixels, each ``[N]`` int64."""
+
 VERTEX = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
 )
@@ -40,6 +43,26 @@ def coloured_points(
     Returns:
         ``[N, 3]`` float32 and ``[N, 3]`` uint8.
     """
+    pixels = confident_pixels(prediction, max_points, least_confident_percent, mask)
+    return prediction.points[pixels].float(), pixel_colours(images, pixels)
+
+
+def pixel_colours(images: Tensor, pixels: Pixels) -> Tensor:
+    """Return the colours ``[N, 3]`` uint8 of some pixels of images ``[S, 3, H, W]`` in [0, 1]."""
+    frame, row, column = pixels
+    return (images[frame, :, row, column] * 255).round().to(torch.uint8)
+
+
+def confident_pixels(
+    prediction: Prediction,
+    max_points: int,
+    least_confident_percent: float,
+    mask: Tensor | None = None,
+) -> Pixels:
+    """Return frame, row and column of confident pixels, in order, spread evenly over the clip.
+
+    The arguments are those of `coloured_points`.
+    """
     confidence = prediction.confidence.flatten().float()
     share = least_confident_percent / 100
     used = None if mask is None else mask.flatten()
@@ -59,9 +82,7 @@ def coloured_points(
     kept = kept[spread_indices(len(kept), max_points)]
     height, width = prediction.image_size
     frame, pixel = kept // (height * width), kept % (height * width)
-    row, column = pixel // width, pixel % width
-    colours = (images[frame, :, row, column] * 255).round().to(torch.uint8)
-    return prediction.points[frame, row, column].float(), colours
+    return frame, pixel // width, pixel % width
 
 
 def write_ply(path: Path, points: Tensor, colours: Tensor, comments: Sequence[str] = ()) -> None:

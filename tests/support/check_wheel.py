@@ -17,7 +17,7 @@ def main(wheel: str) -> None:
         path.relative_to(ROOT).as_posix()
         for package in ("spark3r", "calibrate")
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".typed", ".safetensors", ".jinja")
+        if path.suffix in (".py", ".typed", ".safetensors", ".jinja", ".html", ".js", ".LICENSE")
     }
     missing = sorted(expected - names)
     if missing:

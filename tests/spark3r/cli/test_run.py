@@ -40,6 +40,7 @@ FILES = [
     "points.ply",
     "preview",
     "run.json",
+    "scene.html",
     "trajectory.txt",
 ]
 

@@ -234,6 +234,13 @@ def tiny_images(folder: Path) -> Path:
     return write_images(folder, frames_of(1, 2, 8, 8))
 
 
+@pytest.mark.parametrize("source", ["https://a.example/tour.mp4", "rtsp://camera/1", "s3://b/c"])
+def test_an_address_is_refused_by_name(source: str) -> None:
+    with pytest.raises(ClipError, match="is an address, and nothing is downloaded") as caught:
+        load_clip(source, "vggt")
+    assert source in str(caught.value)
+
+
 def narrow_images(folder: Path) -> Path:
     return write_images(folder, np.zeros((2, 14, 2000, 3), np.uint8))
 
