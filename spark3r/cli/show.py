@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ClipError, ProfileError, printable
 from .arguments import add_json, add_profile, grid_text, parse_count, parse_grid, parse_text
+from .difference import show_difference
 from .listing import summary
 from .tables import folded_names, print_table, ranges
 from .traffic import count_traffic, print_traffic
@@ -64,6 +65,12 @@ def add_show(commands: Subparsers) -> None:
         metavar="N",
         help="also print what N processes that share the clip send one another",
     )
+    command.add_argument(
+        "--diff",
+        type=parse_text,
+        metavar="OTHER",
+        help="print what differs from another profile and its schedule, instead",
+    )
     add_json(command)
     command.set_defaults(run=_show)
 
@@ -74,6 +81,17 @@ def _show(options: argparse.Namespace) -> int:
 
     profile = load_profile(options.profile)
     schedule = profile.schedule(options.schedule)
+    if options.diff is not None:
+        other = load_profile(options.diff)
+        name = options.schedule or other.default
+        other.schedule(name)  # raises an error for an unknown name
+        show_difference(
+            (options.profile, options.diff),
+            (profile, other),
+            (options.schedule or profile.default, name),
+            as_json=options.json,
+        )
+        return 0
     rows, columns = options.grid or (
         profile.measurements[0].grid if profile.measurements else DEFAULT_GRID
     )

@@ -263,3 +263,32 @@ def test_show_what_ranks_send_one_another() -> None:
     assert "over 3 ranks, which hold 100 frames each, in bfloat16" in out
     assert f"each receives {received / 1e6:.3g} MB in a pass, 1.02 MB to 2.66 MB in a layer" in out
     assert "15 groups of 20 frames, fewer than the 16 ranks" in run(*words[:-1], "16").err
+
+
+def test_what_differs_between_two_profiles(folder: Path) -> None:
+    store(reference_profile(), "a.json")
+    other = copied(reference_profile())
+    other["notes"] = "not compared"
+    first = other["schedules"][0]
+    first["layers"][1]["key_value"] += 3
+    first["length"]["min_frames"] = 17
+    store(other, "b.json")
+    same = run("show", "a.json", "--diff", "a.json")
+    assert (same.status, same.out) == (0, "no layer differs\n")
+    name = first["name"]
+    answer = run("show", "a.json", "--diff", "b.json", "--schedule", name, "--json").object
+    assert [layer["index"] for layer in answer["layers"]] == [1]
+    one, two = answer["layers"][0]["rules"]
+    assert two["key_value"] == one["key_value"] + 3
+    assert list(answer["fields"]) == ["length"]
+    assert answer["fields"]["length"][1]["min_frames"] == 17
+    text = run("show", "a.json", "--diff", "b.json", "--schedule", name).out
+    assert f"a.json, '{name}'" in text
+    assert "min_frames 17" in text
+
+
+def test_a_difference_of_profiles_for_other_models(folder: Path) -> None:
+    answer = run("show", "vggt-1b", "--diff", "reference", "--json")
+    assert answer.status == 0, answer.err
+    assert answer.object["fields"]["family"] == ["vggt", "reference"]
+    assert answer.object["layers"][-1]["rules"][1] is None
