@@ -63,7 +63,6 @@ ALL_CASES = (
     Case("omega-stand-in", "omega", stand_ins.Omega, 3, patch_size=16),
     Case("mapanything-stand-in", "mapanything", stand_in_mapanything.MapAnything, 3),
     Case("worldmirror-stand-in", "worldmirror", stand_in_worldmirror.WorldMirror, 3),
-    Case("worldmirror-1-stand-in", "worldmirror", stand_in_worldmirror.version_1, 3),
     Case("panovggt-stand-in", "panovggt", stand_in_panovggt.PanoVggt, 3),
     Case("vggt-upstream", "vggt", upstream.vggt, 4, ("vggt", "huggingface_hub", "einops")),
     Case("pi3-upstream", "pi3", upstream.pi3, 3, ("pi3", "huggingface_hub")),

@@ -25,7 +25,6 @@ UNREAD = {
     "panovggt-stand-in": {"global_point"},
     "panovggt-upstream": {"global"},
     "worldmirror-stand-in": {"norm_head"},
-    "worldmirror-1-stand-in": {"norm_head"},
     "worldmirror-upstream": {"norm_head"},
     "worldmirror-1-upstream": {"norm_head"},
     "vggt-upstream": {"point_head"},
