@@ -131,9 +131,10 @@ def _answer(result: Calibration, table: list[dict[str, Any]]) -> str | None:
     name = {"error": "Its error is", "consistency": "Its consistency error is"}.get(result.source)
     loss = percent_text(exported["scores"][result.source], result.source)
     changed = f"{name} {loss} % against dense" if name else f"It deviates {loss} % from dense"
+    predicted = "is predicted to be" if result.latency.dense is None else "is"
     return (
-        f"The schedule is {exported['speed_up']:.2f} times as fast as dense. {changed}, which is "
-        f"the mean over {held_out} held-out clips with its 95 % interval."
+        f"The schedule {predicted} {exported['speed_up']:.2f} times as fast as dense. {changed}, "
+        f"which is the mean over {held_out} held-out clips with its 95 % interval."
     )
 
 

@@ -95,6 +95,8 @@ def test_whole_job(clips: list, tmp_path: Path) -> None:
     assert all(each.read_bytes()[:4] == b"\x89PNG" for each in written[:3])
     page = written[3].read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 3
+    assert f"{len(result.split.held_out)} held-out clips with its 95 % interval" in page
+    assert page.count("<details>") == page.count("</details>") == 2
     assert 'src="http' not in page
     assert profile.model.global_layers[0] in page
 
