@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import printable
 from .tables import print_table
+
+SHOWN = 6
+"""Most suspicious frames that are named on the screen."""
 
 
 def scene_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -63,14 +66,23 @@ def print_result(record: Mapping[str, Any], output: Path) -> None:
         lines.append(("speed-up", f"{dense['seconds'] / record['seconds']:.2f} times as fast"))
     lines += [
         ("written", f"{output}: depth/, confidence/, preview/, cameras.json, run.json,"),
-        ("", f"trajectory.txt, points.ply ({record['points']} points)"),
+        ("", f"trajectory.txt, points.ply ({record['points']} points), quality.csv"),
     ]
     if (output / "scene.html").exists():
         lines.append(("", "scene.html: open it in a browser, it needs no network"))
+    if record["suspects"]:
+        lines.append(("suspects", _suspects(record["suspects"], record["frames"])))
     for name, text in lines:
         print(f"{name:<10}{printable(text)}")
     if record["deviation"] is not None:
         _print_deviation(record["deviation"], record["expected"])
+
+
+def _suspects(suspects: Sequence[Mapping[str, Any]], frames: int) -> str:
+    shown = [f"{each['frame']} {', '.join(each['suspected'])}" for each in suspects[:SHOWN]]
+    more = len(suspects) - len(shown)
+    told = "; ".join(shown) + (f"; {more} more in quality.csv" if more else "")
+    return f"{len(suspects)} of {frames} frames: {told}"
 
 
 def _print_deviation(found: Mapping[str, float | None], expected: Mapping[str, Any] | None) -> None:

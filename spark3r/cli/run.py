@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..ranks import Joined, device_of_rank, joined
@@ -30,14 +29,12 @@ from .arguments import (
 from .export import FOLDER, FORMATS, parse_formats
 from .planning import RENDERED_PATCHES, add_memory_limit, make_plan, plan_early
 from .result import print_result
+from .run_files import write_files
 from .stages import Stages, opened
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..clips import Clip
     from ..io.clips import Footage
-    from ..prediction import Prediction
     from ..profile import Profile
     from ..reconstruction import Reconstruction
     from ..runner import Runner
@@ -301,9 +298,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         record["exit_status"] = ABOVE if above else 0
         record["ranks"] = ranks.size
         with stages("write"):
-            record["points"] = _write(folder, footage, made.run.prediction, record, options, mask)
-            if options.scene:
-                _write_scene(folder, footage, made, record, options, mask, stages.say)
+            record |= write_files(folder, footage, made, record, options, mask, stages.say)
     if options.json:
         print(json.dumps(record, indent=2))
     else:
@@ -458,57 +453,3 @@ def _export(options: argparse.Namespace, stages: Stages) -> None:
 
     with new_folder(options.output / FOLDER) as folder:
         export_output(read_output(options.output), folder, options.export, say=stages.say)
-
-
-def _write(
-    folder: Path,
-    footage: Footage,
-    prediction: Prediction,
-    record: dict[str, Any],
-    options: argparse.Namespace,
-    mask: Tensor | None,
-) -> int:
-    from ..io.outputs import LEAST_CONFIDENT_PERCENT, MAX_POINTS, write_outputs
-
-    percent = options.least_confident
-    return write_outputs(
-        folder,
-        footage,
-        prediction,
-        record,
-        max_points=options.max_points or MAX_POINTS,
-        least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
-        mask=mask,
-    )
-
-
-def _write_scene(
-    folder: Path,
-    footage: Footage,
-    made: Reconstruction,
-    record: dict[str, Any],
-    options: argparse.Namespace,
-    mask: Tensor | None,
-    say: Callable[[str], object],
-) -> None:
-    from ..errors import Spark3rError
-    from ..io.outputs import LEAST_CONFIDENT_PERCENT
-    from ..scene_page import write_scene
-    from .result import scene_facts
-
-    percent = options.least_confident
-    try:
-        write_scene(
-            folder / "scene.html",
-            footage.clip.images,
-            footage.frames,
-            made.run.prediction,
-            title=f"{footage.clip.name}, {record['schedule']}",
-            facts=scene_facts(record),
-            dense=None if made.dense is None else made.dense.prediction,
-            least_confident_percent=LEAST_CONFIDENT_PERCENT if percent is None else percent,
-            mask=mask,
-        )
-    except (OSError, Spark3rError) as error:  # the reconstruction is whole without its page
-        (folder / "scene.html").unlink(missing_ok=True)
-        say(f"note: scene.html is not written: {error}")

@@ -6,6 +6,7 @@ DIR/preview/00000.png      the frame beside its depth in colours
 DIR/cameras.json           extrinsics and intrinsics of each frame, and its place in the original
 DIR/trajectory.txt         camera poses in TUM's format
 DIR/points.ply             coloured points, binary PLY
+DIR/quality.csv            figures of each frame, and what is suspicious about it
 DIR/run.json               model, schedule, duration, memory and deviation of the run
 
 All of them but the arrays say what they were made from: command, weights, code and profile.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,10 +29,12 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import Spark3rError
+from ..metrics import frame_figures, suspects
 from ..prediction import Prediction
 from .cameras import cameras_record, tum_lines
 from .clips import Footage
 from .depth_maps import coloured_depth, depth_range
+from .frame_table import FRAME_TABLE, write_frame_table
 from .point_cloud import coloured_points, write_ply
 from .provenance import provenance_lines
 
@@ -59,22 +63,24 @@ def write_outputs(
     max_points: int = MAX_POINTS,
     least_confident_percent: float = LEAST_CONFIDENT_PERCENT,
     mask: Tensor | None = None,
-) -> int:
+) -> dict[str, Any]:
     """Write every file of a reconstruction into an empty folder.
 
     Args:
         folder: An empty folder; see `new_folder`.
         footage: The footage.
         prediction: The model's prediction of it.
-        run: Content of ``run.json``; the number of points is added. Its ``provenance``, if there is
-            one, is in the other files too.
+        run: Content of ``run.json``; ``points`` and ``suspects`` are added, the number of points
+            and the frames that the reconstruction is probably wrong about. Its ``provenance``, if
+            there is one, is in the other files too.
         max_points: Largest number of points of the cloud, default `MAX_POINTS`.
         least_confident_percent: Share of pixels that the cloud leaves out, 0 to below 100, default
             `LEAST_CONFIDENT_PERCENT`.
-        mask: ``[S, H, W]`` bool, False where a pixel makes no point; None takes all.
+        mask: ``[S, H, W]`` bool, False where a pixel makes no point and its depth does not count;
+            None takes all.
 
     Returns:
-        The number of points in the cloud.
+        The content of ``run.json``.
 
     Raises:
         Spark3rError: If a file cannot be written.
@@ -92,13 +98,18 @@ def write_outputs(
             prediction, footage.clip.images, max_points, least_confident_percent, mask
         )
         write_ply(folder / "points.ply", points, colours, comments)
-        _write_json(folder / "run.json", {**run, "points": len(points)})
+        written = {
+            **run,
+            "points": len(points),
+            "suspects": _write_suspects(folder, footage, prediction, mask),
+        }
+        _write_json(folder / "run.json", written)
     except OSError as error:
         reason = error.strerror or str(error)  # numpy's errors have their own text
         raise Spark3rError(
             f"the reconstruction cannot be written in {folder.parent} ({reason})"
         ) from error
-    return len(points)
+    return written
 
 
 def _write_frames(
@@ -121,6 +132,23 @@ def _write_frames(
         colours = (image * 255).round().byte().permute(1, 2, 0).numpy()
         beside = np.concatenate([colours, coloured_depth(depth, near, far)], axis=1)
         Image.fromarray(beside).save(folder / f"preview/{number:05}.png", pnginfo=info)
+
+
+def _write_suspects(
+    folder: Path, footage: Footage, prediction: Prediction, mask: Tensor | None
+) -> list[dict[str, Any]]:
+    """Write the table of frames, and return those that are suspicious."""
+    depth = prediction.depth if mask is None else prediction.depth.masked_fill(~mask, math.nan)
+    figures = frame_figures(
+        footage.clip.images, depth, prediction.intrinsics, prediction.extrinsics
+    )
+    words = suspects(figures)
+    write_frame_table(folder / FRAME_TABLE, footage.frames, figures, words)
+    return [
+        {"frame": number, "name": name, "suspected": list(each)}
+        for number, (name, each) in enumerate(zip(footage.frames, words, strict=True))
+        if each
+    ]
 
 
 def _write_array(path: Path, values: Tensor) -> None:

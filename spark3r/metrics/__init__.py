@@ -25,6 +25,7 @@ from .pose import (
     relative_pose_errors,
     rotation_angle_deg,
 )
+from .suspects import FrameFigures, frame_figures, suspects
 from .trajectory import TrajectoryMetrics, scale_drift, trajectory_metrics
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ConsistencyMetrics",
     "DepthAlignment",
     "DepthMetrics",
+    "FrameFigures",
     "PairErrors",
     "PointMetrics",
     "PoseMetrics",
@@ -43,6 +45,7 @@ __all__ = [
     "consistency_metrics",
     "depth_metrics",
     "direction_angle_deg",
+    "frame_figures",
     "frame_pairs",
     "invert_pose",
     "key_frame_indices",
@@ -59,6 +62,7 @@ __all__ = [
     "rotation_angle_deg",
     "scale_drift",
     "scene_size",
+    "suspects",
     "trajectory_metrics",
     "umeyama",
     "unproject",

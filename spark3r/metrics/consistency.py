@@ -138,7 +138,7 @@ def consistency_metrics(
             positive and finite.
     """
     check_shape("depth", depth, (None, None, None))
-    frames, height, width = depth.shape
+    frames = len(depth)
     for name, tensor, shape in (
         ("intrinsics", intrinsics, (frames, 3, 3)),
         ("extrinsics", extrinsics, (frames, 3, 4)),
@@ -159,19 +159,56 @@ def consistency_metrics(
         raise ValueError("depth: no valid pixel")
     depth = torch.where(usable, depth, torch.ones_like(depth))
     intrinsics, extrinsics = intrinsics[index].double(), extrinsics[index].double()
+    low, high = frame_pairs(len(index), depth.device)
+    source, target = torch.cat((low, high)), torch.cat((high, low))
+    median, share = disagreement(depth, intrinsics, extrinsics, source, target, usable)
+    counted = median[share >= max(min_visible, 1e-9)]
+    return ConsistencyMetrics(
+        log_ratio=float(counted.mean()) if counted.numel() else None,
+        visible=float(share.mean()) if share.numel() else 0.0,
+        pairs=counted.numel(),
+        camera_spread=_camera_spread(extrinsics) / float(depth[usable].median()),
+        rotation_spread_deg=_rotation_spread_deg(extrinsics, low, high),
+        depth_spread=_depth_spread(depth, usable),
+    )
 
+
+def disagreement(
+    depth: Tensor,
+    intrinsics: Tensor,
+    extrinsics: Tensor,
+    source: Tensor,
+    target: Tensor,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return how far the depths of pairs of frames contradict each other.
+
+    Args:
+        depth: Z-depth ``[S, H, W]``, positive and finite at valid pixels.
+        intrinsics: Intrinsics ``[S, 3, 3]`` in pixels.
+        extrinsics: World-to-camera extrinsics ``[S, 3, 4]``.
+        source: Frames whose pixels are moved, ``[P]`` int64.
+        target: Frames that they are moved into, ``[P]`` int64.
+        valid: Mask ``[S, H, W]`` of pixels to compare, or None for all.
+
+    Returns:
+        The median |log ratio| of each pair, ``[P]`` float64, NaN if no pixel lands in view; and the
+        share of pixels that do, ``[P]`` float64.
+    """
+    height, width = depth.shape[1:]
+    usable = torch.ones_like(depth, dtype=torch.bool) if valid is None else valid
+    depth = torch.where(usable, depth, torch.ones_like(depth))
+    intrinsics, extrinsics = intrinsics.double(), extrinsics.double()
     # Pixels of frame i go to frame j by z' (u', v', 1) = z · K_j R K_i⁻¹ (u, v, 1) + K_j t.
     to_world = invert_pose(extrinsics)
     back = to_world[:, :3, :3] @ torch.linalg.inv(intrinsics)
-    low, high = frame_pairs(len(index), depth.device)
-    source, target = torch.cat((low, high)), torch.cat((high, low))
     rotation, shift = extrinsics[target, :, :3], extrinsics[target, :, 3:]
     matrix = (intrinsics[target] @ rotation @ back[source]).to(depth.dtype)
     offset = intrinsics[target] @ (rotation @ to_world[source, :, 3:] + shift)
     offset = offset.squeeze(-1).to(depth.dtype)
 
     inverse = 1 / depth
-    medians, shares = [], []
+    medians, shares = [depth.new_zeros(0)], [depth.new_zeros(0)]
     step = max(1, _CHUNK // (height * width))
     for begin in range(0, len(source), step):
         part = slice(begin, begin + step)
@@ -181,17 +218,7 @@ def consistency_metrics(
         )
         medians.append(median)
         shares.append(share)
-    share = torch.cat(shares).double() if shares else depth.new_zeros(0).double()
-    enough = share >= max(min_visible, 1e-9)
-    counted = torch.cat(medians).double()[enough] if medians else share
-    return ConsistencyMetrics(
-        log_ratio=float(counted.mean()) if counted.numel() else None,
-        visible=float(share.mean()) if share.numel() else 0.0,
-        pairs=counted.numel(),
-        camera_spread=_camera_spread(extrinsics) / float(depth[usable].median()),
-        rotation_spread_deg=_rotation_spread_deg(extrinsics, low, high),
-        depth_spread=_depth_spread(depth, usable),
-    )
+    return torch.cat(medians).double(), torch.cat(shares).double()
 
 
 def _camera_spread(extrinsics: Tensor) -> float:

@@ -39,6 +39,7 @@ FILES = [
     "depth",
     "points.ply",
     "preview",
+    "quality.csv",
     "run.json",
     "scene.html",
     "trajectory.txt",

@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from evo.tools import file_interface
@@ -41,7 +42,9 @@ def truth(footage: Footage) -> Prediction:
 @pytest.fixture(scope="module")
 def written(footage: Footage, truth: Prediction, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs")
-    assert write_outputs(folder, footage, truth, {"model": "none"}) == 4 * 24 * 15
+    made = write_outputs(folder, footage, truth, {"model": "none"})
+    assert made == {"model": "none", "points": 4 * 24 * 15, "suspects": []}
+    assert json.loads((folder / "run.json").read_text()) == made
     return folder
 
 
@@ -56,6 +59,25 @@ def read_ply(path: Path) -> np.ndarray:
     points = np.frombuffer(body, np.dtype([(name, kinds[kind]) for kind, name in fields]))
     assert f"element vertex {len(points)}" in lines
     return points
+
+
+def test_the_table_of_frames_has_their_figures_and_names_a_frame_of_flat_depth(
+    footage: Footage, truth: Prediction, written: Path, tmp_path: Path
+) -> None:
+    rows = pd.read_csv(written / "quality.csv")
+    assert rows["frame"].tolist() == [0, 1, 2, 3]
+    assert rows["name"].tolist() == list(footage.frames)
+    contrast = footage.clip.images.mean(dim=1).flatten(1).std(dim=1)
+    assert np.allclose(rows["contrast"], contrast.numpy(), rtol=1e-4)
+    assert rows["joint"].isna().tolist() == [True, False, False, False]
+    assert rows["suspected"].isna().all()
+    depth = truth.depth.clone()
+    depth[2] = 2.0
+    assert footage.clip.extrinsics is not None
+    wrong = Prediction.from_depth(depth, truth.confidence, truth.extrinsics, truth.intrinsics)
+    made = write_outputs(tmp_path, footage, wrong, {})
+    assert made["suspects"] == [{"frame": 2, "name": footage.frames[2], "suspected": ["flat"]}]
+    assert pd.read_csv(tmp_path / "quality.csv")["suspected"][2] == "flat"
 
 
 def test_depth_and_confidence_come_back(written: Path, truth: Prediction) -> None:
