@@ -34,6 +34,7 @@ from .stages import Stages, opened
 
 if TYPE_CHECKING:
     from ..clips import Clip
+    from ..families.base import Family
     from ..io.clips import Footage
     from ..profile import Profile
     from ..reconstruction import Reconstruction
@@ -254,6 +255,11 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         stages.say(f"note: {other}")
     if options.cameras is not None and runner.family.call_with_cameras is None:
         raise FamilyError(f"--cameras: models of family '{runner.family.name}' take no cameras")
+    if options.export and not runner.family.pinhole:
+        raise FamilyError(
+            f"--export: models of family '{runner.family.name}' predict no pinhole cameras, which "
+            "these formats need"
+        )
     stages.on(runner.device)
     with stages("read"):
         # Rank 0 reads, so that only it needs the file and the memory for all frames.
@@ -288,7 +294,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
         return 0
     with new_folder(options.output) as folder:
         made = run()
-        record = _record(options, model, runner.family.name, footage, made, profile, device)
+        record = _record(options, model, runner.family, footage, made, profile, device)
         record["mask"], record["cameras"] = options.mask, options.cameras
         record["masked_percent"] = 0.0 if mask is None else 100 * float((~mask).float().mean())
         record["provenance"] = origins
@@ -403,7 +409,7 @@ def _first(parts: Sequence[str]) -> str:
 def _record(
     options: argparse.Namespace,
     model: str,
-    family: str,
+    family: Family,
     footage: Footage,
     made: Reconstruction,
     profile: Profile | None,
@@ -418,7 +424,8 @@ def _record(
     height, width = made.run.prediction.image_size
     record: dict[str, Any] = {
         "model": model,
-        "family": family,
+        "family": family.name,
+        "pinhole": family.pinhole,
         "weights": known.weights,
         "random_weights": known.random,
         "profile": options.profile,

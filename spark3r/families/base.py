@@ -98,6 +98,9 @@ class Family:
             placed. ``call`` keeps the order while the root module has the mark `MASKED`.
         patches_overlap: True if a token sees pixels of neighbouring patches, as after a stem of
             convolutions. Which tokens change with a patch then does not tell their order.
+        pinhole: False if depth is the distance along rays, and intrinsics are not those of a
+            pinhole camera, as with panoramas. Such predictions are not exported to programs that
+            expect one, and their frames are not compared with each other.
         metadata: Return integers worth recording: ``patch_size``, ``special_tokens``.
         explain_mismatch: Return why a model that resembles this family but does not match it
             cannot be reduced ("its attention takes ..."). None if it does not resemble it.
@@ -131,6 +134,7 @@ class Family:
     preprocess: Preprocess | None = None
     reorders: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], str | None] = _keeps_order
     patches_overlap: bool = False
+    pinhole: bool = True
     metadata: Callable[[nn.Module], dict[str, int]] = _no_metadata
     explain_mismatch: Callable[[nn.Module], str | None] = _no_reason
     compile_fixes: Callable[[nn.Module], Iterable[Replacement]] = _no_replacements

@@ -276,6 +276,7 @@ FAMILY = Family(
     frame_forward=_reduced_forward,
     predict=_predict,
     preprocess=panorama,
+    pinhole=False,
     metadata=_metadata,
     compile_fixes=_compile_fixes,
     memory_savers=_memory_savers,

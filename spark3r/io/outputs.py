@@ -22,10 +22,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import Spark3rError
@@ -101,7 +103,9 @@ def write_outputs(
         written = {
             **run,
             "points": len(points),
-            "suspects": _write_suspects(folder, footage, prediction, mask),
+            "suspects": _write_suspects(
+                folder, footage, prediction, mask, pinhole=run.get("pinhole", True)
+            ),
         }
         _write_json(folder / "run.json", written)
     except OSError as error:
@@ -135,13 +139,19 @@ def _write_frames(
 
 
 def _write_suspects(
-    folder: Path, footage: Footage, prediction: Prediction, mask: Tensor | None
+    folder: Path, footage: Footage, prediction: Prediction, mask: Tensor | None, *, pinhole: bool
 ) -> list[dict[str, Any]]:
-    """Write the table of frames, and return those that are suspicious."""
+    """Write the table of frames, and return those that are suspicious.
+
+    Depths of frames are not compared with each other unless cameras are pinhole cameras.
+    """
     depth = prediction.depth if mask is None else prediction.depth.masked_fill(~mask, math.nan)
     figures = frame_figures(
         footage.clip.images, depth, prediction.intrinsics, prediction.extrinsics
     )
+    if not pinhole:
+        unknown = torch.full_like(figures.joint, math.nan)
+        figures = replace(figures, disagreement=unknown, joint=unknown)
     words = suspects(figures)
     write_frame_table(folder / FRAME_TABLE, footage.frames, figures, words)
     return [

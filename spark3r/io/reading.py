@@ -126,11 +126,17 @@ def read_output(folder: Path) -> Output:
     """Read the cameras of a folder that ``spark3r run`` wrote.
 
     Raises:
-        Spark3rError: If a file is missing, is no JSON or lacks a part.
+        Spark3rError: If a file is missing, is no JSON or lacks a part, or the reconstruction has no
+            pinhole cameras.
     """
     if not folder.is_dir():
         raise Spark3rError(f"{folder}: there is no such folder; expected one that spark3r run made")
     cameras, run = _document(folder / "cameras.json"), _document(folder / "run.json")
+    if isinstance(run, dict) and run.get("pinhole") is False:
+        raise Spark3rError(
+            f"{folder}: models of family '{run.get('family')}' predict no pinhole cameras, which "
+            "other programs expect"
+        )
     try:
         frames = cameras["frames"]
         transforms = tuple(_transform(frame["original"]) for frame in frames)

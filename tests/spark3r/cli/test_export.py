@@ -36,6 +36,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_cameras_that_are_no_pinhole_cameras_are_refused(finished: Path, folder: Path) -> None:
+    words = ("--clip", "rendered:7", "--frames", "2", "--output", "out", "--export", "glb")
+    answer = run("run", "--model", "stand_in_panovggt:PanoVggt", *words)
+    assert answer.status == 1
+    assert "models of family 'panovggt' predict no pinhole cameras" in answer.err
+    assert not Path("out").exists()
+    shutil.copytree(finished, "panorama")
+    record = json.loads(Path("panorama/run.json").read_text())
+    record |= {"family": "panovggt", "pinhole": False}
+    Path("panorama/run.json").write_text(json.dumps(record))
+    answer = run("export", "panorama", "--to", "glb", "--output", "later")
+    assert answer.status == 1
+    assert "panorama: models of family 'panovggt' predict no pinhole cameras" in answer.err
+
+
 def test_the_names_of_formats_are_those_of_the_library() -> None:
     assert FORMATS == exports.FORMATS
 

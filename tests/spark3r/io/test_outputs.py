@@ -80,6 +80,16 @@ def test_the_table_of_frames_has_their_figures_and_names_a_frame_of_flat_depth(
     assert pd.read_csv(tmp_path / "quality.csv")["suspected"][2] == "flat"
 
 
+def test_depths_of_panoramas_are_not_compared(
+    footage: Footage, truth: Prediction, tmp_path: Path
+) -> None:
+    write_outputs(tmp_path, footage, truth, {"pinhole": False})
+    rows = pd.read_csv(tmp_path / "quality.csv")
+    assert rows["disagreement"].isna().all()
+    assert rows["joint"].isna().all()
+    assert rows["contrast"].notna().all()
+
+
 def test_depth_and_confidence_come_back(written: Path, truth: Prediction) -> None:
     for name in ("depth", "confidence"):
         files = sorted((written / name).iterdir())
