@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import chosen_dtype, parse_size
 from .stages import Stages
+from .stretch import stretch_of
 
 if TYPE_CHECKING:
     from ..fitting import Plan
@@ -76,6 +77,7 @@ def make_plan(
         frames=options.frames,
         skip_bad=options.skip_bad,
         rendered_size=RENDERED_PATCHES * patch_size,
+        stretch=stretch_of(options),
     )
     if options.memory is None and obviously_fits(runner.root, frames, size, room):
         return None

@@ -31,6 +31,7 @@ from .planning import RENDERED_PATCHES, add_memory_limit, make_plan, plan_early
 from .result import print_result
 from .run_files import write_files
 from .stages import Stages, opened
+from .stretch import add_stretch, stretch_of
 
 if TYPE_CHECKING:
     from ..clips import Clip
@@ -113,6 +114,7 @@ def add_run(commands: Subparsers) -> None:
         metavar="N",
         help="number of frames, spread evenly (default: all)",
     )
+    add_stretch(command)
     command.add_argument(
         "--mask",
         type=parse_text,
@@ -214,7 +216,7 @@ def _reconstruct(options: argparse.Namespace, stages: Stages, ranks: Joined) -> 
     if ranks.is_first:
         refuse_folder(options.output)
         _refuse_without_pillow()
-        check_source(options.clip, options.frames)
+        check_source(options.clip, options.frames, stretch_of(options))
         if options.mask is not None:
             check_masks(options.mask)
         if options.cameras is not None:
@@ -363,6 +365,7 @@ def _footage(options: argparse.Namespace, runner: Runner) -> Footage:
         frames=options.frames,
         skip_bad=options.skip_bad,
         rendered_size=RENDERED_PATCHES * patch_size,
+        stretch=stretch_of(options),
     )
 
 

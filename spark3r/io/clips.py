@@ -17,7 +17,7 @@ from ..families.base import Family, Preprocess
 from ..families.parts.preprocessing import UnfitImageError
 from ..families.registry import named_family
 from ..transform import Transform
-from .frames import Frame, FrameSelection
+from .frames import WHOLE, Frame, FrameSelection, Stretch
 from .images import image_files, read_folder
 from .video import count_frames, read_video
 
@@ -70,6 +70,7 @@ def load_clip(
     at_most: bool = False,
     skip_bad: bool = False,
     rendered_size: int = 64,
+    stretch: Stretch = WHOLE,
 ) -> Footage:
     """Read footage as a model's own loader does.
 
@@ -85,6 +86,7 @@ def load_clip(
             be shorter than ``frames``.
         rendered_size: Height and width of a rendered scene in pixels, a multiple of the model's
             patch size; default 64.
+        stretch: The part of the footage that frames are taken from, by default all of it.
 
     Raises:
         ClipError: If there is no such footage, it cannot be read, has fewer frames than asked for
@@ -92,12 +94,12 @@ def load_clip(
             missing.
         FamilyError: If there is no such family, or it has no preprocessing.
     """
-    check_source(source, frames)
+    check_source(source, frames, stretch)
     if source.startswith(RENDERED):
         return _rendered(source, frames or RENDERED_FRAMES, rendered_size)
     preprocess = _preprocess_of(family)
     path = footage_path(source)
-    selection = FrameSelection(source, frames, skip_bad, at_most)
+    selection = FrameSelection(source, frames, skip_bad, at_most, stretch=stretch)
     reading = read_folder(path, selection) if path.is_dir() else read_video(path, selection)
     return _preprocessed(path, reading, preprocess, selection)
 
@@ -110,6 +112,7 @@ def clip_size(
     at_most: bool = False,
     skip_bad: bool = False,
     rendered_size: int = 64,
+    stretch: Stretch = WHOLE,
 ) -> tuple[int, tuple[int, int]]:
     """Return length, height and width of the clip that `load_clip` makes, without making it.
 
@@ -120,13 +123,13 @@ def clip_size(
         ClipError: As `load_clip` does, except for what is wrong with later frames.
         FamilyError: As `load_clip` does.
     """
-    check_source(source, frames)
+    check_source(source, frames, stretch)
     if source.startswith(RENDERED):
         return frames or RENDERED_FRAMES, (rendered_size, rendered_size)
     preprocess, path = _preprocess_of(family), footage_path(source)
-    selection = FrameSelection(source, frames, skip_bad, at_most)
+    selection = FrameSelection(source, frames, skip_bad, at_most, stretch=stretch)
     if path.is_dir():
-        count = len(selection.pick(len(image_files(path, selection))))
+        count = len(selection.pick(range(len(image_files(path, selection)))))
     else:
         count = count_frames(path, selection)
     few = FrameSelection(source, None, True)
@@ -150,13 +153,19 @@ def _preprocess_of(family: Family | str) -> Preprocess:
     return known.preprocess
 
 
-def check_source(source: str, frames: int | None = None) -> None:
+def check_source(source: str, frames: int | None = None, stretch: Stretch = WHOLE) -> None:
     """Check a source before a model is loaded for it.
 
     Raises:
-        ClipError: If there is no such file or folder, the seed is not a number, or ``frames`` is
-            less than `LEAST_FRAMES`.
+        ClipError: If there is no such file or folder, the seed is not a number, ``frames`` is less
+            than `LEAST_FRAMES`, the stretch is empty, or there is one of a rendered scene.
     """
+    if stretch.end is not None and stretch.end <= stretch.start:
+        raise ClipError(
+            f"clip '{source}': the stretch from {stretch.start:g} to {stretch.end:g} is empty"
+        )
+    if source.startswith(RENDERED) and stretch != WHOLE:
+        raise ClipError(f"clip '{source}': a rendered scene has no stretches, give frames alone")
     if frames is not None and frames < LEAST_FRAMES:
         raise ClipError(
             f"clip '{source}': asked for {frames} frame{'s' * (frames != 1)}, expected at least "

@@ -53,7 +53,7 @@ def read_folder(folder: Path, selection: FrameSelection) -> Iterator[Frame]:
     """
     files = image_files(folder, selection)
     check_data = _load_check()
-    for number in selection.pick(len(files)):
+    for number in selection.pick(range(len(files))):
         frame = read_image(files[number], number, selection, check_data)
         if frame is not None:
             yield frame

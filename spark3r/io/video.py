@@ -30,7 +30,7 @@ def read_video(path: Path, selection: FrameSelection) -> Iterator[Frame]:
     survey = _known_survey(path, selection.source)
     for what, why in survey.damage:
         selection.unreadable(what, why)
-    wanted = {survey.whole[each]: survey.times[each] for each in selection.pick(len(survey.whole))}
+    wanted = {survey.whole[each]: survey.times[each] for each in selection.pick(survey.times)}
     # Around damage, the frames that threads make depend on their number and on chance.
     threads = not survey.damage
     for number, image, orientation in _decoded(path, selection.source, wanted, threads):
@@ -118,7 +118,7 @@ def count_frames(path: Path, selection: FrameSelection) -> int:
     survey = _known_survey(path, selection.source)
     for what, why in survey.damage:
         selection.unreadable(what, why)
-    return len(selection.pick(len(survey.whole)))
+    return len(selection.pick(survey.times))
 
 
 def _known_survey(path: Path, source: str) -> _Survey:

@@ -390,6 +390,14 @@ USAGE = [
     (("--output", "out"), "the following arguments are required: --clip"),
     (("--clip", "rendered:1"), "the following arguments are required: --output"),
     (
+        ("--clip", "rendered:1", "--output", "out", "--start", "-1"),
+        "expected seconds such as 12.5",
+    ),
+    (
+        ("--clip", "rendered:1", "--output", "out", "--every", "0"),
+        "expected an integer of at least",
+    ),
+    (
         ("--clip", "rendered:1", "--output", "out", "--compare-dense"),
         "--compare-dense needs --profile",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -23,8 +23,8 @@ from torch import Tensor
 from spark3r import ClipError, FamilyError
 from spark3r.families import Family, generic
 from spark3r.families.registry import FAMILIES
-from spark3r.io.clips import load_clip
-from spark3r.io.frames import FrameSelection
+from spark3r.io.clips import clip_size, load_clip
+from spark3r.io.frames import FrameSelection, Stretch
 from spark3r.reference.scenes.render import rendered_clip
 from spark3r.transform import Transform
 
@@ -77,12 +77,54 @@ def test_frames_are_spread_evenly(
 def test_picked_frames_are_distinct_and_keep_both_ends() -> None:
     for available in range(2, 40):
         for count in range(2, available + 1):
-            picked = FrameSelection("", count, False).pick(available)
+            picked = FrameSelection("", count, False).pick(range(available))
             assert len(set(picked)) == count
             assert picked == sorted(picked)
             assert (picked[0], picked[-1]) == (0, available - 1)
             steps = np.diff(picked)
             assert steps.max() - steps.min() <= 1
+
+
+STRETCHES = [
+    (Stretch(), range(12)),
+    (Stretch(start=3), range(3, 12)),
+    (Stretch(end=9), range(9)),
+    (Stretch(2, 10, 3), (2, 5, 8)),
+    (Stretch(every=5), (0, 5, 10)),
+    (Stretch(end=1000.0, every=11), (0, 11)),
+]
+
+
+@pytest.mark.parametrize(("stretch", "numbers"), STRETCHES)
+def test_frames_come_from_a_stretch(
+    frames: np.ndarray, video: Path, tmp_path: Path, stretch: Stretch, numbers: Sequence[int]
+) -> None:
+    folder = write_images(tmp_path, frames)
+    whole = load_clip(str(video), AS_THEY_ARE)
+    a_frame = whole.times[1] - whole.times[0]  # seconds, where a folder counts images
+    end = None if stretch.end is None else (stretch.end - 0.5) * a_frame
+    seconds = Stretch(max(0.0, (stretch.start - 0.5) * a_frame), end, stretch.every)
+    for source, part in ((folder, stretch), (video, seconds)):
+        footage = load_clip(str(source), AS_THEY_ARE, stretch=part)
+        assert torch.equal(footage.clip.images, pixels(frames[list(numbers)]))
+        two = load_clip(str(source), AS_THEY_ARE, frames=2, stretch=part)
+        assert torch.equal(two.clip.images, pixels(frames[[numbers[0], numbers[-1]]]))
+        assert clip_size(str(source), AS_THEY_ARE, stretch=part)[0] == len(numbers)
+
+
+def test_a_stretch_without_frames_is_refused_by_name(frames: np.ndarray, tmp_path: Path) -> None:
+    folder = str(write_images(tmp_path, frames))
+    for stretch, message in (
+        (Stretch(5, 5), "the stretch from 5 to 5 is empty"),
+        (Stretch(20), "has no frame in the stretch: its frames are from 0 to 11"),
+        (Stretch(11), "1 frame is there, expected at least 2"),
+    ):
+        with pytest.raises(ClipError, match=message):
+            load_clip(folder, AS_THEY_ARE, stretch=stretch)
+    with pytest.raises(ClipError, match="has 3 frames in the stretch, fewer than the 4 asked"):
+        load_clip(folder, AS_THEY_ARE, frames=4, stretch=Stretch(every=4))
+    with pytest.raises(ClipError, match="a rendered scene has no stretches"):
+        load_clip("rendered:7", AS_THEY_ARE, stretch=Stretch(1))
 
 
 def test_a_turned_video_is_upright(frames: np.ndarray, video: Path, tmp_path: Path) -> None:
