@@ -81,7 +81,8 @@ def write_scene(
     except ValueError as error:
         raise Spark3rError(f"dense and reduced cannot be shown side by side: {error}") from error
     said = "".join(
-        f"<dt>{_shown_text(name)}</dt><dd>{_shown_text(text)}</dd>" for name, text in facts
+        f"<div><dt>{_shown_text(name)}</dt><dd>{_shown_text(text)}</dd></div>"
+        for name, text in facts
     )
     parts = {
         "title": _shown_text(title),
