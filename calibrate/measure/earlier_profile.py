@@ -166,11 +166,8 @@ def _at_present_pace(
         f"the machine takes {slowdown:.2f} times as long as when the profile was made, and its "
         "latency model is scaled by that"
     )
-    model = model.scaled(slowdown)
-    wall_ms = typical(wall).median_ms
-    if wall.busy > 1:  # other programs slow the wall down by another ratio than dense
-        wall_ms = model.wall_ms(job.runner.layout(images))
-    return model, Pace(images, wall_ms, typical(now).median_ms)
+    # Later timings of the same two passes are compared with these, never with a prediction.
+    return model.scaled(slowdown), Pace(images, typical(wall).median_ms, typical(now).median_ms)
 
 
 def _measurement(path: Path, profile: Profile, job: Job, footage: Tensor) -> Measurement:
