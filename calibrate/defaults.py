@@ -97,7 +97,7 @@ FITTED_FROM = 1.25
 FITTED_GROWTH = 4
 """Largest ratio of a length that is tried for the fit to the one before."""
 
-PACE_S = 0.5
+PACE_S = 1.0
 """Longest dense pass that shows the present pace of the machine to the model of a profile."""
 
 DENSE_TIMED_S = 4.0

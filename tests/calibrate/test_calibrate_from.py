@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import tiny_job
 from tiny_job import JOB, FixedTimer, Notes, main
 
 from spark3r import Profile
+from spark3r.timing import Latency, Treatment
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,31 @@ def test_from_a_profile_only_the_answer_is_measured(
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page
     assert "those of a.json" in page
+
+
+class BusyWall(FixedTimer):
+    """A busy machine on which the wall alone takes longer than the profile's model says."""
+
+    def time_in_turns(
+        self, treatments: Sequence[Treatment], **options: object
+    ) -> dict[str, Latency]:
+        timed = super().time_in_turns(treatments, **options)
+        what = {each.name: getattr(each.subject, "what", None) for each in treatments}
+        return {
+            name: replace(each.scaled(1.4 if what[name] == "wall" else 1.0), busy=2.0)
+            for name, each in timed.items()
+        }
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_wall_that_was_predicted_wrongly_is_no_change_of_pace() -> None:
+    again = ["--budget", "60%", *JOB, "--from", "a.json", "--output", "b.json"]
+    notes = Notes()
+    assert main(again, BusyWall(), reporter=notes) == 0
+    assert any("CPU time per thread is taken" in line for line in notes.lines)
+    assert not any(
+        "times as long as when the latency model was fitted" in line for line in notes.lines
+    )
 
 
 def test_from_a_profile_the_measurement_of_this_device_is_taken(
