@@ -107,7 +107,8 @@ def test_a_point_of_the_original_is_found_in_the_models_image(
     family: str, sizes: list[tuple[int, int]], orientation: int, tmp_path: Path
 ) -> None:
     if not FAMILIES[family].pinhole:  # only panoramas of the whole sphere are taken
-        sizes = [(2 * height, height) for _, height in sizes]
+        turned = orientation >= 5  # stored on its side
+        sizes = [(side, 2 * side) if turned else (2 * side, side) for side, _ in sizes]
     points = []
     for number, (width, height) in enumerate(sizes):
         # Off the centre by a sixteenth of a side and more: inside every crop.
