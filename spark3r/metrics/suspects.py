@@ -1,6 +1,6 @@
 """Frames that a reconstruction is probably wrong about, found without ground truth.
 
-Five figures of each frame, and a rule that makes suspects of them. Most are compared with the
+Seven figures of each frame, and a rule that makes suspects of them. Most are compared with the
 frames around, because footage differs: a wall has less contrast than a shelf everywhere. Figures
 and limits were chosen on rendered clips with failures made on purpose, and measured on others
 (`benchmarks/suspects.py`).
